@@ -1,0 +1,62 @@
+# make demo   both stages on the digits that scikit-learn ships: nothing to download
+# make test   the tests that a laptop can run
+# make lint   ruff, pyright, and which module may import which
+#
+# Each makes a virtual environment in .venv first, if it is missing or out of date.
+# PYTHON=python3.12 chooses the interpreter; CONSTRAINTS= takes the newest versions that
+# pyproject.toml allows in place of the tested ones.
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+
+VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+ifeq ($(VERSION),)
+$(error $(PYTHON) does not run: name a Python 3.11 or later, e.g. make PYTHON=python3.12)
+endif
+ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info < (3, 11))'),False)
+$(error lt_jax needs Python 3.11 or later, $(PYTHON) is $(VERSION): \
+  name another, e.g. make PYTHON=python3.12)
+endif
+
+# Empty files in the environment that say what was installed, and when.
+MADE := $(VENV)/.made-with-$(VERSION)
+SET := $(if $(CONSTRAINTS),pinned,newest)
+DEMO := $(VENV)/.demo-$(SET)
+DEV := $(VENV)/.dev-$(SET)
+
+INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check \
+  $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),\
+  --upgrade --upgrade-strategy eager)
+
+.PHONY: demo test lint
+.DELETE_ON_ERROR:
+
+# Whichever of the two is there and up to date will do: dev contains demo.
+demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
+	$(VENV)/bin/lt-jax run --config configs/digits_lt.py --workdir runs/digits
+
+test: $(DEV)
+	$(VENV)/bin/python -m pytest -q -n 2
+
+lint: $(DEV)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(VENV)/bin/python -m pytest -q tests/test_layers.py
+
+$(MADE):
+	@echo "Making $(VENV) with $(PYTHON) ($(VERSION))"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@touch $@
+
+$(DEMO): $(MADE) pyproject.toml $(CONSTRAINTS)
+	@echo "Installing lt_jax[demo] into $(VENV), $(SET) versions: about 1 GB, a minute"
+	@rm -f $(VENV)/.demo-* $(VENV)/.dev-*
+	@$(INSTALL) -e '.[demo]'
+	@touch $@
+
+$(DEV): $(MADE) pyproject.toml $(CONSTRAINTS)
+	@echo "Installing lt_jax[dev,demo] into $(VENV), $(SET) versions: about 1 GB, a minute"
+	@rm -f $(VENV)/.demo-* $(VENV)/.dev-*
+	@$(INSTALL) -e '.[dev,demo]'
+	@touch $@

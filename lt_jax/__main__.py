@@ -1,0 +1,5 @@
+"""``python -m lt_jax`` is the ``lt-jax`` command."""
+
+from lt_jax.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,97 @@
+"""What a run tells: one readable line at a time, JSON lines, a progress bar.
+
+Process 0 alone talks; the others keep silent.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from lt_jax import trees
+from lt_jax.types import Params
+
+
+class Log:
+    """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal."""
+
+    def __init__(self, workdir: Path):
+        self.talks = jax.process_index() == 0
+        self._text = workdir / "log.txt"
+        self._lines = workdir / "metrics.jsonl"
+
+    def say(self, text: str) -> None:
+        """One line for people, on the terminal and in ``log.txt``."""
+        if self.talks:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+            with self._text.open("a", encoding="utf-8") as file:
+                file.write(text + "\n")
+
+    def record(self, **values: Any) -> None:
+        """One line for programs, in ``metrics.jsonl``."""
+        if self.talks:
+            with self._lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(plain(values), allow_nan=False) + "\n")
+
+    def bar(self, title: str, done: int, total: int) -> tqdm:
+        """Images done, rate and time left; on a terminal only."""
+        return tqdm(
+            desc=title,
+            initial=done,
+            total=total,
+            unit="img",
+            unit_scale=True,
+            leave=False,
+            disable=not (self.talks and sys.stderr.isatty()),
+        )
+
+
+def plain(value: Any) -> Any:
+    """The same value in the types of JSON; nan and infinities become null."""
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that a reader finds the old one or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".tmp")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def overview(params: Params, trained: Params) -> str:
+    """A line for each parameter: name, shape, trained or frozen; and the totals."""
+    moving = trees.leaves(trained)
+    lines, sizes = [], {True: 0, False: 0}
+    for name, leaf in trees.leaves(params).items():
+        sizes[name in moving] += leaf.size
+        state = "trained" if name in moving else "frozen"
+        lines.append(f"  {name:44s} {leaf.shape!s:20s} {state}")
+    total = f"{sum(sizes.values()):,} parameters, {sizes[True]:,} trained"
+    return "\n".join([*lines, total])
+
+
+def duration(seconds: float) -> str:
+    """``1:02:03`` or ``2:03``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

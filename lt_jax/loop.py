@@ -1,0 +1,213 @@
+"""The training loop of every stage and method, and the evaluation.
+
+Stages differ in the values of a ``Stage``, not in code. The loop knows no config.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from lt_jax import metrics, samplers, steps
+from lt_jax.checkpoint import Checkpoints
+from lt_jax.data.augment import Augment
+from lt_jax.data.feed import feed
+from lt_jax.heads import Head
+from lt_jax.log import Log
+from lt_jax.meter import Meter
+from lt_jax.methods import Method
+from lt_jax.metrics import Tally
+from lt_jax.models import ResNet
+from lt_jax.optim import Sgd
+from lt_jax.types import Dataset, Params, Splits, TrainState
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and did so after writing a checkpoint."""
+
+
+class Task(NamedTuple):
+    """What all stages of a run share."""
+
+    splits: Splits
+    groups: dict[str, np.ndarray]  # bool[K] by name
+    backbone: ResNet
+    augment: Augment
+    flip: bool  # whether evaluation averages over the mirror image
+    eval_batch: int
+    eval_every: int  # epochs
+    save_every: int  # epochs
+    select: str  # the checkpoint that is kept: "last", or best on "validation"/"test"
+    log_seconds: float  # between progress lines where there is no progress bar
+
+    @property
+    def chooser(self) -> Dataset | None:
+        """What is evaluated during training; the test set only where select says so."""
+        if self.select == "test":
+            return self.splits.test
+        return self.splits.valid if len(self.splits.valid) else None
+
+
+class Stage(NamedTuple):
+    """What one fit differs in."""
+
+    title: str
+    seed: int
+    method: Method
+    epochs: int
+    batch: int  # of all devices together
+    rates: np.ndarray  # float32[steps]
+    sgd: Sgd
+    trains: str  # regular expression over whole names of parameters
+    batch_norm: str  # see steps.BATCH_NORM
+
+
+class Fitted(NamedTuple):
+    """What a fit ends with."""
+
+    params: Params
+    batch_stats: Params
+    step: int  # of the checkpoint that was kept
+    seconds: float  # wall time, evaluation and compilation included
+    images_per_second: float  # of the training steps alone, compilation left out
+
+
+def fit(
+    task: Task,
+    stage: Stage,
+    params: Params,
+    batch_stats: Params,
+    directory: Path,
+    log: Log,
+    stopped: Callable[[], bool],
+) -> Fitted:
+    """Trains from ``params``, or goes on from the newest checkpoint in ``directory``.
+
+    Raises:
+      Interrupted: ``stopped`` turned true; a checkpoint has been written.
+      meter.Diverged: the loss became nan or infinite; names the step. The checkpoints
+        written before it stand.
+    """
+    train = task.splits.train
+    per_epoch = -(-len(train) // stage.batch)
+    total = stage.epochs * per_epoch
+    width = steps.padded(stage.batch)
+
+    state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
+    knobs = steps.replicate(
+        steps.Knobs(jax.random.key(stage.seed), stage.rates, stage.method.adjust)
+    )
+    train_step = steps.make_train_step(
+        task.backbone,
+        stage.method.head,
+        stage.method.loss,
+        stage.sgd,
+        stage.trains,
+        stage.batch_norm,
+        task.augment,
+    )
+
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        meter = Meter(stage.title, total)
+        if (step := checkpoints.latest()) is None:
+            step = 0
+        else:
+            state, notes = checkpoints.restore(step, state)
+            state = steps.replicate(state)
+            meter.resume(notes)
+            log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
+
+        def save(score: float | None) -> None:
+            meter.fetch()  # nothing is saved after a step whose loss was not a number
+            checkpoints.save(step, state, meter.notes(), score)
+
+        bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
+        with bar, jax.transfer_guard("disallow"):
+            while step < total:
+                epoch = step // per_epoch
+                rows = samplers.plan(
+                    train.labels, stage.method.sampler, stage.batch, stage.seed, epoch
+                )
+                for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
+                    state, measured = train_step(state, batch, knobs)
+                    step += 1
+                    meter.add(step, measured)
+                    bar.update(stage.batch)
+                    if stopped():
+                        break
+                    if bar.disable and meter.silence() > task.log_seconds:
+                        log.say(meter.line(step))
+                if step % per_epoch:  # stopped within the epoch
+                    save(None)
+                    raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
+
+                meter.fetch()
+                score, due = None, step == total or (epoch + 1) % task.eval_every == 0
+                if due:
+                    score = _report(task, stage, state, meter, step, total, log)
+                if due or (epoch + 1) % task.save_every == 0 or stopped():
+                    save(score)
+                if stopped() and step < total:
+                    raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
+                meter.new_epoch()
+
+        if task.select != "last" and (best := checkpoints.best()) is not None:
+            step = best
+            state, _ = checkpoints.restore(step, state)
+    return Fitted(
+        state.params, state.batch_stats, step, meter.wall(), meter.rate()
+    )
+
+
+def _report(
+    task: Task,
+    stage: Stage,
+    state: TrainState,
+    meter: Meter,
+    step: int,
+    total: int,
+    log: Log,
+) -> float | None:
+    """Evaluates on what chooses the checkpoint and tells; returns the score."""
+    line = meter.line(step)
+    values: dict[str, Any] = {}
+    if (chooser := task.chooser) is not None:
+        tally = evaluate(
+            task, stage.method.head, state.params, state.batch_stats, chooser
+        )
+        values = metrics.summary(tally, task.groups)
+        where = "test" if task.select == "test" else "validation"
+        line += f" | {where} {values['balanced']:.1%} balanced"
+    log.say(line)
+    log.record(
+        run=stage.title,
+        step=step,
+        epoch=stage.epochs * step / total,
+        rate=stage.rates[step - 1],
+        loss=meter.loss,
+        train_accuracy=meter.accuracy,
+        images_per_second=meter.rate(),
+        **values,
+    )
+    return values.get("balanced")
+
+
+def evaluate(
+    task: Task, head: Head, params: Params, batch_stats: Params, dataset: Dataset
+) -> Tally:
+    """The tally of a whole data set: every example once, one sync at the end."""
+    eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
+    params, batch_stats, tally = steps.replicate(
+        (params, batch_stats, metrics.empty(len(dataset.classes)))
+    )
+    wait = steps.throttle()
+    rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
+    for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
+        tally = eval_step(params, batch_stats, batch, tally)
+        wait(tally.seen)
+    return jax.device_get(tally)

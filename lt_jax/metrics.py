@@ -1,0 +1,207 @@
+"""Metrics as additive sums: jitted in every eval step, divided once, on the host.
+
+A ``Tally`` holds what has been seen so far. Tallies add up (over batches with
+``merge``, over devices with ``psum``), so any split of the examples into batches and
+devices gives the same integers. ``summary`` is the only place that divides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+NUM_BINS = 15  # of the calibration error (Guo et al., ICML 2017)
+
+
+Array = jax.Array | np.ndarray
+
+
+class Tally(NamedTuple):
+    """Sums over examples; [K] is by true class unless it says column."""
+
+
+    seen: Array  # int32[K], examples
+    right: Array  # int32[K], of these, predicted right
+    right5: Array  # int32[K], of these, true class among the five largest logits
+    loss_sum: Array  # float32[K], cross-entropy of the plain softmax, in nats
+    true_sum: Array  # float32[K], the true class's logit ...
+    true_sq: Array  # float32[K], ... and its square
+    row_sum: Array  # float32[K], all K logits of the example ...
+    row_sq: Array  # float32[K], ... and their squares
+    col_sum: Array  # float32[K], logit k over all examples (column) ...
+    col_sq: Array  # float32[K], ... and its square
+    bin_seen: Array  # int32[NUM_BINS], by confidence of the prediction
+    bin_right: Array  # int32[NUM_BINS]
+    bin_conf: Array  # float32[NUM_BINS], sum of the confidences
+
+
+def empty(num_classes: int) -> Tally:
+    """The tally of no examples: the identity of ``merge``."""
+    ints, floats = np.zeros(num_classes, np.int32), np.zeros(num_classes, np.float32)
+    return Tally(
+        *([ints] * 3 + [floats] * 7),
+        bin_seen=np.zeros(NUM_BINS, np.int32),
+        bin_right=np.zeros(NUM_BINS, np.int32),
+        bin_conf=np.zeros(NUM_BINS, np.float32),
+    )
+
+
+def merge(one: Tally, other: Tally) -> Tally:
+    """The tally of both sets of examples."""
+    return jax.tree.map(jnp.add, one, other)
+
+
+def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
+    """The tally of one batch.
+
+    Args:
+      logits: float[B, K].
+      labels: int32[B]; anything where the mask is 0.
+      mask: float32[B], 1 for an example and 0 for padding, which counts nowhere.
+    """
+    num_classes = logits.shape[-1]
+    logits = logits.astype(jnp.float32)
+    counted = mask > 0
+    labels = jnp.where(counted, labels, 0)
+    # A masked row may hold anything, even nan, which 0 * nan would let through.
+    logits = jnp.where(counted[:, None], logits, 0.0)
+
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    predicted = jnp.argmax(logits, axis=1)
+    # Rank of the true class with ties broken by index, as argmax breaks them, so that
+    # top-1 is rank 0; no sort of K logits is needed.
+    earlier = jnp.arange(num_classes)[None, :] < labels[:, None]
+    ahead = (logits > true[:, None]) | ((logits == true[:, None]) & earlier)
+    rank = jnp.sum(ahead, axis=1)
+    confidence = jnp.max(jax.nn.softmax(logits), axis=1)
+    # Bins (0, 1/n], (1/n, 2/n], ...
+    bins = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
+    bins = jnp.clip(bins, 0, NUM_BINS - 1)
+
+    whole = counted.astype(jnp.int32)
+    right = whole * (predicted == labels)
+
+    def by(where: jax.Array, values: jax.Array, size: int) -> jax.Array:
+        return jnp.zeros(size, values.dtype).at[where].add(values)
+
+    nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    part = counted.astype(jnp.float32)
+    return Tally(
+        seen=by(labels, whole, num_classes),
+        right=by(labels, right, num_classes),
+        right5=by(labels, whole * (rank < 5), num_classes),
+        loss_sum=by(labels, part * nll, num_classes),
+        true_sum=by(labels, true, num_classes),
+        true_sq=by(labels, true**2, num_classes),
+        row_sum=by(labels, jnp.sum(logits, axis=1), num_classes),
+        row_sq=by(labels, jnp.sum(logits**2, axis=1), num_classes),
+        col_sum=jnp.sum(logits, axis=0),
+        col_sq=jnp.sum(logits**2, axis=0),
+        bin_seen=by(bins, whole, NUM_BINS),
+        bin_right=by(bins, right, NUM_BINS),
+        bin_conf=by(bins, part * confidence, NUM_BINS),
+    )
+
+
+def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
+    """The classes of each group by number of training examples.
+
+    Args:
+      counts: int[K] of the whole training set.
+      many, few: limits; more than ``many`` is many, fewer than ``few`` is few, the
+        rest, both limits included, is medium (Liu et al., CVPR 2019, has 100 and 20).
+
+    Returns:
+      bool[K] by name; a group may be empty.
+    """
+    return {
+        "many": counts > many,
+        "medium": (counts >= few) & (counts <= many),
+        "few": counts < few,
+    }
+
+
+def per_class(tally: Tally) -> dict[str, np.ndarray]:
+    """Each metric of each class, float64[K]; nan for a class without examples.
+
+    ``loma_row`` and ``loma_col`` are the two readings of Logits Magnitude; ``rsd_*``
+    divides by it the standard deviation of the class's logits, over its own examples
+    (``true``) or over the others (``false``): in the row reading the other logits of
+    the class's examples, in the column reading the class's logit on other examples.
+    """
+    t = Tally(*(np.asarray(a, np.float64) for a in tally))
+    n, num_classes = t.seen, len(t.seen)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        true = _moments(t.true_sum, t.true_sq, n)
+        row = _moments(t.row_sum - t.true_sum, t.row_sq - t.true_sq, n * (num_classes - 1))
+        col = _moments(t.col_sum - t.true_sum, t.col_sq - t.true_sq, n.sum() - n)
+        loma_row, loma_col = true[0] - row[0], true[0] - col[0]
+        return {
+            "accuracy": t.right / n,
+            "nll": t.loss_sum / n,
+            "loma_row": loma_row,
+            "loma_col": loma_col,
+            "rsd_row_true": true[1] / loma_row,
+            "rsd_row_false": row[1] / loma_row,
+            "rsd_col_true": true[1] / loma_col,
+            "rsd_col_false": col[1] / loma_col,
+        }
+
+
+def _moments(
+    total: np.ndarray, squares: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and (population) standard deviation."""
+    mean = total / count
+    # The sums are rounded to float32, so a variance of zero may come out below it.
+    return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
+
+
+def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Every metric of an evaluation as a float64; fractions, not per cent.
+
+    ``all`` is the accuracy over examples, a group's name the accuracy over its
+    examples, ``balanced`` the mean of the class accuracies and ``worst`` the lowest
+    one, both over the classes that have examples. ``loma_*`` and ``rsd_*`` are means
+    over classes; ``loma_*_many`` etc. over the classes of a group; ``loma_*_spread``
+    the standard deviation over classes divided by the mean: 0 is perfectly balanced.
+    An empty group is nan.
+    """
+    t = Tally(*(np.asarray(a, np.float64) for a in tally))
+    classes = per_class(tally)
+    held = t.seen > 0
+    result = {
+        "all": _ratio(t.right.sum(), t.seen.sum()),
+        **{g: _ratio(t.right[w].sum(), t.seen[w].sum()) for g, w in groups.items()},
+        "balanced": _mean(classes["accuracy"][held]),
+        "worst": float(np.min(classes["accuracy"][held], initial=np.inf))
+        if held.any()
+        else float("nan"),
+        "top5": _ratio(t.right5.sum(), t.seen.sum()),
+        "nll": _ratio(t.loss_sum.sum(), t.seen.sum()),
+        "ece": _ratio(np.abs(t.bin_right - t.bin_conf).sum(), t.seen.sum()),
+    }
+    for name in ("loma_row", "loma_col"):
+        values = classes[name]
+        result[name] = _mean(values[held])
+        for g, where in groups.items():
+            result[f"{name}_{g}"] = _mean(values[where & held])
+        result[f"{name}_spread"] = _ratio(
+            np.std(values[held]) if held.any() else np.nan, abs(result[name])
+        )
+    for name in ("rsd_row_true", "rsd_row_false", "rsd_col_true", "rsd_col_false"):
+        result[name] = _mean(classes[name][held])
+    return result
+
+
+def _ratio(part: float, whole: float) -> float:
+    return float(part / whole) if whole else float("nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(np.mean(values)) if values.size else float("nan")

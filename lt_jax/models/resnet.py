@@ -1,0 +1,258 @@
+"""Residual networks that return features; the head lives in `lt_jax.heads`.
+
+He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, with the
+stride of a bottleneck in its 3x3 convolution (torchvision's "v1.5"); ResNeXt: Xie et
+al., arXiv 1611.05431. Numbers that a port gets wrong are PyTorch's here: padding,
+initial weights, running variance.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lt_jax.models.norm import BatchNorm
+from lt_jax.types import InputError, Params
+
+Initializer = nn.initializers.Initializer
+
+DTYPES = ("float32", "bfloat16", "float64")
+INITS = ("torch", "flax")
+STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
+
+_BASIC = {"bottleneck": False, "groups": 1, "group_width": 64}
+_DEEP = {"bottleneck": True, "groups": 1, "group_width": 64}
+_RESNEXT = {"bottleneck": True, "groups": 32, "group_width": 4}
+_PAD = {"shortcut": "pad"}
+_PROJECTION = {"shortcut": "projection"}
+
+# The CIFAR networks are 16 wide by custom, the others 64.
+ARCHS: dict[str, dict[str, Any]] = {
+    "resnet8": {"stages": (1, 1, 1), **_BASIC, **_PAD},
+    "resnet20": {"stages": (3, 3, 3), **_BASIC, **_PAD},
+    "resnet32": {"stages": (5, 5, 5), **_BASIC, **_PAD},
+    "resnet44": {"stages": (7, 7, 7), **_BASIC, **_PAD},
+    "resnet56": {"stages": (9, 9, 9), **_BASIC, **_PAD},
+    "resnet10": {"stages": (1, 1, 1, 1), **_BASIC, **_PROJECTION},
+    "resnet18": {"stages": (2, 2, 2, 2), **_BASIC, **_PROJECTION},
+    "resnet34": {"stages": (3, 4, 6, 3), **_BASIC, **_PROJECTION},
+    "resnet50": {"stages": (3, 4, 6, 3), **_DEEP, **_PROJECTION},
+    "resnet101": {"stages": (3, 4, 23, 3), **_DEEP, **_PROJECTION},
+    "resnet152": {"stages": (3, 8, 36, 3), **_DEEP, **_PROJECTION},
+    "resnext50_32x4d": {"stages": (3, 4, 6, 3), **_RESNEXT, **_PROJECTION},
+}
+
+
+def initializer(name: str) -> tuple[Initializer, Callable[[int], Initializer]]:
+    """The initialiser of kernels, and that of biases given the fan-in of their kernel.
+
+    "torch" is the default of PyTorch's Conv2d and Linear, U(+-1/sqrt(fan_in)) for
+    kernel and bias alike; "flax" is LeCun normal and zeros. Kernels are [..., in, out].
+    """
+    if _known("init", name, INITS) == "flax":
+        return nn.initializers.lecun_normal(), lambda fan_in: nn.initializers.zeros
+
+    def bias_for(fan_in: int) -> Initializer:
+        bound = 1 / math.sqrt(fan_in)
+
+        def bias(key, shape, dtype=jnp.float32, out_sharding=None):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return bias
+
+    # U(-b, b) has the variance b^2 / 3.
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), bias_for
+
+
+def convolution(
+    features: int,
+    size: int,
+    stride: int = 1,
+    groups: int = 1,
+    *,
+    init_name: str,
+    dtype: Any,
+    name: str | None = None,
+) -> nn.Module:
+    """The one convolution of this file: square, no bias, [B,H,W,C] -> [B,H',W',F].
+
+    The padding is explicit because "SAME" puts all of a stride-2 layer's padding at the
+    end of an even side, where PyTorch pads both.
+    """
+    pad = (size - 1) // 2
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        feature_group_count=groups,
+        use_bias=False,
+        dtype=dtype,
+        param_dtype=jnp.promote_types(jnp.float32, dtype),
+        kernel_init=initializer(init_name)[0],
+        name=name,
+    )
+
+
+def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
+    """Option A of He et al., without parameters: every ``stride``-th pixel of ``x``.
+
+    [B, H, W, C] -> [B, H', W', features]; the new channels are zero, one half of them
+    before the old ones and one half after.
+    """
+    x = x[:, ::stride, ::stride, :]
+    side = (features - x.shape[-1]) // 2
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (side, side)))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 as a bottleneck, around a shortcut."""
+
+    width: int
+    stride: int
+    bottleneck: bool
+    groups: int
+    group_width: int
+    shortcut: str
+    zero_init: bool
+    conv: Callable[..., nn.Module]
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H/stride, W/stride, width or 4 * width]."""
+        conv, norm, width = self.conv, self.norm, self.width
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        last = zeros if self.zero_init else ones
+        if self.bottleneck:
+            out, inner = 4 * width, width * self.group_width // 64 * self.groups
+            y = conv(inner, 1, name="conv1")(x)
+            y = nn.relu(norm(name="norm1")(y, mask, moving))
+            y = conv(inner, 3, self.stride, self.groups, name="conv2")(y)
+            y = nn.relu(norm(name="norm2")(y, mask, moving))
+            y = conv(out, 1, name="conv3")(y)
+            y = norm(name="norm3", scale_init=last)(y, mask, moving)
+        else:
+            out = width
+            y = conv(out, 3, self.stride, name="conv1")(x)
+            y = nn.relu(norm(name="norm1")(y, mask, moving))
+            y = conv(out, 3, name="conv2")(y)
+            y = norm(name="norm2", scale_init=last)(y, mask, moving)
+
+        if self.stride != 1 or x.shape[-1] != out:
+            if self.shortcut == "pad":
+                x = pad_shortcut(x, out, self.stride)
+            else:
+                x = conv(out, 1, self.stride, name="short_conv")(x)
+                x = norm(name="short_norm")(x, mask, moving)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Images to features. Every field is hashable: a module can key a cache."""
+
+    stages: tuple[int, ...]  # blocks in each
+    width: int  # of the first stage; each later one doubles it
+    bottleneck: bool
+    groups: int  # of a bottleneck's 3x3 convolution
+    group_width: int  # channels of a group where the stage is 64 wide
+    stem: str  # "cifar" or "imagenet"
+    shortcut: str  # "projection" or "pad"
+    zero_init: bool  # the last scale of a block starts at 0: the block as identity
+    init_name: str  # "torch" or "flax"; `init` is a method of every Flax module
+    dtype: Any  # of the activations; parameters and statistics are at least float32
+    axis_name: str | None  # the pmap axis that batch norm reduces over
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
+        """float [B, H, W, C], normalised -> features [B, D], at least float32.
+
+        ``mask`` (float32[B]) and ``moving`` are those of `BatchNorm`.
+        """
+        conv = functools.partial(
+            convolution, init_name=self.init_name, dtype=self.dtype
+        )
+        norm = functools.partial(BatchNorm, self.axis_name, dtype=self.dtype)
+        size, stride, pool = STEMS[self.stem]
+        x = conv(self.width, size, stride, name="stem_conv")(x)
+        x = nn.relu(norm(name="stem_norm")(x, mask, moving))
+        if pool:
+            # Flax annotates the padding as str and documents pairs.
+            pad: Any = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), (2, 2), pad)
+        for stage, blocks in enumerate(self.stages, 1):
+            for block in range(1, blocks + 1):
+                x = Block(
+                    width=self.width * 2 ** (stage - 1),
+                    stride=2 if stage > 1 and block == 1 else 1,
+                    bottleneck=self.bottleneck,
+                    groups=self.groups,
+                    group_width=self.group_width,
+                    shortcut=self.shortcut,
+                    zero_init=self.zero_init,
+                    conv=conv,
+                    norm=norm,
+                    name=f"stage{stage}_block{block}",
+                )(x, mask, moving)
+        return jnp.mean(x, (1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+
+
+def create(
+    name: str,
+    stem: str,
+    width: int,
+    zero_init: bool,
+    init: str,
+    dtype: str,
+    axis_name: str | None,
+) -> ResNet:
+    """The network ``name`` of `ARCHS`; bad input is an `InputError`."""
+    fields = ARCHS[_known("arch", name, ARCHS)]
+    if width * fields["group_width"] < 64:
+        least = 64 // fields["group_width"]
+        raise InputError(f"the width of {name} must be at least {least}, not {width}")
+    number = jnp.dtype(_known("dtype", dtype, DTYPES))
+    if jax.dtypes.canonicalize_dtype(number) != number:
+        raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
+    return ResNet(
+        **fields,
+        stem=_known("stem", stem, STEMS),
+        width=width,
+        zero_init=zero_init,
+        init_name=_known("init", init, INITS),
+        dtype=number,
+        axis_name=axis_name,
+    )
+
+
+def features_of(module: ResNet) -> int:
+    """D, the number of features that ``module`` returns."""
+    last = module.width * 2 ** (len(module.stages) - 1)
+    return 4 * last if module.bottleneck else last
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def init(
+    module: ResNet, key: jax.Array, shape: tuple[int, int, int]
+) -> tuple[Params, Params]:
+    """Fresh ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
+    image = jnp.zeros((1, *shape), jnp.float32)
+    variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
+    return variables["params"], variables["batch_stats"]
+
+
+def _known(what: str, name: str, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``, else an error that tells the near ones."""
+    names = list(names)
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    raise InputError(f"unknown {what} {name!r}: {hint}known are {', '.join(names)}")

@@ -1,0 +1,79 @@
+"""Stochastic gradient descent as the field uses it: rates, decay and what they act on."""
+
+from __future__ import annotations
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+import optax
+
+from lt_jax import trees
+from lt_jax.types import InputError, Params
+
+
+class Sgd(NamedTuple):
+    """The numbers of SGD other than the learning rate. Hashable: a cache key."""
+
+    momentum: float
+    nesterov: bool
+    decay: float  # of the weights, coupled: added to the gradient before momentum
+    decay_on: str  # regular expression over whole names of parameters
+
+    def transform(self) -> optax.GradientTransformation:
+        """gradients -> direction; the step is ``params - rate * direction``.
+
+        The same update as ``torch.optim.SGD``: decay before momentum, rate after it.
+        """
+        return optax.chain(
+            optax.add_decayed_weights(self.decay, mask=self._decayed),
+            optax.trace(self.momentum, nesterov=self.nesterov),
+        )
+
+    def _decayed(self, params: Params) -> Params:
+        chosen = {
+            name: re.fullmatch(self.decay_on, name) is not None
+            for name in trees.leaves(params)
+        }
+        if self.decay and not any(chosen.values()):
+            raise InputError(
+                f"weight decay {self.decay} acts on nothing: no trained parameter "
+                f"matches {self.decay_on!r}; there are: {', '.join(chosen)}"
+            )
+        return trees.rebuild(params, chosen)
+
+
+def rates(
+    lr: float, epochs: int, steps_per_epoch: int, warmup: float, per: str
+) -> np.ndarray:
+    """The learning rate of every step: linear warm-up, then half a cosine to zero.
+
+    Args:
+      lr: the highest rate.
+      epochs, steps_per_epoch: length of the run.
+      warmup: epochs of linear warm-up, included in ``epochs``; 0 for none.
+      per: ``step`` moves along the cosine every step, ``epoch`` every epoch: epoch t
+        of T has ``lr (1 + cos(pi t / T)) / 2``, the authors' schedule.
+
+    Returns:
+      float32[epochs * steps_per_epoch].
+
+    >>> rates(1.0, 4, 1, 0, "epoch").round(3).tolist()
+    [1.0, 0.8539999723434448, 0.5, 0.14599999785423279]
+    """
+    if per not in ("step", "epoch"):
+        raise InputError(f"schedule must be 'step' or 'epoch', got {per!r}")
+    if epochs < 1 or not 0 <= warmup < epochs:
+        raise InputError(
+            f"expected at least 1 epoch and a warm-up shorter than that, got "
+            f"{epochs} epochs and a warm-up of {warmup}"
+        )
+    if not lr > 0:
+        raise InputError(f"the learning rate must be positive, got {lr}")
+    step = np.arange(epochs * steps_per_epoch)
+    now = step / steps_per_epoch
+    now = np.floor(now) if per == "epoch" else now
+    cosine = (1 + np.cos(np.pi * np.maximum(now - warmup, 0) / (epochs - warmup))) / 2
+    # The first step has a rate above zero, the last one of the warm-up the whole rate.
+    ramp = np.minimum((step + 1) / max(warmup * steps_per_epoch, 1), 1)
+    return (lr * cosine * ramp).astype(np.float32)

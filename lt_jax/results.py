@@ -1,0 +1,241 @@
+"""From finished fits to ``result.json``, the table and the report's files.
+
+Each finished fit leaves ``outcome.json`` in its own directory of checkpoints; results
+are gathered from these, so a run that was stopped and taken up again, or made by
+several commands, gives the same result as one that was not.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.metadata
+import io
+import json
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lt_jax import steps
+from lt_jax.log import plain, write_whole
+from lt_jax.types import Splits
+
+PACKAGES = (
+    "lt_jax",
+    "jax",
+    "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "tensorflow-datasets",
+    "ml-collections",
+    "numpy",
+)
+GROUPS = ("many", "medium", "few")
+RSD = ("row_true", "row_false", "col_true", "col_false")
+# Column title, path in a method's metrics, factor, decimals.
+COLUMNS = (
+    ("all", ("all",), 100, 1),
+    ("many", ("many",), 100, 1),
+    ("medium", ("medium",), 100, 1),
+    ("few", ("few",), 100, 1),
+    ("worst", ("worst",), 100, 1),
+    ("ECE", ("ece",), 100, 1),
+    ("LoMa row", ("loma_row",), 1, 2),
+    ("LoMa col", ("loma_col",), 1, 2),
+    ("LoMa spread", ("loma_col", "spread"), 1, 2),
+)
+
+
+def describe(
+    name: str, splits: Splits, groups: dict[str, np.ndarray]
+) -> dict[str, Any]:
+    """The ``dataset`` object of ``result.json``."""
+    return {
+        "name": name,
+        "split_hash": splits.hash,
+        "num_train": int(splits.counts.sum()),
+        "num_valid": len(splits.valid),
+        "num_test": len(splits.test),
+        "num_classes": len(splits.counts),
+        "counts_max": int(splits.counts.max()),
+        "counts_min": int(splits.counts.min()),
+        "groups": {group: int(where.sum()) for group, where in groups.items()},
+    }
+
+
+def save_outcome(directory: Path, outcome: dict[str, Any]) -> None:
+    """Marks the fit in this directory as finished, with what came of it."""
+    write_whole(
+        directory / "outcome.json", json.dumps(plain(outcome), indent=1) + "\n"
+    )
+
+
+def outcome(directory: Path) -> dict[str, Any] | None:
+    """What came of the fit in this directory; None if it has not finished."""
+    file = directory / "outcome.json"
+    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+
+
+def outcomes(workdir: Path, method: str) -> list[dict[str, Any]]:
+    """The outcomes of a method's fits (or of ``stage1``), ordered by seeds."""
+    found = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for file in (workdir / "checkpoints" / method).glob("*/outcome.json")
+    ]
+    return sorted(found, key=lambda o: o["seeds"])
+
+
+def build(
+    workdir: Path,
+    dataset: dict[str, Any],
+    protocol: dict[str, Any],
+    methods: dict[str, dict[str, Any]],
+) -> dict[str, Any]:
+    """The content of ``result.json``.
+
+    Args:
+      workdir: where the outcomes lie.
+      dataset: see ``describe``.
+      protocol: the choices that decide what a figure means.
+      methods: hyper-parameters by method, in the order of the table.
+    """
+    first = outcomes(workdir, "stage1")
+    fits = {"none": first, **{name: outcomes(workdir, name) for name in methods}}
+    hyper = {"none": {}, **methods}
+    return {
+        "dataset": dataset,
+        "protocol": {
+            **protocol,
+            "seeds": max((_seeds(runs) for runs in fits.values()), key=len),
+        },
+        "stage1": {
+            "epochs": first[0]["epochs"] if first else None,
+            "seconds": _spread([o["seconds"] for o in first]),
+            "images_per_second": _spread([o["images_per_second"] for o in first]),
+        },
+        "methods": {
+            name: {
+                **_nested([run["metrics"] for run in runs]),
+                "hyper": hyper[name],
+                "seconds": _spread([run["seconds"] for run in runs]),
+            }
+            for name, runs in fits.items()
+            if runs or name == "none"
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in PACKAGES},
+        },
+        "device": steps.device_name(),
+    }
+
+
+def _seeds(runs: list[dict[str, Any]]) -> list[list[int]]:
+    """[stage-1 seed] or [stage-1 seed, stage-2 seed] of each value."""
+    return [run["seeds"] for run in runs]
+
+
+def _spread(values: list[float | None]) -> dict[str, Any]:
+    """Mean and sample standard deviation over the seeds; the latter needs two."""
+    array = np.array([math.nan if v is None else v for v in values], np.float64)
+    return {
+        "mean": float(array.mean()) if len(array) else math.nan,
+        "std": float(array.std(ddof=1)) if len(array) > 1 else math.nan,
+        "values": array.tolist(),
+    }
+
+
+def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
+    """Every metric over the seeds; group and spread below their metric."""
+
+    def over(name: str) -> dict[str, Any]:
+        return _spread([run[name] for run in runs])
+
+    plain_ones = ("all", *GROUPS, "balanced", "worst", "top5", "ece", "nll")
+    return {
+        **{name: over(name) for name in plain_ones},
+        **{
+            name: {
+                **over(name),
+                **{part: over(f"{name}_{part}") for part in (*GROUPS, "spread")},
+            }
+            for name in ("loma_row", "loma_col")
+        },
+        "rsd": {part: over(f"rsd_{part}") for part in RSD},
+        "weight_norm": {
+            **over("weight_norm"),
+            "spread": over("weight_norm_spread"),
+        },
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """The methods of a result against its metrics, as a Markdown table.
+
+    Accuracies and the calibration error in per cent; mean and, over two seeds or more,
+    the sample standard deviation.
+    """
+    head = ["method", *(title for title, *_ in COLUMNS)]
+    rows = [head]
+    for name, metrics_ in result["methods"].items():
+        row = [name]
+        for _, path, factor, decimals in COLUMNS:
+            value = metrics_
+            for part in path:
+                value = value[part]
+            row.append(_cell(value, factor, decimals))
+        rows.append(row)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+
+    def line(cells: list[str]) -> str:
+        first, *rest = zip(cells, widths, strict=True)
+        padded = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
+    return "\n".join([line(head), line(rule), *(line(row) for row in rows[1:])])
+
+
+def _cell(value: dict[str, Any], factor: float, decimals: int) -> str:
+    mean, std = value["mean"], value["std"]
+    if mean is None or math.isnan(mean):
+        return "nan"
+    text = f"{factor * mean:.{decimals}f}"
+    if std is not None and not math.isnan(std):
+        text += f" ± {factor * std:.{decimals}f}"
+    return text
+
+
+def write(workdir: Path, result: dict[str, Any]) -> Path:
+    """Writes ``result.json``, ``report/table.md`` and ``report/per_class.csv``.
+
+    Returns:
+      The directory of the report.
+    """
+    result = plain(result)
+    text = json.dumps(result, indent=1, allow_nan=False)
+    write_whole(workdir / "result.json", text + "\n")
+    report = workdir / "report"
+    write_whole(report / "table.md", table(result) + "\n")
+    write_whole(report / "per_class.csv", _per_class(workdir, result))
+    return report
+
+
+def _per_class(workdir: Path, result: dict[str, Any]) -> str:
+    """A line for each method, fit and class."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    header: list[str] | None = None
+    for name in result["methods"]:
+        for run in outcomes(workdir, "stage1" if name == "none" else name):
+            columns = run["per_class"]
+            if header is None:
+                header = list(columns)
+                writer.writerow(["method", "seeds", *header])
+            seeds = ".".join(map(str, run["seeds"]))
+            for row in zip(*(columns[key] for key in header), strict=True):
+                writer.writerow([name, seeds, *row])
+    return file.getvalue()

@@ -1,0 +1,76 @@
+"""A sampler is an array of indices, made anew for each epoch by a pure function.
+
+The same plan drives the training loop and (later) the cached one, gives exact resume
+(``plan(...)[step:]``) and makes comparisons paired: two methods that share a seed see
+the same examples in the same order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from lt_jax.types import InputError, near
+
+KINDS = ("instance", "class", "sqrt")
+
+
+def plan(
+    labels: np.ndarray, kind: str, batch: int, seed: int, epoch: int
+) -> np.ndarray:
+    """The order of examples of one epoch.
+
+    Args:
+      labels: int[N].
+      kind: ``instance``, each example once in uniform random order; ``class``,
+        classes equally often (class-aware sampling: Shen et al., ECCV 2016, as in
+        Decoupling, ICLR 2020), ``sqrt``, classes as often as the square root of their
+        counts. The latter two draw N examples; within a class every example comes up
+        once before any comes up again.
+      batch: B, of all devices together.
+      seed, epoch: what the order depends on, besides the labels.
+
+    Returns:
+      int32[steps, B], indices into ``labels``; -1 pads the last row, so that every
+      example counts exactly once and every step has the same shape.
+
+    >>> plan(np.zeros(5, np.int32), "instance", 2, seed=0, epoch=0).shape
+    (3, 2)
+    """
+    rng = np.random.default_rng([seed, epoch])
+    if kind == "instance":
+        order = rng.permutation(len(labels))
+    elif kind == "class":
+        order = _by_class(labels, rng, power=0.0)
+    elif kind == "sqrt":
+        order = _by_class(labels, rng, power=0.5)
+    else:
+        raise InputError(f"unknown sampler {kind!r}{near(kind, KINDS)}")
+    return in_rows(order, batch)
+
+
+def in_rows(order: np.ndarray, batch: int) -> np.ndarray:
+    """int32[steps, B], this order in rows of ``batch``, the last one padded with -1."""
+    steps = -(-len(order) // batch)
+    rows = np.full(steps * batch, -1, np.int32)
+    rows[: len(order)] = order
+    return rows.reshape(steps, batch)
+
+
+def _by_class(labels: np.ndarray, rng: np.random.Generator, power: float) -> np.ndarray:
+    """int[N], classes drawn in proportion to ``counts ** power``."""
+    counts = np.bincount(labels)
+    shares = np.where(counts > 0, counts.astype(float) ** power, 0.0)
+    # Systematic sampling: a class comes up its expected number of times, give or take
+    # one, instead of with binomial noise.
+    edges = np.cumsum(shares) / shares.sum() * len(labels)
+    ends = np.floor(edges + rng.random()).astype(int)
+    ends[-1] = len(labels)
+    draws = np.diff(np.concatenate([[0], np.minimum(ends, len(labels))]))
+    by_class = np.split(np.argsort(labels, kind="stable"), np.cumsum(counts)[:-1])
+    pieces = []
+    for label in np.flatnonzero(draws):
+        members = by_class[label]
+        rounds = -(-draws[label] // len(members))
+        shuffled = [rng.permutation(members) for _ in range(rounds)]
+        pieces.append(np.concatenate(shuffled)[: draws[label]])
+    return rng.permutation(np.concatenate(pieces))

@@ -1,0 +1,246 @@
+"""The steps that devices run. Nothing else in the package knows of devices or pmap.
+
+Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: what is replicated
+goes in and comes out as one un-stacked tree, the batch alone has a leading axis of
+devices. Sums are ``psum``-ed and divided once, so N devices and ragged batches compute
+what one device computes.
+
+The makers are cached on what they close over; seeds, learning rates and the vectors of
+the loss are arguments, so another seed or method runs the same compiled step.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lt_jax import metrics, trees
+from lt_jax.data import augment as augmentation
+from lt_jax.data.augment import Augment
+from lt_jax.heads import Head
+from lt_jax.losses import Adjust
+from lt_jax.metrics import Tally
+from lt_jax.models import ResNet
+from lt_jax.optim import Sgd
+from lt_jax.types import Batch, InputError, Params, TrainState
+
+AXIS = "batch"
+
+# Whether batch norm uses, and moves, the statistics of the batch. "drift" computes what
+# "train" does, but names the authors' second stage, where the statistics move under
+# weights that do not.
+BATCH_NORM = {"train": True, "drift": True, "frozen": False}
+
+
+class Knobs(NamedTuple):
+    """What a run turns without another compilation."""
+
+    key: jax.Array  # of the run's augmentation
+    rates: jax.Array  # float32[steps], the learning rate of every step
+    adjust: Adjust
+
+
+@functools.cache
+def make_train_step(
+    backbone: ResNet,
+    head: Head,
+    loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array],
+    sgd: Sgd,
+    trains: str,
+    batch_norm: str,
+    augment: Augment,
+) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of SGD on the parameters that ``trains`` matches.
+
+    Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
+    The loss is the mean over the global batch, ``sum of losses / sum of weights``.
+
+    Returns:
+      ``(state, batch, knobs) -> (state, {"loss", "right", "seen"})``; the state is
+      donated. ``right`` and ``seen`` are int32 sums over the global batch.
+    """
+    moving = BATCH_NORM[batch_norm]
+    transform = sgd.transform()
+
+    def step(
+        state: TrainState, batch: Batch, knobs: Knobs
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        label, mask = batch["label"], batch["mask"]
+        # Augmentation goes by position in the global batch, not by device, so that
+        # the number of devices does not change the images.
+        position = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
+        key = jax.random.fold_in(knobs.key, state.step)
+        images = augmentation.crop_flip(augment, key, position, batch["image"])
+        images = augmentation.normalise(augment, images)
+        trained, fixed = trees.partition(state.params, trains)
+
+        def total(trained: Params) -> tuple[jax.Array, Any]:
+            params = trees.join(trained, fixed)
+            features, updated = backbone.apply(
+                {"params": params["backbone"], "batch_stats": state.batch_stats},
+                images,
+                mask,
+                moving,
+                mutable=["batch_stats"],
+            )
+            logits = head.apply(params["head"], features)
+            return jnp.sum(mask * loss(logits, label, knobs.adjust)), (updated, logits)
+
+        (loss_sum, (updated, logits)), grads = jax.value_and_grad(total, has_aux=True)(
+            trained
+        )
+        right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
+        grads, loss_sum, weight_sum, right, seen = jax.lax.psum(
+            (
+                grads,
+                loss_sum,
+                jnp.sum(mask * knobs.adjust.weight[label]),
+                jnp.sum(right),
+                jnp.sum(mask > 0),
+            ),
+            AXIS,
+        )
+        grads = jax.tree.map(lambda g: g / weight_sum, grads)
+        direction, opt_state = transform.update(grads, state.opt_state, trained)
+        rate = knobs.rates[state.step]
+        trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+        state = TrainState(
+            step=state.step + 1,
+            params=trees.join(trained, fixed),
+            batch_stats=updated["batch_stats"],
+            opt_state=opt_state,
+        )
+        return state, {"loss": loss_sum / weight_sum, "right": right, "seen": seen}
+
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
+    )
+
+
+@functools.cache
+def make_eval_step(
+    backbone: ResNet, head: Head, augment: Augment, flip: bool
+) -> Callable[[Params, Params, Batch, Tally], Tally]:
+    """``(params, batch_stats, batch, tally) -> tally`` with the batch added.
+
+    With ``flip`` the logits are averaged over the image and its mirror image.
+    """
+
+    def logits_of(params: Params, stats: Params, images: jax.Array, mask: jax.Array):
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        return head.apply(
+            params["head"], backbone.apply(variables, images, mask, False)
+        )
+
+    def step(params: Params, stats: Params, batch: Batch, tally: Tally) -> Tally:
+        images = augmentation.normalise(augment, batch["image"])
+        mask = batch["mask"]
+        logits = logits_of(params, stats, images, mask)
+        if flip:
+            mirrored = augmentation.mirror(images)
+            logits = (logits + logits_of(params, stats, mirrored, mask)) / 2
+        new = metrics.tally(logits, batch["label"], mask)
+        return metrics.merge(tally, jax.lax.psum(new, AXIS))
+
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None
+    )
+
+
+@functools.cache
+def make_feature_step(
+    backbone: ResNet, augment: Augment
+) -> Callable[[Params, Params, Batch], jax.Array]:
+    """``(params, batch_stats, batch) -> float[devices, B / devices, D]`` features.
+
+    Un-augmented images under frozen statistics; masked rows hold no meaning.
+    """
+
+    def step(params: Params, stats: Params, batch: Batch) -> jax.Array:
+        images = augmentation.normalise(augment, batch["image"])
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        return backbone.apply(variables, images, batch["mask"], False)
+
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
+
+
+def init_state(params: Params, batch_stats: Params, sgd: Sgd, trains: str) -> TrainState:
+    """The state before the first step, on every device."""
+    trained, _ = trees.partition(params, trains)
+    return replicate(
+        TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=jax.jit(sgd.transform().init)(trained),
+        )
+    )
+
+
+def _sharding(spec: PartitionSpec) -> NamedSharding:
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
+
+
+def replicate(tree: Any) -> Any:
+    """Copies of the arrays on every device of this process.
+
+    Always copies: the train step donates its state, and a caller's array must not
+    vanish with it.
+    """
+    return jax.device_put(tree, _sharding(PartitionSpec()), may_alias=False)
+
+
+def shard(batch: Batch) -> Batch:
+    """This process's part of a batch, int/float[B, ...] -> [devices, B / devices, ...].
+
+    Raises:
+      InputError: B is not divisible by the number of devices.
+    """
+    devices = jax.local_device_count()
+
+    def split(array: np.ndarray) -> np.ndarray:
+        if len(array) % devices:
+            raise InputError(
+                f"a batch of {len(array)} rows does not divide over {devices} devices; "
+                f"pad it to {padded(len(array))} rows with mask 0"
+            )
+        return array.reshape(devices, -1, *array.shape[1:])
+
+    return jax.device_put(
+        jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS))
+    )
+
+
+def padded(batch: int) -> int:
+    """The smallest multiple of the number of devices that holds this many rows."""
+    devices = jax.device_count()
+    return -(-batch // devices) * devices
+
+
+def throttle(ahead: int = 16) -> Callable[[Any], None]:
+    """Bounds how far the host runs ahead of the devices.
+
+    Returns a function to call with a result of every step; it waits for the result of
+    ``ahead`` steps before. Without a bound the queue holds every batch it was given,
+    and several virtual CPU devices on few cores dead-lock.
+    """
+    queue: collections.deque[Any] = collections.deque()
+
+    def wait(result: Any) -> None:
+        queue.append(result)
+        if len(queue) > ahead:
+            jax.block_until_ready(queue.popleft())
+
+    return wait
+
+
+def device_name() -> str:
+    """Kind and number of the devices in use, for example ``2 x NVIDIA H100``."""
+    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

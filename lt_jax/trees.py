@@ -1,0 +1,72 @@
+"""Trees of arrays by the names of their leaves: ``head/kernel``."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+from flax import traverse_util
+
+from lt_jax.types import InputError, Params
+
+
+def leaves(tree: Any) -> dict[str, Any]:
+    """The leaves by name, path parts joined by ``/``.
+
+    >>> leaves({"head": {"bias": 1, "kernel": 2}})
+    {'head/bias': 1, 'head/kernel': 2}
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in flat
+    }
+
+
+def rebuild(like: Any, values: dict[str, Any]) -> Any:
+    """A tree of the structure of ``like`` with these values for its leaves."""
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [values[name] for name in leaves(like)]
+    )
+
+
+def partition(params: Params, pattern: str) -> tuple[Params, Params]:
+    """Splits nested dicts into the leaves whose whole name matches, and the others.
+
+    Raises:
+      InputError: nothing matches.
+    """
+    flat = leaves(params)
+    chosen = {name for name in flat if re.fullmatch(pattern, name)}
+    if not chosen:
+        raise InputError(
+            f"no parameter matches {pattern!r}; there are: {', '.join(flat)}"
+        )
+    inside = {name: leaf for name, leaf in flat.items() if name in chosen}
+    outside = {name: leaf for name, leaf in flat.items() if name not in chosen}
+    return (
+        traverse_util.unflatten_dict(inside, sep="/"),
+        traverse_util.unflatten_dict(outside, sep="/"),
+    )
+
+
+def join(one: Params, other: Params) -> Params:
+    """The inverse of ``partition``."""
+    return traverse_util.unflatten_dict({**leaves(one), **leaves(other)}, sep="/")
+
+
+def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
+    """One line for each leaf that is missing, unexpected or of another shape."""
+    lines = []
+    for name in sorted(found.keys() | expected.keys()):
+        if name not in found:
+            lines.append(f"- {name} {expected[name].shape}: missing from the file")
+        elif name not in expected:
+            lines.append(f"+ {name} {found[name].shape}: not in this model")
+        elif found[name].shape != expected[name].shape:
+            lines.append(
+                f"! {name}: {found[name].shape} in the file, "
+                f"{expected[name].shape} in this model"
+            )
+    return lines

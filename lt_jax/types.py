@@ -1,0 +1,108 @@
+"""The records that every floor shares: batches, data sets, the training state.
+
+Letters used for sizes everywhere: ``B`` examples in a batch, ``K`` classes, ``D``
+features, ``N`` examples in a set, ``H W C`` an image.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+
+# {"image": uint8[B, H, W, C], "label": int32[B], "mask": float32[B]}; mask 0 marks a
+# padded row, which counts nowhere: not in the loss, the metrics or the batch norm.
+Batch = dict[str, Any]
+Params = dict[str, Any]  # a nested dict of arrays
+
+
+class InputError(ValueError):
+    """Bad input: says what was expected, what was found and what to do.
+
+    The command line prints its message alone and exits with 2; any other exception
+    is a defect and keeps its traceback.
+    """
+
+
+def near(word: str, known: Iterable[str]) -> str:
+    """The end of an error message: what is known, and what may have been meant."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, 3, cutoff=0.5)
+    meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    # A long list would bury the answer in it.
+    there = f": expected one of {', '.join(known)}" if len(known) <= 20 else ""
+    return there + meant
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that training changes, as arrays only: what is held is what is saved.
+
+    ``params`` is ``{"backbone": ..., "head": ...}``; ``opt_state`` covers only the
+    parameters that are trained.
+    """
+
+    step: jax.Array  # int32[], optimiser steps taken
+    params: Params
+    batch_stats: Params  # running statistics of the backbone's batch norms
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """One split of labelled images with random access.
+
+    Order is not the data set's business but the sampler's, so ``read`` takes indices.
+    """
+
+    name: str
+    classes: tuple[str, ...]  # K names
+    labels: np.ndarray  # int32[N], 0 .. K-1
+    ids: np.ndarray  # str[N], unique names given by the source
+    shape: tuple[int, int, int]  # H, W, C
+    read: Callable[[np.ndarray], np.ndarray]  # int[n] -> uint8[n, H, W, C]
+
+    @property
+    def counts(self) -> np.ndarray:
+        """int64[K], the number of examples of each class."""
+        return np.bincount(self.labels, minlength=len(self.classes))
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the SHA-256 of the sorted ids: names the set of examples."""
+        text = "\n".join(sorted(str(i) for i in self.ids))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, indices: np.ndarray) -> Dataset:
+        """The subset of these examples, in this order."""
+        return dataclasses.replace(
+            self,
+            labels=self.labels[indices],
+            ids=self.ids[indices],
+            read=lambda rows: self.read(indices[rows]),
+        )
+
+    def in_memory(self) -> Dataset:
+        """The same data set read once into one uint8 array."""
+        images = self.read(np.arange(len(self)))
+        return dataclasses.replace(self, read=lambda rows: images[rows])
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """A long-tailed task: what is fitted, what chooses, what is reported."""
+
+    train: Dataset  # the examples that are fitted
+    valid: Dataset  # held out of the training set; may be empty
+    test: Dataset
+    counts: np.ndarray  # int64[K] of the whole training set: decides the groups
+    hash: str  # of the whole training set
