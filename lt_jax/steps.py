@@ -192,9 +192,10 @@ def replicate(tree: Any) -> Any:
     """Copies of the arrays on every device of this process.
 
     Always copies: the train step donates its state, and a caller's array must not
-    vanish with it.
+    vanish with it; ``device_put`` alone may share the memory.
     """
-    return jax.device_put(tree, _sharding(PartitionSpec()), may_alias=False)
+    own = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, tree)
+    return jax.device_put(own, _sharding(PartitionSpec()))
 
 
 def shard(batch: Batch) -> Batch:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lt_jax.models import ARCHS, ResNet, create, features_of, init, initializer
+from lt_jax.models import create, features_of, init, initializer
 from lt_jax.models.resnet import convolution, pad_shortcut
 from lt_jax.types import InputError
 
@@ -30,6 +30,17 @@ def make(name="resnet8", **changes):
 
 def shapes(module, size=32):
     return jax.eval_shape(lambda key: init(module, key, (size, size, 3)), KEY)
+
+
+def drawn(module, size):
+    """Parameters and statistics from numpy: nothing to compile, nothing 0 or 1."""
+    rng = np.random.default_rng(0)
+
+    def draw(leaf):
+        low, high = (-0.2, 0.2) if leaf.ndim == 4 else (0.5, 1.5)
+        return rng.uniform(low, high, leaf.shape).astype(np.float32)
+
+    return jax.tree.map(draw, shapes(module, size))
 
 
 def count(tree):
@@ -225,17 +236,11 @@ def forward_by_hand(params, stats, x, bottleneck, groups):
     return x.mean((1, 2))
 
 
-@pytest.mark.parametrize(
-    ("name", "width"), [("resnet18", 4), ("resnet50", 4), ("resnext50_32x4d", 16)]
-)
+@pytest.mark.parametrize(("name", "width"), [("resnet18", 4), ("resnext50_32x4d", 16)])
 def test_forward_equals_the_network_by_hand(name, width):
     module = dataclasses.replace(make(name, width=width), stages=(1, 1))
-    rng = np.random.default_rng(0)
-    draw = lambda a: rng.uniform(0.5, 1.5, a.shape).astype(np.float32)  # noqa: E731
-    params, stats = init(module, KEY, (6, 6, 3))
-    params = jax.tree.map(lambda a: draw(a) if a.ndim == 1 else np.asarray(a), params)
-    stats = jax.tree.map(draw, stats)
-    x = rng.normal(size=(2, 6, 6, 3)).astype(np.float32)
+    params, stats = drawn(module, 6)
+    x = np.random.default_rng(1).normal(size=(2, 6, 6, 3)).astype(np.float32)
     y = jax.jit(module.apply, static_argnums=3)(
         {"params": params, "batch_stats": stats}, x, np.ones(2, np.float32), False
     )
@@ -245,19 +250,9 @@ def test_forward_equals_the_network_by_hand(name, width):
     np.testing.assert_allclose(y, hand, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("bottleneck", [False, True])
-@pytest.mark.parametrize("zero_init", [False, True])
-def test_zero_init_makes_a_block_the_identity(bottleneck, zero_init):
-    fields = ARCHS["resnet50" if bottleneck else "resnet18"]
-    module = ResNet(
-        **{**fields, "stages": (2,)},
-        stem="cifar",
-        width=4,
-        zero_init=zero_init,
-        init_name="torch",
-        dtype=jnp.float32,
-        axis_name=None,
-    )
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_zero_init_makes_a_block_the_identity(name):
+    module = dataclasses.replace(make(name, width=4, zero_init=True), stages=(2,))
     params, stats = init(module, KEY, (4, 4, 3))
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
     apply = functools.partial(
@@ -267,13 +262,11 @@ def test_zero_init_makes_a_block_the_identity(bottleneck, zero_init):
         {"params": params, "batch_stats": stats}, x, np.ones(2, np.float32)
     )[1]["intermediates"]
     first, second = (seen[f"stage1_block{i}"]["__call__"][0] for i in (1, 2))
-    same = np.array_equal(second, nn.relu(first))
-    assert same == zero_init
-    last = "norm3" if bottleneck else "norm2"
-    ones = {k: v for k, v in params["stage1_block2"].items() if k.startswith("norm")}
-    assert {k: float(v["scale"].max()) for k, v in ones.items()} == {
-        k: 0.0 if k == last and zero_init else 1.0 for k in ones
-    }
+    assert np.any(first)
+    np.testing.assert_array_equal(second, nn.relu(first))
+    # Only the last scale of the block is 0; the others would cut its gradient off.
+    norms = {k: v for k, v in params["stage1_block2"].items() if k.startswith("norm")}
+    assert [k for k, v in norms.items() if not np.any(v["scale"])] == [max(norms)]
 
 
 def test_torch_initial_weights():
@@ -289,10 +282,10 @@ def test_torch_initial_weights():
         assert 0.999 * bound < np.abs(w).max() <= bound
         np.testing.assert_allclose(np.std(w), bound / 3**0.5, rtol=0.02)
         assert abs(np.mean(w)) < 0.02 * bound
-    module = make("resnext50_32x4d", width=64)
-    params, _ = init(dataclasses.replace(module, stages=(1,)), KEY, (8, 8, 3))
-    w = params["stage1_block1"]["conv2"]["kernel"]  # fan-in counts one group alone
-    assert 0.99 < np.abs(w).max() * np.sqrt(np.prod(w.shape[:3])) <= 1
+    # Through a layer: the fan-in of a grouped convolution counts one group alone.
+    layer = convolution(128, 3, groups=32, init_name="torch", dtype=jnp.float32)
+    w = layer.init(KEY, jnp.zeros((1, 3, 3, 128)))["params"]["kernel"]
+    assert 0.99 < np.abs(w).max() * (9 * 4) ** 0.5 <= 1
 
 
 def test_flax_initial_weights():
@@ -301,9 +294,8 @@ def test_flax_initial_weights():
     np.testing.assert_allclose(np.std(w), 200**-0.5, rtol=0.02)
     assert np.abs(w).max() > 200**-0.5
     assert not np.any(bias_for(200)(KEY, (300,)))
-    module = dataclasses.replace(make(init="flax", width=64), stages=(1,))
-    params, _ = init(module, KEY, (8, 8, 3))
-    w = params["stage1_block1"]["conv2"]["kernel"]
+    layer = convolution(64, 3, init_name="flax", dtype=jnp.float32)
+    w = layer.init(KEY, jnp.zeros((1, 3, 3, 64)))["params"]["kernel"]
     np.testing.assert_allclose(np.std(w), (9 * 64) ** -0.5, rtol=0.02)
 
 
@@ -312,6 +304,7 @@ def test_init_differs_by_key_and_by_layer():
     params, _ = init(module, KEY, (8, 8, 3))
     other, _ = init(module, jax.random.key(1), (8, 8, 3))
     w = params["stage1_block1"]
+    assert np.all(w["norm2"]["scale"] == 1)  # zero_init is off
     assert not np.array_equal(w["conv1"]["kernel"], w["conv2"]["kernel"])
     assert not np.array_equal(
         params["stem_conv"]["kernel"], other["stem_conv"]["kernel"]
@@ -342,7 +335,7 @@ def test_float64_is_kept():
 def test_devices_and_padding_change_nothing():
     """The mask and the axis reach every norm: 4 ragged devices equal one full batch."""
     module = dataclasses.replace(make(width=4), stages=(1, 1))
-    params, stats = init(module, KEY, (8, 8, 3))
+    params, stats = drawn(module, 8)
     mask = np.array([[1, 1], [1, 0], [0, 0], [1, 1]], np.float32)
     x = np.random.default_rng(0).normal(size=(4, 2, 8, 8, 3)).astype(np.float32)
 

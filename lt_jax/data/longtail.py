@@ -51,7 +51,7 @@ def _left_empty(n_max: float, imbalance: float, empty: np.ndarray) -> str:
     if len(empty) > 1:
         which = f"{len(empty)} classes, {empty[0]} to {empty[-1]},"
     # Searched with the formula itself: 49 * (1 / 49) is below 1 in floating point.
-    fits = (r for r in range(int(n_max), 0, -1) if n_max / r >= 1)
+    fits = (r for r in range(int(n_max), 0, -1) if n_max * (1 / r) >= 1)
     largest = next(fits, None)
     found = f"imbalance {imbalance:g} with {n_max:g} examples in the largest class"
     if largest is None:

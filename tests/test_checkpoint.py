@@ -1,0 +1,100 @@
+"""Checkpoints: what is kept, what comes back, what is refused."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from lt_jax import checkpoint
+from lt_jax.checkpoint import Checkpoints
+from lt_jax.types import InputError, TrainState
+
+
+def state(value: float) -> TrainState:
+    params = {
+        "backbone": {"conv": {"kernel": jnp.full((3, 2), value)}},
+        "head": {"kernel": jnp.full((2, 4), value), "bias": jnp.zeros(4)},
+    }
+    return TrainState(
+        step=jnp.asarray(int(value), jnp.int32),
+        params=params,
+        batch_stats={"norm": {"mean": jnp.zeros(2)}},
+        opt_state=optax.chain(optax.add_decayed_weights(0.1), optax.trace(0.9)).init(
+            {"head": params["head"]}
+        ),
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Five saves; the second has the best score, the last has none."""
+    store = Checkpoints(tmp_path / "run")
+    for step, score in ((1, 0.1), (2, 0.9), (3, None), (4, 0.5), (5, None)):
+        store.save(step, state(float(step)), {"step": step}, score)
+    store.close()
+    return tmp_path / "run"
+
+
+def test_last_and_best_are_kept(saved):
+    store = Checkpoints(saved)
+    assert (store.latest(), store.best()) == (5, 2)
+    assert {p.name for p in saved.iterdir()} == {"2", "5"}
+    store.close()
+
+
+def test_restore_gives_back_every_leaf_and_the_notes(saved):
+    store = Checkpoints(saved)
+    found, notes = store.restore(5, state(0.0))
+    store.close()
+    assert notes == {"step": 5}
+    assert isinstance(found, TrainState)
+    np.testing.assert_array_equal(found.params["head"]["kernel"], np.full((2, 4), 5.0))
+    assert found.step.dtype == np.int32
+    assert int(found.step) == 5
+    assert found.opt_state[1].trace["head"]["bias"].shape == (4,)
+
+
+def test_nothing_saved_yet(tmp_path):
+    store = Checkpoints(tmp_path / "new")
+    assert store.latest() is None
+    assert store.best() is None
+    store.close()
+
+
+def test_the_state_may_change_right_after_save(tmp_path):
+    """The write goes on in the background while training reuses the buffers."""
+    store = Checkpoints(tmp_path / "run")
+    arrays = {"a": np.ones(1000)}
+    store.save(1, {"a": jnp.asarray(arrays["a"])}, {}, None)
+    arrays["a"][:] = 7
+    store.close()
+    np.testing.assert_array_equal(checkpoint.read(tmp_path / "run", 1)["a"], 1.0)
+
+
+def test_another_network_is_listed_leaf_by_leaf(saved):
+    other = state(0.0)
+    params = {**other.params, "head": {"kernel": jnp.zeros((2, 9)), "scale": jnp.ones(9)}}
+    store = Checkpoints(saved)
+    with pytest.raises(InputError) as error:
+        store.restore(5, other.replace(params=params))
+    store.close()
+    text = str(error.value)
+    assert "! params/head/kernel: (2, 4) in the file, (2, 9) in this model" in text
+    assert "+ params/head/bias (4,): not in this model" in text
+    assert "- params/head/scale (9,): missing from the file" in text
+    assert "conv" not in text  # what fits is not listed
+
+
+def test_merge_skips_only_what_it_is_told(saved):
+    found = checkpoint.read(saved, 5)
+    fresh = state(0.0).params
+    head = {name: leaf for name, leaf in found.items() if name.startswith("params/")}
+    merged = checkpoint.merge(head, {"params": fresh}, "params/head/.*", "here")
+    np.testing.assert_array_equal(merged["params"]["head"]["kernel"], 0.0)
+    np.testing.assert_array_equal(merged["params"]["backbone"]["conv"]["kernel"], 5.0)
+
+    del head["params/backbone/conv/kernel"]
+    with pytest.raises(InputError, match="- params/backbone/conv/kernel"):
+        checkpoint.merge(head, {"params": fresh}, "params/head/.*", "here")
