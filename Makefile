@@ -50,13 +50,13 @@ $(MADE):
 	@touch $@
 
 $(DEMO): $(MADE) pyproject.toml $(CONSTRAINTS)
-	@echo "Installing lt_jax[demo] into $(VENV), $(SET) versions: about 1 GB, a minute"
+	@echo "Installing lt_jax[demo] into $(VENV), $(SET) versions: about 1 GB, one to two minutes"
 	@rm -f $(VENV)/.demo-* $(VENV)/.dev-*
 	@$(INSTALL) -e '.[demo]'
 	@touch $@
 
 $(DEV): $(MADE) pyproject.toml $(CONSTRAINTS)
-	@echo "Installing lt_jax[dev,demo] into $(VENV), $(SET) versions: about 1 GB, a minute"
+	@echo "Installing lt_jax[dev,demo] into $(VENV), $(SET) versions: about 1 GB, one to two minutes"
 	@rm -f $(VENV)/.demo-* $(VENV)/.dev-*
 	@$(INSTALL) -e '.[dev,demo]'
 	@touch $@

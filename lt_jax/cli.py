@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from lt_jax import __version__
 
 if TYPE_CHECKING:
-    from ml_collections import ConfigDict
+    from lt_jax.types import Config
 
 CONFIG_HELP = """\
 config flags:
@@ -113,7 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     add("retrain", _retrain, "stage 2: re-train classifiers on a finished stage 1")
     command = add("evaluate", _evaluate, "measure every finished fit of a workdir")
     command.add_argument(
-        "--split", choices=("train", "valid", "test"), default="test", help="%(default)s"
+        "--split",
+        choices=("train", "valid", "test"),
+        default="test",
+        help="%(default)s",
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -123,25 +126,25 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _run(config: ConfigDict, options: argparse.Namespace) -> None:
+def _run(config: Config, options: argparse.Namespace) -> None:
     from lt_jax import train
 
     train.run(config, options.workdir)
 
 
-def _train(config: ConfigDict, options: argparse.Namespace) -> None:
+def _train(config: Config, options: argparse.Namespace) -> None:
     from lt_jax import train
 
     train.train(config, options.workdir)
 
 
-def _retrain(config: ConfigDict, options: argparse.Namespace) -> None:
+def _retrain(config: Config, options: argparse.Namespace) -> None:
     from lt_jax import train
 
     train.retrain(config, options.workdir)
 
 
-def _evaluate(config: ConfigDict, options: argparse.Namespace) -> None:
+def _evaluate(config: Config, options: argparse.Namespace) -> None:
     from lt_jax import train
     from lt_jax.log import plain
 
@@ -157,8 +160,8 @@ def _evaluate(config: ConfigDict, options: argparse.Namespace) -> None:
         print(f"{run:16s}{cells}")
 
 
-def _data(config: ConfigDict, options: argparse.Namespace) -> None:
-    from lt_jax import data, results, train
+def _data(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax import results, train
 
     splits, groups = train.load_splits(config)
     dataset = results.describe(config.data.name, splits, groups)
@@ -187,7 +190,7 @@ def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     return config, rest
 
 
-def _config(config_args: list[str]) -> ConfigDict:
+def _config(config_args: list[str]) -> Config:
     """The locked config of a file and its overrides.
 
     Raises:
@@ -201,8 +204,7 @@ def _config(config_args: list[str]) -> ConfigDict:
         files = [arg for arg in config_args if arg.startswith("--config=")]
         if len(files) != 1:
             raise InputError(
-                "expected --config FILE once, for example "
-                "--config configs/digits_lt.py"
+                "expected --config FILE once, for example --config configs/digits_lt.py"
             )
         path = files[0].removeprefix("--config=").split(":")[0]
         if not os.path.isfile(path):
@@ -215,7 +217,7 @@ def _config(config_args: list[str]) -> ConfigDict:
         return _parsed(config_args)
 
 
-def _parsed(config_args: list[str]) -> ConfigDict:
+def _parsed(config_args: list[str]) -> Config:
     from absl import flags
     from ml_collections import config_flags
 
@@ -231,7 +233,7 @@ def _parsed(config_args: list[str]) -> ConfigDict:
     return values.config
 
 
-def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+def _keys(config: Config, prefix: str = "") -> list[str]:
     """The dotted names of all values."""
     keys = []
     for key, value in config.items():

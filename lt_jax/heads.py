@@ -12,7 +12,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lt_jax.types import InputError, Params
+from lt_jax import inits
+from lt_jax.types import Params
+
 
 class Head(NamedTuple):
     """How a classifier starts and what it computes."""
@@ -34,28 +36,20 @@ def linear(init: str = "torch") -> Head:
     """The plain linear classifier ``W f + b``.
 
     Args:
-      init: of a fresh head. ``torch``: kernel and bias from U(+-1/sqrt(D)), PyTorch's
-        default; ``flax``: LeCun normal and zeros.
+      init: initial values of a fresh head, a name in ``inits.NAMES``.
     """
-    if init not in ("torch", "flax"):
-        raise InputError(f"unknown initialiser {init!r}: expected 'torch' or 'flax'")
+    kernel = inits.kernel(init)
 
     def make(
         key: jax.Array, start: Params | None, num_features: int, num_classes: int
     ) -> Params:
         if start is not None:
             return {"kernel": start["kernel"], "bias": start["bias"]}
-        shape = (num_features, num_classes)
-        if init == "flax":
-            kernel = jax.nn.initializers.lecun_normal()(key, shape)
-            return {"kernel": kernel, "bias": jnp.zeros(num_classes)}
-        bound = num_features**-0.5
         keys = jax.random.split(key)
+        bias = inits.bias(init, num_features)
         return {
-            "kernel": jax.random.uniform(keys[0], shape, minval=-bound, maxval=bound),
-            "bias": jax.random.uniform(
-                keys[1], (num_classes,), minval=-bound, maxval=bound
-            ),
+            "kernel": kernel(keys[0], (num_features, num_classes)),
+            "bias": bias(keys[1], (num_classes,)),
         }
 
     return Head(init=make, apply=_linear_apply, trains=".*")

@@ -22,7 +22,6 @@ from lt_jax.log import Log
 from lt_jax.meter import Meter
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
-from lt_jax.models import ResNet
 from lt_jax.optim import Sgd
 from lt_jax.types import Dataset, Params, Splits, TrainState
 
@@ -36,7 +35,7 @@ class Task(NamedTuple):
 
     splits: Splits
     groups: dict[str, np.ndarray]  # bool[K] by name
-    backbone: ResNet
+    backbone: Any  # a ResNet, which pyright takes for unhashable
     augment: Augment
     flip: bool  # whether evaluation averages over the mirror image
     eval_batch: int
@@ -114,9 +113,9 @@ def fit(
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         meter = Meter(stage.title, total)
-        if (step := checkpoints.latest()) is None:
-            step = 0
-        else:
+        step = 0
+        if (latest := checkpoints.latest()) is not None:
+            step = latest
             state, notes = checkpoints.restore(step, state)
             state = steps.replicate(state)
             meter.resume(notes)
@@ -159,9 +158,7 @@ def fit(
         if task.select != "last" and (best := checkpoints.best()) is not None:
             step = best
             state, _ = checkpoints.restore(step, state)
-    return Fitted(
-        state.params, state.batch_stats, step, meter.wall(), meter.rate()
-    )
+    return Fitted(state.params, state.batch_stats, step, meter.wall(), meter.rate())
 
 
 def _report(

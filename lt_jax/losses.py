@@ -117,7 +117,10 @@ def logit_adjust(counts: np.ndarray, tau: float) -> Adjust:
 def _filled(counts: np.ndarray) -> np.ndarray:
     if np.min(counts) < 1:
         empty = np.flatnonzero(np.asarray(counts) < 1).tolist()
-        raise InputError(f"a loss by class counts needs an example of every class: classes {empty} have none")
+        raise InputError(
+            "a loss by class counts needs an example of every class: classes "
+            f"{empty} have none"
+        )
     return counts
 
 

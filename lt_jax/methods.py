@@ -19,14 +19,17 @@ import numpy as np
 from lt_jax import losses
 from lt_jax.heads import Head, linear
 from lt_jax.losses import Adjust, adjusted_xent
-from lt_jax.types import InputError, near
+from lt_jax.samplers import POWERS
+from lt_jax.types import InputError, known, near
+
+STARTS = ("stage1", "fresh")
 
 
 class Method(NamedTuple):
     """What a method is, apart from its optimiser's numbers."""
 
     adjust: Adjust
-    sampler: str = "instance"  # see samplers.KINDS
+    sampler: str = "instance"  # see samplers.POWERS
     start: str = "stage1"  # the head goes on from stage 1, or is "fresh"
     head: Head = linear()
     # (logits float[B, K], labels int32[B], adjust) -> float[B], not reduced
@@ -34,7 +37,11 @@ class Method(NamedTuple):
 
 
 def ce(counts: np.ndarray, *, start: str, sampler: str) -> Method:
-    """Cross-entropy; from the stage-1 head it is the plain continuation."""
+    """Cross-entropy, what every other method is measured against.
+
+    From the stage-1 head under the instance sampler it is the plain continuation of
+    joint training (Decoupling, ICLR 2020).
+    """
     return Method(losses.cross_entropy(len(counts)), sampler, start)
 
 
@@ -49,14 +56,15 @@ def los(counts: np.ndarray, *, delta: float, start: str, sampler: str) -> Method
 
 
 def crt(counts: np.ndarray) -> Method:
-    """Classifier re-training: fresh head, class-aware sampling (Decoupling, ICLR 2020)."""
+    """Classifier re-training (Decoupling, ICLR 2020): fresh head, class sampler."""
     return Method(losses.cross_entropy(len(counts)), sampler="class", start="fresh")
 
 
-def reweight(
-    counts: np.ndarray, *, power: float, start: str, sampler: str
-) -> Method:
-    """Cross-entropy weighted by ``counts ** -power``; power 1: inverse frequency."""
+def reweight(counts: np.ndarray, *, power: float, start: str, sampler: str) -> Method:
+    """Cross-entropy weighted by ``counts ** -power``.
+
+    Power 1 is inverse frequency, the baseline of "Class-Balanced Loss", CVPR 2019.
+    """
     return Method(losses.reweight(counts, power), sampler, start)
 
 
@@ -67,9 +75,7 @@ def class_balanced(
     return Method(losses.class_balanced(counts, beta), sampler, start)
 
 
-def logit_adjust(
-    counts: np.ndarray, *, tau: float, start: str, sampler: str
-) -> Method:
+def logit_adjust(counts: np.ndarray, *, tau: float, start: str, sampler: str) -> Method:
     """Logit adjustment in the loss (ICLR 2021); tau 1 is Balanced Softmax."""
     return Method(losses.logit_adjust(counts, tau), sampler, start)
 
@@ -91,8 +97,7 @@ def make(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
       InputError: no such method; a number it does not read or that is missing; a value
         outside its range.
     """
-    if name not in METHODS:
-        raise InputError(f"unknown method {name!r}{near(name, METHODS)}")
+    known("method", name, METHODS)
     wanted = [
         p.name
         for p in inspect.signature(METHODS[name]).parameters.values()
@@ -105,8 +110,6 @@ def make(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
         if key not in hyper:
             raise InputError(f"method {name!r} needs a value for {key!r}")
     method = METHODS[name](counts, **hyper)
-    if method.start not in ("stage1", "fresh"):
-        raise InputError(
-            f"method {name!r}: start must be 'stage1' or 'fresh', got {method.start!r}"
-        )
+    known("start of the head", method.start, STARTS)
+    known("sampler", method.sampler, POWERS)
     return method

@@ -8,7 +8,7 @@ devices gives the same integers. ``summary`` is the only place that divides.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,11 @@ import optax
 
 NUM_BINS = 15  # of the calibration error (Guo et al., ICML 2017)
 
-
-Array = jax.Array | np.ndarray
+Array = Any  # of jax on the devices, of numpy on the host; no checker follows both
 
 
 class Tally(NamedTuple):
     """Sums over examples; [K] is by true class unless it says column."""
-
 
     seen: Array  # int32[K], examples
     right: Array  # int32[K], of these, predicted right
@@ -72,19 +70,19 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
     logits = jnp.where(counted[:, None], logits, 0.0)
 
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    predicted = jnp.argmax(logits, axis=1)
-    # Rank of the true class with ties broken by index, as argmax breaks them, so that
-    # top-1 is rank 0; no sort of K logits is needed.
-    earlier = jnp.arange(num_classes)[None, :] < labels[:, None]
-    ahead = (logits > true[:, None]) | ((logits == true[:, None]) & earlier)
-    rank = jnp.sum(ahead, axis=1)
+    # Rank of the true class with ties broken by index, as argmax breaks them: top-1 is
+    # rank 0, and no sort of K logits is needed. Counted by who is behind, the true
+    # class itself included, so that logits of nan (a diverged run) are never right.
+    later = jnp.arange(num_classes)[None, :] >= labels[:, None]
+    behind = (logits < true[:, None]) | ((logits == true[:, None]) & later)
+    rank = num_classes - jnp.sum(behind, axis=1)
     confidence = jnp.max(jax.nn.softmax(logits), axis=1)
     # Bins (0, 1/n], (1/n, 2/n], ...
     bins = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
     bins = jnp.clip(bins, 0, NUM_BINS - 1)
 
     whole = counted.astype(jnp.int32)
-    right = whole * (predicted == labels)
+    right = whole * (rank == 0)
 
     def by(where: jax.Array, values: jax.Array, size: int) -> jax.Array:
         return jnp.zeros(size, values.dtype).at[where].add(values)
@@ -94,7 +92,7 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
     return Tally(
         seen=by(labels, whole, num_classes),
         right=by(labels, right, num_classes),
-        right5=by(labels, whole * (rank < 5), num_classes),
+        right5=by(labels, whole * (rank < min(5, num_classes)), num_classes),
         loss_sum=by(labels, part * nll, num_classes),
         true_sum=by(labels, true, num_classes),
         true_sq=by(labels, true**2, num_classes),
@@ -138,7 +136,8 @@ def per_class(tally: Tally) -> dict[str, np.ndarray]:
     n, num_classes = t.seen, len(t.seen)
     with np.errstate(divide="ignore", invalid="ignore"):
         true = _moments(t.true_sum, t.true_sq, n)
-        row = _moments(t.row_sum - t.true_sum, t.row_sq - t.true_sq, n * (num_classes - 1))
+        others = n * (num_classes - 1)  # logits of the other classes
+        row = _moments(t.row_sum - t.true_sum, t.row_sq - t.true_sq, others)
         col = _moments(t.col_sum - t.true_sum, t.col_sq - t.true_sq, n.sum() - n)
         loma_row, loma_col = true[0] - row[0], true[0] - col[0]
         return {
@@ -199,7 +198,7 @@ def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     return result
 
 
-def _ratio(part: float, whole: float) -> float:
+def _ratio(part: Any, whole: Any) -> float:
     return float(part / whole) if whole else float("nan")
 
 

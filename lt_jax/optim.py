@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the field uses it: rates, decay and what they act on."""
+"""Stochastic gradient descent as the field uses it: rates, momentum, decay."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 from lt_jax import trees
-from lt_jax.types import InputError, Params
+from lt_jax.types import InputError, Params, known
 
 
 class Sgd(NamedTuple):
@@ -61,8 +61,7 @@ def rates(
     >>> rates(1.0, 4, 1, 0, "epoch").round(3).tolist()
     [1.0, 0.8539999723434448, 0.5, 0.14599999785423279]
     """
-    if per not in ("step", "epoch"):
-        raise InputError(f"schedule must be 'step' or 'epoch', got {per!r}")
+    known("schedule", per, ("step", "epoch"))
     if epochs < 1 or not 0 <= warmup < epochs:
         raise InputError(
             f"expected at least 1 epoch and a warm-up shorter than that, got "

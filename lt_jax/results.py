@@ -68,9 +68,7 @@ def describe(
 
 def save_outcome(directory: Path, outcome: dict[str, Any]) -> None:
     """Marks the fit in this directory as finished, with what came of it."""
-    write_whole(
-        directory / "outcome.json", json.dumps(plain(outcome), indent=1) + "\n"
-    )
+    write_whole(directory / "outcome.json", json.dumps(plain(outcome), indent=1) + "\n")
 
 
 def outcome(directory: Path) -> dict[str, Any] | None:

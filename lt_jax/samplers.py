@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from lt_jax.types import InputError, near
+from lt_jax.types import known
 
-KINDS = ("instance", "class", "sqrt")
+# Classes are drawn in proportion to their counts to this power; None: no classes.
+POWERS = {"instance": None, "class": 0.0, "sqrt": 0.5}
 
 
 def plan(
@@ -36,15 +37,12 @@ def plan(
     >>> plan(np.zeros(5, np.int32), "instance", 2, seed=0, epoch=0).shape
     (3, 2)
     """
+    power = POWERS[known("sampler", kind, POWERS)]
     rng = np.random.default_rng([seed, epoch])
-    if kind == "instance":
+    if power is None:
         order = rng.permutation(len(labels))
-    elif kind == "class":
-        order = _by_class(labels, rng, power=0.0)
-    elif kind == "sqrt":
-        order = _by_class(labels, rng, power=0.5)
     else:
-        raise InputError(f"unknown sampler {kind!r}{near(kind, KINDS)}")
+        order = _by_class(labels, rng, power)
     return in_rows(order, batch)
 
 
@@ -73,4 +71,9 @@ def _by_class(labels: np.ndarray, rng: np.random.Generator, power: float) -> np.
         rounds = -(-draws[label] // len(members))
         shuffled = [rng.permutation(members) for _ in range(rounds)]
         pieces.append(np.concatenate(shuffled)[: draws[label]])
-    return rng.permutation(np.concatenate(pieces))
+    # The classes come in random order, the examples of a class in the order made here:
+    # shuffling them again would let one come up twice before another has come up.
+    classes = rng.permutation(np.repeat(np.arange(len(draws)), draws))
+    order = np.empty(len(labels), int)
+    order[np.argsort(classes, kind="stable")] = np.concatenate(pieces)
+    return order

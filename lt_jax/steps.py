@@ -43,7 +43,7 @@ class Knobs(NamedTuple):
     """What a run turns without another compilation."""
 
     key: jax.Array  # of the run's augmentation
-    rates: jax.Array  # float32[steps], the learning rate of every step
+    rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
 
 
@@ -133,25 +133,18 @@ def make_eval_step(
     With ``flip`` the logits are averaged over the image and its mirror image.
     """
 
-    def logits_of(params: Params, stats: Params, images: jax.Array, mask: jax.Array):
-        variables = {"params": params["backbone"], "batch_stats": stats}
-        return head.apply(
-            params["head"], backbone.apply(variables, images, mask, False)
-        )
-
     def step(params: Params, stats: Params, batch: Batch, tally: Tally) -> Tally:
         images = augmentation.normalise(augment, batch["image"])
-        mask = batch["mask"]
-        logits = logits_of(params, stats, images, mask)
-        if flip:
-            mirrored = augmentation.mirror(images)
-            logits = (logits + logits_of(params, stats, mirrored, mask)) / 2
-        new = metrics.tally(logits, batch["label"], mask)
+        views = [images, augmentation.mirror(images)] if flip else [images]
+        logits = [
+            head.apply(params["head"], _features(backbone, params, stats, view))
+            for view in views
+        ]
+        mean = jnp.mean(jnp.stack(logits), axis=0)
+        new = metrics.tally(mean, batch["label"], batch["mask"])
         return metrics.merge(tally, jax.lax.psum(new, AXIS))
 
-    return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None
-    )
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None)
 
 
 @functools.cache
@@ -165,13 +158,23 @@ def make_feature_step(
 
     def step(params: Params, stats: Params, batch: Batch) -> jax.Array:
         images = augmentation.normalise(augment, batch["image"])
-        variables = {"params": params["backbone"], "batch_stats": stats}
-        return backbone.apply(variables, images, batch["mask"], False)
+        return _features(backbone, params, stats, images)
 
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
 
 
-def init_state(params: Params, batch_stats: Params, sgd: Sgd, trains: str) -> TrainState:
+def _features(
+    backbone: ResNet, params: Params, stats: Params, images: jax.Array
+) -> jax.Array:
+    """float[B, D] under frozen statistics, where no row looks at another."""
+    variables = {"params": params["backbone"], "batch_stats": stats}
+    features: Any = backbone.apply(variables, images, jnp.ones(len(images)), False)
+    return features
+
+
+def init_state(
+    params: Params, batch_stats: Params, sgd: Sgd, trains: str
+) -> TrainState:
     """The state before the first step, on every device."""
     trained, _ = trees.partition(params, trains)
     return replicate(
@@ -214,9 +217,7 @@ def shard(batch: Batch) -> Batch:
             )
         return array.reshape(devices, -1, *array.shape[1:])
 
-    return jax.device_put(
-        jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS))
-    )
+    return jax.device_put(jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS)))
 
 
 def padded(batch: int) -> int:

@@ -18,17 +18,27 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from lt_jax import checkpoint, data, losses, methods, metrics, models, optim, results
-from lt_jax import steps, trees
+from lt_jax import (
+    checkpoint,
+    data,
+    losses,
+    methods,
+    metrics,
+    models,
+    optim,
+    results,
+    samplers,
+    steps,
+    trees,
+)
 from lt_jax.data.augment import Augment
 from lt_jax.heads import Head, class_norms, linear
 from lt_jax.log import Log, duration, overview, plain, write_whole
 from lt_jax.loop import Interrupted, Stage, Task, evaluate, fit
 from lt_jax.methods import Method
 from lt_jax.optim import Sgd
-from lt_jax.types import Dataset, InputError, Params, Splits, near
+from lt_jax.types import Config, Dataset, InputError, Params, Splits, known
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = ("data.dir", "save.", "log.", "eval.batch")
@@ -42,7 +52,7 @@ SELECT = ("last", "validation", "test")
 class Session(NamedTuple):
     """A command at work in a workdir."""
 
-    config: ConfigDict
+    config: Config
     workdir: Path
     task: Task
     dataset: dict[str, Any]  # as in result.json
@@ -57,21 +67,21 @@ class Weights(NamedTuple):
     batch_stats: Params
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Stage 1. Returns the content of ``result.json``."""
     with _session(config, workdir) as session:
         _stage1(session)
         return _finish(session)
 
 
-def retrain(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def retrain(config: Config, workdir: Path) -> dict[str, Any]:
     """Stage 2 on the finished stage 1 of ``init.path``, or else of this workdir."""
     with _session(config, workdir) as session:
         _stage2(session, Path(config.init.path) if config.init.path else workdir)
         return _finish(session)
 
 
-def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Both stages; what is finished already is not done again."""
     with _session(config, workdir) as session:
         _stage1(session)
@@ -79,7 +89,7 @@ def run(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         return _finish(session)
 
 
-def load_splits(config: ConfigDict) -> tuple[Splits, dict[str, np.ndarray]]:
+def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     """The data of a config and the groups of its classes."""
     c = config.data
     splits = data.load(
@@ -98,7 +108,7 @@ def load_splits(config: ConfigDict) -> tuple[Splits, dict[str, np.ndarray]]:
 
 
 def evaluate_all(
-    config: ConfigDict, workdir: Path, split: str
+    config: Config, workdir: Path, split: str
 ) -> dict[str, dict[str, float]]:
     """The metrics of every finished fit of a workdir on one of its splits.
 
@@ -116,9 +126,7 @@ def evaluate_all(
         found = {}
         for name in ("stage1", *config.method.names):
             method = (
-                _stage1_method(session)
-                if name == "stage1"
-                else _method(session, name)
+                _stage1_method(session) if name == "stage1" else _method(session, name)
             )
             for outcome in results.outcomes(workdir, name):
                 directory = workdir / "checkpoints" / outcome["run"]
@@ -131,23 +139,19 @@ def evaluate_all(
 
 
 @contextlib.contextmanager
-def _session(config: ConfigDict, workdir: Path) -> Iterator[Session]:
+def _session(config: Config, workdir: Path) -> Iterator[Session]:
     """Checks everything that can be checked before the long work starts."""
     splits, groups = load_splits(config)
     c = config
-    if c.eval.select not in SELECT:
-        raise InputError(f"unknown eval.select {c.eval.select!r}{near(c.eval.select, SELECT)}")
+    known("eval.select", c.eval.select, SELECT)
+    known("optim.batch_norm", c.optim.batch_norm, steps.BATCH_NORM)
+    known("method.batch_norm", c.method.batch_norm, steps.BATCH_NORM)
+    known("optim.sampler", c.optim.sampler, samplers.POWERS)
     if c.eval.select == "validation" and not len(splits.valid):
         raise InputError(
             "eval.select is 'validation' but data.valid is 0: hold out a share of the "
             "training set, or keep the last checkpoint with eval.select='last'"
         )
-    for key, mode in ((c.optim, "optim"), (c.method, "method")):
-        if key.batch_norm not in steps.BATCH_NORM:
-            raise InputError(
-                f"unknown {mode}.batch_norm {key.batch_norm!r}"
-                f"{near(key.batch_norm, steps.BATCH_NORM)}"
-            )
     workdir.mkdir(parents=True, exist_ok=True)
     log = Log(workdir)
     _check_same_config(c, workdir)
@@ -208,7 +212,7 @@ def _listening(log: Log) -> Iterator[Callable[[], bool]]:
         signal.signal(signal.SIGINT, before)
 
 
-def _check_same_config(config: ConfigDict, workdir: Path) -> None:
+def _check_same_config(config: Config, workdir: Path) -> None:
     """Stores the config, or refuses one that would mix two experiments."""
     file = workdir / "config.json"
     new = plain(config.to_dict())
@@ -426,9 +430,7 @@ def _fresh(session: Session, seed: int) -> Weights:
     """A network as initialised for stage 1."""
     task = session.task
     keys = jax.random.split(jax.random.key(seed))
-    backbone, batch_stats = models.init(
-        task.backbone, keys[0], task.splits.train.shape
-    )
+    backbone, batch_stats = models.init(task.backbone, keys[0], task.splits.train.shape)
     head = linear(session.config.model.init).init(
         keys[1],
         None,
@@ -438,9 +440,7 @@ def _fresh(session: Session, seed: int) -> Weights:
     return Weights({"backbone": backbone, "head": head}, batch_stats)
 
 
-def _with_head(
-    session: Session, stage1: Weights, method: Method, seed: int
-) -> Weights:
+def _with_head(session: Session, stage1: Weights, method: Method, seed: int) -> Weights:
     """The network of stage 1 with the head that a method starts from."""
     head = method.head.init(
         jax.random.key(seed),
@@ -467,16 +467,14 @@ def _method(session: Session, name: str) -> Method:
         raise InputError(
             f"config.method.names has {name!r}, but there is no config.method.{name}"
         )
-    return methods.make(
-        name, session.task.splits.train.counts, _hyper(entries[name])
-    )
+    return methods.make(name, session.task.splits.train.counts, _hyper(entries[name]))
 
 
-def _hyper(entry: ConfigDict) -> dict[str, Any]:
+def _hyper(entry: Config) -> dict[str, Any]:
     return {key: entry[key] for key in entry if key not in RECIPE}
 
 
-def _rates(session: Session, lr: float, epochs: int, group: ConfigDict) -> np.ndarray:
+def _rates(session: Session, lr: float, epochs: int, group: Config) -> np.ndarray:
     per_epoch = -(-len(session.task.splits.train) // group.batch)
     return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 

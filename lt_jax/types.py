@@ -21,6 +21,9 @@ import numpy as np
 Batch = dict[str, Any]
 Params = dict[str, Any]  # a nested dict of arrays
 
+# An ml_collections.ConfigDict; a type checker cannot know what its attributes hold.
+Config = Any
+
 
 class InputError(ValueError):
     """Bad input: says what was expected, what was found and what to do.
@@ -38,6 +41,18 @@ def near(word: str, known: Iterable[str]) -> str:
     # A long list would bury the answer in it.
     there = f": expected one of {', '.join(known)}" if len(known) <= 20 else ""
     return there + meant
+
+
+def known(what: str, name: str, names: Iterable[str]) -> str:
+    """``name`` if it is one of ``names``.
+
+    Raises:
+      InputError: it is not; tells the near ones.
+    """
+    names = list(names)
+    if name not in names:
+        raise InputError(f"unknown {what} {name!r}{near(name, names)}")
+    return name
 
 
 @flax.struct.dataclass

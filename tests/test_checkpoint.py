@@ -75,7 +75,10 @@ def test_the_state_may_change_right_after_save(tmp_path):
 
 def test_another_network_is_listed_leaf_by_leaf(saved):
     other = state(0.0)
-    params = {**other.params, "head": {"kernel": jnp.zeros((2, 9)), "scale": jnp.ones(9)}}
+    params = {
+        **other.params,
+        "head": {"kernel": jnp.zeros((2, 9)), "scale": jnp.ones(9)},
+    }
     store = Checkpoints(saved)
     with pytest.raises(InputError) as error:
         store.restore(5, other.replace(params=params))

@@ -135,7 +135,9 @@ def test_load_decodes_only_what_was_chosen(monkeypatch):
 
 
 def test_load_refuses_an_unknown_name():
-    with pytest.raises(InputError, match=r"'cifar_100'; did you mean cifar100"):
+    with pytest.raises(
+        InputError, match=r"'cifar_100'; expected one of .*did you mean 'cifar100'"
+    ):
         data.load("cifar_100", dir="", **LOAD)
     with pytest.raises(InputError, match=r"mean digits or cifar10 or cifar100\?"):
         data.load("qqq", dir="", **LOAD)

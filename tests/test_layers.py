@@ -23,6 +23,7 @@ FLOORS = {
     "samplers.py": 0,
     "metrics.py": 0,
     "trees.py": 0,
+    "inits.py": 0,
     # What is composed of it.
     "methods.py": 1,
     "optim.py": 1,

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lt_jax.models import create, features_of, init, initializer
+from lt_jax import inits
+from lt_jax.models import create, features_of, init
 from lt_jax.models.resnet import convolution, pad_shortcut
 from lt_jax.types import InputError
 
@@ -270,12 +271,12 @@ def test_zero_init_makes_a_block_the_identity(name):
 
 
 def test_torch_initial_weights():
-    kernel, bias_for = initializer("torch")
+    kernel = inits.kernel("torch")
     # U(-b, b) with b = 1/sqrt(fan_in) has mean 0 and standard deviation b/sqrt(3).
     drawn = {
         (3 * 3 * 16): kernel(KEY, (3, 3, 16, 400)),
         200: kernel(KEY, (200, 300)),
-        50: bias_for(50)(KEY, (60_000,)),
+        50: inits.bias("torch", 50)(KEY, (60_000,)),
     }
     for fan_in, w in drawn.items():
         bound = fan_in**-0.5
@@ -289,14 +290,15 @@ def test_torch_initial_weights():
 
 
 def test_flax_initial_weights():
-    kernel, bias_for = initializer("flax")
+    kernel = inits.kernel("flax")
     w = kernel(KEY, (200, 300))
     np.testing.assert_allclose(np.std(w), 200**-0.5, rtol=0.02)
     assert np.abs(w).max() > 200**-0.5
-    assert not np.any(bias_for(200)(KEY, (300,)))
-    layer = convolution(64, 3, init_name="flax", dtype=jnp.float32)
-    w = layer.init(KEY, jnp.zeros((1, 3, 3, 64)))["params"]["kernel"]
-    np.testing.assert_allclose(np.std(w), (9 * 64) ** -0.5, rtol=0.02)
+    assert not np.any(inits.bias("flax", 200)(KEY, (300,)))
+    # Through a network: a stem without stages.
+    module = dataclasses.replace(make(init="flax", width=512), stages=())
+    w = init(module, KEY, (8, 8, 3))[0]["stem_conv"]["kernel"]
+    np.testing.assert_allclose(np.std(w), (9 * 3) ** -0.5, rtol=0.02)
 
 
 def test_init_differs_by_key_and_by_layer():
@@ -383,11 +385,11 @@ def test_modules_with_equal_fields_are_one_key():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"name": "resnet43"}, "did you mean .*resnet44"),
+        ({"name": "resnet43"}, "did you mean .*'resnet44'"),
         ({"name": "vgg"}, "unknown arch 'vgg': known are resnet8, resnet20"),
-        ({"stem": "imagnet"}, "did you mean imagenet"),
-        ({"init": "pytorch"}, "did you mean torch"),
-        ({"dtype": "bfloat"}, "did you mean bfloat16"),
+        ({"stem": "imagnet"}, "did you mean 'imagenet'"),
+        ({"init": "pytorch"}, "did you mean 'torch'"),
+        ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
         ({"dtype": "float64"}, "JAX_ENABLE_X64=1"),
         ({"width": 0}, "at least 1, not 0"),
         ({"name": "resnext50_32x4d", "width": 8}, "at least 16, not 8"),
@@ -399,5 +401,5 @@ def test_bad_input(changes, message):
 
 
 def test_unknown_initializer():
-    with pytest.raises(InputError, match="did you mean flax"):
-        initializer("flx")
+    with pytest.raises(InputError, match="did you mean 'flax'"):
+        inits.kernel("flx")

@@ -157,7 +157,7 @@ def test_mirror_averaging(network):
 
 @pytest.mark.parametrize(("batch_norm", "moves"), [("frozen", False), ("drift", True)])
 def test_stage_two_moves_the_head_alone(network, batch_norm, moves):
-    backbone, params, stats = network
+    _, params, stats = network
     state, _ = train(network, 3, trains="head/.*", batch_norm=batch_norm)
     before = trees.leaves({"params": params, "batch_stats": stats})
     after = trees.leaves({"params": state.params, "batch_stats": state.batch_stats})
@@ -181,9 +181,7 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     batch = next(batches(1, 12))
     knobs = steps.replicate(
-        steps.Knobs(
-            jax.random.key(0), np.ones(1, np.float32), losses.cross_entropy(K)
-        )
+        steps.Knobs(jax.random.key(0), np.ones(1, np.float32), losses.cross_entropy(K))
     )
     step = steps.make_train_step(
         backbone, heads.linear(), losses.adjusted_xent, SGD, "head/.*", "frozen", plain
@@ -226,14 +224,14 @@ def test_steps_trace_once(network):
 
 
 def test_the_state_is_donated_but_not_the_callers_arrays(network):
-    backbone, params, stats = network
+    _, params, _ = network
     train(network, 2)
     train(network, 2)  # would fail on deleted arrays
     assert all(not leaf.is_deleted() for leaf in jax.tree.leaves(params))
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(InputError, match="6 rows does not divide over 4 devices.*8"):
+    with pytest.raises(InputError, match=r"6 rows does not divide over 4 devices.*8"):
         steps.shard(next(batches(1, 6)))
     assert steps.padded(6) == 8
     assert steps.padded(8) == 8

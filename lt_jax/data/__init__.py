@@ -6,13 +6,12 @@ imports what it needs when it is called.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
 
 from lt_jax.data import cifar, digits, longtail
-from lt_jax.types import Dataset, InputError, Splits
+from lt_jax.types import Dataset, InputError, Splits, known
 
 # name -> loader(dir) -> the full training and test sets
 SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
@@ -44,12 +43,7 @@ def load(
       InputError: an unknown name, data that are missing or damaged, a label outside
         the classes, or a value that ``longtail`` refuses.
     """
-    if name not in SOURCES:
-        near = difflib.get_close_matches(name, SOURCES, cutoff=0.4) or list(SOURCES)
-        raise InputError(
-            f"unknown data set {name!r}; did you mean {' or '.join(near)}?"
-        )
-    full, test = SOURCES[name](dir)
+    full, test = SOURCES[known("data set", name, SOURCES)](dir)
     for part in (full, test):
         _check_labels(part)
     num_classes = len(full.classes)

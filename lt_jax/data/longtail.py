@@ -6,12 +6,11 @@ LOS and weight-balancing code, and ``cao``, of LDAM and what descends from it.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax.types import InputError
+from lt_jax.types import InputError, known
 
 
 def counts(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
@@ -109,11 +108,7 @@ def choose(
       InputError: another split, a class with fewer examples than its size, or what
         ``counts`` refuses.
     """
-    if split not in SPLITS:
-        near = difflib.get_close_matches(split, SPLITS, cutoff=0.4) or list(SPLITS)
-        raise InputError(
-            f"unknown long-tailed split {split!r}; did you mean {' or '.join(near)}?"
-        )
+    known("long-tailed split", split, SPLITS)
     have = np.bincount(labels, minlength=num_classes)
     sizes = counts(int(have.max()), num_classes, imbalance)
     short = np.flatnonzero(have < sizes)

@@ -17,7 +17,6 @@ from lt_jax.models.resnet import (
     create,
     features_of,
     init,
-    initializer,
 )
 
 __all__ = [
@@ -27,5 +26,4 @@ __all__ = [
     "create",
     "features_of",
     "init",
-    "initializer",
 ]

@@ -8,23 +8,19 @@ initial weights, running variance.
 
 from __future__ import annotations
 
-import difflib
 import functools
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lt_jax import inits
 from lt_jax.models.norm import BatchNorm
-from lt_jax.types import InputError, Params
-
-Initializer = nn.initializers.Initializer
+from lt_jax.types import InputError, Params, known
 
 DTYPES = ("float32", "bfloat16", "float64")
-INITS = ("torch", "flax")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
 
 _BASIC = {"bottleneck": False, "groups": 1, "group_width": 64}
@@ -48,27 +44,6 @@ ARCHS: dict[str, dict[str, Any]] = {
     "resnet152": {"stages": (3, 8, 36, 3), **_DEEP, **_PROJECTION},
     "resnext50_32x4d": {"stages": (3, 4, 6, 3), **_RESNEXT, **_PROJECTION},
 }
-
-
-def initializer(name: str) -> tuple[Initializer, Callable[[int], Initializer]]:
-    """The initialiser of kernels, and that of biases given the fan-in of their kernel.
-
-    "torch" is the default of PyTorch's Conv2d and Linear, U(+-1/sqrt(fan_in)) for
-    kernel and bias alike; "flax" is LeCun normal and zeros. Kernels are [..., in, out].
-    """
-    if _known("init", name, INITS) == "flax":
-        return nn.initializers.lecun_normal(), lambda fan_in: nn.initializers.zeros
-
-    def bias_for(fan_in: int) -> Initializer:
-        bound = 1 / math.sqrt(fan_in)
-
-        def bias(key, shape, dtype=jnp.float32, out_sharding=None):
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        return bias
-
-    # U(-b, b) has the variance b^2 / 3.
-    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"), bias_for
 
 
 def convolution(
@@ -96,7 +71,7 @@ def convolution(
         use_bias=False,
         dtype=dtype,
         param_dtype=jnp.promote_types(jnp.float32, dtype),
-        kernel_init=initializer(init_name)[0],
+        kernel_init=inits.kernel(init_name),
         name=name,
     )
 
@@ -214,19 +189,19 @@ def create(
     axis_name: str | None,
 ) -> ResNet:
     """The network ``name`` of `ARCHS`; bad input is an `InputError`."""
-    fields = ARCHS[_known("arch", name, ARCHS)]
+    fields = ARCHS[known("arch", name, ARCHS)]
     if width * fields["group_width"] < 64:
         least = 64 // fields["group_width"]
         raise InputError(f"the width of {name} must be at least {least}, not {width}")
-    number = jnp.dtype(_known("dtype", dtype, DTYPES))
+    number = jnp.dtype(known("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
     return ResNet(
         **fields,
-        stem=_known("stem", stem, STEMS),
+        stem=known("stem", stem, STEMS),
         width=width,
         zero_init=zero_init,
-        init_name=_known("init", init, INITS),
+        init_name=known("initialiser", init, inits.NAMES),
         dtype=number,
         axis_name=axis_name,
     )
@@ -246,13 +221,3 @@ def init(
     image = jnp.zeros((1, *shape), jnp.float32)
     variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
     return variables["params"], variables["batch_stats"]
-
-
-def _known(what: str, name: str, names: Iterable[str]) -> str:
-    """``name`` if it is one of ``names``, else an error that tells the near ones."""
-    names = list(names)
-    if name in names:
-        return name
-    near = difflib.get_close_matches(name, names)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
-    raise InputError(f"unknown {what} {name!r}: {hint}known are {', '.join(names)}")

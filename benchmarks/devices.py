@@ -1,0 +1,128 @@
+"""One device against four: the same loss curve, the same integers.
+
+Trains the digits network for 50 steps, with augmentation and a ragged last batch, on 1
+and on 4 virtual CPU devices (a process each), then evaluates on the test set.
+
+    python benchmarks/devices.py [--json] [--quick]
+
+JSON keys: `steps`, `loss_difference` (largest relative difference of a step's loss),
+`integers_equal` (right and seen of every class), `loss_first`, `loss_last`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+COUNTS = (1, 4)
+
+
+def measure(num_steps: int) -> dict[str, Any]:
+    """Trains and evaluates on the devices of this process."""
+    import jax
+    import numpy as np
+
+    from lt_jax import data, heads, losses, metrics, models, optim, samplers, steps
+    from lt_jax.data.augment import Augment
+    from lt_jax.data.feed import feed
+
+    splits = data.load("digits", dir="", imbalance=20, split="first", valid=0.2, seed=0)
+    augment = Augment(pad=1, flip=False, mean=(0.305,), std=(0.376,))
+    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
+    head, num_classes = heads.linear(), len(splits.counts)
+    backbone = models.create(
+        "resnet8",
+        stem="cifar",
+        width=16,
+        zero_init=False,
+        init="torch",
+        dtype="float32",
+        axis_name=steps.AXIS,
+    )
+    params, stats = models.init(backbone, jax.random.key(0), splits.train.shape)
+    start = head.init(
+        jax.random.key(1), None, models.features_of(backbone), num_classes
+    )
+    state = steps.init_state({"backbone": params, "head": start}, stats, sgd, ".*")
+    knobs = steps.replicate(
+        steps.Knobs(
+            jax.random.key(2),
+            np.full(num_steps, 0.01, np.float32),
+            losses.cross_entropy(num_classes),
+        )
+    )
+    train = steps.make_train_step(
+        backbone, head, losses.adjusted_xent, sgd, ".*", "train", augment
+    )
+    labels, batch, rows = splits.train.labels, 50, []
+    for epoch in range(num_steps):
+        rows.append(samplers.plan(labels, "instance", batch, 0, epoch))
+    plan = np.concatenate(rows)[:num_steps]
+    curve = []
+    for one in feed(splits.train, plan, steps.padded(batch), steps.shard):
+        state, measured = train(state, one, knobs)
+        curve.append(float(measured["loss"]))
+
+    evaluate = steps.make_eval_step(backbone, head, augment, False)
+    tally = steps.replicate(metrics.empty(num_classes))
+    order = samplers.in_rows(np.arange(len(splits.test)), 70)
+    for one in feed(splits.test, order, steps.padded(70), steps.shard):
+        tally = evaluate(state.params, state.batch_stats, one, tally)
+    return {
+        "devices": jax.device_count(),
+        "loss": curve,
+        "right": np.asarray(tally.right).tolist(),
+        "seen": np.asarray(tally.seen).tolist(),
+    }
+
+
+def run(devices: int, num_steps: int) -> dict[str, Any]:
+    """Measures in a process with so many virtual devices."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--steps", str(num_steps)],
+        env=env,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object, last")
+    parser.add_argument("--quick", action="store_true", help="10 steps")
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.steps:
+        print(json.dumps(measure(options.steps)))
+        return
+    one, four = (run(devices, 10 if options.quick else 50) for devices in COUNTS)
+    assert (one["devices"], four["devices"]) == COUNTS
+    pairs = list(zip(one["loss"], four["loss"], strict=True))
+    result = {
+        "steps": len(pairs),
+        "loss_difference": max(abs(a - b) / a for a, b in pairs),
+        "integers_equal": one["right"] == four["right"] and one["seen"] == four["seen"],
+        "loss_first": pairs[0],
+        "loss_last": pairs[-1],
+    }
+    if options.json:
+        print(json.dumps(result))
+        return
+    for step in range(0, len(pairs), max(1, len(pairs) // 10)):
+        print(
+            f"step {step + 1:3d}  1 device {pairs[step][0]:.6f}  4 {pairs[step][1]:.6f}"
+        )
+    print(f"largest relative difference of the loss: {result['loss_difference']:.1e}")
+    print(f"right and seen of every class equal: {result['integers_equal']}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""The command line as a user meets it: exit codes, messages, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_digits
+
+from lt_jax import cli
+
+DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
+SMALL = [
+    "--config.model.width=4",
+    "--config.optim.repeats=1",
+    "--config.optim.epochs=2",
+    "--config.method.ce.epochs=1",
+    "--config.method.los.epochs=1",
+]
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "lt_jax", *arguments]
+
+
+def test_help_is_light():
+    """No JAX, Flax or TFDS for --help: the answer comes at once."""
+    code = (
+        "import sys; from lt_jax import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets', 'orbax'}\n"
+        "sys.exit(len(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "COMMAND" in done.stdout
+    for name in ("run", "train", "retrain", "evaluate", "data"):
+        assert name in done.stdout
+
+
+def test_no_command(capsys):
+    assert cli.main([]) == 2
+    assert "COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spelling", ["--config=", "--config "])
+def test_data_info(capsys, spelling):
+    arguments = f"data info --json {spelling}{DIGITS}".split()
+    assert cli.main(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found) == {
+        "name", "split_hash", "num_train", "num_valid", "num_test", "num_classes",
+        "counts_max", "counts_min", "groups",
+    }  # fmt: skip
+    assert cli.main(["data", "info", "--config", DIGITS]) == 0
+    text = capsys.readouterr().out
+    assert found["split_hash"] in text
+    assert "many 3, medium 4, few 3" in text
+
+
+def test_run_and_evaluate(tmp_path, capsys):
+    arguments = ["--config", DIGITS, "--workdir", str(tmp_path), *SMALL]
+    assert cli.main(["train", *arguments]) == 0
+    assert cli.main(["retrain", *arguments]) == 0
+    table = capsys.readouterr().out
+    for word in ("none", "ce", "los", "many", "medium", "few", "worst", "ECE", "LoMa"):
+        assert word in table
+    assert f"report: {tmp_path}/report" in table
+    assert cli.main(["run", *arguments]) == 0  # finds everything done
+    capsys.readouterr()
+    assert cli.main(["evaluate", *arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert found["los/0.0"]["all"] == stored["methods"]["los"]["all"]["mean"]
+    assert cli.main(["evaluate", *arguments, "--split=valid"]) == 0
+    assert "los/0.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.optim.epoch=3"], "unknown config key 'optim.epoch'; did you mean"),
+        (["--config.optim.epochs=many"], "optim.epochs"),
+        (["--config.method.los.delta=1.0"], "delta must lie in [0, 1)"),
+        (["--config.data.imbalance=0.1"], "imbalance"),
+        (["--config.eval.flip=perhaps"], "eval.flip"),
+    ],
+)
+def test_bad_values(tmp_path, capsys, flags, message):
+    arguments = ["run", "--config", DIGITS, "--workdir", str(tmp_path / "w"), *flags]
+    assert cli.main(arguments) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lt-jax: ")
+    assert message in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "w/result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "expected --config FILE once"),
+        (["--config", "configs/nothing.py"], "no config file 'configs/nothing.py'"),
+    ],
+)
+def test_bad_config_files(tmp_path, capsys, flags, message):
+    assert cli.main(["data", "info", *flags]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_error_in_the_config_file_is_its_last_line(tmp_path, capsys):
+    (tmp_path / "mine.py").write_text("def get_config():\n    return nothing\n")
+    assert cli.main(["data", "info", "--config", str(tmp_path / "mine.py")]) == 2
+    told = capsys.readouterr().err
+    assert told.strip() == "lt-jax: NameError: name 'nothing' is not defined"
+
+
+def test_data_that_is_not_prepared(tmp_path, capsys):
+    config = str(tiny_digits.CONFIGS / "cifar100_lt.py:ir=100")
+    flags = ["--config", config, f"--config.data.dir={tmp_path}"]
+    assert cli.main(["data", "info", *flags]) == 2
+    told = capsys.readouterr().err
+    assert str(tmp_path) in told
+    assert "tfds build cifar100 --file_format=array_record" in told
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "file/run"), *SMALL]
+    assert cli.main(["train", *arguments]) == 2
+    told = capsys.readouterr().err
+    assert "Not a directory" in told
+    assert str(tmp_path / "file") in told
+
+
+def test_divergence(tmp_path, capsys):
+    flags = [*SMALL, "--config.optim.lr=1e18", "--config.optim.warmup=1.0"]
+    arguments = ["train", "--config", DIGITS, "--workdir", str(tmp_path), *flags]
+    assert cli.main(arguments) == 1
+    told = capsys.readouterr().err
+    assert "at step" in told
+    assert "learning rate" in told
+
+
+def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
+    """SIGINT: a checkpoint, result.json, exit code 130; the same command goes on."""
+    flags = ["--config", DIGITS, "--workdir", str(tmp_path), *SMALL]
+    flags += ["--config.optim.epochs=400", "--config.log.seconds=0.2"]
+    flags += ["--config.eval.every=400", "--config.save.every=400"]
+    process = subprocess.Popen(
+        command("train", *flags), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )  # fmt: skip
+    log = tmp_path / "log.txt"
+    limit = time.monotonic() + 120
+    while not (log.exists() and "img/s" in log.read_text()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "stopped and saved at stage1/0: step" in err
+    assert "Traceback" not in err
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["protocol"]["interrupted"] is True
+    assert stored["methods"]["none"]["all"] == {
+        "mean": None, "std": None, "values": [],
+    }  # fmt: skip
+    (saved,) = [p.name for p in (tmp_path / "checkpoints/stage1/0").iterdir()]
+    again = subprocess.Popen(
+        command("train", *flags), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert again.stdout is not None
+        assert any(f"goes on from step {int(saved):,}" in line for line in again.stdout)
+    finally:
+        again.kill()
+        again.wait()

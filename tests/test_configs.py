@@ -1,0 +1,129 @@
+"""Every config: complete, commented, locked, and every key of it is read."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import tiny_digits
+from ml_collections import ConfigDict
+
+from lt_jax import methods, train
+
+GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
+FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            found += leaves(value, f"{prefix}{key}.")
+        else:
+            found.append(prefix + key)
+    return found
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_groups_and_order(name):
+    source = (tiny_digits.CONFIGS / f"{name}.py").read_text()
+    order = re.findall(r"^    config\.(\w+) = ", source, re.MULTILINE)
+    assert order == GROUPS
+    assert set(tiny_digits.load(name)) == set(GROUPS)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_is_commented_where_it_first_stands(name):
+    lines = (tiny_digits.CONFIGS / f"{name}.py").read_text().splitlines()
+    seen: set[str] = set()
+    for before, line in zip(["", *lines], lines, strict=False):
+        match = re.match(r"    config\.[\w.]*?(\w+) = (?!ConfigDict)", line)
+        if match is None:
+            continue
+        key = match[1]
+        told = "#" in line or before.strip().startswith("#")
+        # Numbers that both stages have are explained once.
+        assert told or key in seen or key in ("lr", "epochs", "batch", "momentum",
+                                              "nesterov"), line  # fmt: skip
+        seen.add(key)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_all_configs_have_the_same_keys_outside_of_method(name):
+    def outside(config):
+        return {key for key in leaves(config) if not re.match(r"method\.\w+\.", key)}
+
+    assert outside(tiny_digits.load(name)) == outside(tiny_digits.load("digits_lt"))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_methods_of_the_config_exist(name):
+    import numpy as np
+
+    config = tiny_digits.load(name)
+    for method, entry in config.method.items():
+        if isinstance(entry, ConfigDict):
+            hyper = {k: v for k, v in entry.items() if k not in train.RECIPE}
+            methods.make(method, np.arange(1, 11), hyper)
+            assert set(train.RECIPE) <= set(entry)
+    assert set(config.method.names) <= set(config.method)
+
+
+def test_every_key_is_read(tmp_path, monkeypatch):
+    """Runs both stages and notes which attributes of the config are asked for."""
+    config = tiny_digits.config(optim__epochs=1, method__ce__epochs=1,
+                                method__los__epochs=1)  # fmt: skip
+    groups = {id(config): ""}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            groups[id(value)] = f"{key}."
+            for inner, entry in value.items():
+                if isinstance(entry, ConfigDict):
+                    groups[id(entry)] = f"{key}.{inner}."
+    read: set[str] = set()
+    look_up = ConfigDict.__getitem__
+
+    def noting(self, key):
+        read.add(groups.get(id(self), "?") + key)
+        return look_up(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfigDict, "to_dict", lambda self: {})  # reads all of it
+        patch.setattr(ConfigDict, "__getitem__", noting)
+        train.run(config, tmp_path)
+    unread = set(leaves(config)) - read
+    assert not unread
+
+
+@pytest.mark.parametrize(
+    ("argument", "key", "value"),
+    [
+        ("", "data.imbalance", 100.0),
+        ("ir=50", "data.imbalance", 50.0),
+        ("ir=10,split=cao", "data.split", "cao"),
+        ("net=resnet32", "model.width", 16),
+        ("data=cifar10", "data.name", "cifar10"),
+        ("protocol=paper", "eval.select", "test"),
+        ("protocol=paper", "method.batch_norm", "drift"),
+        ("protocol=paper", "eval.flip", True),
+        ("protocol=paper", "data.valid", 0.0),
+        ("protocol=clean", "method.batch_norm", "frozen"),
+    ],
+)
+def test_arguments_of_cifar100_lt(argument, key, value):
+    config = tiny_digits.load("cifar100_lt", argument)
+    group, name = key.split(".")
+    assert config[group][name] == value
+
+
+@pytest.mark.parametrize("argument", ["ir", "net=resnet50", "nt=resnet32", "ir="])
+def test_bad_arguments_of_cifar100_lt(argument):
+    with pytest.raises(ValueError, match="expected some of ir=100"):
+        tiny_digits.load("cifar100_lt", argument)
+
+
+def test_docstrings_hold_the_command():
+    for name in FILES:
+        text = Path(tiny_digits.CONFIGS / f"{name}.py").read_text()
+        assert f"lt-jax run --config configs/{name}.py" in text

@@ -1,0 +1,343 @@
+"""Both stages end to end on real images, stopping, resuming, refusing."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny_cifar
+import tiny_digits
+
+from lt_jax import checkpoint, loop, results, train
+from lt_jax.meter import Diverged, Meter
+from lt_jax.types import InputError
+
+STEPS = 10  # of an epoch of the digits: 307 examples in batches of 32
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A finished run that the tests only read."""
+    workdir = tmp_path_factory.mktemp("finished")
+    result = train.run(tiny_digits.config(), workdir)
+    return workdir, result
+
+
+def arrays(workdir: Path, run: str) -> dict[str, np.ndarray]:
+    directory = workdir / "checkpoints" / run
+    outcome = results.outcome(directory)
+    assert outcome is not None
+    return checkpoint.read(directory, outcome["step"])
+
+
+def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
+    assert one.keys() == other.keys()
+    for name, leaf in one.items():
+        np.testing.assert_array_equal(leaf, other[name], err_msg=name)
+
+
+def press_ctrl_c(monkeypatch, title: str, at: int) -> None:
+    """Sends the signal of Ctrl-C after this step of this fit."""
+    add = Meter.add
+
+    def pressing(self, step, measured):
+        add(self, step, measured)
+        if self._title == title and step == at:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(Meter, "add", pressing)
+
+
+def test_the_files_of_the_contract(finished):
+    workdir, result = finished
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "log.txt",
+        "result.json",
+        "checkpoints",
+        "report/table.md",
+        "report/per_class.csv",
+    ):
+        assert (workdir / name).exists(), name
+    stored = json.loads((workdir / "result.json").read_text())
+    assert set(stored) == {
+        "dataset", "protocol", "stage1", "methods", "versions", "device",
+    }  # fmt: skip
+    assert stored["dataset"] == {
+        "name": "digits",
+        "split_hash": result["dataset"]["split_hash"],
+        "num_train": 383,
+        "num_valid": 76,
+        "num_test": 600,
+        "num_classes": 10,
+        "counts_max": 114,
+        "counts_min": 5,
+        "groups": {"many": 3, "medium": 4, "few": 3},
+    }
+    assert stored["protocol"]["select"] == "last"
+    assert stored["protocol"]["features"] == "online"
+    assert list(stored["methods"]) == ["none", "ce", "los"]
+    los = stored["methods"]["los"]
+    assert los["hyper"]["delta"] == 0.83
+    for metric in ("all", "many", "medium", "few", "balanced", "worst", "ece", "nll"):
+        assert set(los[metric]) == {"mean", "std", "values"}
+        assert len(los[metric]["values"]) == 1
+        assert los[metric]["std"] is None  # one seed has no spread
+    assert 0 < los["all"]["mean"] <= 1
+    assert {"mean", "many", "medium", "few", "spread"} <= set(los["loma_row"])
+    assert set(los["rsd"]) == {"row_true", "row_false", "col_true", "col_false"}
+
+
+def test_the_metrics_are_those_of_the_stored_classes(finished):
+    """The table's figures follow from the per-class file and the test set's sizes."""
+    workdir, result = finished
+    with (workdir / "report/per_class.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == "los"]
+    accuracy = np.array([float(row["accuracy"]) for row in rows])
+    counts = np.array([int(row["train_count"]) for row in rows])
+    los = result["methods"]["los"]
+    assert los["all"]["mean"] == pytest.approx(accuracy.mean())  # 60 a class
+    assert los["few"]["mean"] == pytest.approx(accuracy[counts < 15].mean())
+    assert los["worst"]["mean"] == pytest.approx(accuracy.min())
+
+
+def test_it_learns(finished):
+    _, result = finished
+    assert result["methods"]["none"]["all"]["mean"] > 0.16  # chance is 0.1, and its spread 0.012
+
+
+def test_metrics_lines(finished):
+    workdir, _ = finished
+    lines = [
+        json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()
+    ]
+    stage1 = [line for line in lines if line["run"] == "stage1/0"]
+    assert [line["step"] for line in stage1] == [2 * STEPS, 4 * STEPS]
+    assert stage1[-1]["loss"] < stage1[0]["loss"]
+    assert {"balanced", "loma_row", "rsd_col_false", "rate"} <= set(stage1[0])
+
+
+def test_again_does_nothing_twice(finished, monkeypatch):
+    workdir, result = finished
+    monkeypatch.setattr(train, "fit", None)  # would fail if anything were fitted
+    assert train.run(tiny_digits.config(), workdir)["methods"] == result["methods"]
+
+
+def test_evaluate_repeats_the_figures(finished):
+    workdir, result = finished
+    found = train.evaluate_all(tiny_digits.config(), workdir, "test")
+    assert list(found) == ["stage1/0", "ce/0.0", "los/0.0"]
+    for method, run in (("none", "stage1/0"), ("los", "los/0.0")):
+        assert found[run]["few"] == result["methods"][method]["few"]["mean"]
+    assert train.evaluate_all(tiny_digits.config(), workdir, "valid").keys() == (
+        found.keys()
+    )
+
+
+@pytest.mark.parametrize(
+    ("title", "at"),
+    [("stage1/0", 13), ("stage1/0", 2 * STEPS), ("los/0.0", 7)],
+    ids=["within an epoch", "between epochs", "stage 2"],
+)
+def test_stopped_and_resumed_is_uninterrupted(
+    finished, tmp_path, monkeypatch, title, at
+):
+    """Bitwise: parameters, optimiser, batch statistics; and the same result."""
+    with monkeypatch.context() as patch:
+        press_ctrl_c(patch, title, at)
+        with pytest.raises(loop.Interrupted, match=f"{title}: step {at} of"):
+            train.run(tiny_digits.config(), tmp_path)
+    stored = json.loads((tmp_path / "result.json").read_text())
+    assert stored["protocol"]["interrupted"] is True
+    assert "none" in stored["methods"]
+
+    result = train.run(tiny_digits.config(), tmp_path)
+    assert result["protocol"]["interrupted"] is False
+    for run in ("stage1/0", "ce/0.0", "los/0.0"):
+        assert_same(arrays(tmp_path, run), arrays(finished[0], run))
+    for name, method in finished[1]["methods"].items():
+        for metric in ("all", "few", "nll", "loma_col"):
+            assert result["methods"][name][metric]["values"] == method[metric]["values"]
+
+
+def test_another_config_is_refused(finished):
+    changed = tiny_digits.config(optim__lr=0.9, eval__batch=7, log__seconds=1.0)
+    with pytest.raises(InputError) as error:
+        train.run(changed, finished[0])
+    text = str(error.value)
+    assert "optim.lr: 0.05 there, 0.9 now" in text
+    assert "eval.batch" not in text  # may change: no result depends on it
+    assert "log." not in text
+
+
+def test_retrain_on_the_stage_1_of_another_workdir(finished, tmp_path):
+    source, result = finished
+    config = tiny_digits.config(init__path=str(source), method__los__delta=0.5)
+    found = train.retrain(config, tmp_path)
+    assert found["methods"]["none"]["all"] == result["methods"]["none"]["all"]
+    assert found["methods"]["ce"]["nll"] == result["methods"]["ce"]["nll"]
+    assert found["methods"]["los"]["nll"] != result["methods"]["los"]["nll"]
+    one, other = arrays(tmp_path, "los/0.0"), arrays(source, "stage1/0")
+    for name, leaf in other.items():
+        if name.startswith(("params/backbone/", "batch_stats/")):
+            np.testing.assert_array_equal(leaf, one[name], err_msg=name)
+
+
+def test_retrain_notes_a_stage_1_fitted_on_other_examples(finished, tmp_path, capsys):
+    config = tiny_digits.config(init__path=str(finished[0]), data__valid_seed=1)
+    train.retrain(config, tmp_path)
+    assert "may have seen what is held out" in capsys.readouterr().out
+
+
+def test_retrain_without_stage_1(tmp_path):
+    with pytest.raises(InputError, match=r"no finished stage 1 in .*lt-jax train"):
+        train.retrain(tiny_digits.config(), tmp_path)
+
+
+def test_retrain_on_another_network(finished, tmp_path):
+    config = tiny_digits.config(init__path=str(finished[0]), model__width=8)
+    with pytest.raises(InputError, match="! params/head/kernel"):
+        train.retrain(config, tmp_path)
+
+
+def test_stage_1_from_given_weights(finished, tmp_path):
+    """init.path in train, but for the head, which init.skip leaves fresh."""
+    config = tiny_digits.config(
+        init__path=str(finished[0]), init__skip="params/head/.*", optim__epochs=1,
+        optim__trains="head/.*", optim__batch_norm="frozen",
+    )  # fmt: skip
+    train.train(config, tmp_path)
+    one, other = arrays(tmp_path, "stage1/0"), arrays(finished[0], "stage1/0")
+    for name in other:
+        if name.startswith(("params/backbone/", "batch_stats/")):
+            np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+    assert not np.array_equal(one["params/head/kernel"], other["params/head/kernel"])
+
+
+def test_several_representations_and_seeds(tmp_path):
+    config = tiny_digits.config(
+        optim__repeats=2, method__repeats=2, optim__epochs=1, method__names=("los",),
+        method__los__epochs=1, eval__every=1,
+    )  # fmt: skip
+    result = train.run(config, tmp_path)
+    assert result["protocol"]["seeds"] == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    los = result["methods"]["los"]
+    values = los["nll"]["values"]
+    assert len(set(values)) == 4
+    assert los["nll"]["mean"] == pytest.approx(np.mean(values))
+    assert los["nll"]["std"] == pytest.approx(np.std(values, ddof=1))
+    assert len(result["methods"]["none"]["nll"]["values"]) == 2
+
+
+@pytest.mark.parametrize("select", ["validation", "test"])
+def test_the_best_checkpoint_is_kept(tmp_path, select):
+    config = tiny_digits.config(eval__select=select, eval__every=1, optim__epochs=6)
+    result = train.train(config, tmp_path)
+    lines = [
+        json.loads(x) for x in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    best = max(line["balanced"] for line in lines)
+    outcome = results.outcome(tmp_path / "checkpoints/stage1/0")
+    assert outcome is not None
+    chosen = next(line for line in lines if line["step"] == outcome["step"])
+    assert chosen["balanced"] == best
+    if select == "test":  # what chose is what is reported, as the authors do it
+        assert result["methods"]["none"]["balanced"]["mean"] == best
+        assert "THE TEST SET PICKS" in (tmp_path / "log.txt").read_text()
+
+
+def test_a_diverging_run_stops_names_the_step_and_keeps_the_last_checkpoint(tmp_path):
+    config = tiny_digits.config(optim__lr=1e18, optim__warmup=2.0, optim__epochs=4)
+    # The warm-up reaches such a rate after the first step already.
+    with pytest.raises(Diverged, match=r"stage1/0: the loss is (nan|inf) at step \d+"):
+        train.train(config, tmp_path)
+    assert not (tmp_path / "result.json").exists()
+    assert results.outcome(tmp_path / "checkpoints/stage1/0") is None
+
+
+def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
+    add = Meter.add
+
+    def poison(self, step, measured):
+        if step == 2 * STEPS + 3:
+            measured = {**measured, "loss": jax.numpy.float32(np.nan)}
+        add(self, step, measured)
+
+    monkeypatch.setattr(Meter, "add", poison)
+    monkeypatch.setattr(
+        jax, "transfer_guard", lambda _: __import__("contextlib").nullcontext()
+    )
+    with pytest.raises(Diverged, match=f"nan at step {2 * STEPS + 3}"):
+        train.train(tiny_digits.config(), tmp_path)
+    kept = {p.name for p in (tmp_path / "checkpoints/stage1/0").iterdir()}
+    assert kept == {str(2 * STEPS)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method__los__delta": 1.0}, r"delta must lie in \[0, 1\)"),
+        ({"method__los__delta": -0.1}, r"delta must lie in \[0, 1\)"),
+        ({"data__imbalance": 0.5}, "imbalance .*at least 1"),
+        ({"data__imbalance": 1000.0}, "class"),
+        ({"data__name": "digit"}, "digits"),
+        ({"data__valid": 0.0, "eval__select": "validation"}, "data.valid is 0"),
+        ({"eval__select": "lst"}, "did you mean 'last'"),
+        ({"method__names": ("ce", "loss")}, "config.method.loss"),
+        ({"method__batch_norm": "freeze"}, "did you mean 'frozen'"),
+        ({"data__few": 60}, "group limits"),
+        ({"model__name": "resnet33"}, "resnet32"),
+        ({"optim__lr": 0.0}, "learning rate must be positive"),
+        ({"optim__decay_on": "nothing"}, "acts on nothing"),
+        ({"optim__trains": "heads/.*"}, "no parameter matches"),
+        ({"optim__sampler": "balanced"}, "unknown optim.sampler"),
+        ({"optim__schedule": "linear"}, "unknown schedule"),
+        ({"optim__warmup": 4.0}, "warm-up"),
+    ],
+)  # fmt: skip
+def test_bad_values_are_told(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train.run(tiny_digits.config(**changes), tmp_path)
+    assert not (tmp_path / "result.json").exists()
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_cifar_through_tfds(tmp_path, protocol):
+    """The config of CIFAR100-LT on a miniature set in the form TFDS writes."""
+    tiny_cifar.write(tmp_path / "data", per_class=20, test_per_class=2)
+    config = tiny_digits.load("cifar100_lt", f"ir=10,net=resnet32,protocol={protocol}")
+    config.data.dir = str(tmp_path / "data")
+    config.model.name, config.model.width = "resnet8", 4
+    config.optim.epochs = config.method.los.epochs = 1
+    config.method.names, config.method.repeats = ("los",), 1
+    config.eval.batch = 64
+    result = train.run(config.lock(), tmp_path / "run")
+    assert result["dataset"]["counts_max"] == 20
+    assert result["dataset"]["counts_min"] == 2
+    paper = protocol == "paper"
+    assert result["protocol"]["select"] == ("test" if paper else "last")
+    assert result["protocol"]["batch_norm"] == ("drift" if paper else "frozen")
+    assert result["protocol"]["flip"] is paper
+    assert (result["dataset"]["num_valid"] == 0) is paper
+    # Group medium holds all classes of 20 images, many none: told as null, not as 0.
+    assert result["methods"]["los"]["many"]["values"] != [0.0]
+    before = arrays(tmp_path / "run", "stage1/0")
+    after = arrays(tmp_path / "run", "los/0.0")
+    stats = [name for name in before if name.startswith("batch_stats/")]
+    same = all(np.array_equal(before[name], after[name]) for name in stats)
+    assert same is not paper  # the authors' statistics drift in stage 2
+
+
+def test_a_workdir_may_move(finished, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(finished[0], moved)
+    found = train.evaluate_all(tiny_digits.config(), moved, "test")
+    assert found["los/0.0"]["all"] == finished[1]["methods"]["los"]["all"]["mean"]
