@@ -33,7 +33,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     splits = data.load("digits", dir="", imbalance=20, split="first", valid=0.2, seed=0)
     augment = Augment(pad=1, flip=False, mean=(0.305,), std=(0.376,))
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
-    head, num_classes = heads.linear(), len(splits.counts)
+    head, num_classes = heads.linear, len(splits.counts)
     backbone = models.create(
         "resnet8",
         stem="cifar",
@@ -45,7 +45,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     )
     params, stats = models.init(backbone, jax.random.key(0), splits.train.shape)
     start = head.init(
-        jax.random.key(1), None, models.features_of(backbone), num_classes
+        jax.random.key(1), None, models.features_of(backbone), num_classes, "torch"
     )
     state = steps.init_state({"backbone": params, "head": start}, stats, sgd, ".*")
     knobs = steps.replicate(

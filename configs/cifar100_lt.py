@@ -61,7 +61,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.pad = 4  # pixels of black that random crops may reach into
     config.data.flip = True  # random mirror images
     config.data.mean = (0.4914, 0.4822, 0.4465)  # of the pixels, by channel, in 0..1
-    config.data.std = (0.2023, 0.1994, 0.2010)
+    config.data.std = (0.2023, 0.1994, 0.2010)  # and their deviation
 
     config.model = ConfigDict()
     config.model.name = choice["net"]  # a key of lt_jax.models.ARCHS
@@ -78,18 +78,18 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method = ConfigDict()  # stage 2
     config.method.names = ("ce", "los")  # which of the entries below are fitted
     config.method.repeats = 3  # seeds for each method and representation
-    config.method.batch = 64
+    config.method.batch = 64  # images of a step, all devices together
     config.method.batch_norm = "drift" if paper else "frozen"  # statistics of stage 2
-    config.method.momentum = 0.9
-    config.method.nesterov = False
+    config.method.momentum = 0.9  # of SGD, as in PyTorch
+    config.method.nesterov = False  # look ahead along the momentum
     config.method.decay = 0.0  # weight decay, coupled
     config.method.decay_on = ".*"  # regex of the parameters it acts on
     config.method.schedule = "epoch"  # cosine moves per "epoch" or per "step"
     config.method.warmup = 0.0  # epochs
 
     config.method.ce = ConfigDict()
-    config.method.ce.lr = 5e-4
-    config.method.ce.epochs = 20
+    config.method.ce.lr = 5e-4  # highest learning rate
+    config.method.ce.epochs = 20  # passes over the training images
     config.method.ce.start = "stage1"  # or "fresh"
     config.method.ce.sampler = "instance"  # or "class", "sqrt"
 
@@ -116,7 +116,7 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optim.batch_norm = "train"
 
     config.eval = ConfigDict()
-    config.eval.batch = 500
+    config.eval.batch = 500  # images of an evaluation step
     config.eval.every = 1 if paper else 5  # epochs between evaluations
     config.eval.select = "test" if paper else "last"  # or best on "validation"
     config.eval.flip = paper  # average logits over the mirror image

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.data.pad = 1  # pixels of black that random crops may reach into
     config.data.flip = False  # random mirror images; a digit has none
     config.data.mean = (0.305,)  # of the pixels, by channel, in 0..1
-    config.data.std = (0.376,)
+    config.data.std = (0.376,)  # and their deviation
 
     config.model = ConfigDict()
     config.model.name = "resnet8"  # a key of lt_jax.models.ARCHS
@@ -43,18 +43,18 @@ def get_config() -> ConfigDict:
     config.method = ConfigDict()  # stage 2
     config.method.names = ("ce", "los")  # which of the entries below are fitted
     config.method.repeats = 1  # seeds for each method and representation
-    config.method.batch = 32
+    config.method.batch = 32  # images of a step, all devices together
     config.method.batch_norm = "frozen"  # or "drift", the authors' moving statistics
-    config.method.momentum = 0.9
-    config.method.nesterov = False
+    config.method.momentum = 0.9  # of SGD, as in PyTorch
+    config.method.nesterov = False  # look ahead along the momentum
     config.method.decay = 0.0  # weight decay, coupled
     config.method.decay_on = ".*"  # regex of the parameters it acts on
     config.method.schedule = "epoch"  # cosine moves per "epoch" or per "step"
     config.method.warmup = 0.0  # epochs
 
     config.method.ce = ConfigDict()
-    config.method.ce.lr = 5e-4
-    config.method.ce.epochs = 20
+    config.method.ce.lr = 5e-4  # highest learning rate
+    config.method.ce.epochs = 20  # passes over the training images
     config.method.ce.start = "stage1"  # or "fresh"
     config.method.ce.sampler = "instance"  # or "class", "sqrt"
 
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
     config.optim.batch_norm = "train"
 
     config.eval = ConfigDict()
-    config.eval.batch = 200
+    config.eval.batch = 200  # images of an evaluation step
     config.eval.every = 10  # epochs between evaluations on validation
     config.eval.select = "last"  # checkpoint: "last", or best on "validation", "test"
     config.eval.flip = False  # average logits over the mirror image

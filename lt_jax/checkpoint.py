@@ -7,7 +7,9 @@ optimiser, the number of devices or this package.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,15 @@ from lt_jax.types import InputError
 
 # Orbax wants a score with every checkpoint; accuracies are never below it.
 NO_SCORE = -1.0
+
+# What the operating system says, found in the text of Orbax's errors.
+UNWRITABLE = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "File too large",
+    "Read-only file system",
+    "Permission denied",
+)
 
 
 class Checkpoints:
@@ -64,14 +75,12 @@ class Checkpoints:
         # Numpy on the host: with several processes Orbax refuses pmap's arrays.
         flat = trees.leaves(jax.device_get(state))
         nested = traverse_util.unflatten_dict(flat, sep="/")
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(nested), notes=ocp.args.JsonSave(notes)
-            ),
-            metrics={"score": NO_SCORE if score is None else score},
-            force=True,
+        args = ocp.args.Composite(
+            state=ocp.args.StandardSave(nested), notes=ocp.args.JsonSave(notes)
         )
+        metrics = {"score": NO_SCORE if score is None else score}
+        with self._writing():
+            self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def latest(self) -> int | None:
         """The newest step, None where nothing has been saved."""
@@ -98,8 +107,26 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written; a failed write raises here."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tells a full or read-only disk in a line.
+
+        The write goes on in the background, so it fails here at the next save.
+        """
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            for reason in UNWRITABLE:
+                if reason in str(error):
+                    raise InputError(
+                        f"cannot write checkpoints in {self.directory}: {reason}. The "
+                        "older ones are whole; make room and run the same command again"
+                    ) from error
+            raise
 
 
 def _fitted(found: dict[str, Any], like: Any, where: str) -> Any:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import warnings
@@ -37,6 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       0; 1 for training that diverged; 2 for bad input or a file that cannot be
       written; 130 after Ctrl-C.
     """
+    # Orbax logs an error with tracebacks from its threads, and raises it as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     config_flags, rest = _split(sys.argv[1:] if argv is None else list(argv))
     options = _parser().parse_args(rest)
     if options.command is None:
@@ -161,9 +164,10 @@ def _evaluate(config: Config, options: argparse.Namespace) -> None:
 
 
 def _data(config: Config, options: argparse.Namespace) -> None:
-    from lt_jax import results, train
+    from lt_jax import results, session
+    from lt_jax.data.cifar import original_order
 
-    splits, groups = train.load_splits(config)
+    splits, groups = session.load_splits(config)
     dataset = results.describe(config.data.name, splits, groups)
     if options.json:
         print(json.dumps(dataset))
@@ -173,20 +177,26 @@ def _data(config: Config, options: argparse.Namespace) -> None:
             value = ", ".join(f"{group} {size}" for group, size in value.items())
         print(f"{key:12s} {value}")
     print(f"{'imbalance':12s} {splits.counts.max() / splits.counts.min():.1f}")
+    told = {
+        True: "that of the original archive: `first` picks the authors' images",
+        False: "not that of the original archive: `first` picks other images",
+    }
+    original = original_order(splits.train, splits.valid)
+    if original is not None:
+        print(f"{'id order':12s} {told[original]}")
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Parts the flags of the config from the others; both ``=`` and space work."""
-    config, rest = [], []
-    words = iter(argv)
-    for word in words:
+    config, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
         if word != "--config" and not word.startswith(("--config.", "--config=")):
             rest.append(word)
-        elif "=" in word:
-            config.append(word)
+        elif "=" in word or not words or words[0].startswith("--"):
+            config.append(word)  # a truth value may stand alone
         else:
-            value = next(words, None)
-            config.append(word if value is None else f"{word}={value}")
+            config.append(f"{word}={words.pop(0)}")
     return config, rest
 
 
@@ -227,9 +237,12 @@ def _parsed(config_args: list[str]) -> Config:
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     try:
         values(argv)
-    except (flags.IllegalFlagValueError, TypeError, ValueError) as error:
-        # An error in the file comes as a traceback in text; its last line is the error.
+    except flags.IllegalFlagValueError as error:
+        # An error of the file may come as a traceback in text: its last line.
         raise InputError(str(error).strip().splitlines()[-1]) from error
+    except Exception as error:  # the file is code of the user's, and may raise anything
+        file = config_args[0].removeprefix("--config=")
+        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
     return values.config
 
 

@@ -23,8 +23,8 @@ from lt_jax.types import Params
 class Log:
     """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal."""
 
-    def __init__(self, workdir: Path):
-        self.talks = jax.process_index() == 0
+    def __init__(self, workdir: Path, talks: bool = True):
+        self.talks = talks and jax.process_index() == 0
         self._text = workdir / "log.txt"
         self._lines = workdir / "metrics.jsonl"
 

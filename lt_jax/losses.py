@@ -87,7 +87,7 @@ def reweight(counts: np.ndarray, power: float) -> Adjust:
 
     Power 1 is inverse frequency, 0.5 its square root, 0 plain cross-entropy.
     """
-    weight = np.asarray(_filled(counts), np.float64) ** -power
+    weight = np.asarray(_filled(counts), np.float64) ** -_finite("power", power)
     return cross_entropy(len(counts))._replace(weight=_mean_one(weight))
 
 
@@ -110,7 +110,7 @@ def logit_adjust(counts: np.ndarray, tau: float) -> Adjust:
     ``log counts`` differs by a constant that no softmax sees.
     """
     prior = np.asarray(_filled(counts), np.float64) / np.sum(counts)
-    offset = jnp.asarray(tau * np.log(prior), jnp.float32)
+    offset = jnp.asarray(_finite("tau", tau) * np.log(prior), jnp.float32)
     return cross_entropy(len(counts))._replace(offset=offset)
 
 
@@ -122,6 +122,12 @@ def _filled(counts: np.ndarray) -> np.ndarray:
             f"{empty} have none"
         )
     return counts
+
+
+def _finite(name: str, value: float) -> float:
+    if not np.isfinite(value):
+        raise InputError(f"{name} must be a number, got {value}")
+    return value
 
 
 def _mean_one(weight: np.ndarray) -> jax.Array:

@@ -31,7 +31,7 @@ class Method(NamedTuple):
     adjust: Adjust
     sampler: str = "instance"  # see samplers.POWERS
     start: str = "stage1"  # the head goes on from stage 1, or is "fresh"
-    head: Head = linear()
+    head: Head = linear
     # (logits float[B, K], labels int32[B], adjust) -> float[B], not reduced
     loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array] = adjusted_xent
 

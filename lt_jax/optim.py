@@ -58,8 +58,8 @@ def rates(
     Returns:
       float32[epochs * steps_per_epoch].
 
-    >>> rates(1.0, 4, 1, 0, "epoch").round(3).tolist()
-    [1.0, 0.8539999723434448, 0.5, 0.14599999785423279]
+    >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
+    [2.0, 1.5, 0.5]
     """
     known("schedule", per, ("step", "epoch"))
     if epochs < 1 or not 0 <= warmup < epochs:

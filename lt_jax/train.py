@@ -9,55 +9,21 @@ same loop; stage 2 differs in where it starts, in what it trains and in its meth
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from lt_jax import (
-    checkpoint,
-    data,
-    losses,
-    methods,
-    metrics,
-    models,
-    optim,
-    results,
-    samplers,
-    steps,
-    trees,
-)
-from lt_jax.data.augment import Augment
+from lt_jax import checkpoint, metrics, models, optim, results, trees
 from lt_jax.heads import Head, class_norms, linear
-from lt_jax.log import Log, duration, overview, plain, write_whole
-from lt_jax.loop import Interrupted, Stage, Task, evaluate, fit
+from lt_jax.log import duration, overview
+from lt_jax.loop import Interrupted, Stage, evaluate, fit
 from lt_jax.methods import Method
 from lt_jax.optim import Sgd
-from lt_jax.types import Config, Dataset, InputError, Params, Splits, known
-
-# May change between two commands in one workdir: no result depends on them.
-FREE = ("data.dir", "save.", "log.", "eval.batch")
-
-# What a method's entry in the config holds beside the numbers the method itself reads.
-RECIPE = ("lr", "epochs")
-
-SELECT = ("last", "validation", "test")
-
-
-class Session(NamedTuple):
-    """A command at work in a workdir."""
-
-    config: Config
-    workdir: Path
-    task: Task
-    dataset: dict[str, Any]  # as in result.json
-    log: Log
-    stopped: Callable[[], bool]  # whether Ctrl-C was pressed
+from lt_jax.session import Session, open_session
+from lt_jax.types import Config, Dataset, InputError, Params
 
 
 class Weights(NamedTuple):
@@ -69,42 +35,31 @@ class Weights(NamedTuple):
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
     """Stage 1. Returns the content of ``result.json``."""
-    with _session(config, workdir) as session:
-        _stage1(session)
-        return _finish(session)
+    return _command(config, workdir, _stage1)
 
 
 def retrain(config: Config, workdir: Path) -> dict[str, Any]:
     """Stage 2 on the finished stage 1 of ``init.path``, or else of this workdir."""
-    with _session(config, workdir) as session:
-        _stage2(session, Path(config.init.path) if config.init.path else workdir)
-        return _finish(session)
+    source = Path(config.init.path) if config.init.path else workdir
+    return _command(config, workdir, lambda session: _stage2(session, source))
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Both stages; what is finished already is not done again."""
-    with _session(config, workdir) as session:
-        _stage1(session)
-        _stage2(session, workdir)
+    return _command(config, workdir, _stage1, lambda session: _stage2(session, workdir))
+
+
+def _command(
+    config: Config, workdir: Path, *stages: Callable[[Session], None]
+) -> dict[str, Any]:
+    with open_session(config, workdir) as session:
+        try:
+            for stage in stages:
+                stage(session)
+        except Interrupted:
+            _finish(session, interrupted=True)
+            raise
         return _finish(session)
-
-
-def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
-    """The data of a config and the groups of its classes."""
-    c = config.data
-    splits = data.load(
-        c.name,
-        dir=c.dir,
-        imbalance=c.imbalance,
-        split=c.split,
-        valid=c.valid,
-        seed=c.valid_seed,
-    )
-    if not 0 <= c.few <= c.many:
-        raise InputError(
-            f"group limits must satisfy 0 <= few <= many, got {c.few} and {c.many}"
-        )
-    return splits, metrics.groups(splits.counts, c.many, c.few)
 
 
 def evaluate_all(
@@ -118,16 +73,13 @@ def evaluate_all(
     Returns:
       The summary by run, for example ``los/0.2``.
     """
-    with _session(config, workdir) as session:
+    _finished(workdir)
+    with open_session(config, workdir, talks=False) as session:
         dataset = getattr(session.task.splits, split)
         if not len(dataset):
             raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
-        _finished(workdir)
         found = {}
-        for name in ("stage1", *config.method.names):
-            method = (
-                _stage1_method(session) if name == "stage1" else _method(session, name)
-            )
+        for name, method in session.methods.items():
             for outcome in results.outcomes(workdir, name):
                 directory = workdir / "checkpoints" / outcome["run"]
                 directory = Path(outcome.get("weights", directory))
@@ -136,137 +88,6 @@ def evaluate_all(
                 measured = _measure(session, method.head, weights, dataset)
                 found[outcome["run"]] = measured["metrics"]
         return found
-
-
-@contextlib.contextmanager
-def _session(config: Config, workdir: Path) -> Iterator[Session]:
-    """Checks everything that can be checked before the long work starts."""
-    splits, groups = load_splits(config)
-    c = config
-    known("eval.select", c.eval.select, SELECT)
-    known("optim.batch_norm", c.optim.batch_norm, steps.BATCH_NORM)
-    known("method.batch_norm", c.method.batch_norm, steps.BATCH_NORM)
-    known("optim.sampler", c.optim.sampler, samplers.POWERS)
-    if c.eval.select == "validation" and not len(splits.valid):
-        raise InputError(
-            "eval.select is 'validation' but data.valid is 0: hold out a share of the "
-            "training set, or keep the last checkpoint with eval.select='last'"
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    log = Log(workdir)
-    _check_same_config(c, workdir)
-    task = Task(
-        splits=splits,
-        groups=groups,
-        backbone=models.create(
-            c.model.name,
-            stem=c.model.stem,
-            width=c.model.width,
-            zero_init=c.model.zero_init,
-            init=c.model.init,
-            dtype=c.model.dtype,
-            axis_name=steps.AXIS,
-        ),
-        augment=Augment(
-            pad=c.data.pad,
-            flip=c.data.flip,
-            mean=tuple(c.data.mean),
-            std=tuple(c.data.std),
-        ),
-        flip=c.eval.flip,
-        eval_batch=c.eval.batch,
-        eval_every=c.eval.every,
-        save_every=c.save.every,
-        select=c.eval.select,
-        log_seconds=c.log.seconds,
-    )
-    dataset = results.describe(c.data.name, splits, groups)
-    with _listening(log) as stopped:
-        session = Session(c, workdir, task, dataset, log, stopped)
-        for name in c.method.names:
-            _method(session, name)  # so that a wrong number is told now
-        _announce(session)
-        try:
-            yield session
-        except Interrupted:
-            _finish(session, interrupted=True)
-            raise
-
-
-@contextlib.contextmanager
-def _listening(log: Log) -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; the second one stops at once."""
-    pressed = False
-
-    def note(_signal: int, _frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        log.say("Ctrl-C: stops after this step and saves; once more stops at once")
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _check_same_config(config: Config, workdir: Path) -> None:
-    """Stores the config, or refuses one that would mix two experiments."""
-    file = workdir / "config.json"
-    new = plain(config.to_dict())
-    if file.exists():
-        old = _flat(json.loads(file.read_text(encoding="utf-8")))
-        now = _flat(new)
-        lines = [
-            f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted(old.keys() | now.keys())
-            if old.get(key) != now.get(key) and not key.startswith(FREE)
-        ]
-        if lines:
-            raise InputError(
-                f"{workdir} holds a run of another config:\n"
-                + "\n".join(lines)
-                + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
-            )
-    write_whole(file, json.dumps(new, indent=1) + "\n")
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
-
-
-def _announce(session: Session) -> None:
-    task, d, say = session.task, session.dataset, session.log.say
-    config = session.config
-    say(
-        f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
-        f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
-        f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}"
-    )
-    say(
-        f"groups by training images: many > {config.data.many} "
-        f"({d['groups']['many']} classes), medium ({d['groups']['medium']}), "
-        f"few < {config.data.few} ({d['groups']['few']})"
-    )
-    kept = {
-        "last": "the last checkpoint is kept",
-        "validation": "the best checkpoint on validation is kept",
-        "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
-    }
-    mirror = "averages over mirror images" if task.flip else "sees each image once"
-    say(
-        f"protocol: {kept[task.select]}; evaluation {mirror}; stage-2 batch norm "
-        f"{config.method.batch_norm}; {steps.device_name()}"
-    )
 
 
 def _stage1(session: Session) -> None:
@@ -281,7 +102,7 @@ def _stage1(session: Session) -> None:
         stage = Stage(
             title=f"stage1/{seed}",
             seed=seed,
-            method=_stage1_method(session),
+            method=session.methods["stage1"],
             epochs=o.epochs,
             batch=o.batch,
             rates=_rates(session, o.lr, o.epochs, o),
@@ -301,7 +122,7 @@ def _stage2(session: Session, source: Path) -> None:
         if not _done(session, f"stage1/{stage1_seed}"):
             _adopt(session, directory, outcome, stage1)
         for name in m.names:
-            method = _method(session, name)
+            method = session.methods[name]
             for seed in range(c.seed, c.seed + m.repeats):
                 title = f"{name}/{stage1_seed}.{seed}"
                 if _done(session, title):
@@ -314,7 +135,7 @@ def _stage2(session: Session, source: Path) -> None:
                     batch=m.batch,
                     rates=_rates(session, m[name].lr, m[name].epochs, m),
                     sgd=Sgd(m.momentum, m.nesterov, m.decay, m.decay_on),
-                    trains="head/" + method.head.trains,
+                    trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
                 )
                 start = _with_head(session, stage1, method, seed)
@@ -406,7 +227,7 @@ def _adopt(
             f"({outcome['fitted_on']}) than are fitted here "
             f"({session.task.splits.train.hash}); it may have seen what is held out"
         )
-    measured = _measure(session, linear(), stage1, session.task.splits.test)
+    measured = _measure(session, linear, stage1, session.task.splits.test)
     results.save_outcome(
         session.workdir / "checkpoints" / outcome["run"],
         {**outcome, "weights": str(directory.resolve()), **measured},
@@ -431,47 +252,21 @@ def _fresh(session: Session, seed: int) -> Weights:
     task = session.task
     keys = jax.random.split(jax.random.key(seed))
     backbone, batch_stats = models.init(task.backbone, keys[0], task.splits.train.shape)
-    head = linear(session.config.model.init).init(
-        keys[1],
-        None,
-        models.features_of(task.backbone),
-        len(task.splits.counts),
-    )
+    head = _head(session, linear, None, keys[1])
     return Weights({"backbone": backbone, "head": head}, batch_stats)
 
 
 def _with_head(session: Session, stage1: Weights, method: Method, seed: int) -> Weights:
     """The network of stage 1 with the head that a method starts from."""
-    head = method.head.init(
-        jax.random.key(seed),
-        stage1.params["head"] if method.start == "stage1" else None,
-        models.features_of(session.task.backbone),
-        len(session.task.splits.counts),
-    )
+    start = stage1.params["head"] if method.start == "stage1" else None
+    head = _head(session, method.head, start, jax.random.key(seed))
     return stage1._replace(params={**stage1.params, "head": head})
 
 
-def _stage1_method(session: Session) -> Method:
-    """Stage 1 is cross-entropy on a fresh head."""
-    return Method(
-        losses.cross_entropy(len(session.task.splits.counts)),
-        sampler=session.config.optim.sampler,
-        start="fresh",
-        head=linear(session.config.model.init),
-    )
-
-
-def _method(session: Session, name: str) -> Method:
-    entries = session.config.method
-    if name not in entries:
-        raise InputError(
-            f"config.method.names has {name!r}, but there is no config.method.{name}"
-        )
-    return methods.make(name, session.task.splits.train.counts, _hyper(entries[name]))
-
-
-def _hyper(entry: Config) -> dict[str, Any]:
-    return {key: entry[key] for key in entry if key not in RECIPE}
+def _head(session: Session, head: Head, start: Params | None, key: jax.Array) -> Params:
+    num_features = models.features_of(session.task.backbone)
+    num_classes = len(session.task.splits.counts)
+    return head.init(key, start, num_features, num_classes, session.config.model.init)
 
 
 def _rates(session: Session, lr: float, epochs: int, group: Config) -> np.ndarray:

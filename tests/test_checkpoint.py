@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -101,3 +103,24 @@ def test_merge_skips_only_what_it_is_told(saved):
     del head["params/backbone/conv/kernel"]
     with pytest.raises(InputError, match="- params/backbone/conv/kernel"):
         checkpoint.merge(head, {"params": fresh}, "params/head/.*", "here")
+
+
+def test_a_disk_that_takes_no_more(tmp_path):
+    """A limit on the size of files stands for the full disk."""
+    store = Checkpoints(tmp_path / "run")
+    store.save(1, {"a": np.ones(10)}, {}, None)
+    store.close()
+    store = Checkpoints(tmp_path / "run")
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    big = {"a": np.random.default_rng(0).random(100_000)}
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+        store.save(2, big, {}, None)
+        with pytest.raises(InputError, match=r"cannot write .*File too large.*room"):
+            store.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    again = Checkpoints(tmp_path / "run")
+    assert again.latest() == 1
+    np.testing.assert_array_equal(again.restore(1, {"a": np.ones(10)})[0]["a"], 1.0)
+    again.close()

@@ -114,11 +114,11 @@ def test_bad_config_files(tmp_path, capsys, flags, message):
     assert message in capsys.readouterr().err
 
 
-def test_an_error_in_the_config_file_is_its_last_line(tmp_path, capsys):
+def test_an_error_in_the_config_file_is_told_in_a_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("def get_config():\n    return nothing\n")
     assert cli.main(["data", "info", "--config", str(tmp_path / "mine.py")]) == 2
     told = capsys.readouterr().err
-    assert told.strip() == "lt-jax: NameError: name 'nothing' is not defined"
+    assert told.strip().endswith("mine.py: NameError: name 'nothing' is not defined")
 
 
 def test_data_that_is_not_prepared(tmp_path, capsys):
@@ -174,12 +174,11 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
         "mean": None, "std": None, "values": [],
     }  # fmt: skip
     (saved,) = [p.name for p in (tmp_path / "checkpoints/stage1/0").iterdir()]
-    again = subprocess.Popen(
+    with subprocess.Popen(
         command("train", *flags), stdout=subprocess.PIPE, text=True
-    )
-    try:
+    ) as again:
         assert again.stdout is not None
-        assert any(f"goes on from step {int(saved):,}" in line for line in again.stdout)
-    finally:
+        told = f"goes on from step {int(saved):,}"
+        found = any(told in line for line in again.stdout)
         again.kill()
-        again.wait()
+    assert found

@@ -38,6 +38,7 @@ FLOORS = {
     "meter.py": 2,
     # Loops: the only code that knows config and workdir.
     "loop.py": 3,
+    "session.py": 3,
     "train.py": 3,
     "retrain.py": 3,
     "report.py": 3,

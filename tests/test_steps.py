@@ -28,7 +28,7 @@ def network():
         axis_name=steps.AXIS,
     )
     params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
-    head = heads.linear().init(jax.random.key(1), None, 16, K)
+    head = heads.linear.init(jax.random.key(1), None, 16, K, "torch")
     return backbone, {"backbone": params, "head": head}, stats
 
 
@@ -75,7 +75,7 @@ def train(network, number, trains=".*", batch_norm="train", rows=12):
         )
     )
     step = steps.make_train_step(
-        backbone, heads.linear(), losses.adjusted_xent, SGD, trains, batch_norm, AUGMENT
+        backbone, heads.linear, losses.adjusted_xent, SGD, trains, batch_norm, AUGMENT
     )
     state = steps.init_state(params, stats, SGD, trains)
     seen = []
@@ -111,7 +111,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
     for devices in (1, 4):
         with monkeypatch.context() as patch:
             on(patch, devices)
-            step = steps.make_eval_step(backbone, heads.linear(), AUGMENT, True)
+            step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
             tally = steps.replicate(metrics.empty(K))
             placed = steps.replicate((params, stats))
             for batch in batches(5, 12):
@@ -144,7 +144,7 @@ def test_features_are_what_the_network_computes(network):
 def test_mirror_averaging(network):
     """The logits of an image and of its mirror image are the same two, averaged."""
     backbone, params, stats = network
-    step = steps.make_eval_step(backbone, heads.linear(), AUGMENT, True)
+    step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
     placed = steps.replicate((params, stats))
     tallies = []
     for image in (lambda b: b, lambda b: b[:, :, ::-1]):
@@ -184,11 +184,11 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
         steps.Knobs(jax.random.key(0), np.ones(1, np.float32), losses.cross_entropy(K))
     )
     step = steps.make_train_step(
-        backbone, heads.linear(), losses.adjusted_xent, SGD, "head/.*", "frozen", plain
+        backbone, heads.linear, losses.adjusted_xent, SGD, "head/.*", "frozen", plain
     )
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, steps.shard(batch), knobs)
-    evaluate = steps.make_eval_step(backbone, heads.linear(), plain, False)
+    evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
     placed = steps.replicate((params, stats, metrics.empty(K)))
     tally = evaluate(*placed[:2], steps.shard(batch), placed[2])
     loss = float(tally.loss_sum.sum() / tally.seen.sum())
@@ -206,7 +206,7 @@ def test_steps_trace_once(network):
         return losses.adjusted_xent(logits, labels, adjust)
 
     step = steps.make_train_step(
-        backbone, heads.linear(), loss, SGD, "head/.*", "frozen", AUGMENT
+        backbone, heads.linear, loss, SGD, "head/.*", "frozen", AUGMENT
     )
     for seed, adjust in enumerate(
         (losses.cross_entropy(K), losses.over_smooth(K, 0.9))
@@ -218,7 +218,7 @@ def test_steps_trace_once(network):
             state, _ = step(state, steps.shard(batch), knobs)
     assert len(traced) == 1
     again = steps.make_train_step(
-        backbone, heads.linear(), loss, SGD, "head/.*", "frozen", AUGMENT
+        backbone, heads.linear, loss, SGD, "head/.*", "frozen", AUGMENT
     )
     assert again is step
 

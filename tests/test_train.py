@@ -111,7 +111,9 @@ def test_the_metrics_are_those_of_the_stored_classes(finished):
 
 def test_it_learns(finished):
     _, result = finished
-    assert result["methods"]["none"]["all"]["mean"] > 0.16  # chance is 0.1, and its spread 0.012
+    assert (
+        result["methods"]["none"]["all"]["mean"] > 0.16
+    )  # chance is 0.1, and its spread 0.012
 
 
 def test_metrics_lines(finished):

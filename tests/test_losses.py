@@ -1,0 +1,276 @@
+"""The losses: numbers by hand, a numpy oracle, gradients, permutations, errors."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lt_jax import losses
+from lt_jax.losses import Adjust, adjusted_xent, cross_entropy
+from lt_jax.types import InputError
+
+LN2 = np.log(2)
+COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])
+CONSTRUCTORS = {
+    "cross_entropy": lambda n: losses.cross_entropy(len(n)),
+    "over_smooth": lambda n: losses.over_smooth(len(n), 0.98),
+    "reweight": lambda n: losses.reweight(n, 1.0),
+    "class_balanced": lambda n: losses.class_balanced(n, 0.9999),
+    "logit_adjust": lambda n: losses.logit_adjust(n, 1.0),
+}
+
+
+def any_adjust(num_classes, seed=0):
+    """All five vectors away from their neutral values, and different per class."""
+    rng = np.random.default_rng(seed)
+
+    def draw(low, high):
+        return jnp.asarray(rng.uniform(low, high, num_classes), jnp.float32)
+
+    return Adjust(
+        scale=draw(0.5, 2),
+        offset=draw(-2, 2),
+        margin=draw(0, 1),
+        weight=draw(0.1, 3),
+        smooth=draw(0, 0.99),
+    )
+
+
+def any_batch(size, num_classes, seed=0):
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 3, (size, num_classes)).astype(np.float32)
+    return jnp.asarray(logits), jnp.asarray(rng.integers(0, num_classes, size), int)
+
+
+def by_hand(logits, labels, adjust):
+    """The definition, one example and one class at a time."""
+    z = np.asarray(logits, np.float64)
+    a = Adjust(*(np.asarray(v, np.float64) for v in adjust))
+    found = []
+    for row, y in zip(z, np.asarray(labels), strict=True):
+        size = len(row)
+        new = [
+            a.scale[k] * (row[k] - a.margin[k] * (k == y)) + a.offset[k]
+            for k in range(size)
+        ]
+        total = np.log(np.sum(np.exp(np.array(new) - max(new)))) + max(new)
+        target = [
+            (1 - a.smooth[y]) * (k == y) + a.smooth[y] / size for k in range(size)
+        ]
+        found.append(
+            -a.weight[y]
+            * sum(t * (v - total) for t, v in zip(target, new, strict=True))
+        )
+    return np.array(found)
+
+
+@pytest.mark.parametrize(
+    ("adjust", "logits", "label", "expected"),
+    [
+        # ln(1 + e^-2)
+        (cross_entropy(2), [2, 0], 0, 0.126928),
+        (cross_entropy(2), [2, 0], 1, 2.126928),
+        (cross_entropy(4), [0, 0, 0, 0], 3, 2 * LN2),
+        # target (0.75, 0.25)
+        (losses.over_smooth(2, 0.5), [2, 0], 0, 0.126928 + 0.25 * 2),
+        # target (0.625, 0.125, 0.125, 0.125); ln(3 + e) - (0.625 + 0 + 0 + 0)
+        (losses.over_smooth(4, 0.5), [1, 0, 0, 0], 0, 1.743668 - 0.625),
+        (losses.over_smooth(4, 0.5), [1, 0, 0, 0], 1, 1.743668 - 0.125),
+        # prior (3/4, 1/4)
+        (losses.logit_adjust(np.array([3, 1]), 1.0), [0, 0], 0, np.log(4 / 3)),
+        (losses.logit_adjust(np.array([3, 1]), 1.0), [0, 0], 1, np.log(4)),
+        # z' has the gap 2 ln 3, so p = 9/10
+        (losses.logit_adjust(np.array([3, 1]), 2.0), [0, 0], 0, np.log(10 / 9)),
+        # weights 1 : 1/3, mean 1
+        (losses.reweight(np.array([1, 3]), 1.0), [0, 0], 0, 1.5 * LN2),
+        (losses.reweight(np.array([1, 3]), 1.0), [0, 0], 1, 0.5 * LN2),
+        # weights 1 : 1/2, mean 1
+        (losses.reweight(np.array([1, 4]), 0.5), [0, 0], 0, 4 / 3 * LN2),
+        # weights 1/2 / 1/2 = 1 and 1/2 / 3/4 = 2/3, mean 1
+        (losses.class_balanced(np.array([1, 2]), 0.5), [0, 0], 0, 1.2 * LN2),
+        (losses.class_balanced(np.array([1, 2]), 0.5), [0, 0], 1, 0.8 * LN2),
+    ],
+)
+def test_numbers_by_hand(adjust, logits, label, expected):
+    loss = adjusted_xent(jnp.array([logits], jnp.float32), jnp.array([label]), adjust)
+    np.testing.assert_allclose(loss, [expected], rtol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("vectors", "label", "expected"),
+    [
+        ({"margin": [1, 5]}, 0, 0.313262),  # z' = (1, 0): the margin of the label only
+        ({"scale": [2, 1]}, 0, 0.018150),  # z' = (4, 0)
+        ({"scale": [2, 1], "margin": [1, 0]}, 0, 0.126928),  # (2, 0): margin first
+        ({"scale": [2, 1], "offset": [0, 1]}, 0, 0.048587),  # (4, 1): offset last
+        ({"weight": [3, 7]}, 1, 7 * 2.126928),
+        ({"smooth": [0.5, 0]}, 1, 2.126928),  # that of the label only
+    ],
+)
+def test_each_vector_by_hand(vectors, label, expected):
+    vectors = {name: jnp.array(v, jnp.float32) for name, v in vectors.items()}
+    adjust = cross_entropy(2)._replace(**vectors)
+    loss = adjusted_xent(jnp.array([[2.0, 0.0]]), jnp.array([label]), adjust)
+    np.testing.assert_allclose(loss, [expected], rtol=3e-5)
+
+
+def test_all_five_at_once_by_hand():
+    vectors = ([2, 1], [0, 1], [1, 0], [3, 1], [0.5, 0])
+    adjust = Adjust(*(jnp.array(v, jnp.float32) for v in vectors))
+    loss = adjusted_xent(jnp.array([[2.0, 0.0]] * 2), jnp.array([0, 1]), adjust)
+    # Label 0: z' = (2, 1), t = (3/4, 1/4): 3 (3/4 0.313262 + 1/4 1.313262).
+    # Label 1: z' = (4, 1), t = (0, 1): ln(1 + e^3).
+    np.testing.assert_allclose(loss, [1.689785, 3.048587], rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 2, 13])
+@pytest.mark.parametrize("num_classes", [2, 7])
+def test_equals_a_numpy_oracle(size, num_classes):
+    logits, labels = any_batch(size, num_classes)
+    adjust = any_adjust(num_classes)
+    loss = adjusted_xent(logits, labels, adjust)
+    np.testing.assert_allclose(loss, by_hand(logits, labels, adjust), rtol=1e-5)
+
+
+def test_is_per_example():
+    """Neither reduced nor dependent on the neighbours in the batch."""
+    logits, labels = any_batch(13, 7)
+    adjust = any_adjust(7)
+    together = adjusted_xent(logits, labels, adjust)
+    assert together.shape == (13,)
+    assert together.dtype == jnp.float32
+    alone = [
+        adjusted_xent(logits[i : i + 1], labels[i : i + 1], adjust)[0]
+        for i in range(13)
+    ]
+    np.testing.assert_allclose(together, np.array(alone), rtol=1e-6)
+
+
+def test_jit_equals_eager():
+    logits, labels = any_batch(13, 7)
+    adjust = any_adjust(7)
+    np.testing.assert_allclose(
+        jax.jit(adjusted_xent)(logits, labels, adjust),
+        adjusted_xent(logits, labels, adjust),
+        rtol=1e-6,
+    )
+
+
+def test_another_loss_is_not_another_program():
+    traced = []
+
+    @jax.jit
+    def loss(logits, labels, adjust):
+        traced.append(1)
+        return adjusted_xent(logits, labels, adjust)
+
+    logits, labels = any_batch(5, 7)
+    for make in CONSTRUCTORS.values():
+        loss(logits, labels, make(COUNTS))
+    assert len(traced) == 1
+
+
+@pytest.mark.parametrize("level", [0.0, 1.0, 1e4])
+@pytest.mark.parametrize("name", [*CONSTRUCTORS, "any"])
+def test_loss_and_gradient_are_finite(name, level):
+    adjust = any_adjust(7) if name == "any" else CONSTRUCTORS[name](COUNTS)
+    signs = np.sign(np.random.default_rng(0).normal(size=(14, 7)))
+    logits = jnp.asarray(level * signs, jnp.float32)
+    labels = jnp.arange(14) % 7
+
+    def total(logits, adjust):
+        return jnp.sum(adjusted_xent(logits, labels, adjust))
+
+    value, grads = jax.value_and_grad(total, argnums=(0, 1))(logits, adjust)
+    assert np.isfinite(value)
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
+    assert np.any(grads[0] != 0)
+
+
+def test_gradient_is_that_of_the_oracle():
+    logits, labels = any_batch(4, 5)
+    adjust = any_adjust(5)
+    found = jax.grad(lambda z: jnp.sum(adjusted_xent(z, labels, adjust)))(logits)
+    step = 1e-4
+    for i, k in np.ndindex(*logits.shape):
+        shift = np.zeros(logits.shape)
+        shift[i, k] = step
+        z = np.asarray(logits, np.float64)
+        slope = by_hand(z + shift, labels, adjust) - by_hand(z - shift, labels, adjust)
+        np.testing.assert_allclose(
+            found[i, k], slope.sum() / (2 * step), rtol=1e-3, atol=1e-5
+        )
+
+
+def test_permuting_the_classes_commutes():
+    logits, labels = any_batch(13, 7)
+    adjust = any_adjust(7)
+    order = np.random.default_rng(1).permutation(7)
+    found = adjusted_xent(
+        logits[:, order],
+        jnp.asarray(np.argsort(order))[labels],
+        Adjust(*(vector[order] for vector in adjust)),
+    )
+    np.testing.assert_allclose(found, adjusted_xent(logits, labels, adjust), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_commute_with_permuting(name):
+    order = np.random.default_rng(1).permutation(len(COUNTS))
+    one, other = CONSTRUCTORS[name](COUNTS), CONSTRUCTORS[name](COUNTS[order])
+    for vector, permuted in zip(one, other, strict=True):
+        np.testing.assert_allclose(vector[order], permuted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", CONSTRUCTORS)
+def test_constructors_give_five_float32_vectors(name):
+    for vector in CONSTRUCTORS[name](COUNTS):
+        assert vector.shape == COUNTS.shape
+        assert vector.dtype == jnp.float32
+
+
+@pytest.mark.parametrize(
+    "adjust",
+    [
+        losses.reweight(COUNTS, 1.0),
+        losses.reweight(COUNTS, 0.5),
+        losses.class_balanced(COUNTS, 0.9999),
+        losses.reweight(np.array([437_000, 1]), 1.0),
+        losses.class_balanced(np.array([437_000, 1]), 0.9999),
+    ],
+)
+def test_weights_have_mean_one_and_fall_with_the_count(adjust):
+    weight = np.asarray(adjust.weight, np.float64)
+    np.testing.assert_allclose(weight.mean(), 1, rtol=1e-6)
+    assert (weight > 0).all()
+    assert (np.diff(weight) >= 0).all()
+    assert weight[0] < weight[-1]
+
+
+@pytest.mark.parametrize("delta", [1, 1.5, -0.1, float("nan")])
+def test_delta_out_of_range(delta):
+    with pytest.raises(InputError, match=rf"delta must lie in \[0, 1\), got {delta}"):
+        losses.over_smooth(10, delta)
+
+
+@pytest.mark.parametrize("beta", [1, 1.5, -0.1, float("nan")])
+def test_beta_out_of_range(beta):
+    with pytest.raises(InputError, match=rf"beta must lie in \[0, 1\), got {beta}"):
+        losses.class_balanced(COUNTS, beta)
+
+
+@pytest.mark.parametrize("name", ["reweight", "class_balanced", "logit_adjust"])
+def test_empty_classes_are_named(name):
+    with pytest.raises(InputError, match=r"classes \[1, 3\] have none"):
+        CONSTRUCTORS[name](np.array([5, 0, 2, 0]))
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "over_smooth"])
+def test_empty_classes_do_not_matter_without_counts(name):
+    CONSTRUCTORS[name](np.array([5, 0, 2, 0]))
+
+
+def test_smoothing_gap_without_smoothing_is_infinite():
+    assert losses.smoothing_gap(10, 0) == float("inf")
