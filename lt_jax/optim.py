@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import optax
 
@@ -29,6 +30,14 @@ class Sgd(NamedTuple):
             optax.add_decayed_weights(self.decay, mask=self._decayed),
             optax.trace(self.momentum, nesterov=self.nesterov),
         )
+
+    def descend(
+        self, grads: Params, opt_state: Any, params: Params, rate: jax.Array
+    ) -> tuple[Params, Any]:
+        """The parameters and the optimiser's state after one step."""
+        direction, opt_state = self.transform().update(grads, opt_state, params)
+        stepped = jax.tree.map(lambda p, d: p - rate * d, params, direction)
+        return stepped, opt_state
 
     def _decayed(self, params: Params) -> Params:
         chosen = {

@@ -39,6 +39,13 @@ AXIS = "batch"
 BATCH_NORM = {"train": True, "drift": True, "frozen": False}
 
 
+# What the feature step may look at.
+VIEWS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "plain": lambda images: images,
+    "mirror": augmentation.mirror,
+}
+
+
 class Knobs(NamedTuple):
     """What a run turns without another compilation."""
 
@@ -67,7 +74,6 @@ def make_train_step(
       donated. ``right`` and ``seen`` are int32 sums over the global batch.
     """
     moving = BATCH_NORM[batch_norm]
-    transform = sgd.transform()
 
     def step(
         state: TrainState, batch: Batch, knobs: Knobs
@@ -108,9 +114,8 @@ def make_train_step(
             AXIS,
         )
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
-        direction, opt_state = transform.update(grads, state.opt_state, trained)
         rate = knobs.rates[state.step]
-        trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+        trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         state = TrainState(
             step=state.step + 1,
             params=trees.join(trained, fixed),
@@ -149,16 +154,18 @@ def make_eval_step(
 
 @functools.cache
 def make_feature_step(
-    backbone: ResNet, augment: Augment
+    backbone: ResNet, augment: Augment, view: str
 ) -> Callable[[Params, Params, Batch], jax.Array]:
     """``(params, batch_stats, batch) -> float[devices, B / devices, D]`` features.
 
-    Un-augmented images under frozen statistics; masked rows hold no meaning.
+    Of the images as they are or of their mirror images (a name in ``VIEWS``), under
+    frozen statistics; masked rows hold no meaning.
     """
+    turn = VIEWS[view]
 
     def step(params: Params, stats: Params, batch: Batch) -> jax.Array:
         images = augmentation.normalise(augment, batch["image"])
-        return _features(backbone, params, stats, images)
+        return _features(backbone, params, stats, turn(images))
 
     return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
 
