@@ -78,6 +78,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method = ConfigDict()  # stage 2
     config.method.names = ("ce", "los")  # which of the entries below are fitted
     config.method.repeats = 3  # seeds for each method and representation
+    # "online": the backbone sees augmented images in every epoch, as the paper;
+    # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
+    config.method.features = "online"
     config.method.batch = 64  # images of a step, all devices together
     config.method.batch_norm = "drift" if paper else "frozen"  # statistics of stage 2
     config.method.momentum = 0.9  # of SGD, as in PyTorch

@@ -43,6 +43,9 @@ def get_config() -> ConfigDict:
     config.method = ConfigDict()  # stage 2
     config.method.names = ("ce", "los")  # which of the entries below are fitted
     config.method.repeats = 1  # seeds for each method and representation
+    # "online": the backbone sees augmented images in every epoch, as the paper;
+    # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
+    config.method.features = "online"
     config.method.batch = 32  # images of a step, all devices together
     config.method.batch_norm = "frozen"  # or "drift", the authors' moving statistics
     config.method.momentum = 0.9  # of SGD, as in PyTorch

@@ -103,11 +103,11 @@ def _extract(
 ) -> np.ndarray:
     """float32[N, D], in the order of the data set."""
     step = steps.make_feature_step(task.backbone, task.augment, view)
-    placed = steps.replicate((params, batch_stats))
+    params, batch_stats = steps.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
     width, wait, parts = steps.padded(task.eval_batch), steps.throttle(), []
     for batch in feed(dataset, rows, width, steps.shard):
-        parts.append(step(*placed, batch))
+        parts.append(step(params, batch_stats, batch))
         wait(parts[-1])
     blocks = [np.asarray(part).reshape(width, -1)[: rows.shape[1]] for part in parts]
     return np.concatenate(blocks)[: len(dataset)].astype(np.float32)

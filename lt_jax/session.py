@@ -33,6 +33,9 @@ FREE = ("data.dir", "save.", "log.", "eval.batch")
 # What a method's entry in the config holds beside the numbers the method itself reads.
 RECIPE = ("lr", "epochs")
 
+# Stage 2 sees augmented images anew in every epoch, or the features of each image once.
+FEATURES = ("online", "cached")
+
 SELECT = ("last", "validation", "test")
 
 
@@ -76,6 +79,16 @@ def open_session(
     known("eval.select", c.eval.select, SELECT)
     known("optim.batch_norm", c.optim.batch_norm, steps.BATCH_NORM)
     known("method.batch_norm", c.method.batch_norm, steps.BATCH_NORM)
+    known("method.features", c.method.features, FEATURES)
+    if c.method.features == "cached" and (
+        c.method.batch_norm != "frozen" or c.eval.select != "last"
+    ):
+        raise InputError(
+            "method.features is 'cached', which needs a frozen backbone and keeps the "
+            "last step: expected method.batch_norm='frozen' and eval.select='last', "
+            f"found {c.method.batch_norm!r} and {c.eval.select!r}; or set "
+            "method.features='online'"
+        )
     known("optim.sampler", c.optim.sampler, samplers.POWERS)
     if c.eval.select == "validation" and not len(splits.valid):
         raise InputError(

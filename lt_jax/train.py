@@ -9,6 +9,8 @@ same loop; stage 2 differs in where it starts, in what it trains and in its meth
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,9 +21,11 @@ import numpy as np
 from lt_jax import checkpoint, metrics, models, optim, results, trees
 from lt_jax.heads import Head, class_norms, linear
 from lt_jax.log import duration, overview
-from lt_jax.loop import Interrupted, Stage, evaluate, fit
+from lt_jax.loop import Fitted, Interrupted, Stage, evaluate, fit
 from lt_jax.methods import Method
+from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
+from lt_jax.retrain import Features, Job, cached_features, fit_heads, measure_heads
 from lt_jax.session import Session, open_session
 from lt_jax.types import Config, Dataset, InputError, Params
 
@@ -121,25 +125,28 @@ def _stage2(session: Session, source: Path) -> None:
         stage1 = _loaded(directory, outcome, fresh, c.init.skip)
         if not _done(session, f"stage1/{stage1_seed}"):
             _adopt(session, directory, outcome, stage1)
-        for name in m.names:
-            method = session.methods[name]
-            for seed in range(c.seed, c.seed + m.repeats):
-                title = f"{name}/{stage1_seed}.{seed}"
-                if _done(session, title):
-                    continue
-                stage = Stage(
-                    title=title,
-                    seed=seed,
-                    method=method,
-                    epochs=m[name].epochs,
-                    batch=m.batch,
-                    rates=_rates(session, m[name].lr, m[name].epochs, m),
-                    sgd=Sgd(m.momentum, m.nesterov, m.decay, m.decay_on),
-                    trains=f"head/(?:{method.head.trains})",
-                    batch_norm=m.batch_norm,
-                )
-                start = _with_head(session, stage1, method, seed)
-                _fit(session, stage, [stage1_seed, seed], start)
+        stages = [
+            Stage(
+                title=f"{name}/{stage1_seed}.{seed}",
+                seed=seed,
+                method=session.methods[name],
+                epochs=m[name].epochs,
+                batch=m.batch,
+                rates=_rates(session, m[name].lr, m[name].epochs, m),
+                sgd=Sgd(m.momentum, m.nesterov, m.decay, m.decay_on),
+                trains=f"head/(?:{session.methods[name].head.trains})",
+                batch_norm=m.batch_norm,
+            )
+            for name in m.names
+            for seed in range(c.seed, c.seed + m.repeats)
+            if not _done(session, f"{name}/{stage1_seed}.{seed}")
+        ]
+        if m.features == "cached" and stages:
+            _fit_cached(session, stages, stage1_seed, stage1)
+            continue
+        for stage in stages:
+            start = _with_head(session, stage1, stage.method, stage.seed)
+            _fit(session, stage, [stage1_seed, stage.seed], start)
 
 
 def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> None:
@@ -154,6 +161,80 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, "
         f"{fitted.images_per_second:,.0f} img/s; step {fitted.step:,} is kept"
     )
+    weights = Weights(fitted.params, fitted.batch_stats)
+    measured = _measure(session, stage.method.head, weights, session.task.splits.test)
+    _save_outcome(session, stage, seeds, fitted, measured)
+
+
+def _fit_cached(
+    session: Session, stages: list[Stage], stage1_seed: int, stage1: Weights
+) -> None:
+    """Fits the heads of all stages side by side on the features of one backbone."""
+    task, say, began = session.task, session.log.say, time.monotonic()
+    folder = session.workdir / "features" / f"{stage1_seed}"
+    mirrored = ["plain", "mirror"] if task.flip else ["plain"]
+
+    def features(split: str, views: list[str]) -> Features:
+        return cached_features(
+            task,
+            stage1.params,
+            stage1.batch_stats,
+            getattr(task.splits, split),
+            views,
+            folder / f"{split}.npy",
+            session.log,
+        )
+
+    train, test = features("train", ["plain"]), features("test", mirrored)
+    say(
+        f"features of representation {stage1_seed}: {len(train.labels):,} x "
+        f"{train.values.shape[-1]} to fit on, {duration(time.monotonic() - began)}"
+    )
+    starts = [
+        _with_head(session, stage1, stage.method, stage.seed).params["head"]
+        for stage in stages
+    ]
+    jobs = [
+        Job(s.title, s.method, start, s.rates, s.epochs, s.seed)
+        for s, start in zip(stages, starts, strict=True)
+    ]
+    began = time.monotonic()
+    epochs = sum(stage.epochs for stage in stages)
+    with session.log.bar("heads", 0, epochs * len(train.labels)) as bar:
+
+        def after_epoch(heads: int) -> None:
+            bar.update(heads * len(train.labels))
+            if session.stopped():
+                raise Interrupted("the heads on cached features, which start anew")
+
+        fitted = fit_heads(jobs, train, stages[0].batch, stages[0].sgd, after_epoch)
+    seconds = time.monotonic() - began
+    rate = epochs * len(train.labels) / seconds
+    say(f"{len(jobs)} heads on cached features: {duration(seconds)}")
+    for stage, params in zip(stages, fitted, strict=True):
+        (tally,) = measure_heads(stage.method.head, [params], test, task.eval_batch)
+        weights = stage1._replace(params={**stage1.params, "head": params})
+        step = len(stage.rates)
+        directory = session.workdir / "checkpoints" / stage.title
+        with contextlib.closing(checkpoint.Checkpoints(directory)) as checkpoints:
+            checkpoints.save(step, weights._asdict(), {}, None)
+        head_seconds = seconds / len(jobs)
+        _save_outcome(
+            session,
+            stage,
+            [stage1_seed, stage.seed],
+            Fitted(*weights, step, head_seconds, rate),
+            _figures(session, tally, params),
+        )
+
+
+def _save_outcome(
+    session: Session,
+    stage: Stage,
+    seeds: list[int],
+    fitted: Fitted,
+    measured: dict[str, Any],
+) -> None:
     outcome = {
         "run": stage.title,
         "seeds": seeds,
@@ -162,22 +243,22 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
         "fitted_on": session.task.splits.train.hash,
         "seconds": fitted.seconds,
         "images_per_second": fitted.images_per_second,
-        **_measure(
-            session,
-            stage.method.head,
-            Weights(fitted.params, fitted.batch_stats),
-            session.task.splits.test,
-        ),
+        **measured,
     }
-    results.save_outcome(directory, outcome)
+    results.save_outcome(session.workdir / "checkpoints" / stage.title, outcome)
 
 
 def _measure(
     session: Session, head: Head, weights: Weights, dataset: Dataset
 ) -> dict[str, Any]:
-    """``{"metrics": by name, "per_class": [K] by name}`` of a network on a split."""
+    """The figures of a network on a split."""
     tally = evaluate(session.task, head, *weights, dataset)
-    norms = np.asarray(class_norms(weights.params["head"]), np.float64)
+    return _figures(session, tally, weights.params["head"])
+
+
+def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
+    """``{"metrics": by name, "per_class": [K] by name}``."""
+    norms = np.asarray(class_norms(head), np.float64)
     return {
         "metrics": {
             **metrics.summary(tally, session.task.groups),
@@ -282,7 +363,7 @@ def _finish(session: Session, interrupted: bool = False) -> dict[str, Any]:
         session.dataset,
         protocol={
             "batch_norm": c.method.batch_norm,
-            "features": "online",
+            "features": c.method.features,
             "select": task.select,
             "flip": task.flip,
             "group_limits": {"many": c.data.many, "few": c.data.few},

@@ -128,7 +128,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
 def test_features_are_what_the_network_computes(network):
     backbone, params, stats = network
     batch = next(batches(1, 12))
-    step = steps.make_feature_step(backbone, AUGMENT)
+    step = steps.make_feature_step(backbone, AUGMENT, "plain")
     placed = steps.replicate((params, stats))
     found = np.asarray(step(*placed, steps.shard(batch))).reshape(12, -1)
     images = (batch["image"] / np.float32(255) - 0.5) / 0.25
