@@ -60,12 +60,12 @@ def measure(num_steps: int) -> dict[str, Any]:
     )
     labels, batch, rows = splits.train.labels, 50, []
     for epoch in range(num_steps):
-        rows.append(samplers.plan(labels, "instance", batch, 0, epoch))
+        rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
     for one in feed(splits.train, plan, steps.padded(batch), steps.shard):
         state, measured = train(state, one, knobs)
-        curve.append(float(measured["loss"]))
+        curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, head, augment, False)
     tally = steps.replicate(metrics.empty(num_classes))

@@ -87,7 +87,7 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def best(self) -> int | None:
-        """The step of the highest score, None where nothing has been saved."""
+        """The step of the highest score, of equal ones the last; None before a save."""
         return self._manager.best_step()
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
@@ -141,9 +141,13 @@ def _fitted(found: dict[str, Any], like: Any, where: str) -> Any:
     return trees.rebuild(like, found)
 
 
-def read(directory: str | Path, step: int) -> dict[str, np.ndarray]:
-    """The arrays of a checkpoint by name, whatever structure they had."""
-    path = epath.Path(directory).resolve() / str(step) / "state"
+def read(step: str | Path) -> dict[str, np.ndarray]:
+    """The arrays of a checkpoint by name, whatever structure they had.
+
+    Args:
+      step: the directory of one checkpoint, whose name is its step.
+    """
+    path = epath.Path(step).resolve() / "state"
     with ocp.StandardCheckpointer() as checkpointer:
         return trees.leaves(checkpointer.restore(path))
 
@@ -154,21 +158,20 @@ def merge(found: dict[str, Any], fresh: Any, skip: str, where: str) -> Any:
     Args:
       found: arrays by name.
       fresh: the tree as initialised.
-      skip: regular expression over whole names of leaves that keep their fresh value;
-        "" skips none.
+      skip: regular expression over whole names, as in ``head/kernel``, of leaves that
+        keep their fresh value; "" skips none.
       where: names the checkpoint in an error.
 
     Raises:
       InputError: any other leaf is missing, unexpected or of another shape.
     """
-    skipped = {
-        name: leaf
-        for name, leaf in trees.leaves(fresh).items()
-        if skip and re.fullmatch(skip, name)
-    }
-    kept = {
-        name: leaf
-        for name, leaf in found.items()
-        if not (skip and re.fullmatch(skip, name))
-    }
+
+    def skips(name: str) -> bool:
+        return bool(skip and re.fullmatch(skip, name.removeprefix("params/")))
+
+    skipped = {n: leaf for n, leaf in trees.leaves(fresh).items() if skips(n)}
+    if skip and not skipped:
+        names = ", ".join(n.removeprefix("params/") for n in trees.leaves(fresh))
+        raise InputError(f"init.skip {skip!r} matches no parameter; there are: {names}")
+    kept = {name: leaf for name, leaf in found.items() if not skips(name)}
     return _fitted({**kept, **skipped}, fresh, where)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lt_jax import metrics, samplers, steps
+from lt_jax import metrics, samplers, seeds, steps
 from lt_jax.checkpoint import Checkpoints
 from lt_jax.data.augment import Augment
 from lt_jax.data.feed import feed
@@ -23,7 +23,7 @@ from lt_jax.meter import Meter
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.types import Dataset, Params, Splits, TrainState
+from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
 
 class Interrupted(Exception):
@@ -56,7 +56,7 @@ class Stage(NamedTuple):
     """What one fit differs in."""
 
     title: str
-    seed: int
+    run: tuple[int, ...]  # names its random streams, see seeds
     method: Method
     epochs: int
     batch: int  # of all devices together
@@ -99,7 +99,7 @@ def fit(
 
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
     knobs = steps.replicate(
-        steps.Knobs(jax.random.key(stage.seed), stage.rates, stage.method.adjust)
+        steps.Knobs(seeds.key(stage.run, "augment"), stage.rates, stage.method.adjust)
     )
     train_step = steps.make_train_step(
         task.backbone,
@@ -117,20 +117,28 @@ def fit(
         if (latest := checkpoints.latest()) is not None:
             step = latest
             state, notes = checkpoints.restore(step, state)
+            if notes["examples"] != train.hash:
+                raise InputError(
+                    f"{directory} was fitted on other examples ({notes['examples']}) "
+                    f"than the data now hold ({train.hash}); use another --workdir"
+                )
             state = steps.replicate(state)
             meter.resume(notes)
+            if step % per_epoch == 0:
+                meter.new_epoch()
             log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
 
         def save(score: float | None) -> None:
             meter.fetch()  # nothing is saved after a step whose loss was not a number
-            checkpoints.save(step, state, meter.notes(), score)
+            notes = {**meter.notes(), "examples": train.hash}
+            checkpoints.save(step, state, notes, score)
 
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
         with bar, jax.transfer_guard("disallow"):
             while step < total:
                 epoch = step // per_epoch
                 rows = samplers.plan(
-                    train.labels, stage.method.sampler, stage.batch, stage.seed, epoch
+                    train.labels, stage.method.sampler, stage.batch, stage.run, epoch
                 )
                 for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
                     state, measured = train_step(state, batch, knobs)
@@ -139,8 +147,12 @@ def fit(
                     bar.update(stage.batch)
                     if stopped():
                         break
-                    if bar.disable and meter.silence() > task.log_seconds:
-                        log.say(meter.line(step))
+                    if meter.silence() > task.log_seconds:
+                        line = meter.line(step)
+                        if bar.disable:
+                            log.say(line)
+                        else:
+                            bar.set_postfix(loss=f"{meter.loss:.3f}")
                 if step % per_epoch:  # stopped within the epoch
                     save(None)
                     raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
@@ -170,7 +182,11 @@ def _report(
     total: int,
     log: Log,
 ) -> float | None:
-    """Evaluates on what chooses the checkpoint and tells; returns the score."""
+    """Evaluates on what chooses the checkpoint and tells; returns the score.
+
+    The test set chooses by accuracy, as the authors do; validation, which is as
+    long-tailed as the training set, by the mean over classes.
+    """
     line = meter.line(step)
     values: dict[str, Any] = {}
     if (chooser := task.chooser) is not None:
@@ -178,8 +194,10 @@ def _report(
             task, stage.method.head, state.params, state.batch_stats, chooser
         )
         values = metrics.summary(tally, task.groups)
-        where = "test" if task.select == "test" else "validation"
-        line += f" | {where} {values['balanced']:.1%} balanced"
+        if task.select == "test":
+            line += f" | test {values['all']:.1%}"
+        else:
+            line += f" | validation {values['balanced']:.1%} balanced"
     log.say(line)
     log.record(
         run=stage.title,
@@ -191,7 +209,7 @@ def _report(
         images_per_second=meter.rate(),
         **values,
     )
-    return values.get("balanced")
+    return values.get("all" if task.select == "test" else "balanced")
 
 
 def evaluate(

@@ -38,22 +38,23 @@ class Meter:
             "seconds": self._seconds,
             "images": self._images,
             "steps": self._steps,
+            "epoch": self._epoch,
         }
 
     def resume(self, notes: dict[str, Any]) -> None:
         self._earlier = notes["wall"]
         self._seconds, self._images = notes["seconds"], notes["images"]
-        self._steps = notes["steps"]
+        self._steps, self._epoch = notes["steps"], notes["epoch"]
 
     def new_epoch(self) -> None:
         """Starts the sums anew, and the clock where evaluation stopped it."""
-        self._loss_sum, self._right, self._seen = 0.0, 0, 0
+        self._epoch = {"loss_sum": 0.0, "weight_sum": 0.0, "right": 0.0, "seen": 0.0}
         if self._mark is not None:
             self._mark = time.monotonic()
 
     def add(self, step: int, measured: dict[str, jax.Array]) -> None:
         """Takes what a step measured; waits only for a step of long ago."""
-        self._wait(measured["loss"])
+        self._wait(measured)
         self._pending.append((step, measured))
         if self._mark is None:
             self.fetch()
@@ -63,7 +64,7 @@ class Meter:
         """Brings what is pending to the host, in one sync.
 
         Raises:
-          Diverged: a loss is nan or infinite; names the first such step.
+          Diverged: a loss or a parameter is nan or infinite; names the step.
         """
         fetched = jax.device_get(self._pending)
         self._pending = []
@@ -73,23 +74,27 @@ class Meter:
             self._steps += len(fetched)
             self._images += sum(int(measured["seen"]) for _, measured in fetched)
         for step, measured in fetched:
-            if not np.isfinite(measured["loss"]):
+            loss = measured["loss_sum"] / measured["weight_sum"]
+            if not np.isfinite(loss):
+                raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
+            if not measured["finite"]:
                 raise Diverged(
-                    f"{self._title}: the loss is {measured['loss']} at step {step:,}"
+                    f"{self._title}: step {step:,} made a parameter nan or infinite"
                 )
-            self._loss_sum += float(measured["loss"]) * int(measured["seen"])
-            self._right += int(measured["right"])
-            self._seen += int(measured["seen"])
+            for name in self._epoch:
+                self._epoch[name] += float(measured[name])
 
     @property
     def loss(self) -> float:
-        """Mean loss of the epoch's examples so far."""
-        return self._loss_sum / self._seen if self._seen else float("nan")
+        """Mean loss of the epoch so far, by weight."""
+        weight = self._epoch["weight_sum"]
+        return self._epoch["loss_sum"] / weight if weight else float("nan")
 
     @property
     def accuracy(self) -> float:
         """Of the epoch's examples so far, augmented and before each update."""
-        return self._right / self._seen if self._seen else float("nan")
+        seen = self._epoch["seen"]
+        return self._epoch["right"] / seen if seen else float("nan")
 
     def wall(self) -> float:
         """Seconds of the run, all included, time before a stop too."""

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+GROUPS = ("many", "medium", "few")
+RSD = ("row_true", "row_false", "col_true", "col_false")  # reading, deviation
 NUM_BINS = 15  # of the calibration error (Guo et al., ICML 2017)
 
 Array = Any  # of jax on the devices, of numpy on the host; no checker follows both
@@ -117,11 +119,8 @@ def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
     Returns:
       bool[K] by name; a group may be empty.
     """
-    return {
-        "many": counts > many,
-        "medium": (counts >= few) & (counts <= many),
-        "few": counts < few,
-    }
+    medium = (counts >= few) & (counts <= many)
+    return dict(zip(GROUPS, (counts > many, medium, counts < few), strict=True))
 
 
 def per_class(tally: Tally) -> dict[str, np.ndarray]:
@@ -193,8 +192,8 @@ def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
         result[f"{name}_spread"] = _ratio(
             np.std(values[held]) if held.any() else np.nan, abs(result[name])
         )
-    for name in ("rsd_row_true", "rsd_row_false", "rsd_col_true", "rsd_col_false"):
-        result[name] = _mean(classes[name][held])
+    for part in RSD:
+        result[f"rsd_{part}"] = _mean(classes[f"rsd_{part}"][held])
     return result
 
 

@@ -18,12 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import steps
+from lt_jax import __version__, metrics, steps
 from lt_jax.log import plain, write_whole
 from lt_jax.types import Splits
 
 PACKAGES = (
-    "lt_jax",
     "jax",
     "jaxlib",
     "flax",
@@ -33,8 +32,6 @@ PACKAGES = (
     "ml-collections",
     "numpy",
 )
-GROUPS = ("many", "medium", "few")
-RSD = ("row_true", "row_false", "col_true", "col_false")
 # Column title, path in a method's metrics, factor, decimals.
 COLUMNS = (
     ("all", ("all",), 100, 1),
@@ -125,6 +122,7 @@ def build(
         },
         "versions": {
             "python": platform.python_version(),
+            "lt_jax": __version__,
             **{name: importlib.metadata.version(name) for name in PACKAGES},
         },
         "device": steps.device_name(),
@@ -152,22 +150,55 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
     def over(name: str) -> dict[str, Any]:
         return _spread([run[name] for run in runs])
 
-    plain_ones = ("all", *GROUPS, "balanced", "worst", "top5", "ece", "nll")
+    plain_ones = ("all", *metrics.GROUPS, "balanced", "worst", "top5", "ece", "nll")
     return {
         **{name: over(name) for name in plain_ones},
         **{
             name: {
                 **over(name),
-                **{part: over(f"{name}_{part}") for part in (*GROUPS, "spread")},
+                **{
+                    part: over(f"{name}_{part}") for part in (*metrics.GROUPS, "spread")
+                },
             }
             for name in ("loma_row", "loma_col")
         },
-        "rsd": {part: over(f"rsd_{part}") for part in RSD},
+        "rsd": {part: over(f"rsd_{part}") for part in metrics.RSD},
         "weight_norm": {
             **over("weight_norm"),
             "spread": over("weight_norm_spread"),
         },
     }
+
+
+def caption(result: dict[str, Any]) -> str:
+    """What the figures of the table are of, in a few lines."""
+    d, p = result["dataset"], result["protocol"]
+    stage1 = sorted({seeds[0] for seeds in p["seeds"]})
+    stage2 = sorted({seeds[1] for seeds in p["seeds"] if len(seeds) > 1})
+    over = []
+    if len(stage1) > 1:
+        over.append(f"{len(stage1)} representations")
+    if len(stage2) > 1:
+        over.append(f"{len(stage2)} seeds of stage 2")
+    if not over:
+        spread = "one run, so without a spread"
+    elif len(over) == 1 and len(stage1) == 1:
+        spread = f"mean ± standard deviation over {over[0]} on one representation"
+    else:
+        spread = f"mean ± standard deviation over {' x '.join(over)}"
+    choice = {
+        "last": "last epoch",
+        "validation": "best epoch on validation",
+        "test": "BEST EPOCH ON THE TEST SET, as in the authors' code",
+    }
+    mirror = "averaged over mirror images" if p["flip"] else "each image once"
+    limits = p["group_limits"]
+    return (
+        f"{d['name']}, split {d['split_hash']}, test set; per cent but for LoMa; "
+        f"{spread}\n{choice[p['select']]}; {mirror}; stage 2 {p['features']}, batch "
+        f"norm {p['batch_norm']}; many > {limits['many']} training images, few < "
+        f"{limits['few']}"
+    )
 
 
 def table(result: dict[str, Any]) -> str:
@@ -178,10 +209,10 @@ def table(result: dict[str, Any]) -> str:
     """
     head = ["method", *(title for title, *_ in COLUMNS)]
     rows = [head]
-    for name, metrics_ in result["methods"].items():
+    for name, values in result["methods"].items():
         row = [name]
         for _, path, factor, decimals in COLUMNS:
-            value = metrics_
+            value = values
             for part in path:
                 value = value[part]
             row.append(_cell(value, factor, decimals))
@@ -217,7 +248,7 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
     text = json.dumps(result, indent=1, allow_nan=False)
     write_whole(workdir / "result.json", text + "\n")
     report = workdir / "report"
-    write_whole(report / "table.md", table(result) + "\n")
+    write_whole(report / "table.md", f"{caption(result)}\n\n{table(result)}\n")
     write_whole(report / "per_class.csv", _per_class(workdir, result))
     return report
 

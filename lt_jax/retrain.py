@@ -48,7 +48,7 @@ class Job(NamedTuple):
     start: Params
     rates: np.ndarray  # float32[steps]
     epochs: int
-    seed: int
+    order: tuple[int, ...]  # names the run whose order of examples it follows
 
 
 def cached_features(
@@ -205,7 +205,7 @@ def fit_heads(
         rates = np.stack([job.rates for job in group], axis=1)  # [steps, H]
         for epoch in range(first.epochs):
             rows = samplers.plan(
-                features.labels, first.method.sampler, batch, first.seed, epoch
+                features.labels, first.method.sampler, batch, first.order, epoch
             )
             part = rates[epoch * len(rows) : (epoch + 1) * len(rows)]
             params, opt_state, losses = fit(
@@ -266,7 +266,7 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         method = job.method
-        key = (method.head, method.loss, method.sampler, job.epochs, job.seed)
+        key = (method.head, method.loss, method.sampler, job.epochs, job.order)
         groups.setdefault(key, []).append(job)
     return list(groups.values())
 

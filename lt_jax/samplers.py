@@ -7,8 +7,11 @@ the same examples in the same order.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from lt_jax import seeds
 from lt_jax.types import known
 
 # Classes are drawn in proportion to their counts to this power; None: no classes.
@@ -16,7 +19,7 @@ POWERS = {"instance": None, "class": 0.0, "sqrt": 0.5}
 
 
 def plan(
-    labels: np.ndarray, kind: str, batch: int, seed: int, epoch: int
+    labels: np.ndarray, kind: str, batch: int, run: Sequence[int], epoch: int
 ) -> np.ndarray:
     """The order of examples of one epoch.
 
@@ -28,17 +31,17 @@ def plan(
         counts. The latter two draw N examples; within a class every example comes up
         once before any comes up again.
       batch: B, of all devices together.
-      seed, epoch: what the order depends on, besides the labels.
+      run, epoch: what the order depends on, besides the labels; see ``seeds``.
 
     Returns:
       int32[steps, B], indices into ``labels``; -1 pads the last row, so that every
       example counts exactly once and every step has the same shape.
 
-    >>> plan(np.zeros(5, np.int32), "instance", 2, seed=0, epoch=0).shape
+    >>> plan(np.zeros(5, np.int32), "instance", 2, run=(1, 0), epoch=0).shape
     (3, 2)
     """
     power = POWERS[known("sampler", kind, POWERS)]
-    rng = np.random.default_rng([seed, epoch])
+    rng = seeds.generator(run, epoch)
     if power is None:
         order = rng.permutation(len(labels))
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,29 +15,20 @@ import numpy as np
 from lt_jax import (
     data,
     losses,
-    methods,
     metrics,
     models,
     results,
-    samplers,
     steps,
 )
+from lt_jax.checks import check_training, check_values, make_method
 from lt_jax.data.augment import Augment
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
-from lt_jax.types import Config, InputError, Splits, known
+from lt_jax.types import Config, InputError, Splits
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = ("data.dir", "save.", "log.", "eval.batch")
-
-# What a method's entry in the config holds beside the numbers the method itself reads.
-RECIPE = ("lr", "epochs")
-
-# Stage 2 sees augmented images anew in every epoch, or the features of each image once.
-FEATURES = ("online", "cached")
-
-SELECT = ("last", "validation", "test")
 
 
 class Session(NamedTuple):
@@ -73,33 +65,18 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
 def open_session(
     config: Config, workdir: Path, talks: bool = True
 ) -> Iterator[Session]:
-    """Checks everything that can be checked before the long work starts."""
-    splits, groups = load_splits(config)
+    """Checks everything that can be checked before anything is written.
+
+    Args:
+      talks: whether the command tells and writes; one that does not only reads the
+        workdir, and Ctrl-C stops it at once.
+    """
     c = config
-    known("eval.select", c.eval.select, SELECT)
-    known("optim.batch_norm", c.optim.batch_norm, steps.BATCH_NORM)
-    known("method.batch_norm", c.method.batch_norm, steps.BATCH_NORM)
-    known("method.features", c.method.features, FEATURES)
-    if c.method.features == "cached" and (
-        c.method.batch_norm != "frozen" or c.eval.select != "last"
-    ):
-        raise InputError(
-            "method.features is 'cached', which needs a frozen backbone and keeps the "
-            "last step: expected method.batch_norm='frozen' and eval.select='last', "
-            f"found {c.method.batch_norm!r} and {c.eval.select!r}; or set "
-            "method.features='online'"
-        )
-    known("optim.sampler", c.optim.sampler, samplers.POWERS)
-    if c.eval.select == "validation" and not len(splits.valid):
-        raise InputError(
-            "eval.select is 'validation' but data.valid is 0: hold out a share of the "
-            "training set, or keep the last checkpoint with eval.select='last'"
-        )
-    workdir.mkdir(parents=True, exist_ok=True)
-    log = Log(workdir, talks)
     _check_same_config(c, workdir)
+    splits, groups = load_splits(c)
+    check_values(c, splits)
     task = Task(
-        splits=splits,
+        splits=splits.in_memory(),
         groups=groups,
         backbone=models.create(
             c.model.name,
@@ -124,29 +101,26 @@ def open_session(
         log_seconds=c.log.seconds,
     )
     counts = splits.train.counts
-    entries = {
-        "stage1": Method(losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"),
-        **{name: _method(c, name, counts) for name in c.method.names},
-    }
+    entries = {name: make_method(c, name, counts) for name in c.method.names}
+    check_training(c, splits, task.backbone, entries)
+    entries["stage1"] = Method(
+        losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"
+    )
     dataset = results.describe(c.data.name, splits, groups)
-    with _listening(log) as stopped:
+    log = Log(workdir, talks)
+    if not talks:
+        yield Session(c, workdir, task, dataset, log, lambda: False, entries)
+        return
+    text = json.dumps(plain(c.to_dict()), indent=1)
+    write_whole(workdir / "config.json", text + "\n")
+    with _listening() as stopped:
         session = Session(c, workdir, task, dataset, log, stopped, entries)
         _announce(session)
         yield session
 
 
-def _method(config: Config, name: str, counts: np.ndarray) -> Method:
-    if name not in config.method:
-        raise InputError(
-            f"config.method.names has {name!r}, but there is no config.method.{name}"
-        )
-    entry = config.method[name]
-    hyper = {key: entry[key] for key in entry if key not in RECIPE}
-    return methods.make(name, counts, hyper)
-
-
 @contextlib.contextmanager
-def _listening(log: Log) -> Iterator[Callable[[], bool]]:
+def _listening() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag; the second one stops at once."""
     pressed = False
 
@@ -155,7 +129,8 @@ def _listening(log: Log) -> Iterator[Callable[[], bool]]:
         if pressed:
             raise KeyboardInterrupt
         pressed = True
-        log.say("Ctrl-C: stops after this step and saves; once more stops at once")
+        # Not print: the signal may come in the middle of one.
+        os.write(2, b"\nCtrl-C: saves and stops; once more stops at once\n")
 
     before = signal.signal(signal.SIGINT, note)
     try:
@@ -165,12 +140,11 @@ def _listening(log: Log) -> Iterator[Callable[[], bool]]:
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:
-    """Stores the config, or refuses one that would mix two experiments."""
+    """Refuses a config that would mix two experiments in one workdir."""
     file = workdir / "config.json"
-    new = plain(config.to_dict())
     if file.exists():
         old = _flat(json.loads(file.read_text(encoding="utf-8")))
-        now = _flat(new)
+        now = _flat(plain(config.to_dict()))
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())
@@ -182,7 +156,6 @@ def _check_same_config(config: Config, workdir: Path) -> None:
                 + "\n".join(lines)
                 + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
             )
-    write_whole(file, json.dumps(new, indent=1) + "\n")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -70,8 +70,9 @@ def make_train_step(
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
 
     Returns:
-      ``(state, batch, knobs) -> (state, {"loss", "right", "seen"})``; the state is
-      donated. ``right`` and ``seen`` are int32 sums over the global batch.
+      ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
+      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` and
+      ``seen`` (int32), and whether the new parameters are ``finite``.
     """
     moving = BATCH_NORM[batch_norm]
 
@@ -103,17 +104,14 @@ def make_train_step(
             trained
         )
         right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
-        grads, loss_sum, weight_sum, right, seen = jax.lax.psum(
-            (
-                grads,
-                loss_sum,
-                jnp.sum(mask * knobs.adjust.weight[label]),
-                jnp.sum(right),
-                jnp.sum(mask > 0),
-            ),
-            AXIS,
-        )
-        grads = jax.tree.map(lambda g: g / weight_sum, grads)
+        measured = {
+            "loss_sum": loss_sum,
+            "weight_sum": jnp.sum(mask * knobs.adjust.weight[label]),
+            "right": jnp.sum(right),
+            "seen": jnp.sum(mask > 0),
+        }
+        grads, measured = jax.lax.psum((grads, measured), AXIS)
+        grads = jax.tree.map(lambda g: g / measured["weight_sum"], grads)
         rate = knobs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         state = TrainState(
@@ -122,7 +120,9 @@ def make_train_step(
             batch_stats=updated["batch_stats"],
             opt_state=opt_state,
         )
-        return state, {"loss": loss_sum / weight_sum, "right": right, "seen": seen}
+        # The loss tells of a bad update one step late: by then it may have been saved.
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
+        return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
 
     return jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0

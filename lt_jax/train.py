@@ -1,7 +1,7 @@
 """The commands: train, retrain, both in one run, evaluate.
 
-Here a config becomes the values that the loop works with. Both stages are fits of the
-same loop; stage 2 differs in where it starts, in what it trains and in its method.
+Both stages are fits of the same loop; stage 2 differs in where it starts, in what it
+trains and in its method.
 
     workdir/checkpoints/stage1/SEED        one representation for each seed
     workdir/checkpoints/METHOD/SEED.SEED   stage-1 seed, stage-2 seed
@@ -13,28 +13,21 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 
-from lt_jax import checkpoint, metrics, models, optim, results, trees
-from lt_jax.heads import Head, class_norms, linear
+from lt_jax import metrics, optim, results, trees, weights
+from lt_jax.checkpoint import Checkpoints
+from lt_jax.heads import class_norms, linear
 from lt_jax.log import duration, overview
 from lt_jax.loop import Fitted, Interrupted, Stage, evaluate, fit
-from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import Features, Job, cached_features, fit_heads, measure_heads
 from lt_jax.session import Session, open_session
-from lt_jax.types import Config, Dataset, InputError, Params
-
-
-class Weights(NamedTuple):
-    """A network: what stage 1 ends with and stage 2 starts from."""
-
-    params: Params
-    batch_stats: Params
+from lt_jax.types import Config, InputError, Params
+from lt_jax.weights import Source, Weights
 
 
 def train(config: Config, workdir: Path) -> dict[str, Any]:
@@ -43,14 +36,13 @@ def train(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def retrain(config: Config, workdir: Path) -> dict[str, Any]:
-    """Stage 2 on the finished stage 1 of ``init.path``, or else of this workdir."""
-    source = Path(config.init.path) if config.init.path else workdir
-    return _command(config, workdir, lambda session: _stage2(session, source))
+    """Stage 2 on the stage 1 that this workdir trained, or else on ``init.path``'s."""
+    return _command(config, workdir, _stage2)
 
 
 def run(config: Config, workdir: Path) -> dict[str, Any]:
     """Both stages; what is finished already is not done again."""
-    return _command(config, workdir, _stage1, lambda session: _stage2(session, workdir))
+    return _command(config, workdir, _stage1, _stage2)
 
 
 def _command(
@@ -71,41 +63,54 @@ def evaluate_all(
 ) -> dict[str, dict[str, float]]:
     """The metrics of every finished fit of a workdir on one of its splits.
 
+    Writes nothing.
+
     Args:
       split: ``train`` (the fitted examples, not augmented), ``valid`` or ``test``.
 
     Returns:
       The summary by run, for example ``los/0.2``.
     """
-    _finished(workdir)
+    weights.finished(workdir)
     with open_session(config, workdir, talks=False) as session:
-        dataset = getattr(session.task.splits, split)
+        task, init = session.task, config.model.init
+        dataset = getattr(task.splits, split)
         if not len(dataset):
             raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
+        like = weights.fresh(task, init, (1, 0))
         found = {}
-        for name, method in session.methods.items():
+        for name in ("stage1", *config.method.names):
+            method = session.methods[name]
             for outcome in results.outcomes(workdir, name):
                 directory = workdir / "checkpoints" / outcome["run"]
-                directory = Path(outcome.get("weights", directory))
-                fresh = _with_head(session, _fresh(session, 0), method, 0)
-                weights = _loaded(directory, outcome, fresh, skip="")
-                measured = _measure(session, method.head, weights, dataset)
+                source = Source(Path(outcome.get("weights", directory)), outcome)
+                shaped = weights.with_head(task, init, like, method, (1, 0))
+                network = weights.loaded(source, shaped, outcome.get("skip", ""))
+                tally = evaluate(task, method.head, *network, dataset)
+                measured = _figures(session, tally, network.params["head"])
                 found[outcome["run"]] = measured["metrics"]
         return found
 
 
 def _stage1(session: Session) -> None:
-    c, o = session.config, session.config.optim
+    c, o, init = session.config, session.config.optim, session.config.model.init
+    told = False
     for seed in range(c.seed, c.seed + o.repeats):
+        run = (1, seed)
         if _done(session, f"stage1/{seed}"):
             continue
-        start = _fresh(session, seed)
+        start = weights.fresh(session.task, init, run)
         if c.init.path:
-            directory, outcome = _finished(Path(c.init.path))[0]
-            start = _loaded(directory, outcome, start, c.init.skip)
+            source = weights.finished(Path(c.init.path).expanduser())[0]
+            session.log.say(f"stage1/{seed} starts from {source.directory}")
+            start = weights.loaded(source, start, c.init.skip)
+        if not told:
+            trained, _ = trees.partition(start.params, o.trains)
+            session.log.say(overview(start.params, trained))
+            told = True
         stage = Stage(
             title=f"stage1/{seed}",
-            seed=seed,
+            run=run,
             method=session.methods["stage1"],
             epochs=o.epochs,
             batch=o.batch,
@@ -117,18 +122,14 @@ def _stage1(session: Session) -> None:
         _fit(session, stage, [seed], start)
 
 
-def _stage2(session: Session, source: Path) -> None:
-    c, m = session.config, session.config.method
-    for directory, outcome in _finished(source):
-        (stage1_seed,) = outcome["seeds"]
-        fresh = _fresh(session, stage1_seed)
-        stage1 = _loaded(directory, outcome, fresh, c.init.skip)
-        if not _done(session, f"stage1/{stage1_seed}"):
-            _adopt(session, directory, outcome, stage1)
+def _stage2(session: Session) -> None:
+    c, m, init = session.config, session.config.method, session.config.model.init
+    for source, stage1 in _representations(session):
+        (stage1_seed,) = source.outcome["seeds"]
         stages = [
             Stage(
                 title=f"{name}/{stage1_seed}.{seed}",
-                seed=seed,
+                run=(2, stage1_seed, seed),
                 method=session.methods[name],
                 epochs=m[name].epochs,
                 batch=m.batch,
@@ -141,99 +142,121 @@ def _stage2(session: Session, source: Path) -> None:
             for seed in range(c.seed, c.seed + m.repeats)
             if not _done(session, f"{name}/{stage1_seed}.{seed}")
         ]
+        starts = [
+            weights.with_head(session.task, init, stage1, stage.method, stage.run)
+            for stage in stages
+        ]
         if m.features == "cached" and stages:
-            _fit_cached(session, stages, stage1_seed, stage1)
+            _fit_cached(session, stages, stage1_seed, stage1, starts)
             continue
-        for stage in stages:
-            start = _with_head(session, stage1, stage.method, stage.seed)
-            _fit(session, stage, [stage1_seed, stage.seed], start)
+        for stage, start in zip(stages, starts, strict=True):
+            _fit(session, stage, [stage1_seed, stage.run[-1]], start)
+
+
+def _representations(session: Session) -> list[tuple[Source, Weights]]:
+    """The networks that stage 2 starts from, measured by this workdir's protocol."""
+    c, task = session.config, session.task
+    stage1 = results.outcomes(session.workdir, "stage1")
+    own = [outcome for outcome in stage1 if "weights" not in outcome]
+    path, skip = Path(c.init.path).expanduser(), c.init.skip
+    if own or not c.init.path:
+        path, skip = session.workdir, ""
+    found = []
+    for source in weights.finished(path):
+        outcome = source.outcome
+        like = weights.fresh(task, c.model.init, (1, *outcome["seeds"]))
+        network = weights.loaded(source, like, skip)
+        found.append((source, network))
+        if path == session.workdir or _done(session, outcome["run"]):
+            continue
+        if outcome["fitted_on"] != task.splits.train.hash:
+            session.log.say(
+                f"NOTE: {source.directory} was fitted on other examples "
+                f"({outcome['fitted_on']}) than are fitted here "
+                f"({task.splits.train.hash}); it may have seen what is held out"
+            )
+        tally = evaluate(task, linear, *network, task.splits.test)
+        adopted = {
+            **outcome,
+            "weights": str(source.directory.resolve()),
+            "skip": skip,
+            "adopted_for": task.splits.train.hash,
+            **_figures(session, tally, network.params["head"]),
+        }
+        directory = session.workdir / "checkpoints" / outcome["run"]
+        results.save_outcome(directory, adopted)
+    return found
 
 
 def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
-    trained, _ = trees.partition(start.params, stage.trains)
-    text = overview(start.params, trained)
-    say = session.log.say
-    say(text if stage.title.startswith("stage1") else text.splitlines()[-1])
+    if session.stopped():
+        raise Interrupted(f"{stage.title}, which has not begun")
+    task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
-    fitted = fit(session.task, stage, *start, directory, session.log, session.stopped)
+    fitted = fit(task, stage, *start, directory, session.log, session.stopped)
     say(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, "
         f"{fitted.images_per_second:,.0f} img/s; step {fitted.step:,} is kept"
     )
-    weights = Weights(fitted.params, fitted.batch_stats)
-    measured = _measure(session, stage.method.head, weights, session.task.splits.test)
-    _save_outcome(session, stage, seeds, fitted, measured)
+    tally = evaluate(
+        task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test
+    )
+    _save_outcome(session, stage, seeds, fitted, tally)
 
 
 def _fit_cached(
-    session: Session, stages: list[Stage], stage1_seed: int, stage1: Weights
+    session: Session,
+    stages: list[Stage],
+    stage1_seed: int,
+    stage1: Weights,
+    starts: list[Weights],
 ) -> None:
     """Fits the heads of all stages side by side on the features of one backbone."""
     task, say, began = session.task, session.log.say, time.monotonic()
     folder = session.workdir / "features" / f"{stage1_seed}"
-    mirrored = ["plain", "mirror"] if task.flip else ["plain"]
 
     def features(split: str, views: list[str]) -> Features:
-        return cached_features(
-            task,
-            stage1.params,
-            stage1.batch_stats,
-            getattr(task.splits, split),
-            views,
-            folder / f"{split}.npy",
-            session.log,
-        )
+        file = folder / f"{split}.npy"
+        dataset = getattr(task.splits, split)
+        return cached_features(task, *stage1, dataset, views, file, session.log)
 
-    train, test = features("train", ["plain"]), features("test", mirrored)
+    train = features("train", ["plain"])
+    test = features("test", ["plain", "mirror"] if task.flip else ["plain"])
     say(
-        f"features of representation {stage1_seed}: {len(train.labels):,} x "
+        f"features of stage1/{stage1_seed}: {len(train.labels):,} x "
         f"{train.values.shape[-1]} to fit on, {duration(time.monotonic() - began)}"
     )
-    starts = [
-        _with_head(session, stage1, stage.method, stage.seed).params["head"]
-        for stage in stages
-    ]
     jobs = [
-        Job(s.title, s.method, start, s.rates, s.epochs, s.seed)
+        Job(s.title, s.method, start.params["head"], s.rates, s.epochs, s.run)
         for s, start in zip(stages, starts, strict=True)
     ]
     began = time.monotonic()
-    epochs = sum(stage.epochs for stage in stages)
-    with session.log.bar("heads", 0, epochs * len(train.labels)) as bar:
+    examples = sum(stage.epochs for stage in stages) * len(train.labels)
+    with session.log.bar("heads", 0, examples) as bar:
 
         def after_epoch(heads: int) -> None:
             bar.update(heads * len(train.labels))
             if session.stopped():
-                raise Interrupted("the heads on cached features, which start anew")
+                raise Interrupted("the heads on cached features, which begin anew")
 
         fitted = fit_heads(jobs, train, stages[0].batch, stages[0].sgd, after_epoch)
     seconds = time.monotonic() - began
-    rate = epochs * len(train.labels) / seconds
     say(f"{len(jobs)} heads on cached features: {duration(seconds)}")
-    for stage, params in zip(stages, fitted, strict=True):
-        (tally,) = measure_heads(stage.method.head, [params], test, task.eval_batch)
-        weights = stage1._replace(params={**stage1.params, "head": params})
+    for stage, head in zip(stages, fitted, strict=True):
+        network = stage1._replace(params={**stage1.params, "head": head})
         step = len(stage.rates)
         directory = session.workdir / "checkpoints" / stage.title
-        with contextlib.closing(checkpoint.Checkpoints(directory)) as checkpoints:
-            checkpoints.save(step, weights._asdict(), {}, None)
-        head_seconds = seconds / len(jobs)
-        _save_outcome(
-            session,
-            stage,
-            [stage1_seed, stage.seed],
-            Fitted(*weights, step, head_seconds, rate),
-            _figures(session, tally, params),
-        )
+        with contextlib.closing(Checkpoints(directory)) as checkpoints:
+            if checkpoints.latest() is None:  # a kill may have left it without outcome
+                checkpoints.save(step, network._asdict(), {}, None)
+        (tally,) = measure_heads(stage.method.head, [head], test, task.eval_batch)
+        ended = Fitted(*network, step, seconds / len(jobs), examples / seconds)
+        _save_outcome(session, stage, [stage1_seed, stage.run[-1]], ended, tally)
 
 
 def _save_outcome(
-    session: Session,
-    stage: Stage,
-    seeds: list[int],
-    fitted: Fitted,
-    measured: dict[str, Any],
+    session: Session, stage: Stage, seeds: list[int], fitted: Fitted, tally: Tally
 ) -> None:
     outcome = {
         "run": stage.title,
@@ -243,17 +266,9 @@ def _save_outcome(
         "fitted_on": session.task.splits.train.hash,
         "seconds": fitted.seconds,
         "images_per_second": fitted.images_per_second,
-        **measured,
+        **_figures(session, tally, fitted.params["head"]),
     }
     results.save_outcome(session.workdir / "checkpoints" / stage.title, outcome)
-
-
-def _measure(
-    session: Session, head: Head, weights: Weights, dataset: Dataset
-) -> dict[str, Any]:
-    """The figures of a network on a split."""
-    tally = evaluate(session.task, head, *weights, dataset)
-    return _figures(session, tally, weights.params["head"])
 
 
 def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
@@ -275,79 +290,18 @@ def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
 
 
 def _done(session: Session, title: str) -> bool:
-    return results.outcome(session.workdir / "checkpoints" / title) is not None
-
-
-def _finished(source: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Where the finished stage 1 of a workdir lie, or the one in this directory.
-
-    Raises:
-      InputError: there is none.
-    """
-    stage1 = sorted((source / "checkpoints" / "stage1").glob("*"))
-    found = []
-    for directory in stage1 or [source]:
-        if (outcome := results.outcome(directory)) is not None:
-            found.append((Path(outcome.get("weights", directory)), outcome))
-    if not found:
+    """Whether this fit has finished here, on these examples."""
+    directory = session.workdir / "checkpoints" / title
+    outcome = results.outcome(directory)
+    if outcome is None:
+        return False
+    now = session.task.splits.train.hash
+    if (before := outcome.get("adopted_for", outcome["fitted_on"])) != now:
         raise InputError(
-            f"no finished stage 1 in {source}: expected checkpoints/stage1/SEED/"
-            "outcome.json there; run `lt-jax train` with this config first, or name "
-            "the workdir of one with --config.init.path=..."
+            f"{directory} was finished on other examples ({before}) than the data now "
+            f"hold ({now}); use another --workdir"
         )
-    return found
-
-
-def _adopt(
-    session: Session, directory: Path, outcome: dict[str, Any], stage1: Weights
-) -> None:
-    """Measures a representation of another workdir by this one's protocol."""
-    if outcome["fitted_on"] != session.task.splits.train.hash:
-        session.log.say(
-            f"NOTE: {directory} was fitted on other examples "
-            f"({outcome['fitted_on']}) than are fitted here "
-            f"({session.task.splits.train.hash}); it may have seen what is held out"
-        )
-    measured = _measure(session, linear, stage1, session.task.splits.test)
-    results.save_outcome(
-        session.workdir / "checkpoints" / outcome["run"],
-        {**outcome, "weights": str(directory.resolve()), **measured},
-    )
-
-
-def _loaded(
-    directory: Path, outcome: dict[str, Any], fresh: Weights, skip: str
-) -> Weights:
-    """The weights that a finished fit kept, in the structure of ``fresh``."""
-    found = {
-        name: leaf
-        for name, leaf in checkpoint.read(directory, outcome["step"]).items()
-        if name.startswith(("params/", "batch_stats/"))
-    }
-    where = f"{directory}/{outcome['step']}"
-    return checkpoint.merge(found, fresh, skip, where)
-
-
-def _fresh(session: Session, seed: int) -> Weights:
-    """A network as initialised for stage 1."""
-    task = session.task
-    keys = jax.random.split(jax.random.key(seed))
-    backbone, batch_stats = models.init(task.backbone, keys[0], task.splits.train.shape)
-    head = _head(session, linear, None, keys[1])
-    return Weights({"backbone": backbone, "head": head}, batch_stats)
-
-
-def _with_head(session: Session, stage1: Weights, method: Method, seed: int) -> Weights:
-    """The network of stage 1 with the head that a method starts from."""
-    start = stage1.params["head"] if method.start == "stage1" else None
-    head = _head(session, method.head, start, jax.random.key(seed))
-    return stage1._replace(params={**stage1.params, "head": head})
-
-
-def _head(session: Session, head: Head, start: Params | None, key: jax.Array) -> Params:
-    num_features = models.features_of(session.task.backbone)
-    num_classes = len(session.task.splits.counts)
-    return head.init(key, start, num_features, num_classes, session.config.model.init)
+    return True
 
 
 def _rates(session: Session, lr: float, epochs: int, group: Config) -> np.ndarray:
@@ -372,9 +326,8 @@ def _finish(session: Session, interrupted: bool = False) -> dict[str, Any]:
         methods={name: c.method[name].to_dict() for name in c.method.names},
     )
     report = results.write(session.workdir, result)
-    fits = result["protocol"]["seeds"]
     say("")
-    say(f"test set, mean ± standard deviation over {len(fits)} seeds, per cent:")
+    say(results.caption(result))
     say(results.table(result))
     say(f"report: {report}")
     return result

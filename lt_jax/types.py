@@ -121,3 +121,12 @@ class Splits:
     test: Dataset
     counts: np.ndarray  # int64[K] of the whole training set: decides the groups
     hash: str  # of the whole training set
+
+    def in_memory(self) -> Splits:
+        """The same splits, their images read once."""
+        return dataclasses.replace(
+            self,
+            train=self.train.in_memory(),
+            valid=self.valid.in_memory(),
+            test=self.test.in_memory(),
+        )

@@ -9,7 +9,7 @@ import pytest
 import tiny_digits
 from ml_collections import ConfigDict
 
-from lt_jax import methods, session, train
+from lt_jax import checks, methods, train
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -63,9 +63,9 @@ def test_methods_of_the_config_exist(name):
     config = tiny_digits.load(name)
     for method, entry in config.method.items():
         if isinstance(entry, ConfigDict):
-            hyper = {k: v for k, v in entry.items() if k not in session.RECIPE}
+            hyper = {k: v for k, v in entry.items() if k not in checks.RECIPE}
             methods.make(method, np.arange(1, 11), hyper)
-            assert set(session.RECIPE) <= set(entry)
+            assert set(checks.RECIPE) <= set(entry)
     assert set(config.method.names) <= set(config.method)
 
 

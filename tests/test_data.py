@@ -130,13 +130,15 @@ def test_load_decodes_only_what_was_chosen(monkeypatch):
 
     monkeypatch.setitem(data.SOURCES, "digits", source)
     parts = data.load("digits", dir="", **LOAD | {"valid": 0.1})
+    assert not asked  # counting needs no image
+    parts = parts.in_memory()
     parts.train.read(np.arange(5))  # from memory, not from the source
     assert sum(asked) == parts.counts.sum() < 1140
 
 
 def test_load_refuses_an_unknown_name():
     with pytest.raises(
-        InputError, match=r"'cifar_100'; expected one of .*did you mean 'cifar100'"
+        InputError, match=r"'cifar_100': expected one of .*did you mean 'cifar100'"
     ):
         data.load("cifar_100", dir="", **LOAD)
     with pytest.raises(InputError, match=r"mean digits or cifar10 or cifar100\?"):

@@ -24,6 +24,7 @@ FLOORS = {
     "metrics.py": 0,
     "trees.py": 0,
     "inits.py": 0,
+    "seeds.py": 0,
     # What is composed of it.
     "methods.py": 1,
     "optim.py": 1,
@@ -39,6 +40,8 @@ FLOORS = {
     # Loops: the only code that knows config and workdir.
     "loop.py": 3,
     "session.py": 3,
+    "weights.py": 3,
+    "checks.py": 3,
     "train.py": 3,
     "retrain.py": 3,
     "report.py": 3,

@@ -128,7 +128,7 @@ def test_choose_keeps_a_set_that_is_cut_already():
 
 
 def test_choose_refuses_an_unknown_split():
-    with pytest.raises(InputError, match=r"'frist'; did you mean 'first'\?"):
+    with pytest.raises(InputError, match=r"'frist': .*did you mean 'first'\?"):
         longtail.choose(np.arange(4), np.arange(4), 4, 1, "frist")
     with pytest.raises(InputError, match=r"expected one of first, cao"):
         longtail.choose(np.arange(4), np.arange(4), 4, 1, "zzz")

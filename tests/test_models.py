@@ -386,7 +386,7 @@ def test_modules_with_equal_fields_are_one_key():
     ("changes", "message"),
     [
         ({"name": "resnet43"}, "did you mean .*'resnet44'"),
-        ({"name": "vgg"}, "unknown arch 'vgg': known are resnet8, resnet20"),
+        ({"name": "vgg"}, "unknown arch 'vgg': expected one of resnet8, resnet20"),
         ({"stem": "imagnet"}, "did you mean 'imagenet'"),
         ({"init": "pytorch"}, "did you mean 'torch'"),
         ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),

@@ -98,7 +98,9 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
         start = method.head.init(jax.random.key(seed), None, 8, 5, "torch")
         rates = optim.rates(lr, epochs, per_epoch, 0, "epoch")
         made.append(
-            retrain.Job(f"los {delta} {seed}", method, start, rates, epochs, seed)
+            retrain.Job(
+                f"los {delta} {seed}", method, start, rates, epochs, (2, 0, seed)
+            )
         )
     return made, features
 

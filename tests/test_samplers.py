@@ -32,7 +32,7 @@ def per_class(order, labels=LABELS):
 @pytest.mark.parametrize("batch", [1, 7, 64, N, N + 50])
 @pytest.mark.parametrize("kind", KINDS)
 def test_shape_and_padding(kind, batch):
-    rows = plan(LABELS, kind, batch, seed=0, epoch=0)
+    rows = plan(LABELS, kind, batch, run=(1, 0), epoch=0)
     assert rows.dtype == np.int32
     assert rows.shape == (int(np.ceil(N / batch)), batch)
     assert len(drawn(rows)) == N
@@ -42,13 +42,13 @@ def test_shape_and_padding(kind, batch):
 
 @pytest.mark.parametrize("epoch", range(3))
 def test_instance_takes_each_example_once(epoch):
-    order = drawn(plan(LABELS, "instance", 7, seed=0, epoch=epoch))
+    order = drawn(plan(LABELS, "instance", 7, run=(1, 0), epoch=epoch))
     np.testing.assert_array_equal(np.sort(order), np.arange(N))
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_class_takes_the_classes_equally_often(seed):
-    often = per_class(drawn(plan(LABELS, "class", 7, seed=seed, epoch=0)))
+    often = per_class(drawn(plan(LABELS, "class", 7, run=(1, seed), epoch=0)))
     assert often.sum() == N
     assert np.ptp(often[HELD]) <= 1
     assert (often[COUNTS == 0] == 0).all()
@@ -56,7 +56,7 @@ def test_class_takes_the_classes_equally_often(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_sqrt_takes_the_classes_as_often_as_the_root_of_their_count(seed):
-    often = per_class(drawn(plan(LABELS, "sqrt", 7, seed=seed, epoch=0)))
+    often = per_class(drawn(plan(LABELS, "sqrt", 7, run=(1, seed), epoch=0)))
     assert often.sum() == N
     share = np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
     assert (np.abs(often - N * share) < 1).all()
@@ -69,7 +69,9 @@ def test_who_gets_the_odd_draw_is_fair(kind):
     labels = np.repeat(np.arange(3), [5, 4, 1])
     share = np.array([5, 4, 1]) ** (0.0 if kind == "class" else 0.5)
     often = [
-        np.bincount(labels[drawn(plan(labels, kind, 4, seed=0, epoch=e))], minlength=3)
+        np.bincount(
+            labels[drawn(plan(labels, kind, 4, run=(1, 0), epoch=e))], minlength=3
+        )
         for e in range(400)
     ]
     np.testing.assert_allclose(
@@ -79,7 +81,7 @@ def test_who_gets_the_odd_draw_is_fair(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_everyone_of_a_class_comes_up_before_anyone_comes_up_again(kind):
-    order = drawn(plan(LABELS, kind, 7, seed=0, epoch=0))
+    order = drawn(plan(LABELS, kind, 7, run=(1, 0), epoch=0))
     for label in HELD:
         mine = order[LABELS[order] == label]
         for start in range(0, len(mine), COUNTS[label]):
@@ -94,7 +96,7 @@ def test_order_is_shuffled_over_the_epoch(kind):
     places = np.zeros(100)
     times = np.zeros(100)
     for epoch in range(200):
-        order = drawn(plan(labels, kind, 10, seed=1, epoch=epoch))
+        order = drawn(plan(labels, kind, 10, run=(1, 1), epoch=epoch))
         np.add.at(places, order, np.arange(100))
         np.add.at(times, order, 1)
     # 70 visits or more to each example: the mean place has a deviation of 3.4 or less.
@@ -105,19 +107,19 @@ def test_order_is_shuffled_over_the_epoch(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_depends_on_seed_and_epoch_alone(kind):
-    first = plan(LABELS, kind, 7, seed=3, epoch=5)
+    first = plan(LABELS, kind, 7, run=(1, 3), epoch=5)
     np.random.default_rng().random()
-    np.testing.assert_array_equal(first, plan(LABELS, kind, 7, seed=3, epoch=5))
+    np.testing.assert_array_equal(first, plan(LABELS, kind, 7, run=(1, 3), epoch=5))
     others = [(3, 6), (4, 5), (5, 3)]  # the last one: seed and epoch are not added up
     for seed, epoch in others:
-        assert (plan(LABELS, kind, 7, seed=seed, epoch=epoch) != first).any()
+        assert (plan(LABELS, kind, 7, run=(1, seed), epoch=epoch) != first).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_size_does_not_change_the_order(kind):
     np.testing.assert_array_equal(
-        drawn(plan(LABELS, kind, 7, seed=0, epoch=0)),
-        drawn(plan(LABELS, kind, 64, seed=0, epoch=0)),
+        drawn(plan(LABELS, kind, 7, run=(1, 0), epoch=0)),
+        drawn(plan(LABELS, kind, 64, run=(1, 0), epoch=0)),
     )
 
 
@@ -125,12 +127,12 @@ def test_batch_size_does_not_change_the_order(kind):
 def test_leaves_the_labels_alone(kind):
     labels = LABELS.copy()
     labels.flags.writeable = False
-    plan(labels, kind, 7, seed=0, epoch=0)
+    plan(labels, kind, 7, run=(1, 0), epoch=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_single_example(kind):
-    rows = plan(np.array([4], np.int32), kind, 3, seed=0, epoch=0)
+    rows = plan(np.array([4], np.int32), kind, 3, run=(1, 0), epoch=0)
     np.testing.assert_array_equal(rows, [[0, -1, -1]])
 
 
@@ -145,7 +147,7 @@ def test_at_the_size_of_inaturalist(kind):
     counts = np.bincount(labels)
     assert counts.min() == 2
     assert counts.max() > 1000
-    rows = plan(labels, kind, 512, seed=0, epoch=0)
+    rows = plan(labels, kind, 512, run=(1, 0), epoch=0)
     assert rows.shape == (855, 512)
     order = drawn(rows)
     assert len(order) == size
@@ -161,7 +163,7 @@ def test_at_the_size_of_inaturalist(kind):
 
 def test_unknown_kind_names_the_near_one():
     with pytest.raises(InputError, match=r"'instnce'.*did you mean 'instance'"):
-        plan(LABELS, "instnce", 7, seed=0, epoch=0)
+        plan(LABELS, "instnce", 7, run=(1, 0), epoch=0)
 
 
 def test_in_rows():

@@ -53,9 +53,9 @@ def load(
     whole = full.take(chosen)
     fit, held = longtail.hold_out(whole.labels, valid, seed, num_classes)
     return Splits(
-        train=whole.take(fit).in_memory(),
-        valid=whole.take(held).in_memory(),
-        test=test.in_memory(),
+        train=whole.take(fit),
+        valid=whole.take(held),
+        test=test,
         counts=whole.counts,
         hash=whole.hash,
     )
