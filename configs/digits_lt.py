@@ -37,11 +37,13 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"  # of the computation; parameters are float32
 
     config.init = ConfigDict()
-    config.init.path = ""  # start from the stage 1 of this workdir
-    config.init.skip = ""  # regex of parameters that are not taken from it
+    # Where stage 1 starts from, and stage 2 if this workdir trained no stage 1: the
+    # workdir of a finished stage 1 (its first seed for stage 1); "": from nothing.
+    config.init.path = ""
+    config.init.skip = ""  # regex of parameters not taken from it, as "head/.*"
 
     config.method = ConfigDict()  # stage 2
-    config.method.names = ("ce", "los")  # which of the entries below are fitted
+    config.method.names = ("ce", "los")  # entries below; override: "('los',)"
     config.method.repeats = 1  # seeds for each method and representation
     # "online": the backbone sees augmented images in every epoch, as the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.

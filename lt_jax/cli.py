@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"lt-jax: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         what = f" ({error.filename})" if error.filename else ""
         print(f"lt-jax: {error.strerror or error}{what}", file=sys.stderr)
@@ -72,9 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 130
         if isinstance(error, Diverged):
             print(
-                f"lt-jax: {error}. The checkpoints before it stand in "
-                f"{options.workdir}/checkpoints. Lower the learning rate (optim.lr or "
-                "the method's lr) or warm up longer, in a new workdir.",
+                f"lt-jax: {error}. What was saved before it stands in "
+                f"{options.workdir}/checkpoints. A lower learning rate (optim.lr or "
+                "the method's lr) or a longer warm-up may help, in a new workdir.",
                 file=sys.stderr,
             )
             return 1
@@ -105,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
         if workdir:
             command.add_argument(
                 "--workdir",
-                type=Path,
+                type=lambda text: Path(text).expanduser(),
                 required=True,
                 help="where checkpoints, logs and results go",
             )

@@ -24,10 +24,10 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
 def load(
     name: str, *, dir: str, imbalance: float, split: str, valid: float, seed: int
 ) -> Splits:
-    """A long-tailed task, its images in memory.
+    """A long-tailed task.
 
-    The training set is cut (``longtail.choose``), then ``valid`` of it is held out,
-    and only the images of the three resulting sets are decoded. The test set is whole.
+    The training set is cut (``longtail.choose``), then ``valid`` of it is held out. The
+    test set is whole. No image is decoded before it is read.
     ``counts`` and ``hash`` are of the training set before holding out, so that the
     groups and the name of the draw do not depend on ``valid``.
 
