@@ -19,7 +19,7 @@ from lt_jax.data.augment import Augment
 from lt_jax.data.feed import feed
 from lt_jax.heads import Head
 from lt_jax.log import Log
-from lt_jax.meter import Meter
+from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
@@ -215,7 +215,11 @@ def _report(
 def evaluate(
     task: Task, head: Head, params: Params, batch_stats: Params, dataset: Dataset
 ) -> Tally:
-    """The tally of a whole data set: every example once, one sync at the end."""
+    """The tally of a whole data set: every example once, one sync at the end.
+
+    Raises:
+      meter.Diverged: logits are nan or infinite, where the parameters need not be.
+    """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
     params, batch_stats, tally = steps.replicate(
         (params, batch_stats, metrics.empty(len(dataset.classes)))
@@ -225,4 +229,10 @@ def evaluate(
     for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
-    return jax.device_get(tally)
+    tally = jax.device_get(tally)
+    if not np.isfinite(tally.loss_sum).all():
+        raise Diverged(
+            "the network has diverged: its logits on "
+            f"{dataset.name} are nan or infinite"
+        )
+    return tally

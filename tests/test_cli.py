@@ -144,7 +144,7 @@ def test_divergence(tmp_path, capsys):
     arguments = ["train", "--config", DIGITS, "--workdir", str(tmp_path), *flags]
     assert cli.main(arguments) == 1
     told = capsys.readouterr().err
-    assert "at step" in told
+    assert "stage1/0: step" in told
     assert "learning rate" in told
 
 

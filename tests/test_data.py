@@ -141,7 +141,7 @@ def test_load_refuses_an_unknown_name():
         InputError, match=r"'cifar_100': expected one of .*did you mean 'cifar100'"
     ):
         data.load("cifar_100", dir="", **LOAD)
-    with pytest.raises(InputError, match=r"mean digits or cifar10 or cifar100\?"):
+    with pytest.raises(InputError, match=r"expected one of digits, cifar10, cifar100"):
         data.load("qqq", dir="", **LOAD)
 
 

@@ -129,7 +129,7 @@ def test_trains_some_leaf_of_its_head(name):
 
 def test_sampler_makes_a_plan(name):
     labels = np.repeat(np.arange(K), COUNTS)
-    rows = samplers.plan(labels, make(name).sampler, 64, seed=0, epoch=0)
+    rows = samplers.plan(labels, make(name).sampler, 64, run=(1, 0), epoch=0)
     assert rows.shape == (11, 64)
 
 
