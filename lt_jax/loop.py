@@ -97,14 +97,20 @@ def fit(
     total = stage.epochs * per_epoch
     width = steps.padded(stage.batch)
 
+    method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    knobs = steps.replicate(
-        steps.Knobs(jax.random.key(stage.seed), stage.rates, stage.method.adjust)
+    early = steps.replicate(
+        steps.Knobs(
+            jax.random.key(stage.seed), stage.rates, method.adjust, params["head"]
+        )
     )
+    late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
+    late_from = round(method.defer * stage.epochs)
     train_step = steps.make_train_step(
         task.backbone,
-        stage.method.head,
-        stage.method.loss,
+        method.head,
+        method.loss,
+        method.project,
         stage.sgd,
         stage.trains,
         stage.batch_norm,
@@ -130,8 +136,9 @@ def fit(
             while step < total:
                 epoch = step // per_epoch
                 rows = samplers.plan(
-                    train.labels, stage.method.sampler, stage.batch, stage.seed, epoch
+                    train.labels, method.sampler, stage.batch, stage.seed, epoch
                 )
+                knobs = early if epoch < late_from else late
                 for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
                     state, measured = train_step(state, batch, knobs)
                     step += 1
@@ -155,6 +162,8 @@ def fit(
                     raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
                 meter.new_epoch()
 
+        if checkpoints.latest() is None:  # a fit of no epochs
+            save(None)
         if task.select != "last" and (best := checkpoints.best()) is not None:
             step = best
             state, _ = checkpoints.restore(step, state)
@@ -208,3 +217,17 @@ def evaluate(
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
     return jax.device_get(tally)
+
+
+def features(
+    task: Task, params: Params, batch_stats: Params, dataset: Dataset
+) -> np.ndarray:
+    """float32[N, D], the features of every example as it is, in the set's order."""
+    feature_step = steps.make_feature_step(task.backbone, task.augment)
+    params, batch_stats = steps.replicate((params, batch_stats))
+    rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
+    found = []
+    for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
+        each = jax.device_get(feature_step(params, batch_stats, batch))
+        found.append(each.reshape(-1, each.shape[-1])[: task.eval_batch])
+    return np.concatenate(found)[: len(dataset)]

@@ -31,7 +31,7 @@ from lt_jax.types import Config, InputError, Splits, known
 FREE = ("data.dir", "save.", "log.", "eval.batch")
 
 # What a method's entry in the config holds beside the numbers the method itself reads.
-RECIPE = ("lr", "epochs")
+RECIPE = ("lr", "epochs", "decay")
 
 SELECT = ("last", "validation", "test")
 

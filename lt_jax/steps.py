@@ -25,7 +25,7 @@ from lt_jax import metrics, trees
 from lt_jax.data import augment as augmentation
 from lt_jax.data.augment import Augment
 from lt_jax.heads import Head
-from lt_jax.losses import Adjust
+from lt_jax.losses import Adjust, Loss
 from lt_jax.metrics import Tally
 from lt_jax.models import ResNet
 from lt_jax.optim import Sgd
@@ -45,13 +45,15 @@ class Knobs(NamedTuple):
     key: jax.Array  # of the run's augmentation
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
+    start: Params  # the head that the run began with, which a projection may look at
 
 
 @functools.cache
 def make_train_step(
     backbone: ResNet,
     head: Head,
-    loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array],
+    loss: Loss,
+    project: Callable[[Params, Params], Params] | None,
     sgd: Sgd,
     trains: str,
     batch_norm: str,
@@ -61,6 +63,7 @@ def make_train_step(
 
     Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
+    ``project`` maps the head's parameters after every step.
 
     Returns:
       ``(state, batch, knobs) -> (state, {"loss", "right", "seen"})``; the state is
@@ -68,6 +71,7 @@ def make_train_step(
     """
     moving = BATCH_NORM[batch_norm]
     transform = sgd.transform()
+    sum_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
 
     def step(
         state: TrainState, batch: Batch, knobs: Knobs
@@ -91,29 +95,32 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             logits = head.apply(params["head"], features)
-            return jnp.sum(mask * loss(logits, label, knobs.adjust)), (updated, logits)
+            each = loss(logits, label, mask, knobs.adjust, sum_devices)
+            return jnp.sum(mask * each), (updated, logits)
 
         (loss_sum, (updated, logits)), grads = jax.value_and_grad(total, has_aux=True)(
             trained
         )
         right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
-        grads, loss_sum, weight_sum, right, seen = jax.lax.psum(
+        grads, loss_sum, weight_sum, right, seen = sum_devices(
             (
                 grads,
                 loss_sum,
                 jnp.sum(mask * knobs.adjust.weight[label]),
                 jnp.sum(right),
                 jnp.sum(mask > 0),
-            ),
-            AXIS,
+            )
         )
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
         direction, opt_state = transform.update(grads, state.opt_state, trained)
         rate = knobs.rates[state.step]
         trained = jax.tree.map(lambda p, d: p - rate * d, trained, direction)
+        params = trees.join(trained, fixed)
+        if project is not None:
+            params = {**params, "head": project(params["head"], knobs.start)}
         state = TrainState(
             step=state.step + 1,
-            params=trees.join(trained, fixed),
+            params=params,
             batch_stats=updated["batch_stats"],
             opt_state=opt_state,
         )

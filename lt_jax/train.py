@@ -5,6 +5,7 @@ same loop; stage 2 differs in where it starts, in what it trains and in its meth
 
     workdir/checkpoints/stage1/SEED        one representation for each seed
     workdir/checkpoints/METHOD/SEED.SEED   stage-1 seed, stage-2 seed
+    .../corrected                          what the method made of it after training
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import checkpoint, metrics, models, optim, results, trees
+from lt_jax import checkpoint, loop, metrics, models, optim, results, trees
 from lt_jax.heads import Head, class_norms, linear
 from lt_jax.log import duration, overview
 from lt_jax.loop import Interrupted, Stage, evaluate, fit
@@ -24,6 +26,8 @@ from lt_jax.methods import Method
 from lt_jax.optim import Sgd
 from lt_jax.session import Session, open_session
 from lt_jax.types import Config, Dataset, InputError, Params
+
+CORRECTED = "corrected"
 
 
 class Weights(NamedTuple):
@@ -82,7 +86,7 @@ def evaluate_all(
         for name, method in session.methods.items():
             for outcome in results.outcomes(workdir, name):
                 directory = workdir / "checkpoints" / outcome["run"]
-                directory = Path(outcome.get("weights", directory))
+                directory = directory / outcome.get("weights", "")
                 fresh = _with_head(session, _fresh(session, 0), method, 0)
                 weights = _loaded(directory, outcome, fresh, skip="")
                 measured = _measure(session, method.head, weights, dataset)
@@ -134,7 +138,7 @@ def _stage2(session: Session, source: Path) -> None:
                     epochs=m[name].epochs,
                     batch=m.batch,
                     rates=_rates(session, m[name].lr, m[name].epochs, m),
-                    sgd=Sgd(m.momentum, m.nesterov, m.decay, m.decay_on),
+                    sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
                 )
@@ -154,20 +158,26 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, "
         f"{fitted.images_per_second:,.0f} img/s; step {fitted.step:,} is kept"
     )
+    weights, kept = Weights(fitted.params, fitted.batch_stats), ""
+    if (correct := stage.method.correct) is not None:
+        train = session.task.splits.train
+        seen = jnp.asarray(loop.features(session.task, *weights, train))
+        head = jax.device_get(weights.params["head"])
+        head = correct(head, seen, jnp.asarray(train.labels))
+        weights = weights._replace(params={**weights.params, "head": head})
+        # Beside what was trained, not over it: a stopped run corrects only once.
+        kept = CORRECTED
+        checkpoint.write(directory / kept, fitted.step, weights)
     outcome = {
         "run": stage.title,
+        "weights": kept,
         "seeds": seeds,
         "step": fitted.step,
         "epochs": stage.epochs,
         "fitted_on": session.task.splits.train.hash,
         "seconds": fitted.seconds,
         "images_per_second": fitted.images_per_second,
-        **_measure(
-            session,
-            stage.method.head,
-            Weights(fitted.params, fitted.batch_stats),
-            session.task.splits.test,
-        ),
+        **_measure(session, stage.method.head, weights, session.task.splits.test),
     }
     results.save_outcome(directory, outcome)
 
@@ -207,7 +217,7 @@ def _finished(source: Path) -> list[tuple[Path, dict[str, Any]]]:
     found = []
     for directory in stage1 or [source]:
         if (outcome := results.outcome(directory)) is not None:
-            found.append((Path(outcome.get("weights", directory)), outcome))
+            found.append((directory / outcome.get("weights", ""), outcome))
     if not found:
         raise InputError(
             f"no finished stage 1 in {source}: expected checkpoints/stage1/SEED/"
