@@ -53,10 +53,11 @@ def measure(num_steps: int) -> dict[str, Any]:
             jax.random.key(2),
             np.full(num_steps, 0.01, np.float32),
             losses.cross_entropy(num_classes),
+            start,
         )
     )
     train = steps.make_train_step(
-        backbone, head, losses.adjusted_xent, sgd, ".*", "train", augment
+        backbone, head, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
     labels, batch, rows = splits.train.labels, 50, []
     for epoch in range(num_steps):

@@ -52,25 +52,219 @@ def get_config() -> ConfigDict:
     config.method.batch_norm = "frozen"  # or "drift", the authors' moving statistics
     config.method.momentum = 0.9  # of SGD, as in PyTorch
     config.method.nesterov = False  # look ahead along the momentum
-    config.method.decay = 0.0  # weight decay, coupled
-    config.method.decay_on = ".*"  # regex of the parameters it acts on
+    config.method.decay_on = ".*"  # regex of the parameters that decay
     config.method.schedule = "epoch"  # cosine moves per "epoch" or per "step"
     config.method.warmup = 0.0  # epochs
 
     config.method.ce = ConfigDict()
     config.method.ce.lr = 5e-4  # highest learning rate
-    config.method.ce.epochs = 20  # passes over the training images
+    config.method.ce.epochs = 20  # passes over the training images; 0: trains nothing
+    config.method.ce.decay = 0.0  # of the weights, coupled
     config.method.ce.start = "stage1"  # or "fresh"
     config.method.ce.sampler = "instance"  # or "class", "sqrt"
 
     config.method.los = ConfigDict()
     config.method.los.lr = 5e-4
     config.method.los.epochs = 20
+    config.method.los.decay = 0.0
     # The paper's amount of smoothing, not its number: K (1 - delta) / delta is 2.04 for
     # its delta 0.98 at K = 100, and so is it for 0.83 at K = 10.
     config.method.los.delta = 0.83
     config.method.los.start = "stage1"
     config.method.los.sampler = "instance"
+
+    # Stage 2 of the other methods, with what their official code publishes; learning
+    # rates are scaled to this batch in proportion. Where nothing is published for
+    # re-training a head ("not published"), the numbers are a first choice, to be tuned.
+
+    # not published for re-training
+    config.method.label_smoothing = ConfigDict()
+    config.method.label_smoothing.lr = 5e-4
+    config.method.label_smoothing.epochs = 20
+    config.method.label_smoothing.decay = 0.0
+    config.method.label_smoothing.delta = 0.1  # mass spread over all classes
+    config.method.label_smoothing.start = "stage1"
+    config.method.label_smoothing.sampler = "instance"
+
+    # not published for re-training
+    config.method.reweight = ConfigDict()
+    config.method.reweight.lr = 5e-4
+    config.method.reweight.epochs = 20
+    config.method.reweight.decay = 0.0
+    config.method.reweight.power = 1.0  # weights go with counts ** -power
+    config.method.reweight.start = "stage1"
+    config.method.reweight.sampler = "instance"
+
+    # not published for re-training
+    config.method.class_balanced = ConfigDict()
+    config.method.class_balanced.lr = 5e-4
+    config.method.class_balanced.epochs = 20
+    config.method.class_balanced.decay = 0.0
+    config.method.class_balanced.beta = 0.9999  # of the effective number of samples
+    config.method.class_balanced.start = "stage1"
+    config.method.class_balanced.sampler = "instance"
+
+    # not published for re-training
+    config.method.focal = ConfigDict()
+    config.method.focal.lr = 5e-4
+    config.method.focal.epochs = 20
+    config.method.focal.decay = 0.0
+    config.method.focal.gamma = 2.0  # power of 1 - p; of the counts in the VS loss
+    config.method.focal.start = "stage1"
+    config.method.focal.sampler = "instance"
+
+    # not published for re-training
+    config.method.balanced_softmax = ConfigDict()
+    config.method.balanced_softmax.lr = 0.05
+    config.method.balanced_softmax.epochs = 20
+    config.method.balanced_softmax.decay = 0.0
+    config.method.balanced_softmax.start = "stage1"
+    config.method.balanced_softmax.sampler = "instance"
+
+    # not published for re-training
+    config.method.logit_adjust = ConfigDict()
+    config.method.logit_adjust.lr = 0.05
+    config.method.logit_adjust.epochs = 20
+    config.method.logit_adjust.decay = 0.0
+    config.method.logit_adjust.tau = 1.0  # of log prior; of the class norm
+    config.method.logit_adjust.start = "stage1"
+    config.method.logit_adjust.sampler = "instance"
+
+    # not published for re-training; gamma, tau: example of the code
+    config.method.vs = ConfigDict()
+    config.method.vs.lr = 0.05
+    config.method.vs.epochs = 20
+    config.method.vs.decay = 0.0
+    config.method.vs.gamma = 0.2
+    config.method.vs.tau = 1.2
+    config.method.vs.start = "stage1"
+    config.method.vs.sampler = "instance"
+
+    # not published for re-training; alpha, square: CIFAR100-LT
+    config.method.lade = ConfigDict()
+    config.method.lade.lr = 0.05
+    config.method.lade.epochs = 20
+    config.method.lade.decay = 0.0
+    config.method.lade.alpha = 0.1  # weight of the regulariser
+    config.method.lade.square = 0.1  # lambda, of the squared terms in it
+    config.method.lade.start = "stage1"
+    config.method.lade.sampler = "instance"
+
+    # not published for re-training
+    config.method.cosine = ConfigDict()
+    config.method.cosine.lr = 0.05
+    config.method.cosine.epochs = 20
+    config.method.cosine.decay = 0.0
+    config.method.cosine.scale = 30.0  # of the cosines
+    config.method.cosine.start = "stage1"
+    config.method.cosine.sampler = "instance"
+
+    # not published for re-training; the rest: CIFAR100-LT
+    config.method.ldam = ConfigDict()
+    config.method.ldam.lr = 0.05
+    config.method.ldam.epochs = 20
+    config.method.ldam.decay = 0.0
+    config.method.ldam.max_margin = 0.5  # of the rarest class
+    config.method.ldam.scale = 30.0
+    config.method.ldam.beta = 0.9999
+    config.method.ldam.defer = 0.8  # share of epochs before classes are weighted
+    config.method.ldam.start = "stage1"
+    config.method.ldam.sampler = "instance"
+
+    # ImageNet-LT: lr 0.2 at batch 512, 10 epochs, decay 5e-4
+    config.method.crt = ConfigDict()
+    config.method.crt.lr = 0.0125
+    config.method.crt.epochs = 10
+    config.method.crt.decay = 5e-4
+
+    # ImageNet-LT: lr 0.2 at batch 512, 5 epochs, decay 5e-4
+    config.method.lws = ConfigDict()
+    config.method.lws.lr = 0.0125
+    config.method.lws.epochs = 5
+    config.method.lws.decay = 5e-4
+
+    # ImageNet-LT: lr 0.1 at batch 256, 10 epochs, decay 5e-4, power 1.2
+    config.method.disalign = ConfigDict()
+    config.method.disalign.lr = 0.0125
+    config.method.disalign.epochs = 10
+    config.method.disalign.decay = 5e-4
+    config.method.disalign.power = 1.2
+    config.method.disalign.sampler = "instance"
+
+    # not known; as DisAlign
+    config.method.marc = ConfigDict()
+    config.method.marc.lr = 0.0125
+    config.method.marc.epochs = 10
+    config.method.marc.decay = 5e-4
+    config.method.marc.power = 1.2
+    config.method.marc.sampler = "instance"
+
+    # CIFAR100-LT at batch 128: lr 0.02 (0.1 for the scale)
+    config.method.label_aware_smoothing = ConfigDict()
+    config.method.label_aware_smoothing.lr = 0.005
+    config.method.label_aware_smoothing.epochs = 10
+    config.method.label_aware_smoothing.decay = 2e-4
+    config.method.label_aware_smoothing.head = 0.4  # smoothing of the largest class
+    config.method.label_aware_smoothing.tail = 0.1  # and of the smallest
+    config.method.label_aware_smoothing.sampler = "class"
+
+    # CIFAR100-LT at batch 64; belongs to a loss K times smaller
+    config.method.weight_balancing = ConfigDict()
+    config.method.weight_balancing.lr = 0.005
+    config.method.weight_balancing.epochs = 10
+    config.method.weight_balancing.decay = 0.1
+    config.method.weight_balancing.beta = 0.9999
+    config.method.weight_balancing.quantile = 0.1  # radius within the class norms
+    config.method.weight_balancing.sampler = "instance"
+
+    # tau: weight balancing's, for CIFAR100-LT at IR 100
+    config.method.tau_norm = ConfigDict()
+    config.method.tau_norm.lr = 0.0
+    config.method.tau_norm.epochs = 0
+    config.method.tau_norm.decay = 0.0
+    config.method.tau_norm.tau = 1.9
+
+    # trains nothing
+    config.method.ncm = ConfigDict()
+    config.method.ncm.lr = 0.0
+    config.method.ncm.epochs = 0
+    config.method.ncm.decay = 0.0
+    config.method.ncm.kind = "cl2"  # or "raw", "l2": see lt_jax/heads.py
+
+    # tau: the theory's
+    config.method.logit_adjust_posthoc = ConfigDict()
+    config.method.logit_adjust_posthoc.lr = 0.0
+    config.method.logit_adjust_posthoc.epochs = 0
+    config.method.logit_adjust_posthoc.decay = 0.0
+    config.method.logit_adjust_posthoc.tau = 1.0
+
+    # not published for re-training
+    config.method.los_balanced_softmax = ConfigDict()
+    config.method.los_balanced_softmax.lr = 5e-4
+    config.method.los_balanced_softmax.epochs = 20
+    config.method.los_balanced_softmax.decay = 0.0
+    config.method.los_balanced_softmax.delta = 0.83
+    config.method.los_balanced_softmax.start = "stage1"
+    config.method.los_balanced_softmax.sampler = "instance"
+
+    # not published for re-training
+    config.method.los_max_norm = ConfigDict()
+    config.method.los_max_norm.lr = 5e-4
+    config.method.los_max_norm.epochs = 20
+    config.method.los_max_norm.decay = 0.0
+    config.method.los_max_norm.delta = 0.83
+    config.method.los_max_norm.quantile = 0.1
+    config.method.los_max_norm.sampler = "instance"
+
+    # not published for re-training
+    config.method.los_tau_norm = ConfigDict()
+    config.method.los_tau_norm.lr = 5e-4
+    config.method.los_tau_norm.epochs = 20
+    config.method.los_tau_norm.decay = 0.0
+    config.method.los_tau_norm.delta = 0.83
+    config.method.los_tau_norm.tau = 1.0
+    config.method.los_tau_norm.start = "stage1"
+    config.method.los_tau_norm.sampler = "instance"
 
     config.optim = ConfigDict()  # stage 1
     config.optim.repeats = 5  # representations, one for each seed

@@ -72,14 +72,11 @@ class Checkpoints:
           notes: JSON values that belong to it.
           score: decides which checkpoint is the best; higher is better.
         """
-        # Numpy on the host: with several processes Orbax refuses pmap's arrays.
-        flat = trees.leaves(jax.device_get(state))
-        nested = traverse_util.unflatten_dict(flat, sep="/")
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(nested), notes=ocp.args.JsonSave(notes)
+            state=ocp.args.StandardSave(_nested(state)), notes=ocp.args.JsonSave(notes)
         )
         metrics = {"score": NO_SCORE if score is None else score}
-        with self._writing():
+        with _writing(self.directory):
             self._manager.save(step, args=args, metrics=metrics, force=True)
 
     def latest(self) -> int | None:
@@ -107,26 +104,40 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits until everything is written; a failed write raises here."""
-        with self._writing():
+        with _writing(self.directory):
             self._manager.wait_until_finished()
             self._manager.close()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Tells a full or read-only disk in a line.
 
-        The write goes on in the background, so it fails here at the next save.
-        """
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            for reason in UNWRITABLE:
-                if reason in str(error):
-                    raise InputError(
-                        f"cannot write checkpoints in {self.directory}: {reason}. The "
-                        "older ones are whole; make room and run the same command again"
-                    ) from error
-            raise
+@contextlib.contextmanager
+def _writing(directory: epath.Path) -> Iterator[None]:
+    """Tells a full or read-only disk in a line.
+
+    The write goes on in the background, so it fails here at the next save.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        for reason in UNWRITABLE:
+            if reason in str(error):
+                raise InputError(
+                    f"cannot write checkpoints in {directory}: {reason}. The older "
+                    "ones are whole; make room and run the same command again"
+                ) from error
+        raise
+
+
+def _nested(state: Any) -> dict[str, Any]:
+    # Numpy on the host: with several processes Orbax refuses pmap's arrays.
+    flat = trees.leaves(jax.device_get(state))
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def write(directory: str | Path, step: int, state: Any) -> None:
+    """One tree of arrays for ``read``, over what was there; waits until it stands."""
+    path = epath.Path(directory).resolve() / str(step) / "state"
+    with _writing(path), ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, _nested(state), force=True)
 
 
 def _fitted(found: dict[str, Any], like: Any, where: str) -> Any:

@@ -15,7 +15,7 @@ from lt_jax.optim import Sgd
 from lt_jax.types import Config, InputError, Splits, known
 
 # What a method's entry in the config holds beside the numbers the method itself reads.
-RECIPE = ("lr", "epochs")
+RECIPE = ("lr", "epochs", "decay")
 
 SELECT = ("last", "validation", "test")
 
@@ -37,7 +37,6 @@ NOT_NEGATIVE = (
     "data.pad",
     "optim.decay",
     "optim.momentum",
-    "method.decay",
     "method.momentum",
     "log.seconds",
 )
@@ -103,9 +102,10 @@ def check_training(
     c, o, m = config, config.optim, config.method
     key = jax.eval_shape(lambda: jax.random.key(0))
 
+    sizes = models.features_of(backbone), len(splits.counts)
+
     def fresh(key: jax.Array) -> Any:
         params, _ = models.init(backbone, key, splits.train.shape)
-        sizes = models.features_of(backbone), len(splits.counts)
         return {
             "backbone": params,
             "head": linear.init(key, None, *sizes, c.model.init),
@@ -116,14 +116,23 @@ def check_training(
     trained, _ = trees.partition(params, o.trains)
     sgd = Sgd(o.momentum, o.nesterov, o.decay, o.decay_on)
     jax.eval_shape(sgd.transform().init, trained)
-    sgd = Sgd(m.momentum, m.nesterov, m.decay, m.decay_on)
     for name, method in entries.items():
+        _number(f"method.{name}.decay", m[name].decay, least=0)
+        sgd = Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on)
         try:
             optim.rates(m[name].lr, m[name].epochs, 1, m.warmup, m.schedule)
+            head = jax.eval_shape(
+                lambda key, method=method: method.head.init(
+                    key, None, *sizes, c.model.init
+                ),
+                key,
+            )
+            trained, _ = trees.partition(
+                {"head": head}, f"head/(?:{method.head.trains})"
+            )
+            jax.eval_shape(sgd.transform().init, trained)
         except InputError as error:
             raise InputError(f"method {name!r}: {error}") from error
-        head, _ = trees.partition(params, f"head/(?:{method.head.trains})")
-        jax.eval_shape(sgd.transform().init, head)
 
 
 def make_method(config: Config, name: str, counts: Any) -> Method:

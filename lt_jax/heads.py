@@ -1,10 +1,12 @@
 """A head is two functions: one makes its parameters, one turns features into logits.
 
-Class vectors are the *columns* of ``kernel``.
+Class vectors are the *columns* of ``kernel``. What constrains or corrects a head maps
+its parameters to parameters of the same head, so evaluation knows nothing of it.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
@@ -12,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax import inits
-from lt_jax.types import Params
+from lt_jax.types import Params, known
 
 
 class Init(Protocol):
@@ -65,6 +67,172 @@ def _linear_apply(params: Params, features: jax.Array) -> jax.Array:
 linear = Head(init=_linear_init, apply=_linear_apply, trains=".*")  # W f + b
 
 
+def _unit(vectors: jax.Array, axis: int) -> jax.Array:
+    """Vectors of length 1 along an axis; a vector of zeros stays one."""
+    square = jnp.sum(vectors**2, axis=axis, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
+
+
+def _cosine_init(
+    key: jax.Array,
+    start: Params | None,
+    num_features: int,
+    num_classes: int,
+    init: str,
+) -> Params:
+    return {
+        "kernel": _linear_init(key, start, num_features, num_classes, init)["kernel"]
+    }
+
+
+def _cosine_apply(params: Params, features: jax.Array) -> jax.Array:
+    return jnp.dot(_unit(features, 1), _unit(params["kernel"], 0))
+
+
+# cos(w_k, f). The scale is the loss's, so the head's own logits lie in [-1, 1]: ranks
+# are what they are, but probabilities want a temperature of 1 / scale.
+cosine = Head(init=_cosine_init, apply=_cosine_apply, trains="kernel")
+
+
+def _init_beside(
+    key: jax.Array,
+    start: Params | None,
+    num_features: int,
+    num_classes: int,
+    init: str,
+    *,
+    ones: tuple[str, ...] = (),
+    zeros: tuple[str, ...] = (),
+    directions: tuple[str, ...] = (),
+) -> Params:
+    """A linear head, and beside it neutral leaves [K] and [D] of these names."""
+    return {
+        **_linear_init(key, start, num_features, num_classes, init),
+        **{name: jnp.ones(num_classes) for name in ones},
+        **{name: jnp.zeros(num_classes) for name in zeros},
+        **{name: jnp.zeros(num_features) for name in directions},
+    }
+
+
+def _scaled_apply(params: Params, features: jax.Array) -> jax.Array:
+    return params["scale"][None, :] * _linear_apply(params, features)
+
+
+# s_k (w_k f + b_k), learnable weight scaling; s alone is trained, or all of it.
+scaled = Head(
+    init=functools.partial(_init_beside, ones=("scale",)),
+    apply=_scaled_apply,
+    trains="scale",
+)
+scaled_whole = scaled._replace(trains=".*")
+
+
+def _aligned_apply(params: Params, features: jax.Array) -> jax.Array:
+    logits = _linear_apply(params, features)
+    aligned = params["scale"][None, :] * logits + params["offset"][None, :]
+    confidence = jax.nn.sigmoid(jnp.dot(features, params["confidence"]))[:, None]
+    return confidence * aligned + (1 - confidence) * logits
+
+
+# sigma(v f) (s_k z_k + o_k) + (1 - sigma(v f)) z_k with z = W f + b; s, o, v trained.
+aligned = Head(
+    init=functools.partial(
+        _init_beside, ones=("scale",), zeros=("offset",), directions=("confidence",)
+    ),
+    apply=_aligned_apply,
+    trains="scale|offset|confidence",
+)
+
+
+def _marc_apply(params: Params, features: jax.Array) -> jax.Array:
+    shift = params["beta"] * class_norms(params)
+    return params["omega"][None, :] * _linear_apply(params, features) + shift[None, :]
+
+
+# omega_k z_k + beta_k |w_k| with z = W f + b; omega and beta trained.
+marc = Head(
+    init=functools.partial(_init_beside, ones=("omega",), zeros=("beta",)),
+    apply=_marc_apply,
+    trains="omega|beta",
+)
+
+
+def _centred_apply(params: Params, features: jax.Array) -> jax.Array:
+    return _linear_apply(params, _unit(features - params["centre"][None, :], 1))
+
+
+# W u + b of the features moved by a centre and scaled to length 1.
+centred = Head(
+    init=functools.partial(_init_beside, directions=("centre",)),
+    apply=_centred_apply,
+    trains="kernel|bias",
+)
+
+# What nearest_mean measures distances between, and the head that computes them.
+NEAREST = {"raw": linear, "l2": centred, "cl2": centred}
+
+
 def class_norms(params: Params) -> jax.Array:
     """float[K], the Euclidean norm of each class vector (the bias left out)."""
     return jnp.linalg.norm(params["kernel"], axis=0)
+
+
+def tau_norm(params: Params, tau: float) -> Params:
+    """Class vectors divided by their norm to the power tau; the bias dropped.
+
+    Decoupling, ICLR 2020. tau 0 keeps the vectors, 1 makes them unit vectors.
+    """
+    norms = jnp.maximum(class_norms(params), 1e-12)  # a vector of zeros stays one
+    return {
+        **params,
+        "kernel": params["kernel"] / norms[None, :] ** tau,
+        "bias": jnp.zeros_like(params["bias"]),
+    }
+
+
+def shift_bias(params: Params, shift: jax.Array) -> Params:
+    """Logits moved by ``shift``, float[K]."""
+    return {**params, "bias": params["bias"] + shift}
+
+
+def max_norm(params: Params, radius: jax.Array) -> Params:
+    """Class vectors longer than ``radius`` are shortened to it; the bias stays.
+
+    "Long-Tailed Recognition via Weight Balancing", CVPR 2022.
+    """
+    norms = class_norms(params)
+    factor = jnp.where(norms > radius, radius / jnp.maximum(norms, 1e-12), 1.0)
+    return {**params, "kernel": params["kernel"] * factor[None, :]}
+
+
+def radius_of(start: Params, quantile: float) -> jax.Array:
+    """``min + quantile (max - min)`` of the class norms of the head at the start.
+
+    As the authors' code has it, with 0.1: a point of the range, not a rank.
+    """
+    norms = class_norms(start)
+    return norms.min() + quantile * (norms.max() - norms.min())
+
+
+def nearest_mean(
+    features: jax.Array, labels: jax.Array, num_classes: int, kind: str
+) -> Params:
+    """The head of ``NEAREST[kind]`` whose largest logit is the nearest class mean.
+
+    ``2 mu_k f - |mu_k|^2`` is ``-|f - mu_k|^2`` but for ``|f|^2``, which all classes
+    share. The means are those of the features as they are (``raw``), scaled to length
+    1 (``l2``), or moved by their overall mean first (``cl2``), and are not scaled
+    themselves: nearest class mean of Decoupling, ICLR 2020, and of its official code.
+
+    Args:
+      features: float[N, D].
+      labels: int32[N], an example of every class.
+    """
+    known("kind of nearest mean", kind, NEAREST)
+    centre = jnp.mean(features, axis=0) * (kind == "cl2")
+    if kind != "raw":
+        features = _unit(features - centre[None, :], 1)
+    sums = jax.ops.segment_sum(features, labels, num_classes)
+    means = sums / jnp.bincount(labels, length=num_classes)[:, None]
+    params = {"kernel": 2 * means.T, "bias": -jnp.sum(means**2, axis=1)}
+    return params if kind == "raw" else {**params, "centre": centre}

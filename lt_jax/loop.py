@@ -97,14 +97,23 @@ def fit(
     total = stage.epochs * per_epoch
     width = steps.padded(stage.batch)
 
+    method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    knobs = steps.replicate(
-        steps.Knobs(seeds.key(stage.run, "augment"), stage.rates, stage.method.adjust)
+    early = steps.replicate(
+        steps.Knobs(
+            seeds.key(stage.run, "augment"),
+            stage.rates,
+            method.adjust,
+            params["head"],
+        )
     )
+    late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
+    late_from = round(method.defer * stage.epochs)
     train_step = steps.make_train_step(
         task.backbone,
-        stage.method.head,
-        stage.method.loss,
+        method.head,
+        method.loss,
+        method.project,
         stage.sgd,
         stage.trains,
         stage.batch_norm,
@@ -138,8 +147,9 @@ def fit(
             while step < total:
                 epoch = step // per_epoch
                 rows = samplers.plan(
-                    train.labels, stage.method.sampler, stage.batch, stage.run, epoch
+                    train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
+                knobs = early if epoch < late_from else late
                 for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
                     state, measured = train_step(state, batch, knobs)
                     step += 1
@@ -167,6 +177,8 @@ def fit(
                     raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
                 meter.new_epoch()
 
+        if checkpoints.latest() is None:  # a fit of no epochs
+            save(None)
         if task.select != "last" and (best := checkpoints.best()) is not None:
             step = best
             state, _ = checkpoints.restore(step, state)

@@ -9,31 +9,80 @@ stand in the config beside these numbers.
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import losses
+from lt_jax import heads, losses
 from lt_jax.heads import Head, linear
-from lt_jax.losses import Adjust, adjusted_xent
+from lt_jax.losses import Adjust, Loss, adjusted_xent, filled, within
 from lt_jax.samplers import POWERS
-from lt_jax.types import InputError, known, near
+from lt_jax.types import InputError, Params, known, near
 
 STARTS = ("stage1", "fresh")
 
 
 class Method(NamedTuple):
-    """What a method is, apart from its optimiser's numbers."""
+    """What a method is, apart from its optimiser's numbers.
+
+    ``head``, ``loss`` and ``project`` are keys of the compiled steps: equal numbers
+    must give equal ones, so they are made at module level or by a cached function.
+    Numbers of the loss travel in ``adjust`` and compile nothing.
+    """
 
     adjust: Adjust
     sampler: str = "instance"  # see samplers.POWERS
     start: str = "stage1"  # the head goes on from stage 1, or is "fresh"
     head: Head = linear
-    # (logits float[B, K], labels int32[B], adjust) -> float[B], not reduced
-    loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array] = adjusted_xent
+    loss: Loss = adjusted_xent
+    deferred: Adjust | None = None  # takes over from adjust ...
+    defer: float = 1.0  # ... after this share of the epochs
+    # (head's params, those it started with) -> params, after every step
+    project: Callable[[Params, Params], Params] | None = None
+    # (head's params, features float[N, D], labels int32[N]) -> params of the same
+    # shapes, once after training, from all examples that were fitted
+    correct: Callable[[Params, jax.Array, jax.Array], Params] | None = None
+
+
+# Corrections and projections of the same number are the same function.
+
+
+@functools.cache
+def _tau_norm(tau: float) -> Callable[[Params, jax.Array, jax.Array], Params]:
+    return lambda params, features, labels: heads.tau_norm(params, tau)
+
+
+@functools.cache
+def _minus_log_prior(tau: float) -> Callable[[Params, jax.Array, jax.Array], Params]:
+    def correct(params: Params, features: jax.Array, labels: jax.Array) -> Params:
+        counts = jnp.bincount(labels, length=len(params["bias"]))
+        return heads.shift_bias(params, -tau * jnp.log(counts / len(labels)))
+
+    return correct
+
+
+@functools.cache
+def _nearest_mean(kind: str) -> Callable[[Params, jax.Array, jax.Array], Params]:
+    def correct(params: Params, features: jax.Array, labels: jax.Array) -> Params:
+        return heads.nearest_mean(features, labels, len(params["bias"]), kind)
+
+    return correct
+
+
+@functools.cache
+def _max_norm(quantile: float) -> Callable[[Params, Params], Params]:
+    def project(params: Params, start: Params) -> Params:
+        return heads.max_norm(params, heads.radius_of(start, quantile))
+
+    return project
+
+
+# --- losses on the linear head -----------------------------------------------
 
 
 def ce(counts: np.ndarray, *, start: str, sampler: str) -> Method:
@@ -45,6 +94,16 @@ def ce(counts: np.ndarray, *, start: str, sampler: str) -> Method:
     return Method(losses.cross_entropy(len(counts)), sampler, start)
 
 
+def label_smoothing(
+    counts: np.ndarray, *, delta: float, start: str, sampler: str
+) -> Method:
+    """Label smoothing with a small delta ("Rethinking the Inception ...", CVPR 2016).
+
+    The same loss as ``los``, under the name and at the size that everyone uses: 0.1.
+    """
+    return Method(losses.over_smooth(len(counts), delta), sampler, start)
+
+
 def los(counts: np.ndarray, *, delta: float, start: str, sampler: str) -> Method:
     """Label over-smoothing ("Label Over-Smooth Can Balance", ICLR 2025).
 
@@ -53,11 +112,6 @@ def los(counts: np.ndarray, *, delta: float, start: str, sampler: str) -> Method
     rate; the gain depends on all three.
     """
     return Method(losses.over_smooth(len(counts), delta), sampler, start)
-
-
-def crt(counts: np.ndarray) -> Method:
-    """Classifier re-training (Decoupling, ICLR 2020): fresh head, class sampler."""
-    return Method(losses.cross_entropy(len(counts)), sampler="class", start="fresh")
 
 
 def reweight(counts: np.ndarray, *, power: float, start: str, sampler: str) -> Method:
@@ -75,18 +129,250 @@ def class_balanced(
     return Method(losses.class_balanced(counts, beta), sampler, start)
 
 
+def focal(counts: np.ndarray, *, gamma: float, start: str, sampler: str) -> Method:
+    """Focal loss, ``(1 - p_y) ** gamma`` times cross-entropy (ICCV 2017, eq. 4).
+
+    In the softmax form, as LDAM-DRW's code has it with gamma 1 (there a class weight
+    enters p_y as well; here there is none).
+    """
+    extra = jnp.array([within("gamma", gamma, 0, np.inf), 0], jnp.float32)
+    adjust = losses.cross_entropy(len(counts))._replace(extra=extra)
+    return Method(adjust, sampler, start, loss=losses.focal)
+
+
+def balanced_softmax(counts: np.ndarray, *, start: str, sampler: str) -> Method:
+    """CE of ``z + log counts`` ("Balanced Meta-Softmax", NeurIPS 2020, eq. 4)."""
+    return Method(losses.logit_adjust(counts, 1.0), sampler, start)
+
+
 def logit_adjust(counts: np.ndarray, *, tau: float, start: str, sampler: str) -> Method:
-    """Logit adjustment in the loss (ICLR 2021); tau 1 is Balanced Softmax."""
+    """Logit adjustment in the loss (ICLR 2021, eq. 10); tau 1 is Balanced Softmax."""
     return Method(losses.logit_adjust(counts, tau), sampler, start)
+
+
+def vs(
+    counts: np.ndarray, *, gamma: float, tau: float, start: str, sampler: str
+) -> Method:
+    """Vector-scaling loss, CE of ``(n_k / max) ** gamma z_k + tau log prior_k``.
+
+    "Label-Imbalanced and Group-Sensitive Classification under Overparameterization",
+    NeurIPS 2021: Delta_k is the scale, iota_k the offset. Paper and code agree. gamma 0
+    is logit adjustment; tau 0 is CDT.
+    """
+    return Method(losses.vs(counts, gamma, tau), sampler, start)
+
+
+def lade(
+    counts: np.ndarray, *, alpha: float, square: float, start: str, sampler: str
+) -> Method:
+    """Balanced Softmax plus alpha times the LADE regulariser, see ``losses.lade``.
+
+    "Disentangling Label Distribution for Long-tailed Visual Recognition", CVPR 2021.
+    ``square`` is the paper's lambda, of T ** 2. As in the official code, the terms of
+    classes are weighted by the prior, and the first term of a class absent from the
+    batch is 0. The official weights are 0.1 and 0.1 for CIFAR100-LT and ImageNet-LT,
+    0.05 and 0.5 for iNaturalist 2018.
+    """
+    numbers = [within("alpha", alpha, 0, np.inf), within("square", square, 0, np.inf)]
+    adjust = losses.logit_adjust(counts, 1.0)
+    adjust = adjust._replace(extra=jnp.array(numbers, jnp.float32))
+    return Method(adjust, sampler, start, loss=losses.lade)
+
+
+# --- other heads -------------------------------------------------------------
+
+
+def cosine(counts: np.ndarray, *, scale: float, start: str, sampler: str) -> Method:
+    """CE of ``scale cos(w_k, f)``: features and class vectors normalised, no bias.
+
+    "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018, with its scale
+    held fixed. The head's own logits are the cosines.
+    """
+    adjust = losses.scaled(len(counts), scale)
+    return Method(adjust, sampler, start, heads.cosine)
+
+
+def ldam(
+    counts: np.ndarray,
+    *,
+    max_margin: float,
+    scale: float,
+    beta: float,
+    defer: float,
+    start: str,
+    sampler: str,
+) -> Method:
+    """LDAM-DRW (NeurIPS 2019), CE of ``scale (cos_k - m_y [k = y])``.
+
+    The margins m go with ``n ** -1/4``, the largest is ``max_margin``; after the share
+    ``defer`` of the epochs CE is also weighted by the effective number of samples.
+    The official code takes 0.5, 30, 0.9999 and epoch 160 of 200, and trains the whole
+    network from scratch; as a re-training method it is new. defer 1 is plain LDAM.
+    """
+    adjust = losses.ldam(counts, max_margin, scale)
+    weight = losses.class_balanced(counts, beta).weight
+    return Method(
+        adjust,
+        sampler,
+        start,
+        heads.cosine,
+        deferred=adjust._replace(weight=weight),
+        defer=within("defer", defer, 0, 1),
+    )
+
+
+def crt(counts: np.ndarray) -> Method:
+    """Classifier re-training (Decoupling, ICLR 2020): fresh head, class sampler."""
+    return Method(losses.cross_entropy(len(counts)), sampler="class", start="fresh")
+
+
+def lws(counts: np.ndarray) -> Method:
+    """Learnable weight scaling, CE of ``s_k (w_k f + b_k)`` (Decoupling, ICLR 2020).
+
+    s alone is trained, from 1, under the class sampler. The paper scales w only;
+    the official code scales the bias too and is followed.
+    """
+    adjust = losses.cross_entropy(len(counts))
+    return Method(adjust, sampler="class", head=heads.scaled)
+
+
+def disalign(counts: np.ndarray, *, power: float, sampler: str) -> Method:
+    """DisAlign, CE of ``c (s_k z_k + o_k) + (1 - c) z_k`` (CVPR 2021).
+
+    With the confidence ``c = sigma(v f)`` and weights ``counts ** -power``; s, o and v
+    are trained, from 1, 0 and 0 ("Distribution Alignment": its alpha, beta and v).
+    The official ImageNet-LT config has power 1.2. Its code for segmentation is this
+    formula and starts v at random, which changes no logit at the start.
+    """
+    return Method(losses.reweight(counts, power), sampler, head=heads.aligned)
+
+
+def marc(counts: np.ndarray, *, power: float, sampler: str) -> Method:
+    """MARC, CE of ``omega_k z_k + beta_k |w_k|`` (ACML 2022).
+
+    "Margin Calibration for Long-Tailed Visual Recognition": omega and beta are trained,
+    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; how the paper
+    weighs could not be checked, and power 0 leaves them out.
+    """
+    return Method(losses.reweight(counts, power), sampler, head=heads.marc)
+
+
+def label_aware_smoothing(
+    counts: np.ndarray, *, head: float, tail: float, sampler: str
+) -> Method:
+    """Label-aware smoothing, stage 2 of MiSLAS ("Improving Calibration", CVPR 2021).
+
+    Smoothing from ``tail`` to ``head`` along a sine of the count, for the logits
+    ``s_k (w_k f + b_k)``. The official code trains s at the learning rate and W, b at a
+    fraction of it (0.2 for CIFAR), under a class-balanced sampler, and lets the
+    batch norms shift. Here all of the head shares one rate, and batch norm is the
+    config's business. CIFAR100-LT at IR 100: head 0.4, tail 0.1.
+    """
+    adjust = losses.label_aware_smoothing(counts, head, tail)
+    return Method(adjust, sampler, head=heads.scaled_whole)
+
+
+# --- constraints and corrections ---------------------------------------------
+
+
+def weight_balancing(
+    counts: np.ndarray, *, beta: float, quantile: float, sampler: str
+) -> Method:
+    """Weight balancing: class-balanced loss, weight decay and max-norm (CVPR 2022).
+
+    After every step class vectors are shortened to the radius ``min + quantile (max -
+    min)`` of the class norms of the start head. The decay, 0.1, is the config's.
+    The bias is decayed and not constrained, as in the official code. Its loss is not
+    followed: there the class-balanced loss is a *binary* cross-entropy of the softmax,
+    averaged over examples and classes, so smaller by K than the paper's softmax
+    cross-entropy, which stands here; its learning rate and decay belong to that scale.
+    """
+    project = _max_norm(within("quantile", quantile, 0, 1))
+    return Method(losses.class_balanced(counts, beta), sampler, project=project)
+
+
+def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
+    """``w_k / |w_k| ** tau``, bias dropped (Decoupling, ICLR 2020); nothing is trained.
+
+    The code of weight balancing (CVPR 2022) keeps the bias; it is not followed.
+    """
+    correct = _tau_norm(within("tau", tau, -np.inf, np.inf))
+    return Method(losses.cross_entropy(len(counts)), correct=correct)
+
+
+def ncm(counts: np.ndarray, *, kind: str) -> Method:
+    """Nearest class mean of the features (Decoupling, ICLR 2020); nothing is trained.
+
+    kind: ``raw`` features, ``l2``-normalised ones, or ``cl2``: centred, then
+    L2-normalised; the means are not normalised, as in the official code.
+    """
+    head = heads.NEAREST[known("kind of nearest mean", kind, heads.NEAREST)]
+    adjust = losses.cross_entropy(len(filled(counts)))
+    return Method(adjust, head=head, correct=_nearest_mean(kind))
+
+
+def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
+    """``argmax z - tau log prior`` (ICLR 2021, eq. 9); nothing is trained.
+
+    A shift of the bias of the stage-1 head.
+    """
+    correct = _minus_log_prior(within("tau", tau, -np.inf, np.inf))
+    return Method(losses.cross_entropy(len(filled(counts))), correct=correct)
+
+
+# --- compositions: LOS (ICLR 2025) with another sampler is its argument ------
+
+
+def los_balanced_softmax(
+    counts: np.ndarray, *, delta: float, start: str, sampler: str
+) -> Method:
+    """LOS (ICLR 2025) on the logits of Balanced Softmax (NeurIPS 2020)."""
+    smooth = losses.over_smooth(len(counts), delta).smooth
+    adjust = losses.logit_adjust(counts, 1.0)._replace(smooth=smooth)
+    return Method(adjust, sampler, start)
+
+
+def los_max_norm(
+    counts: np.ndarray, *, delta: float, quantile: float, sampler: str
+) -> Method:
+    """LOS (ICLR 2025) under the max-norm of weight balancing (CVPR 2022)."""
+    method = los(counts, delta=delta, start="stage1", sampler=sampler)
+    return method._replace(project=_max_norm(within("quantile", quantile, 0, 1)))
+
+
+def los_tau_norm(
+    counts: np.ndarray, *, delta: float, tau: float, start: str, sampler: str
+) -> Method:
+    """LOS (ICLR 2025), then tau-normalisation (ICLR 2020)."""
+    method = los(counts, delta=delta, start=start, sampler=sampler)
+    return method._replace(correct=_tau_norm(within("tau", tau, -np.inf, np.inf)))
 
 
 METHODS: dict[str, Callable[..., Method]] = {
     "ce": ce,
+    "label_smoothing": label_smoothing,
     "los": los,
-    "crt": crt,
     "reweight": reweight,
     "class_balanced": class_balanced,
+    "focal": focal,
+    "balanced_softmax": balanced_softmax,
     "logit_adjust": logit_adjust,
+    "vs": vs,
+    "lade": lade,
+    "cosine": cosine,
+    "ldam": ldam,
+    "crt": crt,
+    "lws": lws,
+    "disalign": disalign,
+    "marc": marc,
+    "label_aware_smoothing": label_aware_smoothing,
+    "weight_balancing": weight_balancing,
+    "tau_norm": tau_norm,
+    "ncm": ncm,
+    "logit_adjust_posthoc": logit_adjust_posthoc,
+    "los_balanced_softmax": los_balanced_softmax,
+    "los_max_norm": los_max_norm,
+    "los_tau_norm": los_tau_norm,
 }
 
 

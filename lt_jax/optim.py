@@ -59,7 +59,7 @@ def rates(
 
     Args:
       lr: the highest rate.
-      epochs, steps_per_epoch: length of the run.
+      epochs, steps_per_epoch: length of the run; 0 epochs train nothing.
       warmup: epochs of linear warm-up, included in ``epochs``; 0 for none.
       per: ``step`` moves along the cosine every step, ``epoch`` every epoch: epoch t
         of T has ``lr (1 + cos(pi t / T)) / 2``, the authors' schedule.
@@ -71,9 +71,11 @@ def rates(
     [2.0, 1.5, 0.5]
     """
     known("schedule", per, ("step", "epoch"))
-    if epochs < 1 or not 0 <= warmup < epochs:
+    if epochs == 0:
+        return np.zeros(0, np.float32)
+    if epochs < 0 or not 0 <= warmup < epochs:
         raise InputError(
-            f"expected at least 1 epoch and a warm-up shorter than that, got "
+            f"expected 0 epochs or more and a warm-up shorter than that, got "
             f"{epochs} epochs and a warm-up of {warmup}"
         )
     if not lr > 0:

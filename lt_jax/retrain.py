@@ -25,7 +25,7 @@ from lt_jax.data.feed import feed
 from lt_jax.heads import Head
 from lt_jax.log import Log, write_whole
 from lt_jax.loop import Task
-from lt_jax.losses import Adjust
+from lt_jax.losses import Adjust, Loss, alone
 from lt_jax.meter import Diverged
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
@@ -48,6 +48,7 @@ class Job(NamedTuple):
     start: Params
     rates: np.ndarray  # float32[steps]
     epochs: int
+    sgd: Sgd
     order: tuple[int, ...]  # names the run whose order of examples it follows
 
 
@@ -79,7 +80,7 @@ def cached_features(
             return Features(np.load(file, allow_pickle=False), dataset.labels)
         log.say(f"{file}: of another network, split or augmentation; made again")
     values = np.stack(
-        [_extract(task, params, batch_stats, dataset, view) for view in views]
+        [extract(task, params, batch_stats, dataset, view) for view in views]
     )
     note.unlink(missing_ok=True)  # no provenance, no use: a kill leaves nothing stale
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -98,7 +99,7 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _extract(
+def extract(
     task: Task, params: Params, batch_stats: Params, dataset: Dataset, view: str
 ) -> np.ndarray:
     """float32[N, D], in the order of the data set."""
@@ -115,20 +116,25 @@ def _extract(
 
 @functools.cache
 def make_fit(
-    head: Head, loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array], sgd: Sgd
+    head: Head,
+    loss: Loss,
+    project: Callable[[Params, Params], Params] | None,
+    sgd: Sgd,
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
     """An epoch of H heads at once, on one order of examples that they share.
 
     Returns:
-      ``(params, opt_state, rates, adjust, values, labels, rows) -> (params, opt_state,
-      loss float32[S, H])``. The leaves of params, opt_state and adjust have a leading
-      axis of H; rates float32[S, H]; values float32[N, D]; labels int32[N]; rows
-      int32[S, B], -1 is padding. params and opt_state are donated.
+      ``(params, opt_state, start, rates, adjust, values, labels, rows) -> (params,
+      opt_state, loss float32[S, H])``. The leaves of params, opt_state, start (the
+      parameters before the first epoch) and adjust have a leading axis of H; rates
+      float32[S, H]; values float32[N, D]; labels int32[N]; rows int32[S, B], -1 is
+      padding. params and opt_state are donated.
     """
 
     def step(
         params: Params,
         opt_state: Any,
+        start: Params,
         rate: jax.Array,
         adjust: Adjust,
         features: jax.Array,
@@ -139,21 +145,25 @@ def make_fit(
 
         def total(trained: Params) -> jax.Array:
             logits = head.apply(trees.join(trained, fixed), features)
-            return jnp.sum(mask * loss(logits, label, adjust))
+            return jnp.sum(mask * loss(logits, label, mask, adjust, alone))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
         weight_sum = jnp.sum(mask * adjust.weight[label])
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
         trained, opt_state = sgd.descend(grads, opt_state, trained, rate)
-        return trees.join(trained, fixed), opt_state, loss_sum / weight_sum
+        params = trees.join(trained, fixed)
+        if project is not None:
+            params = project(params, start)
+        return params, opt_state, loss_sum / weight_sum
 
     # The batch is gathered once for all heads: an order of its own for each would cost
     # more than the arithmetic of a small head.
-    many = jax.vmap(step, in_axes=(0, 0, 0, 0, None, None, None))
+    many = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None, None, None))
 
     def epoch(
         params: Params,
         opt_state: Any,
+        start: Params,
         rates: jax.Array,
         adjust: Adjust,
         values: jax.Array,
@@ -163,10 +173,18 @@ def make_fit(
         def body(carry: Any, now: tuple[jax.Array, jax.Array]) -> Any:
             indices, rate = now
             mask = (indices >= 0).astype(jnp.float32)
-            batch = jnp.maximum(indices, 0)
+            chosen = jnp.maximum(indices, 0)
+            batch = values[chosen], labels[chosen], mask
             params, opt_state = carry
             params, opt_state, losses = many(
-                params, opt_state, rate, adjust, values[batch], labels[batch], mask
+                params,
+                opt_state,
+                start,
+                rate,
+                adjust,
+                values[batch],
+                labels[batch],
+                mask,
             )
             return (params, opt_state), losses
 
@@ -180,7 +198,6 @@ def fit_heads(
     jobs: Sequence[Job],
     features: Features,
     batch: int,
-    sgd: Sgd,
     after_epoch: Callable[[int], None],
 ) -> list[Params]:
     """The heads of all jobs after training, in the order of the jobs.
@@ -189,41 +206,51 @@ def fit_heads(
       jobs: any number; those that can share a program do.
       features: of the training examples; epoch e sees view e modulo V.
       batch: rows of a step.
-      sgd: momentum and decay, common to all.
       after_epoch: called with the number of heads whose epoch is over.
     """
     fitted: dict[str, Params] = {}
     labels = jnp.asarray(features.labels)
     values = [jnp.asarray(view) for view in features.values]
     for group in _groups(jobs):
-        first = group[0]
-        fit = make_fit(first.method.head, first.method.loss, sgd)
-        params = _stack([job.start for job in group])
-        trained, _ = trees.partition(params, first.method.head.trains)
-        opt_state = sgd.transform().init(trained)
-        adjust = _stack([job.method.adjust for job in group])
+        method, epochs, order = group[0].method, group[0].epochs, group[0].order
+        fit = make_fit(method.head, method.loss, method.project, group[0].sgd)
+        start = _stack([job.start for job in group])
+        params = jax.tree.map(jnp.copy, start)  # these are donated, the start is not
+        trained, _ = trees.partition(params, method.head.trains)
+        opt_state = group[0].sgd.transform().init(trained)
         rates = np.stack([job.rates for job in group], axis=1)  # [steps, H]
-        for epoch in range(first.epochs):
-            rows = samplers.plan(
-                features.labels, first.method.sampler, batch, first.order, epoch
-            )
-            part = rates[epoch * len(rows) : (epoch + 1) * len(rows)]
+        for epoch in range(epochs):
+            rows = samplers.plan(features.labels, method.sampler, batch, order, epoch)
+            before = epoch * len(rows)
             params, opt_state, losses = fit(
                 params,
                 opt_state,
-                part,
-                adjust,
+                start,
+                rates[before : before + len(rows)],
+                _stack([_adjust_at(job.method, epoch, epochs) for job in group]),
                 values[epoch % len(values)],
                 labels,
                 rows,
             )
-            _check(group, np.asarray(losses), epoch * len(rows))
+            _check(group, np.asarray(losses), before)
             after_epoch(len(group))
         for i, job in enumerate(group):
-            fitted[job.run] = jax.tree.map(
-                lambda leaf, i=i: np.asarray(leaf[i]), params
-            )
+            fitted[job.run] = corrected(job.method, _at(params, i), features)
     return [fitted[job.run] for job in jobs]
+
+
+def _adjust_at(method: Method, epoch: int, epochs: int) -> Adjust:
+    """The vectors of the loss in an epoch; some methods defer theirs."""
+    late = epoch >= round(method.defer * epochs)
+    return method.deferred if late and method.deferred else method.adjust
+
+
+def corrected(method: Method, head: Params, features: Features) -> Params:
+    """The head as the method leaves it: some change it once after training."""
+    if method.correct is None:
+        return head
+    seen, labels = jnp.asarray(features.values[0]), jnp.asarray(features.labels)
+    return jax.device_get(method.correct(head, seen, labels))
 
 
 def measure_heads(
@@ -266,7 +293,8 @@ def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
     groups: dict[Any, list[Job]] = {}
     for job in jobs:
         method = job.method
-        key = (method.head, method.loss, method.sampler, job.epochs, job.order)
+        program = (method.head, method.loss, method.project, job.sgd)
+        key = (*program, method.sampler, job.epochs, job.order)
         groups.setdefault(key, []).append(job)
     return list(groups.values())
 

@@ -25,7 +25,7 @@ from lt_jax import metrics, trees
 from lt_jax.data import augment as augmentation
 from lt_jax.data.augment import Augment
 from lt_jax.heads import Head
-from lt_jax.losses import Adjust
+from lt_jax.losses import Adjust, Loss
 from lt_jax.metrics import Tally
 from lt_jax.models import ResNet
 from lt_jax.optim import Sgd
@@ -52,13 +52,15 @@ class Knobs(NamedTuple):
     key: jax.Array  # of the run's augmentation
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
+    start: Params  # the head that the run began with, which a projection may look at
 
 
 @functools.cache
 def make_train_step(
     backbone: ResNet,
     head: Head,
-    loss: Callable[[jax.Array, jax.Array, Adjust], jax.Array],
+    loss: Loss,
+    project: Callable[[Params, Params], Params] | None,
     sgd: Sgd,
     trains: str,
     batch_norm: str,
@@ -68,6 +70,7 @@ def make_train_step(
 
     Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
+    ``project`` maps the head's parameters after every step.
 
     Returns:
       ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
@@ -75,6 +78,7 @@ def make_train_step(
       ``seen`` (int32), and whether the new parameters are ``finite``.
     """
     moving = BATCH_NORM[batch_norm]
+    sum_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
 
     def step(
         state: TrainState, batch: Batch, knobs: Knobs
@@ -98,7 +102,8 @@ def make_train_step(
                 mutable=["batch_stats"],
             )
             logits = head.apply(params["head"], features)
-            return jnp.sum(mask * loss(logits, label, knobs.adjust)), (updated, logits)
+            each = loss(logits, label, mask, knobs.adjust, sum_devices)
+            return jnp.sum(mask * each), (updated, logits)
 
         (loss_sum, (updated, logits)), grads = jax.value_and_grad(total, has_aux=True)(
             trained
@@ -110,13 +115,16 @@ def make_train_step(
             "right": jnp.sum(right),
             "seen": jnp.sum(mask > 0),
         }
-        grads, measured = jax.lax.psum((grads, measured), AXIS)
+        grads, measured = sum_devices((grads, measured))
         grads = jax.tree.map(lambda g: g / measured["weight_sum"], grads)
         rate = knobs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
+        params = trees.join(trained, fixed)
+        if project is not None:
+            params = {**params, "head": project(params["head"], knobs.start)}
         state = TrainState(
             step=state.step + 1,
-            params=trees.join(trained, fixed),
+            params=params,
             batch_stats=updated["batch_stats"],
             opt_state=opt_state,
         )

@@ -9,7 +9,6 @@ trains and in its method.
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +17,21 @@ from typing import Any
 import numpy as np
 
 from lt_jax import metrics, optim, results, trees, weights
-from lt_jax.checkpoint import Checkpoints
+from lt_jax.checkpoint import write
 from lt_jax.heads import class_norms, linear
 from lt_jax.log import duration, overview
 from lt_jax.loop import Fitted, Interrupted, Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.retrain import Features, Job, cached_features, fit_heads, measure_heads
+from lt_jax.retrain import (
+    Features,
+    Job,
+    cached_features,
+    corrected,
+    extract,
+    fit_heads,
+    measure_heads,
+)
 from lt_jax.session import Session, open_session
 from lt_jax.types import Config, InputError, Params
 from lt_jax.weights import Source, Weights
@@ -82,8 +89,7 @@ def evaluate_all(
         for name in ("stage1", *config.method.names):
             method = session.methods[name]
             for outcome in results.outcomes(workdir, name):
-                directory = workdir / "checkpoints" / outcome["run"]
-                source = Source(Path(outcome.get("weights", directory)), outcome)
+                source = Source(workdir / "checkpoints" / outcome["run"], outcome)
                 shaped = weights.with_head(task, init, like, method, (1, 0))
                 network = weights.loaded(source, shaped, outcome.get("skip", ""))
                 tally = evaluate(task, method.head, *network, dataset)
@@ -134,7 +140,7 @@ def _stage2(session: Session) -> None:
                 epochs=m[name].epochs,
                 batch=m.batch,
                 rates=_rates(session, m[name].lr, m[name].epochs, m),
-                sgd=Sgd(m.momentum, m.nesterov, m.decay, m.decay_on),
+                sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
                 trains=f"head/(?:{session.methods[name].head.trains})",
                 batch_norm=m.batch_norm,
             )
@@ -157,7 +163,7 @@ def _representations(session: Session) -> list[tuple[Source, Weights]]:
     """The networks that stage 2 starts from, measured by this workdir's protocol."""
     c, task = session.config, session.task
     stage1 = results.outcomes(session.workdir, "stage1")
-    own = [outcome for outcome in stage1 if "weights" not in outcome]
+    own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
     path, skip = Path(c.init.path).expanduser(), c.init.skip
     if own or not c.init.path:
         path, skip = session.workdir, ""
@@ -178,7 +184,7 @@ def _representations(session: Session) -> list[tuple[Source, Weights]]:
         tally = evaluate(task, linear, *network, task.splits.test)
         adopted = {
             **outcome,
-            "weights": str(source.directory.resolve()),
+            "weights": str(source.kept().resolve()),
             "skip": skip,
             "adopted_for": task.splits.train.hash,
             **_figures(session, tally, network.params["head"]),
@@ -195,10 +201,17 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
     task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(task, stage, *start, directory, session.log, session.stopped)
+    pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     say(
-        f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, "
-        f"{fitted.images_per_second:,.0f} img/s; step {fitted.step:,} is kept"
+        f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
+        f"step {fitted.step:,} is kept"
     )
+    if stage.method.correct is not None:
+        network = fitted.params, fitted.batch_stats
+        seen = extract(task, *network, task.splits.train, "plain")
+        train = Features(seen[None], task.splits.train.labels)
+        head = corrected(stage.method, fitted.params["head"], train)
+        fitted = fitted._replace(params={**fitted.params, "head": head})
     tally = evaluate(
         task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test
     )
@@ -228,7 +241,7 @@ def _fit_cached(
         f"{train.values.shape[-1]} to fit on, {duration(time.monotonic() - began)}"
     )
     jobs = [
-        Job(s.title, s.method, start.params["head"], s.rates, s.epochs, s.run)
+        Job(s.title, s.method, start.params["head"], s.rates, s.epochs, s.sgd, s.run)
         for s, start in zip(stages, starts, strict=True)
     ]
     began = time.monotonic()
@@ -240,26 +253,36 @@ def _fit_cached(
             if session.stopped():
                 raise Interrupted("the heads on cached features, which begin anew")
 
-        fitted = fit_heads(jobs, train, stages[0].batch, stages[0].sgd, after_epoch)
+        fitted = fit_heads(jobs, train, stages[0].batch, after_epoch)
     seconds = time.monotonic() - began
     say(f"{len(jobs)} heads on cached features: {duration(seconds)}")
     for stage, head in zip(stages, fitted, strict=True):
-        network = stage1._replace(params={**stage1.params, "head": head})
-        step = len(stage.rates)
-        directory = session.workdir / "checkpoints" / stage.title
-        with contextlib.closing(Checkpoints(directory)) as checkpoints:
-            if checkpoints.latest() is None:  # a kill may have left it without outcome
-                checkpoints.save(step, network._asdict(), {}, None)
         (tally,) = measure_heads(stage.method.head, [head], test, task.eval_batch)
-        ended = Fitted(*network, step, seconds / len(jobs), examples / seconds)
+        params, step = {**stage1.params, "head": head}, len(stage.rates)
+        ended = Fitted(
+            params, stage1.batch_stats, step, seconds / len(jobs), examples / seconds
+        )
         _save_outcome(session, stage, [stage1_seed, stage.run[-1]], ended, tally)
 
 
 def _save_outcome(
     session: Session, stage: Stage, seeds: list[int], fitted: Fitted, tally: Tally
 ) -> None:
+    """Marks a fit as finished, with what came of it.
+
+    Weights that no checkpoint holds (of a head that was corrected after training, or
+    fitted on cached features) are written beside the checkpoints first.
+    """
+    directory = session.workdir / "checkpoints" / stage.title
+    cached = session.config.method.features == "cached" and len(seeds) > 1
+    kept = ""
+    if cached or stage.method.correct is not None:
+        kept = weights.FINAL
+        network = Weights(fitted.params, fitted.batch_stats)
+        write(directory / kept, fitted.step, network._asdict())
     outcome = {
         "run": stage.title,
+        "weights": kept,
         "seeds": seeds,
         "step": fitted.step,
         "epochs": stage.epochs,
@@ -268,7 +291,7 @@ def _save_outcome(
         "images_per_second": fitted.images_per_second,
         **_figures(session, tally, fitted.params["head"]),
     }
-    results.save_outcome(session.workdir / "checkpoints" / stage.title, outcome)
+    results.save_outcome(directory, outcome)
 
 
 def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:

@@ -19,11 +19,18 @@ class Weights(NamedTuple):
     batch_stats: Params
 
 
+FINAL = "final"  # the folder of final weights that no checkpoint holds
+
+
 class Source(NamedTuple):
-    """A finished fit: its checkpoints, and what it recorded."""
+    """A finished fit: where it was recorded, and what."""
 
     directory: Path
     outcome: dict[str, Any]
+
+    def kept(self) -> Path:
+        """Where its weights lie; an absolute path names another workdir's."""
+        return self.directory / self.outcome.get("weights", "")
 
 
 def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
@@ -61,8 +68,7 @@ def finished(path: Path) -> list[Source]:
     found = []
     for directory in [*(path / "checkpoints" / "stage1").glob("*"), path]:
         if (outcome := results.outcome(directory)) is not None:
-            kept = Path(outcome.get("weights", directory))
-            found.append(Source(kept, outcome))
+            found.append(Source(directory, outcome))
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
@@ -82,7 +88,7 @@ def loaded(source: Source, like: Weights, skip: str) -> Weights:
     Raises:
       InputError: they are gone, or of another network; lists the leaves.
     """
-    step = source.directory / str(source.outcome["step"])
+    step = source.kept() / str(source.outcome["step"])
     if not step.is_dir():
         raise InputError(
             f"the weights of {source.outcome['run']} are no longer at {step}: move "

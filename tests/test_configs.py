@@ -71,8 +71,17 @@ def test_methods_of_the_config_exist(name):
 
 def test_every_key_is_read(tmp_path, monkeypatch):
     """Runs both stages and notes which attributes of the config are asked for."""
-    config = tiny_digits.config(optim__epochs=1, method__ce__epochs=1,
-                                method__los__epochs=1)  # fmt: skip
+    entries = [
+        name
+        for name, entry in tiny_digits.load("digits_lt").method.items()
+        if isinstance(entry, ConfigDict)
+    ]
+    assert set(entries) == set(methods.METHODS)
+    config = tiny_digits.config(
+        optim__epochs=1,
+        method__names=tuple(entries),
+        **{f"method__{name}__epochs": 0 for name in entries},
+    )
     groups = {id(config): ""}
     for key, value in config.items():
         if isinstance(value, ConfigDict):

@@ -8,14 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from lt_jax import losses
-from lt_jax.losses import adjusted_xent, cross_entropy
+from lt_jax import heads, losses, methods
+from lt_jax.losses import cross_entropy
 
 K = 7
 COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])
 RNG = np.random.default_rng(0)
 LOGITS = jnp.asarray(RNG.normal(0, 3, (20, K)), jnp.float32)
 LABELS = jnp.asarray(RNG.integers(0, K, 20), jnp.int32)
+
+
+def adjusted_xent(logits, labels, adjust):
+    return losses.adjusted_xent(logits, labels, jnp.ones(len(labels)), adjust)
 
 
 def assert_same_loss(one, other):
@@ -73,6 +77,9 @@ def test_logit_adjustment_at_one_is_balanced_softmax():
         lambda n: losses.class_balanced(n, 0.9999),
         lambda n: losses.logit_adjust(n, 1.0),
         lambda n: losses.logit_adjust(n, 2.5),
+        lambda n: losses.vs(n, 0.3, 1.0),
+        lambda n: losses.ldam(n, 0.0, 1.0),
+        lambda n: losses.label_aware_smoothing(n, 0.4, 0.0),
     ],
 )
 def test_equal_counts_make_it_cross_entropy(make, count):
@@ -85,6 +92,10 @@ def test_equal_counts_make_it_cross_entropy(make, count):
         losses.reweight(COUNTS, 0.0),
         losses.class_balanced(COUNTS, 0.0),
         losses.logit_adjust(COUNTS, 0.0),
+        losses.vs(COUNTS, 0.0, 0.0),
+        losses.ldam(COUNTS, 0.0, 1.0),
+        losses.scaled(K, 1.0),
+        losses.label_aware_smoothing(COUNTS, 0.0, 0.0),
     ],
 )
 def test_neutral_numbers_make_it_cross_entropy(adjust):
@@ -189,3 +200,128 @@ def test_mapped_over_equals_one_by_one():
     for i, adjust in enumerate(adjusts):
         for one, other in zip(found, loss_and_gradient(adjust), strict=True):
             np.testing.assert_allclose(one[i], other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("count", [1, 50])
+def test_equal_counts_give_every_class_the_same_margin(count):
+    """LDAM is then the additive-margin softmax."""
+    margin = losses.ldam(np.full(K, count), 0.5, 30.0).margin
+    np.testing.assert_array_equal(margin, np.full(K, 0.5, np.float32))
+
+
+def test_vs_without_gamma_is_logit_adjustment():
+    assert_same_loss(losses.vs(COUNTS, 0.0, 1.5), losses.logit_adjust(COUNTS, 1.5))
+
+
+def test_label_aware_smoothing_of_one_size_is_label_smoothing():
+    one = losses.label_aware_smoothing(COUNTS, 0.3, 0.3)
+    assert_same_loss(one, losses.over_smooth(K, 0.3))
+
+
+def test_the_regulariser_of_lade_without_features_is_least_at_the_prior():
+    """There T_c = z_c - log p_c - log K, and R = lambda sum_c p_c T_c ** 2 + const."""
+    counts = np.array([60, 30, 10])
+    labels = jnp.asarray(np.repeat(np.arange(3), counts))
+    adjust = losses.logit_adjust(counts, 1.0)._replace(extra=jnp.array([1.0, 1.0]))
+
+    def regulariser(logits):
+        everyone = jnp.broadcast_to(logits[None, :], (100, 3))
+        whole = losses.lade(everyone, labels, jnp.ones(100), adjust)
+        return (whole - adjusted_xent(everyone, labels, adjust)) / 100
+
+    logits = descend(regulariser, jnp.array([1.0, 0.0, -1.0]), rate=0.5)
+    np.testing.assert_allclose(logits, np.log(3 * counts / 100), atol=1e-4)
+
+
+D = 5
+FEATURES = jnp.asarray(RNG.normal(0, 1, (20, D)), jnp.float32)
+START = {
+    "kernel": jnp.asarray(RNG.normal(0, 1, (D, K)), jnp.float32),
+    "bias": jnp.asarray(RNG.normal(0, 1, K), jnp.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["scaled", "scaled_whole", "aligned", "marc"])
+def test_heads_beside_the_linear_one_start_as_it(name):
+    head = getattr(heads, name)
+    params = head.init(jax.random.key(0), START, D, K, "torch")
+    np.testing.assert_allclose(
+        head.apply(params, FEATURES), heads.linear.apply(START, FEATURES), rtol=1e-5
+    )
+    # At the neutral point DisAlign's confidence does not matter.
+    if "confidence" in params:
+        params["confidence"] = jnp.linspace(-3, 3, D)
+        np.testing.assert_allclose(
+            head.apply(params, FEATURES), heads.linear.apply(START, FEATURES), rtol=1e-5
+        )
+
+
+def test_tau_zero_keeps_the_vectors_and_tau_one_gives_unit_vectors():
+    none, whole = heads.tau_norm(START, 0.0), heads.tau_norm(START, 1.0)
+    np.testing.assert_allclose(none["kernel"], START["kernel"], rtol=1e-6)
+    np.testing.assert_allclose(heads.class_norms(whole), 1, rtol=1e-6)
+    some = heads.tau_norm(START, 0.7)
+    cosines = jnp.sum(some["kernel"] * START["kernel"], axis=0)
+    cosines = cosines / heads.class_norms(some) / heads.class_norms(START)
+    np.testing.assert_allclose(cosines, 1, rtol=1e-6)
+    np.testing.assert_allclose(
+        heads.class_norms(some), heads.class_norms(START) ** 0.3, rtol=1e-5
+    )
+    for params in (none, some, whole):
+        np.testing.assert_array_equal(params["bias"], 0)
+
+
+def test_max_norm_is_the_projection_on_the_ball():
+    norms = np.asarray(heads.class_norms(START), np.float64)
+    radius = heads.radius_of(START, 0.1)
+    assert float(radius) == pytest.approx(0.9 * norms.min() + 0.1 * norms.max())
+    once = heads.max_norm(START, radius)
+    np.testing.assert_allclose(
+        heads.class_norms(once), np.minimum(norms, radius), rtol=1e-6
+    )
+    inside = norms <= float(radius)
+    assert inside.any()
+    kernel = np.asarray(START["kernel"])
+    np.testing.assert_array_equal(once["kernel"][:, inside], kernel[:, inside])
+    np.testing.assert_array_equal(once["bias"], START["bias"])
+    twice = heads.max_norm(once, radius)
+    np.testing.assert_allclose(twice["kernel"], once["kernel"], rtol=1e-6)
+    # No point of the ball is nearer.
+    for seed in range(20):
+        point = jax.random.normal(jax.random.key(seed), (D, K))
+        point = point / jnp.maximum(jnp.linalg.norm(point, axis=0) / radius, 1)[None, :]
+        near = jnp.linalg.norm(START["kernel"] - once["kernel"], axis=0)
+        far = jnp.linalg.norm(START["kernel"] - point, axis=0)
+        assert np.all(near <= far + 1e-5)
+
+
+@pytest.mark.parametrize("kind", ["raw", "l2", "cl2"])
+def test_nearest_mean_is_the_nearest_mean(kind):
+    labels = np.arange(20) % K
+    params = heads.nearest_mean(FEATURES, jnp.asarray(labels), K, kind)
+    queries = jax.random.normal(jax.random.key(1), (50, D)) + 0.5
+    found = np.argmax(heads.NEAREST[kind].apply(params, queries), axis=1)
+
+    def seen(x):
+        x = np.asarray(x, np.float64)
+        if kind == "cl2":
+            x = x - np.asarray(FEATURES, np.float64).mean(0)
+        return x if kind == "raw" else x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    known, asked = seen(FEATURES), seen(queries)
+    means = np.stack([known[labels == k].mean(0) for k in range(K)])
+    distances = np.linalg.norm(asked[:, None] - means[None], axis=2)
+    np.testing.assert_array_equal(found, distances.argmin(1))
+
+
+@pytest.mark.parametrize("tau", [0.0, 1.0, 1.7])
+def test_posthoc_logit_adjustment_takes_the_prior_off(tau):
+    method = methods.make("logit_adjust_posthoc", COUNTS, {"tau": tau})
+    labels = jnp.asarray(np.repeat(np.arange(K), COUNTS))
+    assert method.correct is not None
+    params = method.correct(START, jnp.zeros((len(labels), D)), labels)
+    logits = heads.linear.apply(START, FEATURES)
+    expected = logits - (tau * np.log(COUNTS / COUNTS.sum()))[None, :].astype("f")
+    np.testing.assert_allclose(
+        heads.linear.apply(params, FEATURES), expected, rtol=1e-4, atol=1e-4
+    )

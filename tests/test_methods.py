@@ -25,6 +25,25 @@ NUMBERS = {
     "power": 1.0,
     "beta": 0.9999,
     "tau": 1.0,
+    "gamma": 0.3,
+    "alpha": 0.1,
+    "square": 0.1,
+    "scale": 30.0,
+    "max_margin": 0.5,
+    "defer": 0.8,
+    "head": 0.4,
+    "tail": 0.1,
+    "quantile": 0.1,
+    "kind": "cl2",
+}
+# Read the stage-1 head or need none: their start, or start and sampler, are fixed.
+FIXED = {"crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"}
+STAGE1 = FIXED | {
+    "disalign",
+    "marc",
+    "label_aware_smoothing",
+    "weight_balancing",
+    "los_max_norm",
 }
 LOS = {name: NUMBERS[name] for name in ("delta", "start", "sampler")}
 
@@ -59,52 +78,82 @@ def test_can_be_made(name):
 
 def test_cites_a_paper(name):
     found = re.search(
-        r"\b(ICLR|ICML|NeurIPS|CVPR|ICCV|ECCV) 20\d\d\b", METHODS[name].__doc__ or ""
+        r"\b(ICLR|ICML|NeurIPS|CVPR|ICCV|ECCV|ACML) 20\d\d\b",
+        METHODS[name].__doc__ or "",
     )
     assert found, "say in the docstring where the method comes from"
 
 
 def test_five_float32_vectors(name):
-    for vector in make(name).adjust:
-        assert vector.shape == (K,)
-        assert vector.dtype == jnp.float32
-        assert np.isfinite(vector).all()
+    method = make(name)
+    for adjust in (method.adjust, method.deferred or method.adjust):
+        for vector in adjust[:5]:
+            assert vector.shape == (K,)
+        assert adjust.extra.shape == (2,)
+        for vector in adjust:
+            assert vector.dtype == jnp.float32
+            assert np.isfinite(vector).all()
+    assert 0 <= method.defer <= 1
+
+
+def stage1_head():
+    return {
+        "kernel": jax.random.normal(jax.random.key(1), (D, K)),
+        "bias": jax.random.normal(jax.random.key(3), (K,)),
+    }
+
+
+def examples():
+    features = jax.random.normal(jax.random.key(2), (2 * K, D))
+    return features, jnp.arange(2 * K) % K
+
+
+def off_neutral(params):
+    """Nudged: at its neutral point DisAlign's confidence has no gradient."""
+    return jax.tree.map(
+        lambda p: p + jnp.linspace(0.1, 0.2, p.size).reshape(p.shape), params
+    )
 
 
 @pytest.mark.parametrize("kind", ["stage1", "fresh"])
 def test_head_loss_and_gradient(name, kind):
-    """Ten steps on the head: finite, and they fit the batch better."""
+    """Ten steps on what the head trains: finite, and they fit the batch better."""
     method = make(name)
-    stage1 = {
-        "kernel": jax.random.normal(jax.random.key(1), (D, K)),
-        "bias": jnp.zeros(K),
-    }
+    stage1 = stage1_head()
     start = stage1 if kind == "stage1" else None
     params = method.head.init(jax.random.key(0), start, D, K, "torch")
     if start is not None:
         np.testing.assert_array_equal(params["kernel"], stage1["kernel"])
-    features = jax.random.normal(jax.random.key(2), (2 * K, D))
-    labels = jnp.arange(2 * K) % K
+    features, labels = examples()
+    trained, fixed = trees.partition(params, method.head.trains)
 
     @jax.jit
-    def step(params):
-        def mean(params):
-            logits = method.head.apply(params, features)
+    def step(trained):
+        def mean(trained):
+            logits = method.head.apply(trees.join(trained, fixed), features)
             assert logits.shape == (2 * K, K)
-            loss = method.loss(logits, labels, method.adjust)
+            mask = jnp.ones(2 * K)
+            loss = method.loss(logits, labels, mask, method.adjust, losses.alone)
             assert loss.shape == (2 * K,)
             return jnp.mean(loss)
 
-        loss, gradient = jax.value_and_grad(mean)(params)
-        return loss, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient), gradient
+        loss, gradient = jax.value_and_grad(mean)(trained)
+        return (
+            loss,
+            jax.tree.map(lambda p, g: p - 0.02 * g, trained, gradient),
+            gradient,
+        )
 
     history = []
     for _ in range(10):
-        loss, params, gradient = step(params)
+        loss, trained, gradient = step(trained)
         history.append(float(loss))
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
     assert np.isfinite(history).all()
     assert history[-1] < history[0]
+    _, _, gradient = step(off_neutral(trained))
+    for leaf, value in trees.leaves(gradient).items():
+        assert np.any(value != 0), leaf
 
 
 def test_loss_is_finite_far_out(name):
@@ -112,7 +161,8 @@ def test_loss_is_finite_far_out(name):
     logits = jnp.where(jnp.eye(K, dtype=bool), -1e4, 1e4)
 
     def total(logits):
-        return jnp.sum(method.loss(logits, jnp.arange(K), method.adjust))
+        labels, mask = jnp.arange(K), jnp.ones(K)
+        return jnp.sum(method.loss(logits, labels, mask, method.adjust, losses.alone))
 
     loss, gradient = jax.value_and_grad(total)(logits)
     assert np.isfinite(loss)
@@ -127,6 +177,39 @@ def test_trains_some_leaf_of_its_head(name):
     assert trained
 
 
+def test_equal_numbers_are_the_same_program(name):
+    """What the steps are compiled for hashes equal; numbers travel in the adjust."""
+    one, other = make(name), make(name)
+    for part in ("head", "loss", "project", "correct"):
+        assert getattr(one, part) == getattr(other, part)
+        assert hash(getattr(one, part)) == hash(getattr(other, part))
+
+
+def test_projection_is_idempotent(name):
+    method = make(name)
+    if method.project is None:
+        return
+    start = stage1_head()
+    params = jax.tree.map(lambda leaf: 1.5 * leaf, start)
+    once = method.project(params, start)
+    assert not np.array_equal(once["kernel"], params["kernel"])
+    twice = method.project(once, start)
+    for leaf, value in trees.leaves(twice).items():
+        np.testing.assert_allclose(value, trees.leaves(once)[leaf], rtol=1e-6)
+
+
+def test_correction_keeps_the_shapes(name):
+    method = make(name)
+    if method.correct is None:
+        return
+    params = method.head.init(jax.random.key(0), stage1_head(), D, K, "torch")
+    corrected = method.correct(params, *examples())
+    assert {k: (v.shape, v.dtype) for k, v in trees.leaves(corrected).items()} == {
+        k: (v.shape, v.dtype) for k, v in trees.leaves(params).items()
+    }
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(corrected))
+
+
 def test_sampler_makes_a_plan(name):
     labels = np.repeat(np.arange(K), COUNTS)
     rows = samplers.plan(labels, make(name).sampler, 64, run=(1, 0), epoch=0)
@@ -135,8 +218,22 @@ def test_sampler_makes_a_plan(name):
 
 def test_what_they_are():
     vectors = {name: make(name).adjust for name in METHODS}
+    balanced = losses.logit_adjust(COUNTS, 1.0)
     expected = {
         "ce": losses.cross_entropy(K),
+        "label_smoothing": losses.over_smooth(K, 0.98),
+        "balanced_softmax": balanced,
+        "vs": losses.vs(COUNTS, 0.3, 1.0),
+        "los_balanced_softmax": balanced._replace(smooth=jnp.full(K, 0.98)),
+        "los_max_norm": losses.over_smooth(K, 0.98),
+        "los_tau_norm": losses.over_smooth(K, 0.98),
+        "weight_balancing": losses.class_balanced(COUNTS, 0.9999),
+        "cosine": losses.scaled(K, 30.0),
+        "ldam": losses.ldam(COUNTS, 0.5, 30.0),
+        "disalign": losses.reweight(COUNTS, 1.0),
+        "marc": losses.reweight(COUNTS, 1.0),
+        "label_aware_smoothing": losses.label_aware_smoothing(COUNTS, 0.4, 0.1),
+        "lws": losses.cross_entropy(K),
         "los": losses.over_smooth(K, 0.98),
         "crt": losses.cross_entropy(K),
         "reweight": losses.reweight(COUNTS, 1.0),
@@ -148,24 +245,36 @@ def test_what_they_are():
             np.testing.assert_array_equal(one, other, err_msg=name)
         assert make(name).loss is adjusted_xent
     assert (make("crt").sampler, make("crt").start) == ("class", "fresh")
+    assert (make("lws").sampler, make("lws").start) == ("class", "stage1")
+    ldam = make("ldam")
+    assert ldam.deferred is not None
+    np.testing.assert_array_equal(ldam.deferred.margin, ldam.adjust.margin)
+    np.testing.assert_array_equal(
+        ldam.deferred.weight, losses.class_balanced(COUNTS, 0.9999).weight
+    )
+    assert ldam.defer == 0.8
+    np.testing.assert_allclose(make("focal").adjust.extra, [0.3, 0])
+    np.testing.assert_allclose(make("lade").adjust.extra, [0.1, 0.1])
 
 
 @pytest.mark.parametrize("start", ["stage1", "fresh"])
 @pytest.mark.parametrize("sampler", samplers.POWERS)
 def test_start_and_sampler_are_handed_on(start, sampler):
-    for name in METHODS.keys() - {"crt"}:
-        wanted = inspect.signature(METHODS[name]).parameters.keys() - {"counts"}
-        hyper = {number: NUMBERS[number] for number in wanted}
-        method = methods.make(
-            name, COUNTS, hyper | {"start": start, "sampler": sampler}
-        )
-        assert (method.start, method.sampler) == (start, sampler), name
+    chosen = {"start": start, "sampler": sampler}
+    for name in METHODS:
+        wanted = set(inspect.signature(METHODS[name]).parameters) - {"counts"}
+        assert ("sampler" not in wanted) == (name in FIXED)
+        assert ("start" not in wanted) == (name in STAGE1)
+        hyper = {number: (NUMBERS | chosen)[number] for number in wanted}
+        method = methods.make(name, COUNTS, hyper)
+        for part in wanted & chosen.keys():
+            assert getattr(method, part) == chosen[part], name
 
 
 @pytest.mark.parametrize(
     ("name", "hyper", "message"),
     [
-        ("loss", LOS, r"unknown method 'loss'.*crt.*; did you mean 'los'"),
+        ("loss", LOS, r"unknown method 'loss'; did you mean 'los'"),
         ("los", LOS | {"dleta": 0.5}, r"'los' reads no 'dleta'.*did you mean 'delta'"),
         ("los", LOS | {"tau": 1.0}, r"'los' reads no 'tau': expected one of delta"),
         ("crt", LOS, r"'crt' reads no 'delta'"),
@@ -173,6 +282,8 @@ def test_start_and_sampler_are_handed_on(start, sampler):
         ("los", LOS | {"start": "stage2"}, r"head 'stage2'.*did you mean 'stage1'"),
         ("los", LOS | {"sampler": "clas"}, r"sampler 'clas'.*did you mean 'class'"),
         ("los", LOS | {"delta": 1.0}, r"delta must lie in \[0, 1\)"),
+        ("ncm", {"kind": "l3"}, r"kind of nearest mean 'l3'.*raw, l2, cl2"),
+        ("tau_norm", {"tau": float("nan")}, "tau must be a number"),
     ],
 )
 def test_errors_say_what_was_meant(name, hyper, message):
@@ -182,5 +293,8 @@ def test_errors_say_what_was_meant(name, hyper, message):
 
 def test_empty_class_is_an_error_where_counts_are_read():
     hyper = {"tau": 1.0, "start": "stage1", "sampler": "instance"}
-    with pytest.raises(InputError, match=r"classes \[1\] have none"):
-        methods.make("logit_adjust", np.array([3, 0, 1]), hyper)
+    for name in ("logit_adjust", "logit_adjust_posthoc", "ncm"):
+        wanted = set(inspect.signature(METHODS[name]).parameters) - {"counts"}
+        own = {key: (NUMBERS | hyper)[key] for key in wanted}
+        with pytest.raises(InputError, match=r"classes \[1\] have none"):
+            methods.make(name, np.array([3, 0, 1]), own)

@@ -59,7 +59,7 @@ def test_warm_up_of_part_of_an_epoch():
     ("numbers", "message"),
     [
         ({"per": "steps"}, r"schedule 'steps'.*did you mean 'step'"),
-        ({"epochs": 0}, "0 epochs"),
+        ({"epochs": -1}, "-1 epochs"),
         ({"warmup": 5}, r"shorter than that, got 5 epochs and a warm-up of 5"),
         ({"warmup": -1}, "a warm-up of -1"),
         ({"warmup": float("nan")}, "a warm-up of nan"),
@@ -73,6 +73,13 @@ def test_errors_of_rates(numbers, message):
     rates(**good)
     with pytest.raises(InputError, match=message):
         rates(**good | numbers)
+
+
+def test_no_epochs_have_no_rates():
+    """Whatever else is asked for: nothing is trained."""
+    found = rates(0.0, 0, 3, 5, "epoch")
+    assert found.shape == (0,)
+    assert found.dtype == np.float32
 
 
 def network(seed=0):

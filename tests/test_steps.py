@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import heads, losses, metrics, models, optim, steps, trees
+from lt_jax import heads, losses, methods, metrics, models, optim, steps, trees
 from lt_jax.data.augment import Augment
 from lt_jax.types import InputError
 
@@ -64,19 +67,24 @@ def batches(number, rows, seed=0):
         }
 
 
-def train(network, number, trains=".*", batch_norm="train", rows=12):
+COUNTS = np.arange(1, K + 1) * 3
+WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
+
+
+def train(network, number, trains=".*", batch_norm="train", rows=12, method=WEIGHTED):
     backbone, params, stats = network
-    counts = np.arange(1, K + 1) * 3
     knobs = steps.replicate(
         steps.Knobs(
             jax.random.key(3),
             optim.rates(0.01, number, 1, 0, "step"),
-            losses.reweight(counts, 1.0),
+            method.adjust,
+            params["head"],
         )
     )
     step = steps.make_train_step(
-        backbone, heads.linear, losses.adjusted_xent, SGD, trains, batch_norm, AUGMENT
-    )
+        backbone, method.head, method.loss, method.project, SGD, trains, batch_norm,
+        AUGMENT,
+    )  # fmt: skip
     state = steps.init_state(params, stats, SGD, trains)
     seen = []
     with jax.transfer_guard("disallow"):
@@ -105,6 +113,47 @@ def test_four_devices_train_as_one(network, monkeypatch):
         np.testing.assert_allclose(
             leaf, trees.leaves(four[0])[name], rtol=1e-3, atol=1e-4, err_msg=name
         )
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"),
+    [
+        ("lade", {"alpha": 0.5, "square": 0.2}),
+        ("focal", {"gamma": 2.0}),
+        ("ldam", {"max_margin": 0.5, "scale": 10.0, "beta": 0.99, "defer": 0.5}),
+        ("los_max_norm", {"delta": 0.9, "quantile": 0.1}),
+        ("disalign", {"power": 1.2}),
+    ],
+)
+def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper):
+    """LADE above all, whose terms are of the global batch; some devices see padding."""
+    backbone, params, stats = network
+    given = {"start": "stage1", "sampler": "instance"}
+    wanted = inspect.signature(methods.METHODS[name]).parameters
+    given = {key: value for key, value in given.items() if key in wanted}
+    method = methods.make(name, COUNTS, hyper | given)
+    head = method.head.init(jax.random.key(1), params["head"], 16, K, "torch")
+    trains = f"head/(?:{method.head.trains})"
+    own = backbone, {**params, "head": head}, stats
+    runs = {}
+    for devices in (1, 4):
+        with monkeypatch.context() as patch:
+            on(patch, devices)
+            runs[devices] = train(own, 12, trains, "frozen", method=method)
+    (one, losses_one), (four, losses_four) = runs[1], runs[4]
+    np.testing.assert_allclose(
+        [m["loss"] for m in losses_one], [m["loss"] for m in losses_four], rtol=1e-5
+    )
+    before, alike = trees.leaves(own[1]), trees.leaves(four.params)
+    for leaf_name, leaf in trees.leaves(one.params).items():
+        np.testing.assert_allclose(
+            leaf, alike[leaf_name], rtol=1e-4, atol=1e-6, err_msg=leaf_name
+        )
+        trained = re.fullmatch(trains, leaf_name) is not None
+        assert np.array_equal(leaf, before[leaf_name]) != trained, leaf_name
+    if method.project is not None:
+        radius = float(heads.radius_of(head, 0.1))
+        assert float(heads.class_norms(one.params["head"]).max()) <= radius * 1.00001
 
 
 def test_four_devices_evaluate_as_one(network, monkeypatch):
@@ -183,11 +232,17 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     batch = next(batches(1, 12))
     knobs = steps.replicate(
-        steps.Knobs(jax.random.key(0), np.ones(1, np.float32), losses.cross_entropy(K))
+        steps.Knobs(
+            jax.random.key(0),
+            np.ones(1, np.float32),
+            losses.cross_entropy(K),
+            params["head"],
+        )
     )
     step = steps.make_train_step(
-        backbone, heads.linear, losses.adjusted_xent, SGD, "head/.*", "frozen", plain
-    )
+        backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
+        plain,
+    )  # fmt: skip
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, steps.shard(batch), knobs)
     evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
@@ -205,24 +260,26 @@ def test_steps_trace_once(network):
     backbone, params, stats = network
     traced = []
 
-    def loss(logits, labels, adjust):
+    def loss(logits, labels, mask, adjust, total):
         traced.append(1)
-        return losses.adjusted_xent(logits, labels, adjust)
+        return losses.adjusted_xent(logits, labels, mask, adjust, total)
 
     step = steps.make_train_step(
-        backbone, heads.linear, loss, SGD, "head/.*", "frozen", AUGMENT
+        backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
     for seed, adjust in enumerate(
         (losses.cross_entropy(K), losses.over_smooth(K, 0.9))
     ):
         rates = optim.rates(0.1, 4, 1, 0, "epoch")
-        knobs = steps.replicate(steps.Knobs(jax.random.key(seed), rates, adjust))
+        knobs = steps.replicate(
+            steps.Knobs(jax.random.key(seed), rates, adjust, params["head"])
+        )
         state = steps.init_state(params, stats, SGD, "head/.*")
         for batch in batches(4, 12):
             state, _ = step(state, steps.shard(batch), knobs)
     assert len(traced) == 1
     again = steps.make_train_step(
-        backbone, heads.linear, loss, SGD, "head/.*", "frozen", AUGMENT
+        backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
     assert again is step
 

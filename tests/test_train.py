@@ -128,6 +128,97 @@ def test_metrics_lines(finished):
     assert {"balanced", "loma_row", "rsd_col_false", "rate"} <= set(stage1[0])
 
 
+CORRECTED = ("tau_norm", "ncm", "logit_adjust_posthoc", "los_tau_norm")
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory):
+    """Methods of every sort: other heads, other losses, projected, corrected."""
+    workdir = tmp_path_factory.mktemp("several")
+    names = ("lws", "disalign", "ldam", "lade", "weight_balancing", *CORRECTED)
+    trained = set(names) - {"tau_norm", "ncm", "logit_adjust_posthoc"}
+    config = tiny_digits.config(
+        method__names=names, **{f"method__{name}__epochs": 2 for name in trained}
+    )
+    return config, workdir, train.run(config, workdir)
+
+
+def test_several_methods(several):
+    config, workdir, result = several
+    assert list(result["methods"]) == ["none", *config.method.names]
+    found = train.evaluate_all(config, workdir, "test")
+    start = arrays(workdir, "stage1/0")
+    for name in config.method.names:
+        method = result["methods"][name]
+        assert np.isfinite(method["nll"]["mean"]), name
+        assert method["nll"]["mean"] != result["methods"]["none"]["nll"]["mean"], name
+        # What was corrected is what is kept and evaluated again.
+        assert found[f"{name}/0.0"]["nll"] == method["nll"]["mean"], name
+        kept = arrays(workdir, f"{name}/0.0")
+        for leaf in start:
+            if leaf.startswith(("params/backbone/", "batch_stats/")):
+                np.testing.assert_array_equal(kept[leaf], start[leaf], err_msg=leaf)
+    for name in ("lws", "disalign"):  # train beside the linear head, not it
+        kept = arrays(workdir, f"{name}/0.0")
+        for leaf in ("params/head/kernel", "params/head/bias"):
+            np.testing.assert_array_equal(kept[leaf], start[leaf], err_msg=name)
+
+
+def test_corrections_are_those_of_the_heads(several):
+    _, workdir, _ = several
+
+    def head(run):
+        directory = workdir / "checkpoints" / run
+        outcome = results.outcome(directory)
+        assert outcome is not None
+        found = checkpoint.read(directory / outcome["weights"], outcome["step"])
+        prefix = "params/head/"
+        return {k.removeprefix(prefix): v for k, v in found.items() if prefix in k}
+
+    start = head("stage1/0")
+    norms = np.linalg.norm(start["kernel"], axis=0)
+    tau = head("tau_norm/0.0")
+    np.testing.assert_allclose(tau["kernel"], start["kernel"] / norms**1.9, rtol=1e-5)
+    np.testing.assert_array_equal(tau["bias"], 0)
+    shift = head("logit_adjust_posthoc/0.0")["bias"] - start["bias"]
+    assert (np.diff(shift) >= -1e-6).all()  # the counts of the digits fall
+    assert shift[-1] - shift[0] > 2
+    np.testing.assert_allclose(
+        np.linalg.norm(head("los_tau_norm/0.0")["kernel"], axis=0), 1, rtol=1e-5
+    )
+    radius = norms.min() + 0.1 * (norms.max() - norms.min())
+    held = np.linalg.norm(head("weight_balancing/0.0")["kernel"], axis=0)
+    assert held.max() <= radius * 1.00001
+
+
+def test_a_correction_is_made_once(several, tmp_path):
+    """Stopped between training and its end: corrected from what was trained."""
+    config, workdir, result = several
+    shutil.copytree(workdir, tmp_path / "again")
+    for name in CORRECTED:
+        (tmp_path / "again/checkpoints" / name / "0.0/outcome.json").unlink()
+    again = train.run(config, tmp_path / "again")
+    for name in CORRECTED:
+        one, other = again["methods"][name], result["methods"][name]
+        assert one["nll"]["values"] == other["nll"]["values"], name
+
+
+def test_deferred_weights_take_over(tmp_path, several):
+    """defer 1 is LDAM without, 0 with weights from the start; between, between."""
+    _, workdir, _ = several
+    heads = {}
+    for defer in (0.0, 0.5, 1.0):
+        changed = tiny_digits.config(
+            method__names=("ldam",), method__ldam__epochs=2,
+            method__ldam__defer=defer, init__path=str(workdir),
+        )  # fmt: skip
+        train.retrain(changed, tmp_path / str(defer))
+        heads[defer] = arrays(tmp_path / str(defer), "ldam/0.0")["params/head/kernel"]
+    assert not np.array_equal(heads[0.0], heads[0.5])
+    assert not np.array_equal(heads[0.5], heads[1.0])
+    assert not np.array_equal(heads[0.0], heads[1.0])
+
+
 def test_again_does_nothing_twice(finished, monkeypatch):
     workdir, result = finished
     monkeypatch.setattr(train, "fit", None)  # would fail if anything were fitted
