@@ -182,9 +182,7 @@ def make_fit(
                 start,
                 rate,
                 adjust,
-                values[batch],
-                labels[batch],
-                mask,
+                *batch,
             )
             return (params, opt_state), losses
 

@@ -142,7 +142,9 @@ def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper)
             runs[devices] = train(own, 12, trains, "frozen", method=method)
     (one, losses_one), (four, losses_four) = runs[1], runs[4]
     np.testing.assert_allclose(
-        [m["loss"] for m in losses_one], [m["loss"] for m in losses_four], rtol=1e-5
+        [m["loss_sum"] for m in losses_one],
+        [m["loss_sum"] for m in losses_four],
+        rtol=1e-5,
     )
     before, alike = trees.leaves(own[1]), trees.leaves(four.params)
     for leaf_name, leaf in trees.leaves(one.params).items():
