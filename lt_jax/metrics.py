@@ -73,8 +73,12 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
     # Rank of the true class with ties broken by index, as argmax breaks them: top-1 is
     # rank 0, and no sort of K logits is needed. Counted by who is behind, the true
     # class itself included, so that logits of nan (a diverged run) are never right.
-    later = jnp.arange(num_classes)[None, :] >= labels[:, None]
-    behind = (logits < true[:, None]) | ((logits == true[:, None]) & later)
+    index = jnp.arange(num_classes)[None, :]
+    tied = (logits == true[:, None]) & (index > labels[:, None])
+    # The true class by its index, not by its value: a compiler that computes a logit
+    # twice may round it twice.
+    own = (index == labels[:, None]) & ~jnp.isnan(logits)
+    behind = own | (logits < true[:, None]) | tied
     rank = num_classes - jnp.sum(behind, axis=1)
     confidence = jnp.max(jax.nn.softmax(logits), axis=1)
     # Bins (0, 1/n], (1/n, 2/n], ...

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import metrics
+from lt_jax import heads, metrics
 from lt_jax.metrics import NUM_BINS, Tally
 
 K = 7
@@ -400,3 +400,25 @@ def test_a_group_is_over_its_examples_and_balanced_over_classes():
     values = metrics.summary(found, {"few": np.array([True, True])})
     assert values["few"] == values["all"] == 0.75
     assert values["balanced"] == 0.5
+
+
+def test_right_is_argmax_where_logits_are_computed_in_the_same_program():
+    """A fusion may compute a logit twice, with and without a fused multiply-add; the
+    true class must not count as ahead of itself by the last bit.
+    """
+    head = heads.aligned
+    params = head.init(jax.random.key(0), None, 64, 10, "torch")
+    params = {  # away from zeros and ones, which round alike
+        name: leaf + jax.random.normal(jax.random.key(1), leaf.shape) / 10
+        for name, leaf in params.items()
+    }
+    features = jax.random.uniform(jax.random.key(2), (200, 64))
+    logits = np.asarray(head.apply(params, features))
+    labels = jnp.asarray(np.argmax(logits, axis=1))
+
+    @jax.jit
+    def measured(params, features, labels, mask):
+        return metrics.tally(head.apply(params, features), labels, mask)
+
+    found = measured(params, features, labels, jnp.ones(200))
+    assert int(found.right.sum()) == 200
