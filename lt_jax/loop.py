@@ -226,8 +226,10 @@ def features(
     feature_step = steps.make_feature_step(task.backbone, task.augment)
     params, batch_stats = steps.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    found = []
+    wait, found = steps.throttle(), []
     for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
-        each = jax.device_get(feature_step(params, batch_stats, batch))
-        found.append(each.reshape(-1, each.shape[-1])[: task.eval_batch])
-    return np.concatenate(found)[: len(dataset)]
+        found.append(feature_step(params, batch_stats, batch))
+        wait(found[-1])
+    each = [array.reshape(-1, array.shape[-1]) for array in jax.device_get(found)]
+    # Every batch but the last one is full; a width that devices divide pads each.
+    return np.concatenate([part[: task.eval_batch] for part in each])[: len(dataset)]

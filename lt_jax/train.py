@@ -154,9 +154,10 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
     say(text if stage.title.startswith("stage1") else text.splitlines()[-1])
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(session.task, stage, *start, directory, session.log, session.stopped)
+    pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     say(
-        f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, "
-        f"{fitted.images_per_second:,.0f} img/s; step {fitted.step:,} is kept"
+        f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
+        f"step {fitted.step:,} is kept"
     )
     weights, kept = Weights(fitted.params, fitted.batch_stats), ""
     if (correct := stage.method.correct) is not None:
