@@ -325,3 +325,14 @@ def test_posthoc_logit_adjustment_takes_the_prior_off(tau):
     np.testing.assert_allclose(
         heads.linear.apply(params, FEATURES), expected, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("loss", [losses.focal, losses.lade])
+def test_losses_with_numbers_of_their_own_are_mapped_over_too(loss):
+    base, mask = losses.logit_adjust(COUNTS, 1.0), jnp.ones(len(LABELS)).at[3].set(0)
+    adjusts = [base._replace(extra=jnp.array([a, 0.1])) for a in (0.0, 0.5, 2.0)]
+    stacked = jax.tree.map(lambda *vectors: jnp.stack(vectors), *adjusts)
+    found = jax.vmap(lambda adjust: loss(LOGITS, LABELS, mask, adjust))(stacked)
+    for one, adjust in zip(found, adjusts, strict=True):
+        expected = loss(LOGITS, LABELS, mask, adjust)
+        np.testing.assert_allclose(one, expected, rtol=1e-5, atol=1e-6)
