@@ -87,6 +87,9 @@ def get_config(argument: str = "") -> ConfigDict:
     # "online": the backbone sees augmented images in every epoch, as the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
     config.method.features = "online"
+    config.method.views = 1
+    config.method.feature_dtype = "float32"
+    config.method.memory = 1.0
     config.method.batch = 64  # images of a step, all devices together
     config.method.batch_norm = "drift" if paper else "frozen"  # statistics of stage 2
     config.method.momentum = 0.9  # of SGD, as in PyTorch
@@ -99,6 +102,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method.ce.lr = 5e-4  # highest learning rate
     config.method.ce.epochs = 20  # passes over the training images; 0: trains nothing
     config.method.ce.decay = 0.0  # of the weights, coupled
+    config.method.ce.grid = ConfigDict()
+    config.method.ce.grid.lr = (5e-4, 5e-3, 5e-2)
     config.method.ce.start = "stage1"  # or "fresh"
     config.method.ce.sampler = "instance"  # or "class", "sqrt"
 
@@ -106,6 +111,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method.los.lr = 5e-4
     config.method.los.epochs = 20
     config.method.los.decay = 0.0
+    config.method.los.grid = ConfigDict()
+    config.method.los.grid.lr = (5e-4, 5e-3, 5e-2)
+    config.method.los.grid.delta = (0.0, 0.5, 0.9, 0.98)
     config.method.los.delta = delta  # smoothed mass, over all classes
     config.method.los.start = "stage1"
     config.method.los.sampler = "instance"
@@ -323,6 +331,9 @@ def get_config(argument: str = "") -> ConfigDict:
     config.eval.every = 1 if paper else 5  # epochs between evaluations
     config.eval.select = "test" if paper else "last"  # or best on "validation"
     config.eval.flip = paper  # average logits over the mirror image
+
+    config.eval.choose = "balanced"
+    config.eval.curves = "valid"
 
     config.save = ConfigDict()
     config.save.every = 5  # epochs between checkpoints

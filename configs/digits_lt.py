@@ -48,6 +48,9 @@ def get_config() -> ConfigDict:
     # "online": the backbone sees augmented images in every epoch, as the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
     config.method.features = "online"
+    config.method.views = 1
+    config.method.feature_dtype = "float32"
+    config.method.memory = 1.0
     config.method.batch = 32  # images of a step, all devices together
     config.method.batch_norm = "frozen"  # or "drift", the authors' moving statistics
     config.method.momentum = 0.9  # of SGD, as in PyTorch
@@ -60,6 +63,8 @@ def get_config() -> ConfigDict:
     config.method.ce.lr = 5e-4  # highest learning rate
     config.method.ce.epochs = 20  # passes over the training images; 0: trains nothing
     config.method.ce.decay = 0.0  # of the weights, coupled
+    config.method.ce.grid = ConfigDict()
+    config.method.ce.grid.lr = (5e-4, 5e-3, 5e-2)
     config.method.ce.start = "stage1"  # or "fresh"
     config.method.ce.sampler = "instance"  # or "class", "sqrt"
 
@@ -69,6 +74,9 @@ def get_config() -> ConfigDict:
     config.method.los.decay = 0.0
     # The paper's amount of smoothing, not its number: K (1 - delta) / delta is 2.04 for
     # its delta 0.98 at K = 100, and so is it for 0.83 at K = 10.
+    config.method.los.grid = ConfigDict()
+    config.method.los.grid.lr = (5e-4, 5e-3, 5e-2)
+    config.method.los.grid.delta = (0.0, 0.5, 0.9, 0.98)
     config.method.los.delta = 0.83
     config.method.los.start = "stage1"
     config.method.los.sampler = "instance"
@@ -286,6 +294,9 @@ def get_config() -> ConfigDict:
     config.eval.every = 10  # epochs between evaluations on validation
     config.eval.select = "last"  # checkpoint: "last", or best on "validation", "test"
     config.eval.flip = False  # average logits over the mirror image
+
+    config.eval.choose = "balanced"
+    config.eval.curves = "valid"
 
     config.save = ConfigDict()
     config.save.every = 20  # epochs between checkpoints

@@ -80,15 +80,24 @@ def check_values(config: Config, splits: Splits) -> None:
             "eval.select is 'validation' but data.valid is 0: hold out a share of the "
             "training set, or keep the last checkpoint with eval.select='last'"
         )
-    if c.method.features == "cached" and (
-        c.method.batch_norm != "frozen" or c.eval.select != "last"
-    ):
+    if c.method.features == "cached":
+        check_cached(c)
+
+
+def check_cached(config: Config) -> None:
+    """Raises ``InputError`` where cached features cannot do what the config asks."""
+    c = config
+    if c.method.batch_norm != "frozen" or c.eval.select != "last":
         raise InputError(
-            "method.features is 'cached', which needs a frozen backbone and keeps the "
-            "last step: expected method.batch_norm='frozen' and eval.select='last', "
-            f"found {c.method.batch_norm!r} and {c.eval.select!r}; or set "
-            "method.features='online'"
+            "heads on cached features need a frozen backbone and keep the last step: "
+            "expected method.batch_norm='frozen' and eval.select='last', found "
+            f"{c.method.batch_norm!r} and {c.eval.select!r}; or fit online, with "
+            "`lt-jax retrain` and method.features='online'"
         )
+
+
+def check_sweep(config: Config, splits: Splits) -> None:
+    check_cached(config)
 
 
 def check_training(
@@ -115,7 +124,7 @@ def check_training(
     optim.rates(o.lr, o.epochs, 1, o.warmup, o.schedule)
     trained, _ = trees.partition(params, o.trains)
     sgd = Sgd(o.momentum, o.nesterov, o.decay, o.decay_on)
-    jax.eval_shape(sgd.transform().init, trained)
+    sgd.check(trained)
     for name, method in entries.items():
         _number(f"method.{name}.decay", m[name].decay, least=0)
         sgd = Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on)
@@ -130,13 +139,18 @@ def check_training(
             trained, _ = trees.partition(
                 {"head": head}, f"head/(?:{method.head.trains})"
             )
-            jax.eval_shape(sgd.transform().init, trained)
+            sgd.check(trained)
         except InputError as error:
             raise InputError(f"method {name!r}: {error}") from error
 
 
-def make_method(config: Config, name: str, counts: Any) -> Method:
+def make_method(
+    config: Config, name: str, counts: Any, values: dict[str, Any] | None = None
+) -> Method:
     """The method of ``config.method.NAME``.
+
+    Args:
+      values: all of its entry's, where they are others than the config's.
 
     Raises:
       InputError: there is no such entry, or its values are not the method's.
@@ -148,9 +162,10 @@ def make_method(config: Config, name: str, counts: Any) -> Method:
             f"name: expected some of {', '.join(entries)}; several are written "
             "--config.method.names=\"('ce','los')\""
         )
-    hyper = {key: v for key, v in entries[name].items() if key not in RECIPE}
+    entry = entries[name] if values is None else values
+    hyper = {k: v for k, v in entry.items() if k not in (*RECIPE, "grid")}
     for key in RECIPE:
-        if key not in entries[name]:
+        if key not in entry:
             raise InputError(f"config.method.{name} needs a value for {key!r}")
     return methods.make(name, counts, hyper)
 

@@ -117,12 +117,19 @@ def _parser() -> argparse.ArgumentParser:
     add("run", _run, "both stages, every method of the config, table and report")
     add("train", _train, "stage 1: train the representation")
     add("retrain", _retrain, "stage 2: re-train classifiers on a finished stage 1")
+    add("sweep", _sweep, "stage 2 at every point of the grids, on cached features")
     command = add("evaluate", _evaluate, "measure every finished fit of a workdir")
     command.add_argument(
         "--split",
         choices=("train", "valid", "test"),
         default="test",
         help="%(default)s",
+    )
+    command.add_argument(
+        "--heads",
+        metavar="REGEX",
+        default="",
+        help="instead of the fits, the heads of the sweep whose name this matches",
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
 
@@ -150,20 +157,27 @@ def _retrain(config: Config, options: argparse.Namespace) -> None:
     train.retrain(config, options.workdir)
 
 
+def _sweep(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax import train
+
+    train.sweep(config, options.workdir)
+
+
 def _evaluate(config: Config, options: argparse.Namespace) -> None:
     from lt_jax import train
     from lt_jax.log import plain
 
-    found = train.evaluate_all(config, options.workdir, options.split)
+    found = train.evaluate_all(config, options.workdir, options.split, options.heads)
     if options.json:
         print(json.dumps(plain(found), allow_nan=False))
         return
     names = ("all", "many", "medium", "few", "balanced", "worst", "ece")
     print(f"{options.split} split, per cent")
-    print(f"{'fit':16s}" + "".join(f"{name:>10s}" for name in names))
+    wide = max([16, *(len(run) + 2 for run in found)])
+    print(f"{'fit':{wide}s}" + "".join(f"{name:>10s}" for name in names))
     for run, values in found.items():
         cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
-        print(f"{run:16s}{cells}")
+        print(f"{run:{wide}s}{cells}")
 
 
 def _data(config: Config, options: argparse.Namespace) -> None:

@@ -18,7 +18,9 @@ class Sgd(NamedTuple):
 
     momentum: float
     nesterov: bool
-    decay: float  # of the weights, coupled: added to the gradient before momentum
+    # Of the weights, coupled: added to the gradient before momentum. A number, or an
+    # array within a program.
+    decay: Any
     decay_on: str  # regular expression over whole names of parameters
 
     def transform(self) -> optax.GradientTransformation:
@@ -39,16 +41,24 @@ class Sgd(NamedTuple):
         stepped = jax.tree.map(lambda p, d: p - rate * d, params, direction)
         return stepped, opt_state
 
-    def _decayed(self, params: Params) -> Params:
-        chosen = {
-            name: re.fullmatch(self.decay_on, name) is not None
-            for name in trees.leaves(params)
-        }
+    def program(self) -> Sgd:
+        """The same but for the decay, which a compiled program may take as an array."""
+        return self._replace(decay=0.0)
+
+    def check(self, params: Params) -> None:
+        """Raises ``InputError`` where there is a decay that acts on none of these."""
+        chosen = trees.leaves(self._decayed(params))
         if self.decay and not any(chosen.values()):
             raise InputError(
                 f"weight decay {self.decay} acts on nothing: no trained parameter "
                 f"matches {self.decay_on!r}; there are: {', '.join(chosen)}"
             )
+
+    def _decayed(self, params: Params) -> Params:
+        chosen = {
+            name: re.fullmatch(self.decay_on, name) is not None
+            for name in trees.leaves(params)
+        }
         return trees.rebuild(params, chosen)
 
 

@@ -83,11 +83,22 @@ def outcomes(workdir: Path, method: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda o: o["seeds"])
 
 
+def rows(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
+    found = []
+    for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
+        chunk = json.loads(file.read_text(encoding="utf-8"))
+        beside = {"origin": chunk["origin"], "folder": str(file.parent)}
+        found += [{**row, **beside} for row in chunk["rows"]]
+    return found
+
+
 def build(
     workdir: Path,
     dataset: dict[str, Any],
     protocol: dict[str, Any],
     methods: dict[str, dict[str, Any]],
+    folder: str = "",
 ) -> dict[str, Any]:
     """The content of ``result.json``.
 
@@ -96,9 +107,11 @@ def build(
       dataset: see ``describe``.
       protocol: the choices that decide what a figure means.
       methods: hyper-parameters by method, in the order of the table.
+      folder: of the methods' outcomes: "", ``chosen/`` or ``fixed/``.
     """
     first = outcomes(workdir, "stage1")
-    fits = {"none": first, **{name: outcomes(workdir, name) for name in methods}}
+    fits = {"none": first}
+    fits |= {name: outcomes(workdir, folder + name) for name in methods}
     hyper = {"none": {}, **methods}
     return {
         "dataset": dataset,
@@ -108,14 +121,14 @@ def build(
         },
         "stage1": {
             "epochs": first[0]["epochs"] if first else None,
-            "seconds": _spread([o["seconds"] for o in first]),
-            "images_per_second": _spread([o["images_per_second"] for o in first]),
+            "seconds": spread([o["seconds"] for o in first]),
+            "images_per_second": spread([o["images_per_second"] for o in first]),
         },
         "methods": {
             name: {
                 **_nested([run["metrics"] for run in runs]),
                 "hyper": hyper[name],
-                "seconds": _spread([run["seconds"] for run in runs]),
+                "seconds": spread([run["seconds"] for run in runs]),
             }
             for name, runs in fits.items()
             if runs or name == "none"
@@ -134,7 +147,7 @@ def _seeds(runs: list[dict[str, Any]]) -> list[list[int]]:
     return [run["seeds"] for run in runs]
 
 
-def _spread(values: list[float | None]) -> dict[str, Any]:
+def spread(values: list[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation over the seeds; the latter needs two."""
     array = np.array([math.nan if v is None else v for v in values], np.float64)
     return {
@@ -148,7 +161,7 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
     """Every metric over the seeds; group and spread below their metric."""
 
     def over(name: str) -> dict[str, Any]:
-        return _spread([run[name] for run in runs])
+        return spread([run[name] for run in runs])
 
     plain_ones = ("all", *metrics.GROUPS, "balanced", "worst", "top5", "ece", "nll")
     return {
@@ -201,15 +214,31 @@ def caption(result: dict[str, Any]) -> str:
     )
 
 
-def table(result: dict[str, Any]) -> str:
-    """The methods of a result against its metrics, as a Markdown table.
+def text(result: dict[str, Any]) -> str:
+    """The tables of a result and what they are of."""
+    parts = [caption(result)]
+    if "sweep" in result:
+        s = result["sweep"]
+        parts.append(
+            f"Chosen on validation, by the mean {s['choose']} over seeds, of "
+            f"{s['heads']:,} heads:"
+        )
+    parts.append(table(result["methods"]))
+    if "fixed" in result:
+        parts.append("At the config's own values:")
+        parts.append(table(result["fixed"]))
+    return "\n\n".join(parts)
+
+
+def table(methods: dict[str, Any]) -> str:
+    """The metrics of each of these as a Markdown table.
 
     Accuracies and the calibration error in per cent; mean and, over two seeds or more,
     the sample standard deviation.
     """
     head = ["method", *(title for title, *_ in COLUMNS)]
     rows = [head]
-    for name, values in result["methods"].items():
+    for name, values in methods.items():
         row = [name]
         for _, path, factor, decimals in COLUMNS:
             value = values
@@ -245,10 +274,10 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
       The directory of the report.
     """
     result = plain(result)
-    text = json.dumps(result, indent=1, allow_nan=False)
-    write_whole(workdir / "result.json", text + "\n")
+    content = json.dumps(result, indent=1, allow_nan=False)
+    write_whole(workdir / "result.json", content + "\n")
     report = workdir / "report"
-    write_whole(report / "table.md", f"{caption(result)}\n\n{table(result)}\n")
+    write_whole(report / "table.md", text(result) + "\n")
     write_whole(report / "per_class.csv", _per_class(workdir, result))
     return report
 
@@ -258,8 +287,9 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     header: list[str] | None = None
+    folder = "chosen/" if "sweep" in result else ""
     for name in result["methods"]:
-        for run in outcomes(workdir, "stage1" if name == "none" else name):
+        for run in outcomes(workdir, "stage1" if name == "none" else folder + name):
             columns = run["per_class"]
             if header is None:
                 header = list(columns)

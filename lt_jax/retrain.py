@@ -1,19 +1,16 @@
-"""Stage 2 on cached features: the backbone runs once, many heads are fitted at once.
+"""Many heads at once on cached features: the engine of cached stage 2 and of sweeps.
 
-With a frozen backbone every head sees the same features, so they are computed once and
-kept on disk with their provenance; heads that share their kind, their order of examples
-and their number of epochs are then fitted side by side in one compiled program. The
-order is the online one (``samplers.plan``), so on one un-augmented view a head comes
-out as the online loop fits it, up to rounding.
+Heads of one kind are mapped over by one compiled program that scans over the steps;
+learning rate, weight decay and the vectors of the loss are arrays, so another value is
+not another program. On several devices each holds a part of the heads and a part of
+the features. The order of examples is the online one (``samplers.plan``), so on one
+un-augmented view a head comes out as the online loop fits it, up to rounding.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,23 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import metrics, samplers, steps, trees
-from lt_jax.data.feed import feed
+from lt_jax.features import Features
 from lt_jax.heads import Head
-from lt_jax.log import Log, write_whole
-from lt_jax.loop import Task
 from lt_jax.losses import Adjust, Loss, alone
-from lt_jax.meter import Diverged
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.types import Dataset, Params
+from lt_jax.types import Params
 
-
-class Features(NamedTuple):
-    """A split as a frozen backbone sees it."""
-
-    values: np.ndarray  # float32[V, N, D], one slice for each view of the images
-    labels: np.ndarray  # int32[N]
+# Arrays of the size of a head, and of its logits on a batch, that exist at one time
+# while it is fitted or measured: parameters, start, momentum, gradient, temporaries.
+COPIES = 6
 
 
 class Job(NamedTuple):
@@ -52,82 +43,84 @@ class Job(NamedTuple):
     order: tuple[int, ...]  # names the run whose order of examples it follows
 
 
-def cached_features(
-    task: Task,
-    params: Params,
-    batch_stats: Params,
-    dataset: Dataset,
-    views: Sequence[str],
-    file: Path,
-    log: Log,
-) -> Features:
-    """The features of a split, from the file if it holds these very ones.
+class Fit(NamedTuple):
+    """A head after training."""
+
+    head: Params
+    diverged: int | None  # the first step whose loss was not a number
+
+
+class Chunk(NamedTuple):
+    """Heads that are fitted at once, on one order of examples."""
+
+    jobs: tuple[Job, ...]
+    width: int  # heads the program takes; what is missing is filled up with repeats
+
+
+def plan_chunks(jobs: Sequence[Job], batch: int, memory: float) -> list[Chunk]:
+    """Cuts jobs into chunks that fit the memory; one program runs all of a kind.
 
     Args:
-      views: of each image, names in ``steps.VIEWS``.
-      file: ``.npy`` of float32[V, N, D]; its provenance lies beside it.
+      batch: rows of a step.
+      memory: bytes of each device that heads may take.
     """
-    provenance = {
-        "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
-        "split": dataset.hash,
-        "order": hashlib.sha256("\n".join(map(str, dataset.ids)).encode()).hexdigest(),
-        "augment": json.loads(json.dumps(task.augment._asdict())),
-        "views": list(views),
-    }
-    note = file.with_suffix(".json")
-    if file.exists() and note.exists():
-        if json.loads(note.read_text(encoding="utf-8")) == provenance:
-            return Features(np.load(file, allow_pickle=False), dataset.labels)
-        log.say(f"{file}: of another network, split or augmentation; made again")
-    values = np.stack(
-        [extract(task, params, batch_stats, dataset, view) for view in views]
-    )
-    note.unlink(missing_ok=True)  # no provenance, no use: a kill leaves nothing stale
-    file.parent.mkdir(parents=True, exist_ok=True)
-    np.save(file, values, allow_pickle=False)
-    write_whole(note, json.dumps(provenance, indent=1) + "\n")
-    return Features(values, dataset.labels)
+    programs: dict[Any, dict[Any, list[Job]]] = {}
+    for job in jobs:
+        orders = programs.setdefault(_program(job), {})
+        key = job.method.sampler, job.epochs, job.order
+        orders.setdefault(key, []).append(job)
+    chunks = []
+    for orders in programs.values():
+        widest = max(map(len, orders.values()))
+        one = next(iter(orders.values()))[0]
+        limit = heads_within(memory, one.start, batch)
+        width = steps.whole(-(-widest // -(-widest // limit)))
+        for group in orders.values():
+            chunks += [
+                Chunk(tuple(group[i : i + width]), width)
+                for i in range(0, len(group), width)
+            ]
+    return chunks
 
 
-def fingerprint(tree: Any) -> str:
-    """SHA-256 of the names, shapes and bytes of the leaves of a tree."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.leaves(jax.device_get(tree)).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+def heads_within(memory: float, head: Params, batch: int) -> int:
+    """Heads that fit at once on the devices, at least one on each."""
+    size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
+    num_classes = head["kernel"].shape[1]
+    bytes_each = 4 * COPIES * (size + batch * num_classes)
+    return max(1, int(memory / bytes_each)) * steps.whole(1)
 
 
-def extract(
-    task: Task, params: Params, batch_stats: Params, dataset: Dataset, view: str
-) -> np.ndarray:
-    """float32[N, D], in the order of the data set."""
-    step = steps.make_feature_step(task.backbone, task.augment, view)
-    params, batch_stats = steps.replicate((params, batch_stats))
-    rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    width, wait, parts = steps.padded(task.eval_batch), steps.throttle(), []
-    for batch in feed(dataset, rows, width, steps.shard):
-        parts.append(step(params, batch_stats, batch))
-        wait(parts[-1])
-    blocks = [np.asarray(part).reshape(width, -1)[: rows.shape[1]] for part in parts]
-    return np.concatenate(blocks)[: len(dataset)].astype(np.float32)
+def programs_of(chunks: Sequence[Chunk]) -> int:
+    """The number of programs that are compiled to fit these."""
+    return len({_program(c.jobs[0]) for c in chunks if c.jobs[0].epochs})
+
+
+def _program(job: Job) -> tuple[Any, ...]:
+    """What a program is compiled for."""
+    head, method = job.method.head, job.method
+    return head.apply, head.trains, method.loss, method.project, job.sgd.program()
 
 
 @functools.cache
 def make_fit(
-    head: Head,
+    apply: Callable[[Params, jax.Array], jax.Array],
+    trains: str,
     loss: Loss,
     project: Callable[[Params, Params], Params] | None,
     sgd: Sgd,
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
-    """An epoch of H heads at once, on one order of examples that they share.
+    """Some steps of H heads at once, on one order of examples that they share.
+
+    Args:
+      sgd: its decay is not read, each head has its own.
 
     Returns:
-      ``(params, opt_state, start, rates, adjust, values, labels, rows) -> (params,
-      opt_state, loss float32[S, H])``. The leaves of params, opt_state, start (the
-      parameters before the first epoch) and adjust have a leading axis of H; rates
-      float32[S, H]; values float32[N, D]; labels int32[N]; rows int32[S, B], -1 is
+      ``(params, opt_state, start, rates, decay, adjust, values, labels, rows) ->
+      (params, opt_state, loss float32[H, S])``. The leaves of params, opt_state, start
+      (the parameters before the first epoch) and adjust have a leading axis of H, which
+      is divided over the devices; rates float32[H, S]; decay float32[H]; values
+      float[N, D], divided over the devices; labels int32[N]; rows int32[S, B], -1 is
       padding. params and opt_state are donated.
     """
 
@@ -136,21 +129,23 @@ def make_fit(
         opt_state: Any,
         start: Params,
         rate: jax.Array,
+        decay: jax.Array,
         adjust: Adjust,
         features: jax.Array,
         label: jax.Array,
         mask: jax.Array,
     ) -> tuple[Params, Any, jax.Array]:
-        trained, fixed = trees.partition(params, head.trains)
+        trained, fixed = trees.partition(params, trains)
 
         def total(trained: Params) -> jax.Array:
-            logits = head.apply(trees.join(trained, fixed), features)
+            logits = apply(trees.join(trained, fixed), features)
             return jnp.sum(mask * loss(logits, label, mask, adjust, alone))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
         weight_sum = jnp.sum(mask * adjust.weight[label])
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
-        trained, opt_state = sgd.descend(grads, opt_state, trained, rate)
+        own = sgd._replace(decay=decay)
+        trained, opt_state = own.descend(grads, opt_state, trained, rate)
         params = trees.join(trained, fixed)
         if project is not None:
             params = project(params, start)
@@ -158,13 +153,14 @@ def make_fit(
 
     # The batch is gathered once for all heads: an order of its own for each would cost
     # more than the arithmetic of a small head.
-    many = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, None, None, None))
+    many = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, 0, None, None, None))
 
-    def epoch(
+    def run(
         params: Params,
         opt_state: Any,
         start: Params,
         rates: jax.Array,
+        decay: jax.Array,
         adjust: Adjust,
         values: jax.Array,
         labels: jax.Array,
@@ -172,147 +168,207 @@ def make_fit(
     ) -> tuple[Params, Any, jax.Array]:
         def body(carry: Any, now: tuple[jax.Array, jax.Array]) -> Any:
             indices, rate = now
-            mask = (indices >= 0).astype(jnp.float32)
             chosen = jnp.maximum(indices, 0)
-            batch = values[chosen], labels[chosen], mask
+            mask = (indices >= 0).astype(jnp.float32)
+            batch = steps.rows_of(values, chosen), labels[chosen], mask
             params, opt_state = carry
-            params, opt_state, losses = many(
-                params,
-                opt_state,
-                start,
-                rate,
-                adjust,
-                *batch,
-            )
-            return (params, opt_state), losses
+            *carry, losses = many(params, opt_state, start, rate, decay, adjust, *batch)
+            return tuple(carry), losses
 
-        carry, losses = jax.lax.scan(body, (params, opt_state), (rows, rates))
-        return *carry, losses
+        carry, losses = jax.lax.scan(body, (params, opt_state), (rows, rates.T))
+        return *carry, losses.T
 
-    return jax.jit(epoch, donate_argnums=(0, 1))
+    over = (True,) * 7 + (False,) * 2
+    return steps.divided(run, over, donate=(0, 1))
 
 
 def fit_heads(
-    jobs: Sequence[Job],
+    chunks: Sequence[Chunk],
     features: Features,
     batch: int,
+    memory: float,
     after_epoch: Callable[[int], None],
-) -> list[Params]:
-    """The heads of all jobs after training, in the order of the jobs.
+) -> Iterator[tuple[Chunk, list[Fit]]]:
+    """Fits chunk after chunk; the heads of each in the order of its jobs.
 
     Args:
-      jobs: any number; those that can share a program do.
       features: of the training examples; epoch e sees view e modulo V.
       batch: rows of a step.
+      memory: bytes of each device that features may take; beyond it, they are read
+        from their file as the steps go on.
       after_epoch: called with the number of heads whose epoch is over.
     """
-    fitted: dict[str, Params] = {}
-    labels = jnp.asarray(features.labels)
-    values = [jnp.asarray(view) for view in features.values]
-    for group in _groups(jobs):
-        method, epochs, order = group[0].method, group[0].epochs, group[0].order
-        fit = make_fit(method.head, method.loss, method.project, group[0].sgd)
-        start = _stack([job.start for job in group])
-        params = jax.tree.map(jnp.copy, start)  # these are donated, the start is not
-        trained, _ = trees.partition(params, method.head.trains)
-        opt_state = group[0].sgd.transform().init(trained)
-        rates = np.stack([job.rates for job in group], axis=1)  # [steps, H]
-        for epoch in range(epochs):
-            rows = samplers.plan(features.labels, method.sampler, batch, order, epoch)
-            before = epoch * len(rows)
-            params, opt_state, losses = fit(
-                params,
-                opt_state,
-                start,
-                rates[before : before + len(rows)],
-                _stack([_adjust_at(job.method, epoch, epochs) for job in group]),
-                values[epoch % len(values)],
-                labels,
-                rows,
+    held = _Held(features) if resident(features, memory) else None
+    for chunk in chunks:
+        filled = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
+        one, decays = filled[0], np.array([j.sgd.decay for j in filled], np.float32)
+        fit = make_fit(*_program(one))
+        start = jax.tree.map(steps.spread, _stack([job.start for job in filled]))
+        # These are donated, the start is not.
+        params = jax.tree.map(jnp.copy, start)
+        trained, _ = trees.partition(params, one.method.head.trains)
+        opt_state = one.sgd.transform().init(trained)
+        rates = np.stack([job.rates for job in filled])  # [H, steps]
+        adjusts, losses = _Adjusts(filled), []
+        for epoch in range(one.epochs):
+            rows = samplers.plan(
+                features.labels, one.method.sampler, batch, one.order, epoch
             )
-            _check(group, np.asarray(losses), before)
-            after_epoch(len(group))
-        for i, job in enumerate(group):
-            fitted[job.run] = corrected(job.method, _at(params, i), features)
-    return [fitted[job.run] for job in jobs]
+            view, at = epoch % len(features.values), epoch * len(rows)
+            if held:
+                pieces = held.pieces(view, rows)
+            else:
+                pieces = _read(features, view, rows, memory)
+            for values, labels, local in pieces:
+                now = rates[:, at : at + len(local)]
+                at += len(local)
+                params, opt_state, loss = fit(
+                    params,
+                    opt_state,
+                    start,
+                    steps.spread(now),
+                    steps.spread(decays),
+                    adjusts.at(epoch),
+                    values,
+                    labels,
+                    local,
+                )
+                losses.append(np.asarray(loss))
+            after_epoch(len(chunk.jobs))
+        heads, bad = jax.device_get(params), _first_bad(losses, len(filled))
+        yield (
+            chunk,
+            [
+                Fit(corrected(job.method, _at(heads, i), features), bad[i])
+                for i, job in enumerate(chunk.jobs)
+            ],
+        )
 
 
-def _adjust_at(method: Method, epoch: int, epochs: int) -> Adjust:
-    """The vectors of the loss in an epoch; some methods defer theirs."""
-    late = epoch >= round(method.defer * epochs)
-    return method.deferred if late and method.deferred else method.adjust
+def resident(features: Features, memory: float) -> bool:
+    """Whether features fit into so many bytes of each device, and so stay there."""
+    return features.values.nbytes / steps.whole(1) <= memory
+
+
+class _Held:
+    """Features that stay on the devices."""
+
+    def __init__(self, features: Features):
+        self._views = [steps.spread(np.asarray(view)) for view in features.values]
+        self._labels = jnp.asarray(features.labels)
+
+    def pieces(self, view: int, rows: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
+        yield self._views[view], self._labels, rows
+
+
+def _read(
+    features: Features, view: int, rows: np.ndarray, memory: float
+) -> Iterator[tuple[Any, Any, Any]]:
+    """The examples of some steps after the other, out of the file, each time anew."""
+    batch, (_, _, num_features) = rows.shape[1], features.values.shape
+    row_bytes = batch * num_features * features.values.itemsize / steps.whole(1)
+    at_once = max(1, int(memory / row_bytes))
+    for first in range(0, len(rows), at_once):
+        piece = rows[first : first + at_once]
+        chosen = np.maximum(piece, 0).ravel()
+        local = np.where(piece >= 0, np.arange(chosen.size).reshape(piece.shape), -1)
+        yield (
+            steps.spread(features.values[view][chosen]),
+            jnp.asarray(features.labels[chosen]),
+            local.astype(np.int32),
+        )
+
+
+class _Adjusts:
+    """The vectors of the losses of some jobs in an epoch; some methods defer theirs."""
+
+    def __init__(self, jobs: Sequence[Job]):
+        self._jobs = jobs
+        self._late: tuple[bool, ...] | None = None
+        self._placed: Any = None
+
+    def at(self, epoch: int) -> Adjust:
+        """Leaves of [H, ...], placed anew only where they change."""
+        late = tuple(
+            job.method.deferred is not None
+            and epoch >= round(job.method.defer * job.epochs)
+            for job in self._jobs
+        )
+        if late != self._late:
+            each = [
+                job.method.deferred if now else job.method.adjust
+                for job, now in zip(self._jobs, late, strict=True)
+            ]
+            self._late = late
+            self._placed = jax.tree.map(steps.spread, _stack(each))
+        return self._placed
+
+
+def _first_bad(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
+    """The first step, counted from 1, at which a head's loss was not a number."""
+    if not losses:
+        return [None] * heads
+    bad = ~np.isfinite(np.concatenate(losses, axis=1)[:heads])
+    return [int(row.argmax()) + 1 if row.any() else None for row in bad]
 
 
 def corrected(method: Method, head: Params, features: Features) -> Params:
     """The head as the method leaves it: some change it once after training."""
     if method.correct is None:
         return head
-    seen, labels = jnp.asarray(features.values[0]), jnp.asarray(features.labels)
+    seen, labels = features.values[0], jnp.asarray(features.labels)
     return jax.device_get(method.correct(head, seen, labels))
 
 
 def measure_heads(
-    head: Head, many: Sequence[Params], features: Features, batch: int
+    head: Head, many: Sequence[Params], features: Features, batch: int, memory: float
 ) -> list[Tally]:
-    """The tally of every head on a split, logits averaged over its views."""
-    step = _make_measure(head)
-    num_classes = many[0]["kernel"].shape[1]
-    params = _stack(many)
-    tally = _stack([metrics.empty(num_classes)] * len(many))
-    for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
-        mask = (rows >= 0).astype(np.float32)
-        indices = np.maximum(rows, 0)
-        tally = step(
-            params, features.values[:, indices], features.labels[indices], mask, tally
-        )
-    tally = jax.device_get(tally)
-    return [_at(tally, i) for i in range(len(many))]
+    """The tally of every head on a split, logits averaged over its views.
+
+    Args:
+      memory: bytes of each device that heads may take.
+    """
+    step = _make_measure(head.apply)
+    limit = heads_within(memory, many[0], batch)
+    num_classes, found = many[0]["kernel"].shape[1], []
+    for first in range(0, len(many), limit):
+        part = many[first : first + limit]
+        params = jax.tree.map(steps.spread, _stack(part))
+        width = steps.whole(len(part))
+        tally = jax.tree.map(steps.spread, _stack([metrics.empty(num_classes)] * width))
+        for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
+            mask = (rows >= 0).astype(np.float32)
+            indices = np.maximum(rows, 0)
+            values = features.values[:, indices].astype(np.float32)
+            tally = step(params, tally, values, features.labels[indices], mask)
+        tally = jax.device_get(tally)
+        found += [_at(tally, i) for i in range(len(part))]
+    return found
 
 
 @functools.cache
-def _make_measure(head: Head) -> Callable[..., Tally]:
+def _make_measure(
+    apply: Callable[[Params, jax.Array], jax.Array],
+) -> Callable[..., Tally]:
     def one(
         params: Params,
+        so_far: Tally,
         values: jax.Array,
         label: jax.Array,
         mask: jax.Array,
-        so_far: Tally,
     ) -> Tally:
-        logits = jnp.mean(
-            jax.vmap(head.apply, in_axes=(None, 0))(params, values), axis=0
-        )
+        logits = jnp.mean(jax.vmap(apply, in_axes=(None, 0))(params, values), axis=0)
         return metrics.merge(so_far, metrics.tally(logits, label, mask))
 
-    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None, 0)))
-
-
-def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that one program fits on one order of examples."""
-    groups: dict[Any, list[Job]] = {}
-    for job in jobs:
-        method = job.method
-        program = (method.head, method.loss, method.project, job.sgd)
-        key = (*program, method.sampler, job.epochs, job.order)
-        groups.setdefault(key, []).append(job)
-    return list(groups.values())
+    many = jax.vmap(one, in_axes=(0, 0, None, None, None))
+    return steps.divided(many, (True, True, False, False, False), donate=(1,))
 
 
 def _stack(many: Sequence[Any]) -> Any:
-    """Trees of the same structure as one, along a new first axis."""
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *many)
+    """Trees of the same structure as one on the host, along a new first axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(many)))
 
 
 def _at(stacked: Any, index: int) -> Any:
-    """One of the trees of a stack, on the host."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf[index]), stacked)
-
-
-def _check(group: Sequence[Job], losses: np.ndarray, before: int) -> None:
-    """Raises ``Diverged`` for the first step of a head whose loss is not a number."""
-    bad = np.argwhere(~np.isfinite(losses))
-    if len(bad):
-        step, head = bad[0]
-        raise Diverged(
-            f"{group[head].run}: the loss is {losses[step, head]} at step "
-            f"{before + step + 1:,}"
-        )
+    """One of the trees of a stack."""
+    return jax.tree.map(lambda leaf: leaf[index], stacked)

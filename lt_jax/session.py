@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ from lt_jax import (
     losses,
     metrics,
     models,
+    optim,
     results,
     steps,
 )
@@ -28,7 +30,17 @@ from lt_jax.methods import Method
 from lt_jax.types import Config, InputError, Splits
 
 # May change between two commands in one workdir: no result depends on them.
-FREE = ("data.dir", "save.", "log.", "eval.batch")
+FREE = (
+    "data.dir",
+    "save.*",
+    "log.*",
+    "eval.batch",
+    # What a sweep fits, and what it chooses by, is told row by row.
+    "method.*.grid.*",
+    "method.memory",
+    "eval.choose",
+    "eval.curves",
+)
 
 
 class Session(NamedTuple):
@@ -41,6 +53,11 @@ class Session(NamedTuple):
     log: Log
     stopped: Callable[[], bool]  # whether Ctrl-C was pressed
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
+
+    def rates(self, lr: float, epochs: int, group: Config) -> np.ndarray:
+        """float32[steps], under the schedule and the batch of this group."""
+        per_epoch = -(-len(self.task.splits.train) // group.batch)
+        return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
@@ -63,11 +80,15 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
 
 @contextlib.contextmanager
 def open_session(
-    config: Config, workdir: Path, talks: bool = True
+    config: Config,
+    workdir: Path,
+    talks: bool = True,
+    check: Callable[[Config, Splits], None] = lambda config, splits: None,
 ) -> Iterator[Session]:
     """Checks everything that can be checked before anything is written.
 
     Args:
+      check: what the command checks beside.
       talks: whether the command tells and writes; one that does not only reads the
         workdir, and Ctrl-C stops it at once.
     """
@@ -75,6 +96,7 @@ def open_session(
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
     check_values(c, splits)
+    check(c, splits)
     task = Task(
         splits=splits.in_memory(),
         groups=groups,
@@ -148,7 +170,8 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())
-            if old.get(key) != now.get(key) and not key.startswith(FREE)
+            if old.get(key) != now.get(key)
+            and not any(fnmatch.fnmatch(key, free) for free in FREE)
         ]
         if lines:
             raise InputError(

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import collections
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -39,10 +39,12 @@ AXIS = "batch"
 BATCH_NORM = {"train": True, "drift": True, "frozen": False}
 
 
-# What the feature step may look at.
-VIEWS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "plain": lambda images: images,
-    "mirror": augmentation.mirror,
+# What the feature step may look at: (augment, key, positions int32[B], images) ->
+# images; the position of an image in its data set decides its random crop.
+VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "plain": lambda augment, key, positions, images: images,
+    "mirror": lambda augment, key, positions, images: augmentation.mirror(images),
+    "random": augmentation.crop_flip,
 }
 
 
@@ -163,19 +165,26 @@ def make_eval_step(
 @functools.cache
 def make_feature_step(
     backbone: ResNet, augment: Augment, view: str
-) -> Callable[[Params, Params, Batch], jax.Array]:
-    """``(params, batch_stats, batch) -> float[devices, B / devices, D]`` features.
+) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
+    """``(params, batch_stats, batch, key, first) -> float[devices, B / devices, D]``.
 
-    Of the images as they are or of their mirror images (a name in ``VIEWS``), under
-    frozen statistics; masked rows hold no meaning.
+    Features of a view of the images, a name in ``VIEWS``, under frozen statistics;
+    masked rows hold no meaning. ``key`` is that of the random crops, ``first`` the
+    position of the batch's first image in its data set.
     """
     turn = VIEWS[view]
 
-    def step(params: Params, stats: Params, batch: Batch) -> jax.Array:
-        images = augmentation.normalise(augment, batch["image"])
-        return _features(backbone, params, stats, turn(images))
+    def step(
+        params: Params, stats: Params, batch: Batch, key: jax.Array, first: int
+    ) -> jax.Array:
+        size = len(batch["mask"])
+        positions = first + jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+        images = turn(augment, key, positions, batch["image"])
+        return _features(
+            backbone, params, stats, augmentation.normalise(augment, images)
+        )
 
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0))
+    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0, None, None))
 
 
 def _features(
@@ -202,8 +211,12 @@ def init_state(
     )
 
 
+def _mesh() -> Mesh:
+    return Mesh(np.array(jax.local_devices()), (AXIS,))
+
+
 def _sharding(spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
+    return NamedSharding(_mesh(), spec)
 
 
 def replicate(tree: Any) -> Any:
@@ -239,6 +252,58 @@ def padded(batch: int) -> int:
     """The smallest multiple of the number of devices that holds this many rows."""
     devices = jax.device_count()
     return -(-batch // devices) * devices
+
+
+def divided(
+    fun: Callable[..., Any], over: Sequence[bool], donate: Sequence[int] = ()
+) -> Callable[..., Any]:
+    """Compiles a function that every device of this process runs on its own part.
+
+    Args:
+      fun: what one device computes; its results have a leading axis, along which those
+        of all devices are put together.
+      over: for each argument whether its leading axis is divided over the devices
+        (a multiple of their number, see ``whole``) or every device sees all of it.
+      donate: places of the arguments whose memory the results may take.
+    """
+    split, copied = PartitionSpec(AXIS), PartitionSpec()
+    mapped = jax.shard_map(
+        fun,
+        mesh=_mesh(),
+        in_specs=tuple(split if each else copied for each in over),
+        out_specs=split,
+    )
+    return jax.jit(mapped, donate_argnums=tuple(donate))
+
+
+def spread(array: np.ndarray) -> jax.Array:
+    """An array divided over the devices along its first axis, filled up with zeros."""
+    missing = whole(len(array)) - len(array)
+    if missing:
+        filler = np.zeros((missing, *array.shape[1:]), array.dtype)
+        array = np.concatenate([array, filler])
+    return jax.device_put(array, _sharding(PartitionSpec(AXIS)))
+
+
+def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
+    """float32[B, D], rows of a ``spread`` array, on every device.
+
+    Within ``divided``: each device gives the rows that it holds.
+
+    Args:
+      values: float[N / devices, D], this device's part.
+      indices: int32[B] into all N rows.
+    """
+    here = indices - jax.lax.axis_index(AXIS) * len(values)
+    held = (here >= 0) & (here < len(values))
+    rows = values[jnp.clip(here, 0, len(values) - 1)].astype(jnp.float32)
+    return jax.lax.psum(jnp.where(held[:, None], rows, 0.0), AXIS)
+
+
+def whole(size: int) -> int:
+    """The smallest multiple of this process's number of devices from ``size`` on."""
+    devices = jax.local_device_count()
+    return -(-size // devices) * devices
 
 
 def throttle(ahead: int = 16) -> Callable[[Any], None]:

@@ -1,7 +1,8 @@
-"""The commands: train, retrain, both in one run, evaluate.
+"""The commands: train, retrain, both in one run, sweep, evaluate.
 
 Both stages are fits of the same loop; stage 2 differs in where it starts, in what it
-trains and in its method.
+trains and in its method. On cached features, see ``sweep``, heads are fitted without
+the loop.
 
     workdir/checkpoints/stage1/SEED        one representation for each seed
     workdir/checkpoints/METHOD/SEED.SEED   stage-1 seed, stage-2 seed
@@ -9,31 +10,20 @@ trains and in its method.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lt_jax import metrics, optim, results, trees, weights
-from lt_jax.checkpoint import write
-from lt_jax.heads import class_norms, linear
+from lt_jax import outcomes, results, trees, weights
+from lt_jax import sweep as sweeping
+from lt_jax.checks import check_sweep, make_method
+from lt_jax.features import plain_features
 from lt_jax.log import duration, overview
-from lt_jax.loop import Fitted, Interrupted, Stage, evaluate, fit
-from lt_jax.metrics import Tally
+from lt_jax.loop import Interrupted, Stage, evaluate, fit
 from lt_jax.optim import Sgd
-from lt_jax.retrain import (
-    Features,
-    Job,
-    cached_features,
-    corrected,
-    extract,
-    fit_heads,
-    measure_heads,
-)
+from lt_jax.retrain import corrected
 from lt_jax.session import Session, open_session
-from lt_jax.types import Config, InputError, Params
+from lt_jax.types import Config, InputError
 from lt_jax.weights import Source, Weights
 
 
@@ -52,6 +42,17 @@ def run(config: Config, workdir: Path) -> dict[str, Any]:
     return _command(config, workdir, _stage1, _stage2)
 
 
+def sweep(config: Config, workdir: Path) -> dict[str, Any]:
+    """Stage 2 at every point of the methods' grids, on cached features."""
+    with open_session(config, workdir, check=check_sweep) as session:
+        try:
+            made = sweeping.sweep(session)
+        except Interrupted:
+            _finish(session, interrupted=True)
+            raise
+        return _finish(session, sweep=made)
+
+
 def _command(
     config: Config, workdir: Path, *stages: Callable[[Session], None]
 ) -> dict[str, Any]:
@@ -66,14 +67,16 @@ def _command(
 
 
 def evaluate_all(
-    config: Config, workdir: Path, split: str
+    config: Config, workdir: Path, split: str, heads: str = ""
 ) -> dict[str, dict[str, float]]:
     """The metrics of every finished fit of a workdir on one of its splits.
 
-    Writes nothing.
+    Writes nothing, but for features of the split where ``heads`` needs them.
 
     Args:
       split: ``train`` (the fitted examples, not augmented), ``valid`` or ``test``.
+      heads: regular expression; instead of the fits, the heads of the sweep whose name
+        it matches, as in ``los lr=0.005.*delta=0.98``.
 
     Returns:
       The summary by run, for example ``los/0.2``.
@@ -84,17 +87,28 @@ def evaluate_all(
         dataset = getattr(task.splits, split)
         if not len(dataset):
             raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
+        if heads:
+            return sweeping.evaluate_rows(session, split, heads)
         like = weights.fresh(task, init, (1, 0))
+        names = config.method.names
+        folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         found = {}
-        for name in ("stage1", *config.method.names):
-            method = session.methods[name]
+        for name in ("stage1", *names, *folders):
             for outcome in results.outcomes(workdir, name):
                 source = Source(workdir / "checkpoints" / outcome["run"], outcome)
+                method = session.methods["stage1"]
+                if name != "stage1":
+                    method = make_method(
+                        config,
+                        name.split("/")[-1],
+                        task.splits.train.counts,
+                        outcome["hyper"],
+                    )
                 shaped = weights.with_head(task, init, like, method, (1, 0))
                 network = weights.loaded(source, shaped, outcome.get("skip", ""))
                 tally = evaluate(task, method.head, *network, dataset)
-                measured = _figures(session, tally, network.params["head"])
-                found[outcome["run"]] = measured["metrics"]
+                head = network.params["head"]
+                found[outcome["run"]] = outcomes.summary(session, tally, head)
         return found
 
 
@@ -103,7 +117,7 @@ def _stage1(session: Session) -> None:
     told = False
     for seed in range(c.seed, c.seed + o.repeats):
         run = (1, seed)
-        if _done(session, f"stage1/{seed}"):
+        if outcomes.done(session, f"stage1/{seed}"):
             continue
         start = weights.fresh(session.task, init, run)
         if c.init.path:
@@ -120,81 +134,48 @@ def _stage1(session: Session) -> None:
             method=session.methods["stage1"],
             epochs=o.epochs,
             batch=o.batch,
-            rates=_rates(session, o.lr, o.epochs, o),
+            rates=session.rates(o.lr, o.epochs, o),
             sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
             trains=o.trains,
             batch_norm=o.batch_norm,
         )
-        _fit(session, stage, [seed], start)
+        _fit(session, stage, [seed], start, {})
 
 
 def _stage2(session: Session) -> None:
     c, m, init = session.config, session.config.method, session.config.model.init
-    for source, stage1 in _representations(session):
-        (stage1_seed,) = source.outcome["seeds"]
-        stages = [
-            Stage(
-                title=f"{name}/{stage1_seed}.{seed}",
-                run=(2, stage1_seed, seed),
-                method=session.methods[name],
-                epochs=m[name].epochs,
-                batch=m.batch,
-                rates=_rates(session, m[name].lr, m[name].epochs, m),
-                sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
-                trains=f"head/(?:{session.methods[name].head.trains})",
-                batch_norm=m.batch_norm,
-            )
-            for name in m.names
-            for seed in range(c.seed, c.seed + m.repeats)
-            if not _done(session, f"{name}/{stage1_seed}.{seed}")
-        ]
-        starts = [
-            weights.with_head(session.task, init, stage1, stage.method, stage.run)
-            for stage in stages
-        ]
-        if m.features == "cached" and stages:
-            _fit_cached(session, stages, stage1_seed, stage1, starts)
+    for stage1_seed, stage1 in weights.representations(session):
+        if m.features == "cached":
+            sweeping.retrain_cached(session, stage1_seed, stage1)
             continue
-        for stage, start in zip(stages, starts, strict=True):
-            _fit(session, stage, [stage1_seed, stage.run[-1]], start)
+        for name in m.names:
+            for seed in range(c.seed, c.seed + m.repeats):
+                title, method = f"{name}/{stage1_seed}.{seed}", session.methods[name]
+                if outcomes.done(session, title):
+                    continue
+                stage = Stage(
+                    title=title,
+                    run=(2, stage1_seed, seed),
+                    method=method,
+                    epochs=m[name].epochs,
+                    batch=m.batch,
+                    rates=session.rates(m[name].lr, m[name].epochs, m),
+                    sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
+                    trains=f"head/(?:{method.head.trains})",
+                    batch_norm=m.batch_norm,
+                )
+                start = weights.with_head(session.task, init, stage1, method, stage.run)
+                hyper = sweeping.own_values(c)[name]
+                _fit(session, stage, [stage1_seed, seed], start, hyper)
 
 
-def _representations(session: Session) -> list[tuple[Source, Weights]]:
-    """The networks that stage 2 starts from, measured by this workdir's protocol."""
-    c, task = session.config, session.task
-    stage1 = results.outcomes(session.workdir, "stage1")
-    own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
-    path, skip = Path(c.init.path).expanduser(), c.init.skip
-    if own or not c.init.path:
-        path, skip = session.workdir, ""
-    found = []
-    for source in weights.finished(path):
-        outcome = source.outcome
-        like = weights.fresh(task, c.model.init, (1, *outcome["seeds"]))
-        network = weights.loaded(source, like, skip)
-        found.append((source, network))
-        if path == session.workdir or _done(session, outcome["run"]):
-            continue
-        if outcome["fitted_on"] != task.splits.train.hash:
-            session.log.say(
-                f"NOTE: {source.directory} was fitted on other examples "
-                f"({outcome['fitted_on']}) than are fitted here "
-                f"({task.splits.train.hash}); it may have seen what is held out"
-            )
-        tally = evaluate(task, linear, *network, task.splits.test)
-        adopted = {
-            **outcome,
-            "weights": str(source.kept().resolve()),
-            "skip": skip,
-            "adopted_for": task.splits.train.hash,
-            **_figures(session, tally, network.params["head"]),
-        }
-        directory = session.workdir / "checkpoints" / outcome["run"]
-        results.save_outcome(directory, adopted)
-    return found
-
-
-def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> None:
+def _fit(
+    session: Session,
+    stage: Stage,
+    seeds: list[int],
+    start: Weights,
+    hyper: dict[str, Any],
+) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
     if session.stopped():
         raise Interrupted(f"{stage.title}, which has not begun")
@@ -206,151 +187,59 @@ def _fit(session: Session, stage: Stage, seeds: list[int], start: Weights) -> No
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
         f"step {fitted.step:,} is kept"
     )
+    keeps = "checkpoint"
     if stage.method.correct is not None:
-        network = fitted.params, fitted.batch_stats
-        seen = extract(task, *network, task.splits.train, "plain")
-        train = Features(seen[None], task.splits.train.labels)
-        head = corrected(stage.method, fitted.params["head"], train)
+        keeps, network = "all", (fitted.params, fitted.batch_stats)
+        seen = plain_features(task, *network, task.splits.train, session.log)
+        head = corrected(stage.method, fitted.params["head"], seen)
         fitted = fitted._replace(params={**fitted.params, "head": head})
     tally = evaluate(
         task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test
     )
-    _save_outcome(session, stage, seeds, fitted, tally)
-
-
-def _fit_cached(
-    session: Session,
-    stages: list[Stage],
-    stage1_seed: int,
-    stage1: Weights,
-    starts: list[Weights],
-) -> None:
-    """Fits the heads of all stages side by side on the features of one backbone."""
-    task, say, began = session.task, session.log.say, time.monotonic()
-    folder = session.workdir / "features" / f"{stage1_seed}"
-
-    def features(split: str, views: list[str]) -> Features:
-        file = folder / f"{split}.npy"
-        dataset = getattr(task.splits, split)
-        return cached_features(task, *stage1, dataset, views, file, session.log)
-
-    train = features("train", ["plain"])
-    test = features("test", ["plain", "mirror"] if task.flip else ["plain"])
-    say(
-        f"features of stage1/{stage1_seed}: {len(train.labels):,} x "
-        f"{train.values.shape[-1]} to fit on, {duration(time.monotonic() - began)}"
+    outcomes.save(
+        session,
+        stage.title,
+        seeds,
+        fitted,
+        tally,
+        hyper=hyper,
+        epochs=stage.epochs,
+        keeps=keeps,
     )
-    jobs = [
-        Job(s.title, s.method, start.params["head"], s.rates, s.epochs, s.sgd, s.run)
-        for s, start in zip(stages, starts, strict=True)
-    ]
-    began = time.monotonic()
-    examples = sum(stage.epochs for stage in stages) * len(train.labels)
-    with session.log.bar("heads", 0, examples) as bar:
-
-        def after_epoch(heads: int) -> None:
-            bar.update(heads * len(train.labels))
-            if session.stopped():
-                raise Interrupted("the heads on cached features, which begin anew")
-
-        fitted = fit_heads(jobs, train, stages[0].batch, after_epoch)
-    seconds = time.monotonic() - began
-    say(f"{len(jobs)} heads on cached features: {duration(seconds)}")
-    for stage, head in zip(stages, fitted, strict=True):
-        (tally,) = measure_heads(stage.method.head, [head], test, task.eval_batch)
-        params, step = {**stage1.params, "head": head}, len(stage.rates)
-        ended = Fitted(
-            params, stage1.batch_stats, step, seconds / len(jobs), examples / seconds
-        )
-        _save_outcome(session, stage, [stage1_seed, stage.run[-1]], ended, tally)
 
 
-def _save_outcome(
-    session: Session, stage: Stage, seeds: list[int], fitted: Fitted, tally: Tally
-) -> None:
-    """Marks a fit as finished, with what came of it.
-
-    Weights that no checkpoint holds (of a head that was corrected after training, or
-    fitted on cached features) are written beside the checkpoints first.
-    """
-    directory = session.workdir / "checkpoints" / stage.title
-    cached = session.config.method.features == "cached" and len(seeds) > 1
-    kept = ""
-    if cached or stage.method.correct is not None:
-        kept = weights.FINAL
-        network = Weights(fitted.params, fitted.batch_stats)
-        write(directory / kept, fitted.step, network._asdict())
-    outcome = {
-        "run": stage.title,
-        "weights": kept,
-        "seeds": seeds,
-        "step": fitted.step,
-        "epochs": stage.epochs,
-        "fitted_on": session.task.splits.train.hash,
-        "seconds": fitted.seconds,
-        "images_per_second": fitted.images_per_second,
-        **_figures(session, tally, fitted.params["head"]),
-    }
-    results.save_outcome(directory, outcome)
-
-
-def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
-    """``{"metrics": by name, "per_class": [K] by name}``."""
-    norms = np.asarray(class_norms(head), np.float64)
-    return {
-        "metrics": {
-            **metrics.summary(tally, session.task.groups),
-            "weight_norm": float(norms.mean()),
-            "weight_norm_spread": float(norms.std() / norms.mean()),
-        },
-        "per_class": {
-            "class": list(session.task.splits.train.classes),
-            "train_count": session.task.splits.counts,
-            **metrics.per_class(tally),
-            "weight_norm": norms,
-        },
-    }
-
-
-def _done(session: Session, title: str) -> bool:
-    """Whether this fit has finished here, on these examples."""
-    directory = session.workdir / "checkpoints" / title
-    outcome = results.outcome(directory)
-    if outcome is None:
-        return False
-    now = session.task.splits.train.hash
-    if (before := outcome.get("adopted_for", outcome["fitted_on"])) != now:
-        raise InputError(
-            f"{directory} was finished on other examples ({before}) than the data now "
-            f"hold ({now}); use another --workdir"
-        )
-    return True
-
-
-def _rates(session: Session, lr: float, epochs: int, group: Config) -> np.ndarray:
-    per_epoch = -(-len(session.task.splits.train) // group.batch)
-    return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
-
-
-def _finish(session: Session, interrupted: bool = False) -> dict[str, Any]:
+def _finish(
+    session: Session,
+    interrupted: bool = False,
+    sweep: dict[str, Any] | None = None,
+) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
     c, task, say = session.config, session.task, session.log.say
-    result = results.build(
-        session.workdir,
-        session.dataset,
-        protocol={
-            "batch_norm": c.method.batch_norm,
-            "features": c.method.features,
-            "select": task.select,
-            "flip": task.flip,
-            "group_limits": {"many": c.data.many, "few": c.data.few},
-            "interrupted": interrupted,
-        },
-        methods={name: c.method[name].to_dict() for name in c.method.names},
-    )
+
+    def build(hyper: dict[str, Any], folder: str) -> dict[str, Any]:
+        return results.build(
+            session.workdir,
+            session.dataset,
+            protocol={
+                "batch_norm": c.method.batch_norm,
+                "features": "cached" if sweep else c.method.features,
+                "select": task.select,
+                "flip": task.flip,
+                "group_limits": {"many": c.data.many, "few": c.data.few},
+                "interrupted": interrupted,
+            },
+            methods=hyper,
+            folder=folder,
+        )
+
+    if sweep:
+        result = build(sweep["chosen"], "chosen/")
+        fixed = build(sweep["fixed"], "fixed/")["methods"]
+        result |= {"fixed": fixed, "sweep": sweep["sweep"]}
+    else:
+        result = build(sweeping.own_values(c), "")
     report = results.write(session.workdir, result)
     say("")
-    say(results.caption(result))
-    say(results.table(result))
+    say(results.text(result))
     say(f"report: {report}")
     return result

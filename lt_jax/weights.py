@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lt_jax import checkpoint, models, results, seeds
+from lt_jax import checkpoint, models, outcomes, results, seeds
 from lt_jax.heads import Head, linear
-from lt_jax.loop import Task
+from lt_jax.loop import Task, evaluate
 from lt_jax.methods import Method
+from lt_jax.session import Session
 from lt_jax.types import InputError, Params
 
 
@@ -17,9 +19,6 @@ class Weights(NamedTuple):
 
     params: Params  # {"backbone": ..., "head": ...}
     batch_stats: Params
-
-
-FINAL = "final"  # the folder of final weights that no checkpoint holds
 
 
 class Source(NamedTuple):
@@ -88,15 +87,77 @@ def loaded(source: Source, like: Weights, skip: str) -> Weights:
     Raises:
       InputError: they are gone, or of another network; lists the leaves.
     """
+    found = _kept(source)
+    if source.outcome.get("backbone"):  # a head alone, fitted on cached features
+        root = source.directory.parents[len(Path(source.outcome["run"]).parts) - 1]
+        directory = root / source.outcome["backbone"]
+        outcome = results.outcome(directory)
+        if outcome is None:
+            raise InputError(
+                f"{source.directory} holds a head alone, its backbone should be that "
+                f"of {directory}, which is gone: move it back"
+            )
+        whole = _kept(Source(directory, outcome))
+        rest = {n: a for n, a in whole.items() if not n.startswith("params/head/")}
+        found = {**rest, **found}
+    return checkpoint.merge(found, like, skip, str(source.kept()))
+
+
+def _kept(source: Source) -> dict[str, Any]:
+    """The parameters and batch statistics of a finished fit by name."""
     step = source.kept() / str(source.outcome["step"])
     if not step.is_dir():
         raise InputError(
             f"the weights of {source.outcome['run']} are no longer at {step}: move "
             "them back, or start again from where they are with --config.init.path=..."
         )
-    found = {
+    return {
         name: leaf
         for name, leaf in checkpoint.read(step).items()
         if name.startswith(("params/", "batch_stats/"))
     }
-    return checkpoint.merge(found, like, skip, str(step))
+
+
+def representations(session: Session) -> Iterator[tuple[int, Weights]]:
+    """The networks that stage 2 starts from, by the seed of their stage 1.
+
+    Those of this workdir, else those of ``init.path``, which are measured by this
+    workdir's protocol and noted in it.
+
+    Raises:
+      InputError: there are none, or of another network.
+    """
+    c, task = session.config, session.task
+    stage1 = results.outcomes(session.workdir, "stage1")
+    own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
+    path, skip = Path(c.init.path).expanduser(), c.init.skip
+    if own or not c.init.path:
+        path, skip = session.workdir, ""
+    for source in finished(path):
+        outcome = source.outcome
+        (seed,) = outcome["seeds"]
+        network = loaded(source, fresh(task, c.model.init, (1, seed)), skip)
+        if path != session.workdir and not outcomes.done(session, outcome["run"]):
+            _adopt(session, source, network, skip)
+        yield seed, network
+
+
+def _adopt(session: Session, source: Source, network: Weights, skip: str) -> None:
+    """Notes another workdir's stage 1 in this one, measured by this one's protocol."""
+    task, outcome = session.task, source.outcome
+    if outcome["fitted_on"] != task.splits.train.hash:
+        session.log.say(
+            f"NOTE: {source.directory} was fitted on other examples "
+            f"({outcome['fitted_on']}) than are fitted here "
+            f"({task.splits.train.hash}); it may have seen what is held out"
+        )
+    tally = evaluate(task, linear, *network, task.splits.test)
+    adopted = {
+        **outcome,
+        "weights": str(source.kept().resolve()),
+        "skip": skip,
+        "adopted_for": task.splits.train.hash,
+        **outcomes.figures(session, tally, network.params["head"]),
+        "analysis": None,
+    }
+    results.save_outcome(session.workdir / "checkpoints" / outcome["run"], adopted)

@@ -27,6 +27,7 @@ FLOORS = {
     "seeds.py": 0,
     # What is composed of it.
     "methods.py": 1,
+    "grids.py": 1,
     "optim.py": 1,
     "interop.py": 1,
     "models/*.py": 1,
@@ -43,7 +44,11 @@ FLOORS = {
     "weights.py": 3,
     "checks.py": 3,
     "train.py": 3,
+    "features.py": 3,
     "retrain.py": 3,
+    "analysis.py": 3,
+    "outcomes.py": 3,
+    "sweep.py": 3,
     "report.py": 3,
     "results.py": 3,
     # Flags.

@@ -1,0 +1,556 @@
+"""Stage 2 on cached features: every method at its settings, or a whole grid of them.
+
+A row is a method with its hyper-parameters and seeds. A sweep fits all rows, measures
+each on validation, chooses a setting for each method there, and measures the chosen
+rows and those at the config's own values on the test set.
+
+    workdir/features/SEED/SPLIT.npy              what the backbone of stage 1 sees
+    workdir/sweep/SEED/CHUNK/                    fitted heads and rows.json
+    workdir/checkpoints/METHOD/SEED.SEED         retrain, with cached features
+    workdir/checkpoints/chosen/METHOD/SEED.SEED  sweep, chosen on validation
+    workdir/checkpoints/fixed/METHOD/SEED.SEED   sweep, at the config's own values
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from lt_jax import checkpoint, grids, outcomes, results, weights
+from lt_jax.analysis import analyse
+from lt_jax.checks import make_method
+from lt_jax.features import (
+    Features,
+    Request,
+    cached_features,
+    fingerprint,
+    random_views,
+)
+from lt_jax.log import Log, duration, plain, write_whole
+from lt_jax.loop import Fitted, Interrupted
+from lt_jax.meter import Diverged
+from lt_jax.methods import Method
+from lt_jax.optim import Sgd
+from lt_jax.retrain import (
+    Chunk,
+    Fit,
+    Job,
+    fit_heads,
+    measure_heads,
+    plan_chunks,
+    programs_of,
+    resident,
+)
+from lt_jax.session import Session
+from lt_jax.types import Config, Params
+from lt_jax.weights import Weights
+
+SMALLER_IS_BETTER = ("nll", "ece")
+
+
+class Row(NamedTuple):
+    """A head of a table: which method, at which numbers, on which seeds."""
+
+    method: str
+    hyper: dict[str, Any]  # the method's entry in the config, with these values
+    seeds: tuple[int, int]  # of stage 1 and of stage 2
+
+    @property
+    def title(self) -> str:
+        """``los/0.2``, where the outcome of its method and seeds lies."""
+        return f"{self.method}/{self.seeds[0]}.{self.seeds[1]}"
+
+    @property
+    def name(self) -> str:
+        """``los lr=0.0005 delta=0.98 0.2``, which tells it from all others."""
+        numbers = " ".join(f"{key}={value}" for key, value in self.hyper.items())
+        return f"{self.method} {numbers} {self.seeds[0]}.{self.seeds[1]}"
+
+
+class Frozen:
+    """A representation that heads are fitted on, and its features."""
+
+    def __init__(self, session: Session, seed: int, network: Weights):
+        self.session = session
+        self.seed = seed  # of stage 1
+        self.network = network
+        self._features: dict[str, Features] = {}
+
+    def features(self, split: str) -> Features:
+        """The features of ``train``, ``valid`` or ``test``, made where they lack."""
+        task, m = self.session.task, self.session.config.method
+        if split not in self._features:
+            views = ("plain", "mirror") if task.flip else ("plain",)
+            if split == "train":
+                views = random_views(m.views)
+            self._features[split] = cached_features(
+                task,
+                *self.network,
+                getattr(task.splits, split),
+                Request(views, (2, self.seed), m.feature_dtype),
+                self.session.workdir / "features" / f"{self.seed}" / f"{split}.npy",
+                self.session.log,
+            )
+        return self._features[split]
+
+
+def retrain_cached(session: Session, seed: int, network: Weights) -> None:
+    """Fits what the config says of each method on the features of one stage 1."""
+    frozen = Frozen(session, seed, network)
+    rows = [
+        row
+        for row in _rows(session.config, seed, grid=False)
+        if not outcomes.done(session, row.title)
+    ]
+    if not rows:
+        return
+    fits: dict[str, tuple[Fit, float]] = {}
+    for chunk, heads, seconds in _fit_rows(frozen, rows):
+        for job, fit in zip(chunk.jobs, heads, strict=True):
+            if fit.diverged:
+                raise Diverged(
+                    f"{job.run}: the loss is no number at step {fit.diverged:,}"
+                )
+            fits[job.run] = fit, seconds / len(chunk.jobs)
+    for row in rows:
+        _record(frozen, row, *fits[row.name], folder="")
+    _describe_stage1(frozen)
+
+
+def sweep(session: Session) -> dict[str, Any]:
+    """Fits the whole grid; returns what was chosen, for ``result.json``."""
+    config, say = session.config, session.log.say
+    found: list[dict[str, Any]] = []
+    kept = []
+    for seed, network in weights.representations(session):
+        frozen = Frozen(session, seed, network)
+        kept.append(frozen)
+        found += _sweep_one(frozen)
+    chosen = choose(found, config.eval.choose)
+    fixed = own_values(config)
+    for frozen in kept:
+        for name, hyper in chosen.items():
+            for seed in _seeds(config):
+                row = Row(name, hyper, (frozen.seed, seed))
+                _record_stored(frozen, row, found, "chosen/")
+                row = row._replace(hyper=fixed[name])
+                _record_stored(frozen, row, found, "fixed/")
+        _describe_stage1(frozen)
+    diverged = sum(row["diverged"] is not None for row in found)
+    metric = config.eval.choose
+    say(
+        f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
+        f"on {len(session.task.splits.valid):,} validation images:"
+    )
+    for name, hyper in chosen.items():
+        moving = [k for k in config.method[name].grid if k in hyper]
+        numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
+        say(f"  {name}: {numbers or 'nothing to choose'}")
+    return {
+        "chosen": chosen,
+        "fixed": fixed,
+        "sweep": {
+            "choose": metric,
+            "curves": config.eval.curves,
+            "heads": len(found),
+            "diverged": diverged,
+            "valid": {
+                name: results.spread(
+                    [
+                        r["metrics"]["valid"][metric]
+                        for r in found
+                        if _is(r, name, hyper)
+                    ]
+                )
+                for name, hyper in chosen.items()
+            },
+        },
+    }
+
+
+def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+    """The hyper-parameters of each method with the best mean over its seeds.
+
+    Reads validation alone. A setting that diverged under a seed is never chosen; of
+    equal ones the first is.
+
+    Args:
+      rows: as in ``rows.json``.
+      metric: of ``metrics.summary``.
+
+    Raises:
+      Diverged: all settings of a method did.
+    """
+    sign = -1 if metric in SMALLER_IS_BETTER else 1
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        value = row["metrics"]["valid"][metric] if row["diverged"] is None else None
+        settings = scores.setdefault(row["method"], {})
+        score = -np.inf if value is None else sign * value
+        settings.setdefault(_text(row["hyper"]), []).append(score)
+    chosen = {}
+    for method, settings in scores.items():
+        best = max(settings, key=lambda setting: float(np.mean(settings[setting])))
+        if not np.isfinite(np.mean(settings[best])):
+            raise Diverged(f"every setting of {method} in the sweep diverged")
+        chosen[method] = json.loads(best)
+    return chosen
+
+
+def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
+    """The metrics of the stored heads of a sweep whose name the pattern matches."""
+    found = {}
+    stored = [
+        r for r in results.rows(session.workdir) if re.search(pattern, _row(r).name)
+    ]
+    for seed, network in weights.representations(session):
+        frozen = Frozen(session, seed, network)
+        own = [_row(r) for r in stored if r["seeds"][0] == seed]
+        if own:
+            found |= _measure_stored(frozen, own, split, stored)
+    return found
+
+
+def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
+    """The rows of one representation, as in ``rows.json``, fitted where they lack."""
+    session = frozen.session
+    rows = _rows(session.config, frozen.seed, grid=True)
+    origin = {
+        "fitted_on": session.task.splits.train.hash,
+        "network": fingerprint(frozen.network._asdict()),
+        "views": session.config.method.views,
+        "dtype": session.config.method.feature_dtype,
+    }
+    splits = ["valid"]
+    if session.config.eval.curves == "test":
+        splits.append("test")
+    there = {
+        _row(stored).name: stored
+        for stored in results.rows(session.workdir)
+        if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
+    }
+    left = [row for row in rows if row.name not in there]
+    if len(left) < len(rows):
+        session.log.say(
+            f"sweep on stage1/{frozen.seed}: {len(rows) - len(left):,} of "
+            f"{len(rows):,} heads are there already"
+        )
+    by_name = {row.name: row for row in rows}
+    for chunk, heads, seconds in _fit_rows(frozen, left):
+        own = [by_name[job.run] for job in chunk.jobs]
+        made = _keep_chunk(frozen, own, chunk, heads, seconds, splits, origin)
+        there |= {_row(stored).name: stored for stored in made}
+    return [there[row.name] for row in rows]
+
+
+def _keep_chunk(
+    frozen: Frozen,
+    rows: Sequence[Row],
+    chunk: Chunk,
+    fits: Sequence[Fit],
+    seconds: float,
+    splits: Sequence[str],
+    origin: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """Measures the heads of a chunk and writes them; ``rows.json`` marks the end."""
+    session = frozen.session
+    heads = [fit.head for fit in fits]
+    measured: list[dict[str, Any]] = [{} for _ in rows]
+    for split in splits:
+        for entry, values in zip(
+            measured, _measure(frozen, chunk.jobs[0].method, heads, split), strict=True
+        ):
+            entry[split] = values
+    digest = hashlib.sha256("\n".join(row.name for row in rows).encode()).hexdigest()
+    folder = session.workdir / "sweep" / f"{frozen.seed}" / digest[:12]
+    stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
+    checkpoint.write(folder, 0, {"heads": stacked})
+    made = [
+        plain(
+            {
+                "method": row.method,
+                "hyper": row.hyper,
+                "seeds": list(row.seeds),
+                "index": index,
+                "diverged": fit.diverged,
+                "seconds": seconds / len(rows),
+                "metrics": values,
+            }
+        )
+        for index, (row, fit, values) in enumerate(
+            zip(rows, fits, measured, strict=True)
+        )
+    ]
+    text = json.dumps({"origin": origin, "rows": made}, indent=1)
+    write_whole(folder / "rows.json", text + "\n")
+    return [{**row, "origin": origin, "folder": str(folder)} for row in made]
+
+
+def _measure(
+    frozen: Frozen, method: Method, heads: Sequence[Params], split: str
+) -> list[dict[str, float]]:
+    session = frozen.session
+    tallies = measure_heads(
+        method.head,
+        heads,
+        frozen.features(split),
+        session.task.eval_batch,
+        _budget(session.config),
+    )
+    return [
+        outcomes.summary(session, tally, head)
+        for tally, head in zip(tallies, heads, strict=True)
+    ]
+
+
+def _measure_stored(
+    frozen: Frozen, rows: Sequence[Row], split: str, stored: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Rows by name, those of one kind of head measured together."""
+    config, counts = frozen.session.config, frozen.session.task.splits.train.counts
+    kinds: dict[Any, list[tuple[Row, Method]]] = {}
+    for row in rows:
+        method = make_method(config, row.method, counts, row.hyper)
+        kinds.setdefault(method.head.apply, []).append((row, method))
+    found = {}
+    for group in kinds.values():
+        heads = [stored_head(_find(row, stored)) for row, _ in group]
+        values = _measure(frozen, group[0][1], heads, split)
+        found |= {row.name: v for (row, _), v in zip(group, values, strict=True)}
+    return found
+
+
+def stored_head(stored: dict[str, Any]) -> Params:
+    """The parameters of a row of ``results.rows``."""
+    leaves = checkpoint.read(Path(stored["folder"]) / "0")
+    at = stored["index"]
+    return {name.removeprefix("heads/"): leaf[at] for name, leaf in leaves.items()}
+
+
+def _record_stored(
+    frozen: Frozen, row: Row, found: Sequence[dict[str, Any]], folder: str
+) -> None:
+    """Measures a row of the sweep on the test set, once, and marks it as finished."""
+    session, title = frozen.session, folder + row.title
+    outcome = results.outcome(session.workdir / "checkpoints" / title)
+    if outcome and outcomes.done(session, title):
+        if outcome["hyper"] == plain(row.hyper):
+            return
+        session.log.say(f"{title}: another setting is chosen now, measured again")
+    stored = _find(row, found)
+    if stored["diverged"] is not None:
+        session.log.say(f"{title} diverged at step {stored['diverged']:,}: no figures")
+        return
+    fit = Fit(stored_head(stored), None)
+    _record(frozen, row, fit, stored["seconds"], folder)
+
+
+def _record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> None:
+    """Measures a head on the test set and marks the fit as finished."""
+    session = frozen.session
+    task, config = session.task, session.config
+    counts = task.splits.train.counts
+    method = make_method(config, row.method, counts, row.hyper)
+    test, budget = frozen.features("test"), _budget(config)
+    (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)
+    epochs, images = row.hyper["epochs"], len(task.splits.train)
+    ended = Fitted(
+        {**frozen.network.params, "head": fit.head},
+        frozen.network.batch_stats,
+        epochs * -(-images // config.method.batch),
+        seconds,
+        epochs * images / seconds,
+    )
+    outcomes.save(
+        session,
+        folder + row.title,
+        list(row.seeds),
+        ended,
+        tally,
+        hyper=row.hyper,
+        epochs=epochs,
+        keeps="head",
+        analysis=_analysis(frozen, method, fit.head),
+    )
+
+
+def _analysis(frozen: Frozen, method: Method, head: Params) -> dict[str, Any]:
+    task = frozen.session.task
+    valid, test = frozen.features("valid"), frozen.features("test")
+    return analyse(method.head, head, valid, test, task.groups, task.eval_batch)
+
+
+def _describe_stage1(frozen: Frozen) -> None:
+    """Adds to the outcome of stage 1 what its own head does, for comparison."""
+    directory = frozen.session.workdir / "checkpoints" / "stage1" / f"{frozen.seed}"
+    outcome = results.outcome(directory)
+    if outcome and outcome.get("analysis") is None:
+        method = frozen.session.methods["stage1"]
+        head = frozen.network.params["head"]
+        analysis = _analysis(frozen, method, head)
+        results.save_outcome(directory, {**outcome, "analysis": analysis})
+
+
+def _fit_rows(
+    frozen: Frozen, rows: Sequence[Row]
+) -> Iterator[tuple[Chunk, list[Fit], float]]:
+    """Chunk after chunk of fitted rows, and the seconds each took."""
+    if not rows:
+        return
+    session, began = frozen.session, time.monotonic()
+    m, say = session.config.method, session.log.say
+    train = frozen.features("train")
+    for split in ("valid", "test"):
+        frozen.features(split)
+    say(
+        f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
+        f"{train.values.shape[-1]} to fit on, {len(train.values)} view(s), "
+        f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
+    )
+    job = _job_maker(frozen)
+    budget = _budget(session.config)
+    chunks = plan_chunks([job(row) for row in rows], m.batch, budget)
+    most = max(len(chunk.jobs) for chunk in chunks)
+    say(
+        f"{len(rows):,} heads in {len(chunks):,} chunks of at most {most:,} "
+        f"(method.memory {m.memory} GiB), {programs_of(chunks)} compiled programs"
+    )
+    if not resident(train, budget):
+        say("the features are larger than the devices may hold, and stream from disk")
+    total = sum(row.hyper["epochs"] for row in rows)
+    with _Progress(session.log, total, session.config.log.seconds) as progress:
+
+        def after_epoch(heads: int) -> None:
+            progress.add(heads)
+            if session.stopped():
+                raise Interrupted("the heads on cached features; finished chunks stay")
+
+        begun = time.monotonic()
+        for chunk, fits in fit_heads(chunks, train, m.batch, budget, after_epoch):
+            seconds, begun = time.monotonic() - begun, time.monotonic()
+            yield chunk, fits, seconds
+            begun = time.monotonic()
+            if session.stopped():
+                raise Interrupted("the heads on cached features; finished chunks stay")
+    say(
+        f"{len(rows):,} heads fitted and measured in "
+        f"{duration(time.monotonic() - began)}, features included"
+    )
+
+
+class _Progress:
+    """Tells how much is done and when it will be over, on a terminal or in lines."""
+
+    def __init__(self, log: Log, total: int, seconds: float):
+        self._log, self._total, self._every = log, total, seconds
+        self._done, self._begun = 0, time.monotonic()
+        self._told = self._begun
+        self._bar = log.bar("heads", 0, total)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def add(self, heads: int) -> None:
+        """One epoch of so many heads."""
+        self._done += heads
+        self._bar.update(heads)
+        now = time.monotonic()
+        if self._bar.disable and now - self._told > self._every:
+            self._told, share = now, self._done / self._total
+            left = (now - self._begun) * (1 - share) / share
+            self._log.say(f"heads | {share:.0%} of the epochs | {duration(left)} left")
+
+
+def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
+    """Rows to jobs; heads that start alike are made once."""
+    session, c = frozen.session, frozen.session.config
+    counts, m = session.task.splits.train.counts, c.method
+
+    @functools.cache
+    def started(init: Any, start: str, run: tuple[int, ...]) -> Params:
+        like = Method(session.methods["stage1"].adjust, start=start)
+        like = like._replace(head=like.head._replace(init=init))
+        network = weights.with_head(
+            session.task, c.model.init, frozen.network, like, run
+        )
+        return network.params["head"]
+
+    def make(row: Row) -> Job:
+        method = make_method(c, row.method, counts, row.hyper)
+        run, hyper = (2, *row.seeds), row.hyper
+        return Job(
+            row.name,
+            method,
+            started(method.head.init, method.start, run),
+            session.rates(hyper["lr"], hyper["epochs"], m),
+            hyper["epochs"],
+            Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
+            run,
+        )
+
+    return make
+
+
+def _rows(config: Config, stage1_seed: int, grid: bool) -> list[Row]:
+    """All rows of a representation; without the grid those of the config's values."""
+    own = own_values(config)
+    return [
+        Row(name, hyper, (stage1_seed, seed))
+        for name in config.method.names
+        for hyper in (settings(config, name) if grid else [own[name]])
+        for seed in _seeds(config)
+    ]
+
+
+def settings(config: Config, name: str) -> list[dict[str, Any]]:
+    """The hyper-parameters that a sweep tries for a method."""
+    return grids.expand(config.method[name].to_dict())
+
+
+def own_values(config: Config) -> dict[str, dict[str, Any]]:
+    """The config's own hyper-parameters of each method."""
+    return {
+        name: {k: v for k, v in config.method[name].to_dict().items() if k != "grid"}
+        for name in config.method.names
+    }
+
+
+def _seeds(config: Config) -> range:
+    return range(config.seed, config.seed + config.method.repeats)
+
+
+def _budget(config: Config) -> float:
+    """Bytes of each device for the features; as many again for the heads."""
+    return config.method.memory * 2**30 / 2
+
+
+def _text(hyper: dict[str, Any]) -> str:
+    return json.dumps(plain(hyper), sort_keys=True)
+
+
+def _is(stored: dict[str, Any], method: str, hyper: dict[str, Any]) -> bool:
+    return stored["method"] == method and _text(stored["hyper"]) == _text(hyper)
+
+
+def _row(stored: dict[str, Any]) -> Row:
+    return Row(stored["method"], stored["hyper"], tuple(stored["seeds"]))
+
+
+def _find(row: Row, stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    (one,) = (
+        s
+        for s in stored
+        if _is(s, row.method, row.hyper) and tuple(s["seeds"]) == row.seeds
+    )
+    return one
