@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, optim, results, trees, weights
+from lt_jax import grids, metrics, optim, results, trees, weights
 from lt_jax.checkpoint import write
-from lt_jax.heads import class_norms, linear
+from lt_jax.heads import effective_norms, linear
 from lt_jax.log import duration, overview
 from lt_jax.loop import Fitted, Interrupted, Stage, evaluate, fit
 from lt_jax.metrics import Tally
@@ -296,7 +296,7 @@ def _save_outcome(
 
 def _figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
     """``{"metrics": by name, "per_class": [K] by name}``."""
-    norms = np.asarray(class_norms(head), np.float64)
+    norms = np.asarray(effective_norms(head), np.float64)
     return {
         "metrics": {
             **metrics.summary(tally, session.task.groups),
@@ -346,7 +346,7 @@ def _finish(session: Session, interrupted: bool = False) -> dict[str, Any]:
             "group_limits": {"many": c.data.many, "few": c.data.few},
             "interrupted": interrupted,
         },
-        methods={name: c.method[name].to_dict() for name in c.method.names},
+        methods={name: grids.own(c.method[name]) for name in c.method.names},
     )
     report = results.write(session.workdir, result)
     say("")

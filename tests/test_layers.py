@@ -27,6 +27,7 @@ FLOORS = {
     "seeds.py": 0,
     # What is composed of it.
     "methods.py": 1,
+    "grids.py": 1,
     "optim.py": 1,
     "interop.py": 1,
     "models/*.py": 1,
