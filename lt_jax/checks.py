@@ -246,12 +246,11 @@ def check_grid(
 
 
 def make_method(config: Config, name: str, counts: Any) -> Method:
-    """The method of ``config.method.NAME``.
+    """The method of ``config.method.NAME``, whose grid is left to ``check_grid``.
 
     Raises:
       InputError: there is no such entry, or its values are not the method's.
     """
-    # An entry's grid is no number of the method; ``check_grid`` looks at it.
     entries = {key: v for key, v in config.method.items() if hasattr(v, "items")}
     if name not in entries:
         raise InputError(
@@ -263,7 +262,10 @@ def make_method(config: Config, name: str, counts: Any) -> Method:
     for key in RECIPE:
         if key not in hyper:
             raise InputError(f"config.method.{name} needs a value for {key!r}")
-    return methods.make(name, counts, _numbers(hyper))
+    try:
+        return methods.make(name, counts, _numbers(hyper))
+    except InputError as error:
+        raise InputError(f"config.method.{name}: {error}") from error
 
 
 def _numbers(hyper: Mapping[str, Any]) -> dict[str, Any]:
