@@ -57,6 +57,7 @@ def measure(num_steps: int) -> dict[str, Any]:
             np.full(num_steps, 0.01, np.float32),
             losses.cross_entropy(num_classes),
             start,
+            np.zeros(num_steps, bool),
         )
     )
     train = steps.make_train_step(

@@ -26,6 +26,8 @@ few after stage 1. The paper's own tables are not quoted here.
     lt-jax run --config configs/cifar100_lt.py:ir=100 --workdir runs/cifar100_ir100
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 DEFAULTS = {
@@ -87,9 +89,9 @@ def get_config(argument: str = "") -> ConfigDict:
     # "online": the backbone sees augmented images in every epoch, as the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
     config.method.features = "online"
-    config.method.views = 1
-    config.method.feature_dtype = "float32"
-    config.method.memory = 1.0
+    config.method.views = 1  # of an image; 1: un-augmented; V: epoch e sees e mod V
+    config.method.feature_dtype = "float32"  # of cached features; "bfloat16": half
+    config.method.memory = 1.0  # GiB on the device for features and heads at once
     config.method.batch = 64  # images of a step, all devices together
     config.method.batch_norm = "drift" if paper else "frozen"  # statistics of stage 2
     config.method.momentum = 0.9  # of SGD, as in PyTorch
@@ -98,231 +100,21 @@ def get_config(argument: str = "") -> ConfigDict:
     config.method.schedule = "epoch"  # cosine moves per "epoch" or per "step"
     config.method.warmup = 0.0  # epochs
 
-    config.method.ce = ConfigDict()
-    config.method.ce.lr = 5e-4  # highest learning rate
-    config.method.ce.epochs = 20  # passes over the training images; 0: trains nothing
-    config.method.ce.decay = 0.0  # of the weights, coupled
-    config.method.ce.grid = ConfigDict()
-    config.method.ce.grid.lr = (5e-4, 5e-3, 5e-2)
-    config.method.ce.start = "stage1"  # or "fresh"
-    config.method.ce.sampler = "instance"  # or "class", "sqrt"
-
-    config.method.los = ConfigDict()
-    config.method.los.lr = 5e-4
-    config.method.los.epochs = 20
-    config.method.los.decay = 0.0
-    config.method.los.grid = ConfigDict()
-    config.method.los.grid.lr = (5e-4, 5e-3, 5e-2)
-    config.method.los.grid.delta = (0.0, 0.5, 0.9, 0.98)
-    config.method.los.delta = delta  # smoothed mass, over all classes
-    config.method.los.start = "stage1"
-    config.method.los.sampler = "instance"
-
-    # Stage 2 of the other methods, with what their official code publishes; learning
-    # rates are scaled to this batch in proportion. Where nothing is published for
-    # re-training a head ("not published"), the numbers are a first choice, to be tuned.
-
-    # not published for re-training
-    config.method.label_smoothing = ConfigDict()
-    config.method.label_smoothing.lr = 5e-4
-    config.method.label_smoothing.epochs = 20
-    config.method.label_smoothing.decay = 0.0
-    config.method.label_smoothing.delta = 0.1  # mass spread over all classes
-    config.method.label_smoothing.start = "stage1"
-    config.method.label_smoothing.sampler = "instance"
-
-    # not published for re-training
-    config.method.reweight = ConfigDict()
-    config.method.reweight.lr = 5e-4
-    config.method.reweight.epochs = 20
-    config.method.reweight.decay = 0.0
-    config.method.reweight.power = 1.0  # weights go with counts ** -power
-    config.method.reweight.start = "stage1"
-    config.method.reweight.sampler = "instance"
-
-    # not published for re-training
-    config.method.class_balanced = ConfigDict()
-    config.method.class_balanced.lr = 5e-4
-    config.method.class_balanced.epochs = 20
-    config.method.class_balanced.decay = 0.0
-    config.method.class_balanced.beta = 0.9999  # of the effective number of samples
-    config.method.class_balanced.start = "stage1"
-    config.method.class_balanced.sampler = "instance"
-
-    # not published for re-training
-    config.method.focal = ConfigDict()
-    config.method.focal.lr = 5e-4
-    config.method.focal.epochs = 20
-    config.method.focal.decay = 0.0
-    config.method.focal.gamma = 2.0  # power of 1 - p; of the counts in the VS loss
-    config.method.focal.start = "stage1"
-    config.method.focal.sampler = "instance"
-
-    # not published for re-training
-    config.method.balanced_softmax = ConfigDict()
-    config.method.balanced_softmax.lr = 0.05
-    config.method.balanced_softmax.epochs = 20
-    config.method.balanced_softmax.decay = 0.0
-    config.method.balanced_softmax.start = "stage1"
-    config.method.balanced_softmax.sampler = "instance"
-
-    # not published for re-training
-    config.method.logit_adjust = ConfigDict()
-    config.method.logit_adjust.lr = 0.05
-    config.method.logit_adjust.epochs = 20
-    config.method.logit_adjust.decay = 0.0
-    config.method.logit_adjust.tau = 1.0  # of log prior; of the class norm
-    config.method.logit_adjust.start = "stage1"
-    config.method.logit_adjust.sampler = "instance"
-
-    # not published for re-training; gamma, tau: example of the code
-    config.method.vs = ConfigDict()
-    config.method.vs.lr = 0.05
-    config.method.vs.epochs = 20
-    config.method.vs.decay = 0.0
-    config.method.vs.gamma = 0.2
-    config.method.vs.tau = 1.2
-    config.method.vs.start = "stage1"
-    config.method.vs.sampler = "instance"
-
-    # not published for re-training; alpha, square: CIFAR100-LT
-    config.method.lade = ConfigDict()
-    config.method.lade.lr = 0.05
-    config.method.lade.epochs = 20
-    config.method.lade.decay = 0.0
-    config.method.lade.alpha = 0.1  # weight of the regulariser
-    config.method.lade.square = 0.1  # lambda, of the squared terms in it
-    config.method.lade.start = "stage1"
-    config.method.lade.sampler = "instance"
-
-    # not published for re-training
-    config.method.cosine = ConfigDict()
-    config.method.cosine.lr = 0.05
-    config.method.cosine.epochs = 20
-    config.method.cosine.decay = 0.0
-    config.method.cosine.scale = 30.0  # of the cosines
-    config.method.cosine.start = "stage1"
-    config.method.cosine.sampler = "instance"
-
-    # not published for re-training; the rest: CIFAR100-LT
-    config.method.ldam = ConfigDict()
-    config.method.ldam.lr = 0.05
-    config.method.ldam.epochs = 20
-    config.method.ldam.decay = 0.0
-    config.method.ldam.max_margin = 0.5  # of the rarest class
-    config.method.ldam.scale = 30.0
-    config.method.ldam.beta = 0.9999
-    config.method.ldam.defer = 0.8  # share of epochs before classes are weighted
-    config.method.ldam.start = "stage1"
-    config.method.ldam.sampler = "instance"
-
-    # ImageNet-LT: lr 0.2 at batch 512, 10 epochs, decay 5e-4
-    config.method.crt = ConfigDict()
-    config.method.crt.lr = 0.025
-    config.method.crt.epochs = 10
-    config.method.crt.decay = 5e-4
-
-    # ImageNet-LT: lr 0.2 at batch 512, 5 epochs, decay 5e-4
-    config.method.lws = ConfigDict()
-    config.method.lws.lr = 0.025
-    config.method.lws.epochs = 5
-    config.method.lws.decay = 5e-4
-
-    # ImageNet-LT: lr 0.1 at batch 256, 10 epochs, decay 5e-4, power 1.2
-    config.method.disalign = ConfigDict()
-    config.method.disalign.lr = 0.025
-    config.method.disalign.epochs = 10
-    config.method.disalign.decay = 5e-4
-    config.method.disalign.power = 1.2
-    config.method.disalign.sampler = "instance"
-
-    # not known; as DisAlign
-    config.method.marc = ConfigDict()
-    config.method.marc.lr = 0.025
-    config.method.marc.epochs = 10
-    config.method.marc.decay = 5e-4
-    config.method.marc.power = 1.2
-    config.method.marc.sampler = "instance"
-
-    # CIFAR100-LT at batch 128: lr 0.02 (0.1 for the scale)
-    config.method.label_aware_smoothing = ConfigDict()
-    config.method.label_aware_smoothing.lr = 0.01
-    config.method.label_aware_smoothing.epochs = 10
-    config.method.label_aware_smoothing.decay = 2e-4
-    config.method.label_aware_smoothing.head = 0.4  # smoothing of the largest class
-    config.method.label_aware_smoothing.tail = 0.1  # and of the smallest
-    config.method.label_aware_smoothing.sampler = "class"
-
-    # CIFAR100-LT at batch 64; belongs to a loss K times smaller
-    config.method.weight_balancing = ConfigDict()
-    config.method.weight_balancing.lr = 0.01
-    config.method.weight_balancing.epochs = 10
-    config.method.weight_balancing.decay = 0.1
-    config.method.weight_balancing.beta = 0.9999
-    config.method.weight_balancing.quantile = 0.1  # radius within the class norms
-    config.method.weight_balancing.sampler = "instance"
-
-    # tau: weight balancing's, for CIFAR100-LT at IR 100
-    config.method.tau_norm = ConfigDict()
-    config.method.tau_norm.lr = 0.0
-    config.method.tau_norm.epochs = 0
-    config.method.tau_norm.decay = 0.0
-    config.method.tau_norm.tau = 1.9
-
-    # trains nothing
-    config.method.ncm = ConfigDict()
-    config.method.ncm.lr = 0.0
-    config.method.ncm.epochs = 0
-    config.method.ncm.decay = 0.0
-    config.method.ncm.kind = "cl2"  # or "raw", "l2": see lt_jax/heads.py
-
-    # tau: the theory's
-    config.method.logit_adjust_posthoc = ConfigDict()
-    config.method.logit_adjust_posthoc.lr = 0.0
-    config.method.logit_adjust_posthoc.epochs = 0
-    config.method.logit_adjust_posthoc.decay = 0.0
-    config.method.logit_adjust_posthoc.tau = 1.0
-
-    # not published for re-training
-    config.method.los_balanced_softmax = ConfigDict()
-    config.method.los_balanced_softmax.lr = 5e-4
-    config.method.los_balanced_softmax.epochs = 20
-    config.method.los_balanced_softmax.decay = 0.0
-    config.method.los_balanced_softmax.delta = 0.98
-    config.method.los_balanced_softmax.start = "stage1"
-    config.method.los_balanced_softmax.sampler = "instance"
-
-    # not published for re-training
-    config.method.los_max_norm = ConfigDict()
-    config.method.los_max_norm.lr = 5e-4
-    config.method.los_max_norm.epochs = 20
-    config.method.los_max_norm.decay = 0.0
-    config.method.los_max_norm.delta = 0.98
-    config.method.los_max_norm.quantile = 0.1
-    config.method.los_max_norm.sampler = "instance"
-
-    # not published for re-training
-    config.method.los_tau_norm = ConfigDict()
-    config.method.los_tau_norm.lr = 5e-4
-    config.method.los_tau_norm.epochs = 20
-    config.method.los_tau_norm.decay = 0.0
-    config.method.los_tau_norm.delta = 0.98
-    config.method.los_tau_norm.tau = 1.0
-    config.method.los_tau_norm.start = "stage1"
-    config.method.los_tau_norm.sampler = "instance"
+    for name, entry in entries(delta).items():
+        config.method[name] = ConfigDict(entry)
 
     config.optim = ConfigDict()  # stage 1
     config.optim.repeats = 1  # representations, one for each seed
-    config.optim.epochs = 200
+    config.optim.epochs = 200  # passes over the training images
     config.optim.batch = 64
-    config.optim.lr = 0.01
+    config.optim.lr = 0.01  # highest learning rate
     config.optim.momentum = 0.9
     config.optim.nesterov = False
-    config.optim.decay = 5e-3
+    config.optim.decay = 5e-3  # of the weights, coupled
     config.optim.decay_on = ".*"  # batch norm and biases too, as the authors
     config.optim.schedule = "epoch"
     config.optim.warmup = 0.0
-    config.optim.sampler = "instance"
+    config.optim.sampler = "instance"  # "instance", "class" or "sqrt"
     config.optim.trains = ".*"  # regex of the parameters that are trained
     config.optim.batch_norm = "train"
 
@@ -331,8 +123,11 @@ def get_config(argument: str = "") -> ConfigDict:
     config.eval.every = 1 if paper else 5  # epochs between evaluations
     config.eval.select = "test" if paper else "last"  # or best on "validation"
     config.eval.flip = paper  # average logits over the mirror image
-
+    # What a sweep chooses by, on validation: "balanced", "all", "many", "medium",
+    # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
     config.eval.choose = "balanced"
+    # "valid" or "test": where every head of a sweep is measured for figures; nothing
+    # is chosen by it.
     config.eval.curves = "valid"
 
     config.save = ConfigDict()
@@ -341,6 +136,140 @@ def get_config(argument: str = "") -> ConfigDict:
     config.log = ConfigDict()
     config.log.seconds = 30.0  # between progress lines where there is no terminal
     return config
+
+
+# Stage 2, an entry for each method. Learning rates of official code are scaled to this
+# batch in proportion. "Not published": nothing is, for re-training a head, and the
+# number is a first choice. Keys of an entry, beside the method's own numbers, for which
+# see lt_jax/methods.py too:
+#
+#   lr          highest learning rate
+#   epochs      passes over the training images; 0: trains nothing
+#   decay       of the weights, coupled
+#   start       of the head: "stage1" or "fresh"
+#   sampler     "instance", "class" or "sqrt"
+#   delta       smoothed mass, over all classes
+#   power       weights go with counts ** -power
+#   beta        of the effective number of samples
+#   gamma       focal: power of 1 - p; vs: power of the counts that scale logits
+#   tau         of log prior; tau_norm: of the class norm
+#   alpha       weight of LADE's regulariser
+#   square      LADE's lambda, of the squared terms in it
+#   scale       of the cosines
+#   max_margin  of the rarest class, in cosines
+#   defer       share of the epochs before classes are weighted
+#   head        smoothing of the largest class
+#   tail        smoothing of the smallest class
+#   quantile    place of the radius between the least and largest class norm
+#   every       the projection acts after every "step" or "epoch"
+#   kind        of nearest mean: "raw", "l2" or "cl2", see lt_jax/heads.py
+#   grid        of a sweep: every combination of these values over the others, and the
+#               entry's own; lr is in the grid of all that train, at spreads of ours
+LR = (5e-4, 5e-3, 5e-2, 0.5)
+HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
+
+
+def entries(delta: float) -> dict[str, dict[str, Any]]:
+    def usual(**own: Any) -> dict[str, Any]:
+        """The plain continuation of stage 1, which most methods share."""
+        shared = {"epochs": 20, "decay": 0.0, "start": "stage1", "sampler": "instance"}
+        return shared | own
+
+    def untrained(**own: Any) -> dict[str, Any]:
+        return {"lr": 0.0, "epochs": 0, "decay": 0.0} | own
+
+    def grid(**values: tuple[Any, ...]) -> dict[str, Any]:
+        return {"grid": values}
+
+    starts = ("stage1", "fresh")
+    return {
+        # the authors' recipe of LOS, at delta 0; the baseline gets the finest grid
+        "ce": usual(lr=5e-4) | grid(lr=HALF_DECADES, start=starts),
+        # the authors' recipe; their grid is not published, delta here is the whole
+        # curve, whose 0 is `ce`; fresh heads and other samplers are entries of their own
+        "los": usual(lr=5e-4, delta=delta)
+        | grid(
+            lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5),
+            delta=(0.1, 0.3, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999),
+        ),
+        # not published; 0.1 is everyone's
+        "label_smoothing": usual(lr=5e-4, delta=0.1)
+        | grid(lr=LR, delta=(0.05, 0.1, 0.2, 0.4)),
+        # not published; 1.0: inverse frequency, 0.5: its square root
+        "reweight": usual(lr=5e-4, power=1.0) | grid(lr=LR, power=(0.5, 1.0, 1.5)),
+        # not published; beta 0.9999: CIFAR-LT in the official code
+        "class_balanced": usual(lr=5e-4, beta=0.9999)
+        | grid(lr=LR, beta=(0.9, 0.99, 0.999, 0.9999)),
+        # not published; gamma 2: the paper's, 1: LDAM-DRW's and class-balanced's code
+        "focal": usual(lr=5e-4, gamma=2.0) | grid(lr=LR, gamma=(0.5, 1.0, 2.0)),
+        # not published
+        "balanced_softmax": usual(lr=0.05) | grid(lr=LR, start=starts),
+        # not published; tau 1: the theory's and the official code's
+        "logit_adjust": usual(lr=0.05, tau=1.0) | grid(lr=LR, tau=(0.5, 1.0, 1.5, 2.0)),
+        # not published; gamma, tau: example of the code
+        "vs": usual(lr=0.05, gamma=0.2, tau=1.2)
+        | grid(lr=(5e-3, 5e-2, 0.5), gamma=(0.05, 0.1, 0.2), tau=(0.5, 0.8, 1.2)),
+        # not published; 0.1, 0.1: CIFAR100-LT, 0.05, 0.5: iNaturalist
+        "lade": usual(lr=0.05, alpha=0.1, square=0.1)
+        | grid(lr=LR, alpha=(0.05, 0.1), square=(0.1, 0.5)),
+        # not published
+        "cosine": usual(lr=0.05, scale=30.0) | grid(lr=LR, scale=(10.0, 20.0, 30.0)),
+        # not published; the rest: CIFAR100-LT, of whole networks; defer 1: plain LDAM
+        "ldam": usual(lr=0.05, max_margin=0.5, scale=30.0, beta=0.9999, defer=0.8)
+        | grid(lr=LR, max_margin=(0.1, 0.3, 0.5), defer=(0.8, 1.0)),
+        # ImageNet-LT: lr 0.2 at batch 512, 10 epochs, decay 5e-4; no grid published
+        "crt": {"lr": 0.025, "epochs": 10, "decay": 5e-4} | grid(lr=HALF_DECADES),
+        # ImageNet-LT: lr 0.2 at batch 512, 5 epochs, decay 5e-4; no grid published
+        "lws": {"lr": 0.025, "epochs": 5, "decay": 5e-4} | grid(lr=HALF_DECADES),
+        # ImageNet-LT: lr 0.1 at batch 256, 10 epochs, decay 5e-4, power 1.2
+        "disalign": {"lr": 0.025, "epochs": 10, "decay": 5e-4}
+        | {"power": 1.2, "sampler": "instance"}
+        | grid(lr=LR, power=(0.5, 1.0, 1.2, 1.5)),
+        # not known; as DisAlign; power 0: without weights
+        "marc": {"lr": 0.025, "epochs": 10, "decay": 5e-4}
+        | {"power": 1.2, "sampler": "instance"}
+        | grid(lr=LR, power=(0.0, 0.5, 1.0, 1.2)),
+        # CIFAR100-LT at batch 128: lr 0.02 (0.1 for the scale); head and tail 0.4 and
+        # 0.1 at IR 100, 0.2 and 0 at IR 10
+        "label_aware_smoothing": {"lr": 0.01, "epochs": 10, "decay": 2e-4}
+        | {"head": 0.4, "tail": 0.1, "sampler": "class"}
+        | grid(lr=LR, head=(0.2, 0.3, 0.4), tail=(0.0, 0.1)),
+        # CIFAR100-LT at batch 64, where they belong to a loss about K times smaller:
+        # the same steps are near lr 1e-4 and decay 10 here, so decay goes up to there
+        "weight_balancing": {"lr": 0.01, "epochs": 10, "decay": 0.1, "beta": 0.9999}
+        | {"quantile": 0.1, "every": "epoch", "sampler": "instance"}
+        | grid(
+            lr=(1e-4, 5e-4, 5e-3, 5e-2),
+            decay=(1e-3, 1e-2, 0.1, 1.0, 10.0),
+            every=("step", "epoch"),
+        ),
+        # tau 1: unit vectors. 1.9 was tuned for this network at IR 100 by weight
+        # balancing, whose code keeps the bias, which is dropped here. The grid is
+        # Decoupling's code's.
+        "tau_norm": untrained(tau=1.0)
+        | grid(tau=tuple(step / 10 for step in range(21))),
+        # all kinds of Decoupling
+        "ncm": untrained(kind="cl2") | grid(kind=("raw", "l2", "cl2")),
+        # tau 1: the theory's; no grid published
+        "logit_adjust_posthoc": untrained(tau=1.0)
+        | grid(tau=tuple(step / 5 for step in range(16))),
+        # not published; LOS from a fresh head
+        "los_fresh": usual(lr=5e-2, delta=delta, start="fresh")
+        | grid(lr=LR, delta=(0.5, 0.9, 0.98, 0.99)),
+        # not published; LOS under balancing samplers
+        "los_resampled": usual(lr=5e-4, delta=delta, sampler="class")
+        | grid(lr=LR, delta=(0.5, 0.9, 0.98), sampler=("class", "sqrt")),
+        # not published
+        "los_balanced_softmax": usual(lr=5e-4, delta=delta)
+        | grid(lr=LR, delta=(0.1, 0.5, 0.9, 0.98)),
+        # not published; quantile and every: weight balancing's
+        "los_max_norm": {"lr": 5e-4, "epochs": 20, "decay": 0.0, "delta": delta}
+        | {"quantile": 0.1, "every": "epoch", "sampler": "instance"}
+        | grid(lr=LR, delta=(0.5, 0.9, 0.98), quantile=(0.1, 0.5)),
+        # not published
+        "los_tau_norm": usual(lr=5e-4, delta=delta, tau=1.0)
+        | grid(lr=(5e-4, 5e-3, 5e-2), delta=(0.5, 0.9, 0.98), tau=(0.5, 1.0, 1.5)),
+    }
 
 
 def parse(argument: str) -> dict[str, str]:

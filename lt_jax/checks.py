@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 
-from lt_jax import methods, models, optim, samplers, steps, trees
+from lt_jax import grids, methods, metrics, models, optim, samplers, steps, trees
 from lt_jax.heads import linear
 from lt_jax.methods import Method
 from lt_jax.optim import Sgd
@@ -21,6 +22,19 @@ SELECT = ("last", "validation", "test")
 
 # Stage 2 sees augmented images anew in every epoch, or the features of each image once.
 FEATURES = ("online", "cached")
+FEATURE_DTYPES = ("float32", "bfloat16")
+
+# What a sweep may choose by, and whether the highest (1) or the lowest (-1) is best.
+CHOOSE = {
+    "all": 1,
+    **dict.fromkeys(metrics.GROUPS, 1),
+    "balanced": 1,
+    "worst": 1,
+    "top5": 1,
+    "nll": -1,
+    "ece": -1,
+}
+CURVES = ("valid", "test")
 
 AT_LEAST_ONE = (
     "optim.repeats",
@@ -28,6 +42,7 @@ AT_LEAST_ONE = (
     "optim.batch",
     "method.repeats",
     "method.batch",
+    "method.views",
     "eval.batch",
     "eval.every",
     "save.every",
@@ -62,7 +77,14 @@ def check_values(config: Config, splits: Splits) -> None:
                 f"{key} is no regular expression: {_value(c, key)!r}: {error}"
             ) from error
     known("eval.select", c.eval.select, SELECT)
+    known("eval.choose", c.eval.choose, CHOOSE)
+    known("eval.curves", c.eval.curves, CURVES)
     known("method.features", c.method.features, FEATURES)
+    known("method.feature_dtype", c.method.feature_dtype, FEATURE_DTYPES)
+    if not (math.isfinite(c.method.memory) and c.method.memory > 0):
+        raise InputError(
+            f"method.memory must be a positive number of GiB, found {c.method.memory}"
+        )
     known("optim.sampler", c.optim.sampler, samplers.POWERS)
     for group in ("optim", "method"):
         known(f"{group}.batch_norm", c[group].batch_norm, steps.BATCH_NORM)
@@ -96,8 +118,50 @@ def check_cached(config: Config) -> None:
         )
 
 
-def check_sweep(config: Config, splits: Splits) -> None:
+def check_sweep(config: Config, splits: Splits, backbone: Any) -> None:
+    """Checks what a sweep needs, every row of every grid included.
+
+    Raises:
+      InputError: as ``check_values``.
+    """
     check_cached(config)
+    check_choice(config, splits)
+    for name in config.method.names:
+        check_grid(config, splits, backbone, name)
+
+
+def check_choice(config: Config, splits: Splits) -> None:
+    """Checks that the validation set can choose by ``eval.choose``.
+
+    Raises:
+      InputError: it is empty, or lacks classes that the metric is a mean over.
+    """
+    choose, valid = config.eval.choose, splits.valid
+    if not len(valid):
+        raise InputError(
+            "a sweep chooses on validation images, but data.valid is 0: hold out a "
+            "share of the training set"
+        )
+    held = valid.counts > 0
+    without: list[str] = []
+    if choose in ("balanced", "worst"):
+        without = [str(valid.classes[k]) for k in (~held).nonzero()[0]]
+    elif choose in metrics.GROUPS:
+        limits = config.data.many, config.data.few
+        if not held[metrics.groups(splits.counts, *limits)[choose]].any():
+            raise InputError(
+                f"eval.choose is {choose!r}, but no class of that group has a "
+                "validation image: hold out a larger share with data.valid, or choose "
+                "by another group"
+            )
+    if without:
+        more = f" and {len(without) - 10} more" if len(without) > 10 else ""
+        raise InputError(
+            f"eval.choose is {choose!r}, a figure over all classes, but {len(without)} "
+            f"have no validation image: {', '.join(without[:10])}{more}. Hold out a "
+            "larger share with data.valid (a class of one training image gives none), "
+            "or choose by eval.choose='all'"
+        )
 
 
 def check_training(
@@ -108,7 +172,7 @@ def check_training(
     Raises:
       InputError: as ``check_values``.
     """
-    c, o, m = config, config.optim, config.method
+    c, o = config, config.optim
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     sizes = models.features_of(backbone), len(splits.counts)
@@ -126,31 +190,85 @@ def check_training(
     sgd = Sgd(o.momentum, o.nesterov, o.decay, o.decay_on)
     sgd.check(trained)
     for name, method in entries.items():
-        _number(f"method.{name}.decay", m[name].decay, least=0)
-        sgd = Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on)
         try:
-            optim.rates(m[name].lr, m[name].epochs, 1, m.warmup, m.schedule)
-            head = jax.eval_shape(
-                lambda key, method=method: method.head.init(
-                    key, None, *sizes, c.model.init
-                ),
-                key,
-            )
-            trained, _ = trees.partition(
-                {"head": head}, f"head/(?:{method.head.trains})"
-            )
-            sgd.check(trained)
+            _check_recipe(c, c.method[name])
+            _check_head(c, method, c.method[name].decay, sizes)
         except InputError as error:
             raise InputError(f"method {name!r}: {error}") from error
 
 
+def _check_recipe(config: Config, hyper: Mapping[str, Any]) -> None:
+    """Checks learning rate, epochs and decay."""
+    m = config.method
+    _number("decay", hyper["decay"], least=0)
+    optim.rates(hyper["lr"], hyper["epochs"], 1, m.warmup, m.schedule)
+
+
+def _check_head(
+    config: Config, method: Method, decay: float, sizes: tuple[int, int]
+) -> None:
+    """Checks that the decay acts on what the head trains, without computing it."""
+    m = config.method
+    head = jax.eval_shape(
+        lambda key: method.head.init(key, None, *sizes, config.model.init),
+        jax.eval_shape(lambda: jax.random.key(0)),
+    )
+    trained, _ = trees.partition({"head": head}, f"head/(?:{method.head.trains})")
+    sgd = Sgd(m.momentum, m.nesterov, decay, m.decay_on)
+    sgd.check(trained)
+
+
+def check_grid(
+    config: Config, splits: Splits, backbone: Any, name: str
+) -> list[tuple[dict[str, Any], Method]]:
+    """The rows of ``config.method.NAME.grid``, each with the method that it makes.
+
+    All are checked, so that none fails after others were fitted. ``check_values`` and
+    ``check_training`` are taken to have passed.
+
+    Raises:
+      InputError: names the value that is wrong, or the row of which each value alone
+        would do.
+    """
+    counts = splits.train.counts
+    where = f"config.method.{name}"
+    make_method(config, name, counts)
+    entry = config.method[name]
+    try:
+        rows = grids.expand(entry)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    sizes = models.features_of(backbone), len(splits.counts)
+    heads_seen = set()
+
+    def made(hyper: dict[str, Any], changed: Iterable[str]) -> Method:
+        try:
+            _check_recipe(config, hyper)
+            method = methods.make(name, counts, _numbers(hyper))
+            # A grid of hundreds of rows has few of these.
+            head = (method.head, hyper["decay"])
+            if head not in heads_seen:
+                _check_head(config, method, hyper["decay"], sizes)
+                heads_seen.add(head)
+        except InputError as error:
+            told = ", ".join(f"{key}={hyper[key]!r}" for key in changed)
+            raise InputError(f"{where}.grid, {told}: {error}") from error
+        return method
+
+    base = grids.own(entry)
+    for key, values in entry.grid.items():
+        for value in values:
+            made({**base, key: value}, [key])
+    return [(hyper, made(hyper, entry.grid)) for hyper in rows]
+
+
 def make_method(
-    config: Config, name: str, counts: Any, values: dict[str, Any] | None = None
+    config: Config, name: str, counts: Any, hyper: Mapping[str, Any] | None = None
 ) -> Method:
-    """The method of ``config.method.NAME``.
+    """The method of ``config.method.NAME``, whose grid is left to ``check_grid``.
 
     Args:
-      values: all of its entry's, where they are others than the config's.
+      hyper: the values of its entry, where they are others than the config's.
 
     Raises:
       InputError: there is no such entry, or its values are not the method's.
@@ -162,12 +280,19 @@ def make_method(
             f"name: expected some of {', '.join(entries)}; several are written "
             "--config.method.names=\"('ce','los')\""
         )
-    entry = entries[name] if values is None else values
-    hyper = {k: v for k, v in entry.items() if k not in (*RECIPE, "grid")}
+    hyper = grids.own(entries[name] if hyper is None else hyper)
     for key in RECIPE:
-        if key not in entry:
+        if key not in hyper:
             raise InputError(f"config.method.{name} needs a value for {key!r}")
-    return methods.make(name, counts, hyper)
+    try:
+        return methods.make(name, counts, _numbers(hyper))
+    except InputError as error:
+        raise InputError(f"config.method.{name}: {error}") from error
+
+
+def _numbers(hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """What the method itself reads."""
+    return {key: value for key, value in hyper.items() if key not in RECIPE}
 
 
 def _value(config: Config, dotted: str) -> Any:

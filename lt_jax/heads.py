@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax import inits
-from lt_jax.types import Params, known
+from lt_jax.types import InputError, Params, known
 
 
 class Init(Protocol):
@@ -79,19 +79,29 @@ def _cosine_init(
     num_features: int,
     num_classes: int,
     init: str,
+    *,
+    scale: float,
 ) -> Params:
-    return {
-        "kernel": _linear_init(key, start, num_features, num_classes, init)["kernel"]
-    }
+    params = _linear_init(key, start, num_features, num_classes, init)
+    return {"kernel": params["kernel"], "scale": jnp.asarray(scale, jnp.float32)}
 
 
 def _cosine_apply(params: Params, features: jax.Array) -> jax.Array:
-    return jnp.dot(_unit(features, 1), _unit(params["kernel"], 0))
+    cosines = jnp.dot(_unit(features, 1), _unit(params["kernel"], 0))
+    return params["scale"] * cosines
 
 
-# cos(w_k, f). The scale is the loss's, so the head's own logits lie in [-1, 1]: ranks
-# are what they are, but probabilities want a temperature of 1 / scale.
-cosine = Head(init=_cosine_init, apply=_cosine_apply, trains="kernel")
+@functools.cache
+def cosine(scale: float) -> Head:
+    """``scale cos(w_k, f)``, without a bias; the scale is held fixed.
+
+    It is a leaf, so heads of different scales compute the same program, and the logits
+    that are measured are the ones that the loss sees.
+    """
+    if not 0 < scale < float("inf"):
+        raise InputError(f"scale must be a positive number, got {scale}; usual is 30")
+    init = functools.partial(_cosine_init, scale=scale)
+    return Head(init=init, apply=_cosine_apply, trains="kernel")
 
 
 def _init_beside(
@@ -175,6 +185,26 @@ NEAREST = {"raw": linear, "l2": centred, "cl2": centred}
 def class_norms(params: Params) -> jax.Array:
     """float[K], the Euclidean norm of each class vector (the bias left out)."""
     return jnp.linalg.norm(params["kernel"], axis=0)
+
+
+def effective_norms(params: Params) -> jax.Array:
+    """float[K], the norms of the class vectors that the logits are made with.
+
+    Of ``s_k w_k`` where a head scales its logits (``scaled``, ``scaled_whole``), of
+    ``omega_k w_k`` for ``marc``. For ``aligned``, whose scale depends on the example,
+    of ``(1 + s_k) / 2 w_k``: a confidence of 1/2, as v = 0 gives it. ``cosine`` makes
+    all vectors as long as its scale. Other heads use ``w_k`` as it is.
+    """
+    norms = class_norms(params)
+    if "omega" in params:
+        return jnp.abs(params["omega"]) * norms
+    if "confidence" in params:
+        return jnp.abs(1 + params["scale"]) / 2 * norms
+    if "scale" not in params:
+        return norms
+    if params["scale"].ndim == 0:  # cosine
+        return jnp.full_like(norms, params["scale"])
+    return jnp.abs(params["scale"]) * norms
 
 
 def tau_norm(params: Params, tau: float) -> Params:

@@ -20,7 +20,7 @@ from lt_jax.data.feed import feed
 from lt_jax.heads import Head
 from lt_jax.log import Log
 from lt_jax.meter import Diverged, Meter
-from lt_jax.methods import Method
+from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
@@ -105,6 +105,7 @@ def fit(
             stage.rates,
             method.adjust,
             params["head"],
+            projects(method, stage.epochs, per_epoch),
         )
     )
     late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))

@@ -210,20 +210,13 @@ def ldam(counts: np.ndarray, max_margin: float, scale: float) -> Adjust:
     """Margins in proportion to ``counts ** -1/4``, the largest ``max_margin``.
 
     "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss", NeurIPS
-    2019; for logits that are cosines, which ``scale`` multiplies.
+    2019, whose margins are of cosines; for logits that are ``scale`` times cosines, so
+    these margins are ``scale`` times the paper's.
     """
     root = np.asarray(filled(counts), np.float64) ** -0.25
     margin = within("max_margin", max_margin, 0, np.inf) * root / root.max()
-    return scaled(len(counts), scale)._replace(margin=jnp.asarray(margin, jnp.float32))
-
-
-def scaled(num_classes: int, scale: float) -> Adjust:
-    """Cross-entropy of ``scale`` times the logits, for logits that are cosines."""
-    if not (scale > 0 and np.isfinite(scale)):
-        raise InputError(f"scale must be a positive number, got {scale}; usual is 30")
-    return cross_entropy(num_classes)._replace(
-        scale=jnp.full(num_classes, scale, jnp.float32)
-    )
+    margin = within("scale", scale, 0, np.inf) * margin
+    return cross_entropy(len(counts))._replace(margin=jnp.asarray(margin, jnp.float32))
 
 
 def label_aware_smoothing(counts: np.ndarray, head: float, tail: float) -> Adjust:

@@ -8,7 +8,7 @@ import numpy as np
 
 from lt_jax import metrics, results
 from lt_jax.checkpoint import write
-from lt_jax.heads import class_norms
+from lt_jax.heads import effective_norms
 from lt_jax.loop import Fitted
 from lt_jax.metrics import Tally
 from lt_jax.session import Session
@@ -25,14 +25,14 @@ def figures(session: Session, tally: Tally, head: Params) -> dict[str, Any]:
             "class": list(session.task.splits.train.classes),
             "train_count": session.task.splits.counts,
             **metrics.per_class(tally),
-            "weight_norm": np.asarray(class_norms(head), np.float64),
+            "weight_norm": np.asarray(effective_norms(head), np.float64),
         },
     }
 
 
 def summary(session: Session, tally: Tally, head: Params) -> dict[str, float]:
     """``metrics.summary`` and the norms of the class vectors."""
-    norms = np.asarray(class_norms(head), np.float64)
+    norms = np.asarray(effective_norms(head), np.float64)
     return {
         **metrics.summary(tally, session.task.groups),
         "weight_norm": float(norms.mean()),

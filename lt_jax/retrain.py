@@ -38,6 +38,7 @@ class Job(NamedTuple):
     method: Method
     start: Params
     rates: np.ndarray  # float32[steps]
+    projects: np.ndarray  # bool[steps], see methods.projects
     epochs: int
     sgd: Sgd
     order: tuple[int, ...]  # names the run whose order of examples it follows
@@ -116,12 +117,12 @@ def make_fit(
       sgd: its decay is not read, each head has its own.
 
     Returns:
-      ``(params, opt_state, start, rates, decay, adjust, values, labels, rows) ->
-      (params, opt_state, loss float32[H, S])``. The leaves of params, opt_state, start
-      (the parameters before the first epoch) and adjust have a leading axis of H, which
-      is divided over the devices; rates float32[H, S]; decay float32[H]; values
-      float[N, D], divided over the devices; labels int32[N]; rows int32[S, B], -1 is
-      padding. params and opt_state are donated.
+      ``(params, opt_state, start, rates, projects, decay, adjust, values, labels,
+      rows) -> (params, opt_state, loss float32[H, S])``. The leaves of params,
+      opt_state, start (the parameters before the first epoch) and adjust have a leading
+      axis of H, which is divided over the devices; rates float32[H, S]; projects
+      bool[H, S]; decay float32[H]; values float[N, D], divided over the devices; labels
+      int32[N]; rows int32[S, B], -1 is padding. params and opt_state are donated.
     """
 
     def step(
@@ -129,6 +130,7 @@ def make_fit(
         opt_state: Any,
         start: Params,
         rate: jax.Array,
+        acts: jax.Array,
         decay: jax.Array,
         adjust: Adjust,
         features: jax.Array,
@@ -148,37 +150,42 @@ def make_fit(
         trained, opt_state = own.descend(grads, opt_state, trained, rate)
         params = trees.join(trained, fixed)
         if project is not None:
-            params = project(params, start)
+            projected = project(params, start)
+            params = jax.tree.map(functools.partial(jnp.where, acts), projected, params)
         return params, opt_state, loss_sum / weight_sum
 
     # The batch is gathered once for all heads: an order of its own for each would cost
     # more than the arithmetic of a small head.
-    many = jax.vmap(step, in_axes=(0, 0, 0, 0, 0, 0, None, None, None))
+    many = jax.vmap(step, in_axes=(0,) * 7 + (None,) * 3)
 
     def run(
         params: Params,
         opt_state: Any,
         start: Params,
         rates: jax.Array,
+        projects: jax.Array,
         decay: jax.Array,
         adjust: Adjust,
         values: jax.Array,
         labels: jax.Array,
         rows: jax.Array,
     ) -> tuple[Params, Any, jax.Array]:
-        def body(carry: Any, now: tuple[jax.Array, jax.Array]) -> Any:
-            indices, rate = now
+        def body(carry: Any, now: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+            indices, rate, acts = now
             chosen = jnp.maximum(indices, 0)
             mask = (indices >= 0).astype(jnp.float32)
             batch = steps.rows_of(values, chosen), labels[chosen], mask
             params, opt_state = carry
-            *carry, losses = many(params, opt_state, start, rate, decay, adjust, *batch)
+            *carry, losses = many(
+                params, opt_state, start, rate, acts, decay, adjust, *batch
+            )
             return tuple(carry), losses
 
-        carry, losses = jax.lax.scan(body, (params, opt_state), (rows, rates.T))
+        moving = rows, rates.T, projects.T
+        carry, losses = jax.lax.scan(body, (params, opt_state), moving)
         return *carry, losses.T
 
-    over = (True,) * 7 + (False,) * 2
+    over = (True,) * 8 + (False,) * 2
     return steps.divided(run, over, donate=(0, 1))
 
 
@@ -209,6 +216,7 @@ def fit_heads(
         trained, _ = trees.partition(params, one.method.head.trains)
         opt_state = one.sgd.transform().init(trained)
         rates = np.stack([job.rates for job in filled])  # [H, steps]
+        projects = np.stack([job.projects for job in filled])
         adjusts, losses = _Adjusts(filled), []
         for epoch in range(one.epochs):
             rows = samplers.plan(
@@ -220,13 +228,14 @@ def fit_heads(
             else:
                 pieces = _read(features, view, rows, memory)
             for values, labels, local in pieces:
-                now = rates[:, at : at + len(local)]
+                now = slice(at, at + len(local))
                 at += len(local)
                 params, opt_state, loss = fit(
                     params,
                     opt_state,
                     start,
-                    steps.spread(now),
+                    steps.spread(rates[:, now]),
+                    steps.spread(projects[:, now]),
                     steps.spread(decays),
                     adjusts.at(epoch),
                     values,

@@ -83,7 +83,7 @@ def open_session(
     config: Config,
     workdir: Path,
     talks: bool = True,
-    check: Callable[[Config, Splits], None] = lambda config, splits: None,
+    check: Callable[[Config, Splits, Any], None] | None = None,
 ) -> Iterator[Session]:
     """Checks everything that can be checked before anything is written.
 
@@ -96,7 +96,6 @@ def open_session(
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
     check_values(c, splits)
-    check(c, splits)
     task = Task(
         splits=splits.in_memory(),
         groups=groups,
@@ -125,6 +124,8 @@ def open_session(
     counts = splits.train.counts
     entries = {name: make_method(c, name, counts) for name in c.method.names}
     check_training(c, splits, task.backbone, entries)
+    if check:
+        check(c, splits, task.backbone)
     entries["stage1"] = Method(
         losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"
     )

@@ -55,6 +55,7 @@ class Knobs(NamedTuple):
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
     start: Params  # the head that the run began with, which a projection may look at
+    projects: Any  # bool[steps], after which steps the projection acts
 
 
 @functools.cache
@@ -72,7 +73,7 @@ def make_train_step(
 
     Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
-    ``project`` maps the head's parameters after every step.
+    ``project`` maps the head's parameters after the steps that ``projects`` names.
 
     Returns:
       ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
@@ -123,7 +124,11 @@ def make_train_step(
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         params = trees.join(trained, fixed)
         if project is not None:
-            params = {**params, "head": project(params["head"], knobs.start)}
+            before = params["head"]
+            acts = knobs.projects[state.step]
+            after = project(before, knobs.start)
+            head_now = jax.tree.map(functools.partial(jnp.where, acts), after, before)
+            params = {**params, "head": head_now}
         state = TrainState(
             step=state.step + 1,
             params=params,

@@ -37,7 +37,7 @@ from lt_jax.features import (
 from lt_jax.log import Log, duration, plain, write_whole
 from lt_jax.loop import Fitted, Interrupted
 from lt_jax.meter import Diverged
-from lt_jax.methods import Method
+from lt_jax.methods import Method, projects
 from lt_jax.optim import Sgd
 from lt_jax.retrain import (
     Chunk,
@@ -489,12 +489,14 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
     def make(row: Row) -> Job:
         method = make_method(c, row.method, counts, row.hyper)
         run, hyper = (2, *row.seeds), row.hyper
+        rates, epochs = session.rates(hyper["lr"], hyper["epochs"], m), hyper["epochs"]
         return Job(
             row.name,
             method,
             started(method.head.init, method.start, run),
-            session.rates(hyper["lr"], hyper["epochs"], m),
-            hyper["epochs"],
+            rates,
+            projects(method, epochs, len(rates) // max(epochs, 1)),
+            epochs,
             Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
             run,
         )
@@ -508,22 +510,14 @@ def _rows(config: Config, stage1_seed: int, grid: bool) -> list[Row]:
     return [
         Row(name, hyper, (stage1_seed, seed))
         for name in config.method.names
-        for hyper in (settings(config, name) if grid else [own[name]])
+        for hyper in (grids.expand(config.method[name]) if grid else [own[name]])
         for seed in _seeds(config)
     ]
 
 
-def settings(config: Config, name: str) -> list[dict[str, Any]]:
-    """The hyper-parameters that a sweep tries for a method."""
-    return grids.expand(config.method[name].to_dict())
-
-
 def own_values(config: Config) -> dict[str, dict[str, Any]]:
     """The config's own hyper-parameters of each method."""
-    return {
-        name: {k: v for k, v in config.method[name].to_dict().items() if k != "grid"}
-        for name in config.method.names
-    }
+    return {name: grids.own(config.method[name]) for name in config.method.names}
 
 
 def _seeds(config: Config) -> range:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny_digits
 from ml_collections import ConfigDict
 
-from lt_jax import checks, methods, train
+from lt_jax import checks, grids, methods, train
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -33,6 +34,10 @@ def test_groups_and_order(name):
     assert set(tiny_digits.load(name)) == set(GROUPS)
 
 
+def entries(config: ConfigDict) -> dict[str, ConfigDict]:
+    return {k: v for k, v in config.method.items() if isinstance(v, ConfigDict)}
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_every_key_is_commented_where_it_first_stands(name):
     lines = (tiny_digits.CONFIGS / f"{name}.py").read_text().splitlines()
@@ -46,6 +51,53 @@ def test_every_key_is_commented_where_it_first_stands(name):
         # What both stages have, and several methods, is explained once.
         assert told or key in seen, line
         seen.add(key)
+    written = {key.split(".")[-1] for key in leaves(tiny_digits.load(name))}
+    inside = {
+        key for entry in entries(tiny_digits.load(name)).values() for key in entry
+    }
+    assert written - inside <= seen  # no key is set in a way that this does not read
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_key_of_an_entry_is_in_the_table_of_keys(name):
+    """And nothing else is; and before each entry stands where its numbers come from."""
+    lines = (tiny_digits.CONFIGS / f"{name}.py").read_text().splitlines()
+    told = [m[1] for line in lines if (m := re.match(r"#   (\w+) {2,}\S", line))]
+    assert len(told) == len(set(told))
+    found = entries(tiny_digits.load(name))
+    assert set(told) == {key for entry in found.values() for key in entry}
+    for method in found:
+        (at,) = [
+            i
+            for i, line in enumerate(lines)
+            if line.startswith(f'        "{method}": ')
+        ]
+        assert lines[at - 1].startswith("        # "), method
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_grids(name):
+    """Complete, of a size that a sweep can take, and right in every row."""
+    found = entries(tiny_digits.load(name))
+    counts = np.arange(1, 11)
+    total = 0
+    for method, entry in found.items():
+        rows = grids.expand(entry)
+        assert len(rows) <= 45, method
+        total += len(rows)
+        assert ("lr" in entry.grid) == (entry.epochs > 0), method
+        if entry.epochs:
+            assert min(entry.grid.lr) * 100 <= max(entry.grid.lr), method
+        for row in rows:
+            hyper = {k: v for k, v in row.items() if k not in checks.RECIPE}
+            methods.make(method, counts, hyper)
+    assert 3 * total <= 1500
+    los, ce = found["los"].grid, found["ce"].grid
+    assert (min(los.delta), max(los.delta)) == (0.0, 0.999)
+    assert los.delta == tuple(sorted(los.delta))
+    assert 5e-4 in los.lr
+    assert 5e-4 in ce.lr
+    assert found["tau_norm"].grid.tau == tuple(i / 10 for i in range(21))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -58,37 +110,32 @@ def test_all_configs_have_the_same_keys_outside_of_method(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_methods_of_the_config_exist(name):
-    import numpy as np
-
     config = tiny_digits.load(name)
-    for method, entry in config.method.items():
-        if isinstance(entry, ConfigDict):
-            hyper = {k: v for k, v in entry.items() if k not in checks.RECIPE}
-            methods.make(method, np.arange(1, 11), hyper)
-            assert set(checks.RECIPE) <= set(entry)
+    for method, entry in entries(config).items():
+        hyper = {k: v for k, v in grids.own(entry).items() if k not in checks.RECIPE}
+        methods.make(method, np.arange(1, 11), hyper)
+        assert {*checks.RECIPE, "grid"} <= set(entry)
     assert set(config.method.names) <= set(config.method)
 
 
 def test_every_key_is_read(tmp_path, monkeypatch):
-    """Runs both stages and notes which attributes of the config are asked for."""
-    entries = [
-        name
-        for name, entry in tiny_digits.load("digits_lt").method.items()
-        if isinstance(entry, ConfigDict)
-    ]
-    assert set(entries) == set(methods.METHODS)
+    """Runs both stages, checks the grids, and notes which keys are asked for."""
+    names = tuple(entries(tiny_digits.load("digits_lt")))
+    assert set(names) == set(methods.METHODS)
     config = tiny_digits.config(
         optim__epochs=1,
-        method__names=tuple(entries),
-        **{f"method__{name}__epochs": 0 for name in entries},
+        method__names=names,
+        **{f"method__{name}__epochs": 0 for name in names},
     )
-    groups = {id(config): ""}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            groups[id(value)] = f"{key}."
-            for inner, entry in value.items():
-                if isinstance(entry, ConfigDict):
-                    groups[id(entry)] = f"{key}.{inner}."
+
+    def named(config, prefix=""):
+        inner = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
+        found = {id(config): prefix}
+        for key, value in inner.items():
+            found |= named(value, f"{prefix}{key}.")
+        return found
+
+    groups = named(config)
     read: set[str] = set()
     look_up = ConfigDict.__getitem__
 
@@ -100,6 +147,8 @@ def test_every_key_is_read(tmp_path, monkeypatch):
         patch.setattr(ConfigDict, "to_dict", lambda self: {})  # reads all of it
         patch.setattr(ConfigDict, "__getitem__", noting)
         train.run(config, tmp_path)
+        for name in names:
+            grids.expand(config.method[name])
     unread = set(leaves(config)) - read
     assert not unread
 

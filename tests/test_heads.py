@@ -96,6 +96,59 @@ def test_class_norms():
     np.testing.assert_allclose(heads.class_norms(params), [5, 2, 1], rtol=1e-6)
 
 
+def test_cosine_by_hand():
+    """Features (3, 4) and (0, 2) against the vectors (5, 0) and (6, 8), times 10."""
+    start = {"kernel": jnp.array([[5.0, 6.0], [0.0, 8.0]]), "bias": jnp.ones(2)}
+    head = heads.cosine(10.0)
+    params = head.init(jax.random.key(0), start, 2, 2, "torch")
+    assert params.keys() == {"kernel", "scale"}
+    assert params["scale"].shape == ()
+    logits = head.apply(params, jnp.array([[3.0, 4.0], [0.0, 2.0]]))
+    np.testing.assert_allclose(logits, [[6, 10], [0, 8]], rtol=1e-6, atol=1e-6)
+    assert heads.cosine(10.0) is head
+    for scale in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="scale must be a positive number"):
+            heads.cosine(scale)
+
+
+@pytest.mark.parametrize(
+    ("leaves", "expected"),
+    [
+        ({"bias": [100.0, 100.0]}, [5, 2]),
+        ({"bias": [100.0, 100.0], "scale": [2.0, -3.0]}, [10, 6]),  # scaled
+        ({"bias": [1.0, 1.0], "omega": [2.0, -3.0], "beta": [9.0, 9.0]}, [10, 6]),
+        (  # aligned, at a confidence of 1/2: (1 + s) / 2 = 3/2 and -1
+            {"bias": [1.0, 1.0], "scale": [2.0, -3.0], "confidence": [7.0, 7.0]},
+            [7.5, 2],
+        ),
+        ({"scale": 30.0}, [30, 30]),  # cosine
+        ({"bias": [1.0, 1.0], "centre": [8.0, 8.0]}, [5, 2]),
+    ],
+)
+def test_effective_norms(leaves, expected):
+    params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]])}
+    params |= {name: jnp.asarray(value) for name, value in leaves.items()}
+    found = heads.effective_norms(params)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_effective_norms_are_of_the_vectors_that_make_the_logits():
+    """Without biases and offsets a logit is at most the norm of its class vector."""
+    start = {"kernel": jax.random.normal(jax.random.key(1), (5, 4))}
+    start["bias"] = jnp.zeros(4)
+    for head in (heads.linear, heads.scaled, heads.marc, heads.cosine(7.0)):
+        params = head.init(jax.random.key(0), start, 5, 4, "torch")
+        for name in ("scale", "omega"):
+            if name in params and params[name].ndim:
+                params[name] = jnp.array([0.5, -2.0, 3.0, 1.0])
+        # Features along the class vectors, of length 1.
+        along = start["kernel"] / heads.class_norms(start)[None, :]
+        logits = jnp.diag(head.apply(params, along.T))
+        np.testing.assert_allclose(
+            jnp.abs(logits), heads.effective_norms(params), rtol=1e-5
+        )
+
+
 def test_is_a_cache_key():
     """Steps are compiled by head: the same one again must not compile again."""
     assert hash(heads.linear) == hash(heads.Head(*heads.linear))

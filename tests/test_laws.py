@@ -94,7 +94,6 @@ def test_equal_counts_make_it_cross_entropy(make, count):
         losses.logit_adjust(COUNTS, 0.0),
         losses.vs(COUNTS, 0.0, 0.0),
         losses.ldam(COUNTS, 0.0, 1.0),
-        losses.scaled(K, 1.0),
         losses.label_aware_smoothing(COUNTS, 0.0, 0.0),
     ],
 )
@@ -206,7 +205,33 @@ def test_mapped_over_equals_one_by_one():
 def test_equal_counts_give_every_class_the_same_margin(count):
     """LDAM is then the additive-margin softmax."""
     margin = losses.ldam(np.full(K, count), 0.5, 30.0).margin
-    np.testing.assert_array_equal(margin, np.full(K, 0.5, np.float32))
+    np.testing.assert_array_equal(margin, np.full(K, 15, np.float32))
+
+
+def test_ldam_is_the_formula_of_its_paper():
+    """CE of scale (cos_k - m_y [k = y]); the gradient of the class vectors too."""
+    scale, root = 7.0, COUNTS**-0.25
+    margin = jnp.asarray(0.5 * root / root.max(), jnp.float32)
+    params = heads.cosine(scale).init(jax.random.key(0), START, D, K, "torch")
+
+    def ours(kernel):
+        logits = heads.cosine(scale).apply(params | {"kernel": kernel}, FEATURES)
+        return adjusted_xent(logits, LABELS, losses.ldam(COUNTS, 0.5, scale))
+
+    def paper(kernel):
+        lengths = jnp.linalg.norm(FEATURES, axis=1, keepdims=True)
+        cosines = (FEATURES / lengths) @ (
+            kernel / jnp.linalg.norm(kernel, axis=0, keepdims=True)
+        )
+        own = jax.nn.one_hot(LABELS, K) * margin[None, :]
+        return optax.softmax_cross_entropy_with_integer_labels(
+            scale * (cosines - own), LABELS
+        )
+
+    kernel = START["kernel"]
+    np.testing.assert_allclose(ours(kernel), paper(kernel), rtol=1e-4, atol=1e-5)
+    one, other = (jax.grad(lambda k, f=f: f(k).sum())(kernel) for f in (ours, paper))
+    np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_vs_without_gamma_is_logit_adjustment():

@@ -28,10 +28,9 @@ CONSTRUCTORS = {
     "logit_adjust": lambda n: losses.logit_adjust(n, 1.0),
     "vs": lambda n: losses.vs(n, 0.2, 1.2),
     "ldam": lambda n: losses.ldam(n, 0.5, 30.0),
-    "scaled": lambda n: losses.scaled(len(n), 30.0),
     "label_aware_smoothing": lambda n: losses.label_aware_smoothing(n, 0.4, 0.1),
 }
-WITHOUT_COUNTS = {"cross_entropy", "over_smooth", "scaled"}
+WITHOUT_COUNTS = {"cross_entropy", "over_smooth"}
 
 
 def any_adjust(num_classes, seed=0):
@@ -106,10 +105,11 @@ def by_hand(logits, labels, adjust):
         (losses.class_balanced(np.array([1, 2]), 0.5), [0, 0], 1, 0.8 * LN2),
         # scale (1, 1/2), prior (4/5, 1/5): z' = (2 + ln 4, 1), p = 4e / (4e + 1)
         (losses.vs(np.array([4, 1]), 0.5, 1.0), [2, 2], 0, np.log1p(0.25 / np.e)),
-        # margins (0.25, 0.5): the gap is 2 (0.5 - 0.25) for the first label ...
-        (losses.ldam(np.array([16, 1]), 0.5, 2.0), [0.5, 0], 0, 0.474077),
+        # logits 2 cos of cosines (0.5, 0) and margins (0.25, 0.5) of the cosines: the
+        # gap is 2 (0.5 - 0.25) for the first label ...
+        (losses.ldam(np.array([16, 1]), 0.5, 2.0), [1, 0], 0, 0.474077),
         # ... and 2 (-0.5 - 0.5) for the second
-        (losses.ldam(np.array([16, 1]), 0.5, 2.0), [0.5, 0], 1, 2.126928),
+        (losses.ldam(np.array([16, 1]), 0.5, 2.0), [1, 0], 1, 2.126928),
         # smoothing 0.5 of the largest class, 0 of the smallest
         (losses.label_aware_smoothing(np.array([9, 1]), 0.5, 0.0), [2, 0], 0, 0.626928),
         (losses.label_aware_smoothing(np.array([9, 1]), 0.5, 0.0), [2, 0], 1, 2.126928),
@@ -307,7 +307,7 @@ def test_smoothing_gap_without_smoothing_is_infinite():
         (lambda: losses.vs(COUNTS, -0.1, 1.0), r"gamma must be a number in \[0, inf\]"),
         (lambda: losses.vs(COUNTS, 0.1, float("nan")), "tau must be a number, got nan"),
         (lambda: losses.ldam(COUNTS, -1.0, 30.0), "max_margin must be"),
-        (lambda: losses.ldam(COUNTS, 0.5, 0.0), "scale must be a positive number"),
+        (lambda: losses.ldam(COUNTS, 0.5, -1.0), "scale must be"),
         (lambda: losses.label_aware_smoothing(COUNTS, 1.4, 0.1), r"head .*in \[0, 1\]"),
         (lambda: losses.label_aware_smoothing(COUNTS, 0.4, -0.1), "tail must be"),
     ],
@@ -319,8 +319,8 @@ def test_numbers_out_of_range(make, message):
 
 def test_ldam_margins():
     margin = np.asarray(losses.ldam(COUNTS, 0.5, 30.0).margin, np.float64)
-    assert margin.max() == 0.5 == margin[-1]
-    np.testing.assert_allclose(margin * COUNTS**0.25, 0.5, rtol=1e-6)
+    assert margin.max() == 15 == margin[-1]  # 0.5 of the cosines, 30 of them
+    np.testing.assert_allclose(margin * COUNTS**0.25, 15, rtol=1e-6)
 
 
 def test_label_aware_smoothing_between_its_ends():

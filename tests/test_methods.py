@@ -35,6 +35,7 @@ NUMBERS = {
     "tail": 0.1,
     "quantile": 0.1,
     "kind": "cl2",
+    "every": "epoch",
 }
 # Read the stage-1 head or need none: their start, or start and sampler, are fixed.
 FIXED = {"crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"}
@@ -228,13 +229,15 @@ def test_what_they_are():
         "los_max_norm": losses.over_smooth(K, 0.98),
         "los_tau_norm": losses.over_smooth(K, 0.98),
         "weight_balancing": losses.class_balanced(COUNTS, 0.9999),
-        "cosine": losses.scaled(K, 30.0),
+        "cosine": losses.cross_entropy(K),
         "ldam": losses.ldam(COUNTS, 0.5, 30.0),
         "disalign": losses.reweight(COUNTS, 1.0),
         "marc": losses.reweight(COUNTS, 1.0),
         "label_aware_smoothing": losses.label_aware_smoothing(COUNTS, 0.4, 0.1),
         "lws": losses.cross_entropy(K),
         "los": losses.over_smooth(K, 0.98),
+        "los_fresh": losses.over_smooth(K, 0.98),
+        "los_resampled": losses.over_smooth(K, 0.98),
         "crt": losses.cross_entropy(K),
         "reweight": losses.reweight(COUNTS, 1.0),
         "class_balanced": losses.class_balanced(COUNTS, 0.9999),
@@ -255,6 +258,42 @@ def test_what_they_are():
     assert ldam.defer == 0.8
     np.testing.assert_allclose(make("focal").adjust.extra, [0.3, 0])
     np.testing.assert_allclose(make("lade").adjust.extra, [0.1, 0.1])
+
+
+def test_scales_of_a_cosine_head_are_one_program_and_its_logits():
+    """Another scale is another start, not another function; the loss does not scale."""
+    features, _ = examples()
+    found = {}
+    for scale in (10.0, 30.0):
+        for name, more in (("cosine", {}), ("ldam", {"max_margin": 0.5})):
+            hyper = NUMBERS | {"scale": scale} | more
+            wanted = set(inspect.signature(METHODS[name]).parameters) - {"counts"}
+            method = methods.make(name, COUNTS, {key: hyper[key] for key in wanted})
+            head = method.head
+            params = head.init(jax.random.key(0), stage1_head(), D, K, "torch")
+            trained, fixed = trees.partition(params, head.trains)
+            assert trained.keys() == {"kernel"}
+            assert fixed == {"scale": scale}
+            np.testing.assert_array_equal(method.adjust.scale, 1)
+            found[name, scale] = head, head.apply(params, features)
+    programs = {(head.apply, head.trains) for head, _ in found.values()}
+    assert len(programs) == 1
+    np.testing.assert_allclose(
+        found["cosine", 30.0][1], 3 * found["cosine", 10.0][1], rtol=1e-5
+    )
+    assert np.abs(found["ldam", 30.0][1]).max() > 1
+
+
+def test_when_the_projection_acts():
+    each = make("weight_balancing")._replace(project_every="step")
+    np.testing.assert_array_equal(methods.projects(each, 2, 3), [True] * 6)
+    last = [False, False, True]
+    for name in ("weight_balancing", "los_max_norm"):
+        found = methods.projects(make(name), 2, 3)
+        assert found.dtype == bool
+        np.testing.assert_array_equal(found, last * 2)
+    np.testing.assert_array_equal(methods.projects(make("los"), 2, 3), [False] * 6)
+    assert methods.projects(each, 0, 3).shape == (0,)
 
 
 @pytest.mark.parametrize("start", ["stage1", "fresh"])
@@ -284,6 +323,16 @@ def test_start_and_sampler_are_handed_on(start, sampler):
         ("los", LOS | {"delta": 1.0}, r"delta must lie in \[0, 1\)"),
         ("ncm", {"kind": "l3"}, r"kind of nearest mean 'l3'.*raw, l2, cl2"),
         ("tau_norm", {"tau": float("nan")}, "tau must be a number"),
+        (
+            "los_max_norm",
+            {"delta": 0.9, "quantile": 0.1, "every": "epochs", "sampler": "class"},
+            r"projection 'epochs'.*did you mean 'epoch'",
+        ),
+        (
+            "cosine",
+            {"scale": 0.0, "start": "stage1", "sampler": "class"},
+            "scale must be a positive number, got 0.0",
+        ),
     ],
 )
 def test_errors_say_what_was_meant(name, hyper, message):

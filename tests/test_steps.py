@@ -71,7 +71,10 @@ COUNTS = np.arange(1, K + 1) * 3
 WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
 
 
-def train(network, number, trains=".*", batch_norm="train", rows=12, method=WEIGHTED):
+def train(
+    network, number, trains=".*", batch_norm="train", rows=12, method=WEIGHTED,
+    per_epoch=1,
+):  # fmt: skip
     backbone, params, stats = network
     knobs = steps.replicate(
         steps.Knobs(
@@ -79,6 +82,7 @@ def train(network, number, trains=".*", batch_norm="train", rows=12, method=WEIG
             optim.rates(0.01, number, 1, 0, "step"),
             method.adjust,
             params["head"],
+            methods.projects(method, number, per_epoch)[:number],
         )
     )
     step = steps.make_train_step(
@@ -121,7 +125,7 @@ def test_four_devices_train_as_one(network, monkeypatch):
         ("lade", {"alpha": 0.5, "square": 0.2}),
         ("focal", {"gamma": 2.0}),
         ("ldam", {"max_margin": 0.5, "scale": 10.0, "beta": 0.99, "defer": 0.5}),
-        ("los_max_norm", {"delta": 0.9, "quantile": 0.1}),
+        ("los_max_norm", {"delta": 0.9, "quantile": 0.1, "every": "step"}),
         ("disalign", {"power": 1.2}),
     ],
 )
@@ -156,6 +160,36 @@ def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper)
     if method.project is not None:
         radius = float(heads.radius_of(head, 0.1))
         assert float(heads.class_norms(one.params["head"]).max()) <= radius * 1.00001
+
+
+def test_projection_after_an_epoch(network):
+    """Three steps an epoch: free within it, as if free; on the ball at its end."""
+    _, params, _ = network
+    hyper = {"delta": 0.0, "quantile": 0.1, "sampler": "instance"}
+    each, last = (
+        methods.make("los_max_norm", COUNTS, {**hyper, "every": every})
+        for every in ("step", "epoch")
+    )
+    free = last._replace(project=None)
+    radius = float(heads.radius_of(params["head"], 0.1))
+
+    def kernel(method, number, per_epoch):
+        # The rate falls over ``number`` epochs of one step, not over the epochs here.
+        state, _ = train(
+            network, number, "head/.*", "frozen", method=method, per_epoch=per_epoch
+        )
+        return state.params["head"]["kernel"]
+
+    within, without = kernel(last, 2, 3), kernel(free, 2, 3)
+    np.testing.assert_array_equal(within, without)
+    assert np.linalg.norm(within, axis=0).max() > 1.001 * radius
+    over = kernel(last, 3, 3)
+    assert np.linalg.norm(over, axis=0).max() <= 1.00001 * radius
+    unbound = {"kernel": kernel(free, 3, 3), "bias": params["head"]["bias"]}
+    np.testing.assert_allclose(
+        over, heads.max_norm(unbound, radius)["kernel"], rtol=1e-5, atol=1e-7
+    )
+    assert not np.array_equal(kernel(each, 3, 3), over)
 
 
 def test_four_devices_evaluate_as_one(network, monkeypatch):
@@ -239,6 +273,7 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
             np.ones(1, np.float32),
             losses.cross_entropy(K),
             params["head"],
+            np.zeros(1, bool),
         )
     )
     step = steps.make_train_step(
@@ -274,7 +309,9 @@ def test_steps_trace_once(network):
     ):
         rates = optim.rates(0.1, 4, 1, 0, "epoch")
         knobs = steps.replicate(
-            steps.Knobs(jax.random.key(seed), rates, adjust, params["head"])
+            steps.Knobs(
+                jax.random.key(seed), rates, adjust, params["head"], np.zeros(4, bool)
+            )
         )
         state = steps.init_state(params, stats, SGD, "head/.*")
         for batch in batches(4, 12):
