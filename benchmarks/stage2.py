@@ -61,6 +61,13 @@ DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RATES = (5e-4, 2e-3, 5e-3, 2e-2)
 AUTHORS = ("authors", "authors_channels_last", "authors_one_thread")
 EXTRAPOLATED = (*AUTHORS, "torch_frozen", "online")
+RATIOS = {  # what is divided by what; None: the best of AUTHORS
+    "cached_over_authors": (None, "cached"),
+    "head_over_authors": (None, "head"),
+    "online_over_authors": (None, "online"),
+    "sweep32_over_one": ("heads32", "head"),
+    "marginal_over_authors": (None, "marginal_head"),
+}
 HUGE = "glibc.malloc.hugetlb=1"
 
 
@@ -438,18 +445,12 @@ def measure(net: str, size: Size) -> dict[str, Any]:
 
     middle = statistics.median
     best = min(AUTHORS, key=lambda name: middle(clock.wall[name]))
-    ratios = {
-        "cached_over_authors": (best, "cached"),
-        "head_over_authors": (best, "head"),
-        "online_over_authors": (best, "online"),
-        "sweep32_over_one": ("heads32", "head"),
-        "marginal_over_authors": (best, "marginal_head"),
-    }
+    named = {name: (over or best, under) for name, (over, under) in RATIOS.items()}
 
     def by_round(took: dict[str, list[float]]) -> dict[str, list[float]]:
         return {
             name: [a / b for a, b in zip(took[over], took[under], strict=True)]
-            for name, (over, under) in ratios.items()
+            for name, (over, under) in named.items()
         }
 
     wall, cpu = by_round(clock.wall), by_round(clock.cpu)
@@ -458,7 +459,7 @@ def measure(net: str, size: Size) -> dict[str, Any]:
         "spread": {name: [min(values), max(values)] for name, values in wall.items()},
         "of_least": {
             name: min(clock.wall[over]) / min(clock.wall[under])
-            for name, (over, under) in ratios.items()
+            for name, (over, under) in named.items()
         },
         "of_cpu_seconds": {name: middle(values) for name, values in cpu.items()},
         "seconds": {
