@@ -1,0 +1,602 @@
+"""Stage 2 four ways, side by side: the authors', online, cached, one head more.
+
+CIFAR100-LT at IR 100 in size (10,847 images, 100 classes; the pixels are random, no
+data set is needed), batch 64, 20 epochs, on the CPU:
+
+    authors  PyTorch as the authors' code does it: each epoch runs the augmented images
+             forward and backward through the whole network in train mode, and the
+             optimiser holds the head alone
+    online   the pmapped train step of lt_jax, the backbone frozen and not
+             differentiated, augmented images each epoch
+    cached   lt_jax.retrain: features of all images once, one head fitted on them,
+             compilation included
+    head     one head more on those features, compiled already
+
+A round measures each of them once, one after the other, so that what else the machine
+does meets all alike; ratios are formed within a round, against the faster of PyTorch's
+memory layouts and numbers of threads. ``cached`` and ``head`` are measured whole;
+``authors`` and ``online`` are the time of some steps, after warm-up, times the steps of
+20 epochs. Evaluation is left out everywhere, and in PyTorch so are the reading of files
+and the accuracy of each step.
+
+    python benchmarks/stage2.py [--json] [--quick] [--net resnet32|resnet34]
+
+JSON keys: `cached_over_authors`, `head_over_authors`, `online_over_authors` (how many
+times faster than the authors' way), `sweep32_over_one` (seconds of 32 configurations in
+one program over those of one), `marginal_over_authors` (as `head`, but for one of 33
+heads fitted at once: seconds of 33 less those of 1, over 32), each the median over the
+rounds. Behind them: `spread` (least and greatest round), `of_least` (the ratios of the
+shortest times), `of_cpu_seconds` (the ratios of CPU time, which other processes disturb
+less), `seconds` (of 20 epochs), `cpu_seconds`, `extrapolated` (which of these are),
+`comparator` (which PyTorch), `per_head` (milliseconds of an epoch of one head by number
+of features and heads, and the share of a plain matmul's rate), `matmul_gflops`,
+`network`, `images`, `rounds`, `steps_measured`, `steps_in_all`, `versions`, `device`,
+`cores`, `load` (before and after).
+
+Needs PyTorch: the extra `parity`. Both sides get huge pages (GLIBC_TUNABLES).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+CLASSES, BATCH, EPOCHS = 100, 64, 20
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+# Blocks of each stage, width of the first one, how a shortcut changes its shape.
+NETS = {
+    "resnet32": ((5, 5, 5), 16, "pad"),
+    "resnet34": ((3, 4, 6, 3), 64, "projection"),
+}
+DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
+RATES = (5e-4, 2e-3, 5e-3, 2e-2)
+AUTHORS = ("authors", "authors_channels_last", "authors_one_thread")
+EXTRAPOLATED = (*AUTHORS, "torch_frozen", "online")
+RATIOS = {  # what is divided by what; None: the best of AUTHORS
+    "cached_over_authors": (None, "cached"),
+    "head_over_authors": (None, "head"),
+    "online_over_authors": (None, "online"),
+    "sweep32_over_one": ("heads32", "head"),
+    "marginal_over_authors": (None, "marginal_head"),
+}
+HUGE = "glibc.malloc.hugetlb=1"
+
+
+Ways = dict[str, Callable[[int], None]]  # each takes so many steps
+
+
+class Size(NamedTuple):
+    """How much is measured."""
+
+    largest: int  # images of the largest class
+    rounds: int
+    steps: int  # of the ways that are extrapolated, in each round
+    heads: tuple[int, ...]  # numbers of heads in the table
+    table_epochs: int  # for the table
+
+
+FULL = {
+    "resnet32": Size(500, 5, 12, (1, 8, 32, 64), 4),
+    "resnet34": Size(500, 3, 3, (1, 8, 32, 64), 4),
+}
+QUICK = {
+    "resnet32": Size(50, 2, 4, (1, 32), 2),
+    "resnet34": Size(20, 2, 1, (1, 32), 2),
+}
+
+
+def long_tail(largest: int) -> Any:
+    """Random images with the labels of CIFAR100-LT at IR 100, or of a smaller one."""
+    import numpy as np
+
+    from lt_jax.data import longtail
+    from lt_jax.types import Dataset
+
+    rng = np.random.default_rng(0)
+    counts = longtail.counts(largest, CLASSES, min(100, largest))
+    labels = rng.permutation(np.repeat(np.arange(CLASSES), counts)).astype(np.int32)
+    shape = (32, 32, 3)
+    images = rng.integers(0, 256, (len(labels), *shape), np.uint8)
+    return Dataset(
+        name="random",
+        classes=tuple(map(str, range(CLASSES))),
+        labels=labels,
+        ids=np.arange(len(labels)).astype(str),
+        shape=shape,
+        read=lambda rows: images[rows],
+    )
+
+
+# --- PyTorch ----------------------------------------------------------------------
+
+
+def torch_network(net: str) -> Any:
+    """The CIFAR ResNet of He et al., and the head behind it."""
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    stages, width, shortcut = NETS[net]
+
+    class Block(nn.Module):
+        def __init__(self, inner: int, out: int, stride: int) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(inner, out, 3, stride, 1, bias=False)
+            self.norm1 = nn.BatchNorm2d(out)
+            self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+            self.norm2 = nn.BatchNorm2d(out)
+            self.stride, self.side = stride, (out - inner) // 2
+            self.short = None
+            if shortcut == "projection" and (stride != 1 or inner != out):
+                self.short = nn.Sequential(
+                    nn.Conv2d(inner, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+                )
+
+        def forward(self, x: Any) -> Any:
+            y = functional.relu(self.norm1(self.conv1(x)))
+            y = self.norm2(self.conv2(y))
+            if self.short is not None:
+                x = self.short(x)
+            elif self.side:
+                x = x[:, :, :: self.stride, :: self.stride]
+                x = functional.pad(x, (0, 0, 0, 0, self.side, self.side))
+            return functional.relu(x + y)
+
+    parts = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    inner = width
+    for stage, blocks in enumerate(stages):
+        for block in range(blocks):
+            out = width * 2**stage
+            parts.append(Block(inner, out, 2 if stage and not block else 1))
+            inner = out
+    backbone = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    torch.manual_seed(0)
+    return nn.Sequential(backbone, nn.Linear(inner, CLASSES))
+
+
+def torch_batches(dataset: Any) -> Iterator[tuple[Any, Any]]:
+    """Shuffled batches for ever, cropped, mirrored and normalised, [B, C, H, W]."""
+    import numpy as np
+    import torch
+
+    rng = np.random.default_rng(1)
+    images = dataset.read(np.arange(len(dataset))).transpose(0, 3, 1, 2)
+    padded = np.pad(images, ((0, 0), (0, 0), (4, 4), (4, 4)))
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    while True:
+        order = rng.permutation(len(dataset))
+        for start in range(0, len(order) - BATCH + 1, BATCH):
+            rows = order[start : start + BATCH]
+            batch = np.empty((BATCH, 3, 32, 32), np.uint8)
+            top, left = rng.integers(0, 9, (2, BATCH))
+            turn = rng.choice((1, -1), BATCH)
+            for i, row in enumerate(rows):
+                crop = padded[row, :, top[i] : top[i] + 32, left[i] : left[i] + 32]
+                batch[i] = crop[:, :, :: turn[i]]
+            pixels = torch.from_numpy(batch).float().div_(255).sub_(mean).div_(std)
+            yield pixels, torch.from_numpy(dataset.labels[rows]).long()
+
+
+def torch_way(
+    net: str, dataset: Any, channels_last: bool, threads: int, frozen: bool = False
+) -> Callable[[int], None]:
+    """Takes so many steps of stage 2 in PyTorch.
+
+    Args:
+      threads: more than one pay at a barrier for every other process on the cores.
+      frozen: the backbone is in evaluation mode and not differentiated, which the
+        authors' code does not do.
+    """
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model = torch_network(net).to(memory_format=layout).train()
+    backbone, head = model
+    backbone.train(not frozen).requires_grad_(not frozen)
+    loss = torch.nn.CrossEntropyLoss(label_smoothing=0.98)
+    optimiser = torch.optim.SGD(head.parameters(), lr=5e-4, momentum=0.9)
+    batches = torch_batches(dataset)
+
+    def take(steps: int) -> None:
+        torch.set_num_threads(threads)
+        for _ in range(steps):
+            images, labels = next(batches)
+            images = images.contiguous(memory_format=layout)
+            # Clears the head's gradients; the backbone's pile up, as the authors'.
+            optimiser.zero_grad()
+            loss(model(images), labels).backward()
+            optimiser.step()
+
+    return take
+
+
+# --- lt_jax: the three functions that know retrain's interface ------------------------
+
+
+def extract(network: Any, dataset: Any) -> Any:
+    """The cached features of the training set."""
+    from lt_jax import retrain
+
+    # All that extraction reads of a task.
+    task = SimpleNamespace(
+        backbone=network.backbone, augment=network.augment, eval_batch=500
+    )
+    values = retrain.extract(task, network.params, network.stats, dataset, "plain")
+    return retrain.Features(values[None], dataset.labels)
+
+
+def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
+    """LOS heads that differ in delta, then in the learning rate."""
+    import numpy as np
+
+    from lt_jax import methods, optim, retrain
+
+    jobs, counts = [], np.ones(CLASSES, int)
+    for i in range(count):
+        delta = DELTAS[(i + 6) % len(DELTAS)]  # the first is the paper's
+        rate = RATES[i // len(DELTAS) % len(RATES)]
+        jobs.append(
+            retrain.Job(
+                run=f"los/{i}",
+                method=methods.los(
+                    counts, delta=delta, start="stage1", sampler="instance"
+                ),
+                start=start,
+                rates=optim.rates(rate, epochs, -(-examples // BATCH), 0, "epoch"),
+                epochs=epochs,
+                sgd=sgd(),
+                order=(2, 0, 0),
+            )
+        )
+    return jobs
+
+
+def fit(jobs: list[Any], features: Any) -> list[Any]:
+    from lt_jax import retrain
+
+    return retrain.fit_heads(jobs, features, BATCH, lambda heads: None)
+
+
+# --- lt_jax: the rest -----------------------------------------------------------------
+
+
+def sgd() -> Any:
+    from lt_jax import optim
+
+    return optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
+
+
+class Network(NamedTuple):
+    backbone: Any
+    augment: Any
+    params: Any
+    stats: Any
+
+
+def jax_network(net: str) -> Network:
+    import jax
+
+    from lt_jax import models, steps
+    from lt_jax.data.augment import Augment
+
+    width = NETS[net][1]
+    backbone = models.create(net, "cifar", width, False, "torch", "float32", steps.AXIS)
+    params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
+    head = fresh_head(models.features_of(backbone))
+    params = {"backbone": params, "head": head}
+    return Network(backbone, Augment(4, True, MEAN, STD), params, stats)
+
+
+def fresh_head(width: int) -> Any:
+    import jax
+
+    from lt_jax import heads
+
+    return heads.linear.init(jax.random.key(1), None, width, CLASSES, "torch")
+
+
+def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
+    """Takes so many online steps: frozen batch norm, the head alone is trained."""
+    import jax
+    import numpy as np
+
+    from lt_jax import heads, losses, samplers, steps
+    from lt_jax.data.feed import feed
+
+    state = steps.init_state(network.params, network.stats, sgd(), "head/.*")
+    knobs = steps.replicate(
+        steps.Knobs(
+            jax.random.key(2),
+            np.full(10**4, 5e-4, np.float32),
+            losses.over_smooth(CLASSES, 0.98),
+            network.params["head"],
+        )
+    )
+    step = steps.make_train_step(
+        network.backbone,
+        heads.linear,
+        losses.adjusted_xent,
+        None,
+        sgd(),
+        "head/.*",
+        "frozen",
+        network.augment,
+    )
+    rows = samplers.plan(dataset.labels, "instance", BATCH, (2, 0, 0), 0)[:-1]
+
+    def take(count: int) -> None:
+        nonlocal state
+        chosen = rows[np.arange(count) % len(rows)]
+        for batch in feed(dataset, chosen, steps.padded(BATCH), steps.shard):
+            state, _ = step(state, batch, knobs)
+        jax.block_until_ready(state)
+
+    return take
+
+
+def matmul_way() -> tuple[Callable[[], None], float]:
+    """A plain product of 2048 x 2048 matrices, and its 10^9 operations."""
+    import jax
+    import jax.numpy as jnp
+
+    square = jnp.ones((2048, 2048), jnp.float32)
+    product = jax.jit(jnp.dot)
+    return lambda: product(square, square).block_until_ready(), 2 * 2.048**3
+
+
+# --- measuring ------------------------------------------------------------------------
+
+
+class Clock:
+    """Seconds of wall time, and of CPU time of all threads, by name and round."""
+
+    def __init__(self) -> None:
+        self.wall: dict[str, list[float]] = {}
+        self.cpu: dict[str, list[float]] = {}
+
+    def add(self, name: str, wall: float, cpu: float) -> None:
+        self.wall.setdefault(name, []).append(wall)
+        self.cpu.setdefault(name, []).append(cpu)
+
+    def run(self, name: str, work: Callable[[], Any], scale: float = 1) -> Any:
+        wall, cpu = time.perf_counter(), time.process_time()
+        done = work()
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        self.add(name, scale * wall, scale * cpu)
+        return done
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def one_round(
+    network: Network, dataset: Any, ways: Ways, size: Size, clock: Clock
+) -> None:
+    """Each way once."""
+    import jax
+
+    # What compiled in the round before is forgotten: `cached` compiles anew.
+    jax.clear_caches()
+    jobs = make_jobs(network.params["head"], 33, len(dataset), EPOCHS)
+    features = clock.run("extraction", lambda: extract(network, dataset))
+    clock.run("first_fit", lambda: fit(jobs[:1], features))
+    both = ("extraction", "first_fit")
+    wall, cpu = (sum(took[n][-1] for n in both) for took in (clock.wall, clock.cpu))
+    clock.add("cached", wall, cpu)
+
+    scale = steps_in_all(dataset) / size.steps
+    for name, take in {**ways, "online": online_way(network, dataset)}.items():
+        take(1)  # the JAX step compiles, PyTorch's allocators and caches warm up
+        clock.run(name, lambda take=take: take(size.steps), scale)
+
+    repeats, counts = Clock(), {"head": 1, "heads32": 32, "heads33": 33}
+    for count in counts.values():
+        fit(jobs[:count], features)  # compiles
+    for _ in range(3):
+        for name, count in counts.items():
+            repeats.run(name, lambda count=count: fit(jobs[:count], features))
+    middle = statistics.median
+    for name in counts:
+        clock.add(name, middle(repeats.wall[name]), middle(repeats.cpu[name]))
+    wall, cpu = (
+        (took["heads33"][-1] - took["head"][-1]) / 32
+        for took in (clock.wall, clock.cpu)
+    )
+    clock.add("marginal_head", wall, cpu)
+
+
+def steps_in_all(dataset: Any) -> int:
+    return -(-len(dataset) // BATCH) * EPOCHS
+
+
+def measure(net: str, size: Size) -> dict[str, Any]:
+    """Every round, the table of heads, and what they come to."""
+    import jax
+    import torch
+
+    import lt_jax
+
+    load, cores = [os.getloadavg()[0]], len(os.sched_getaffinity(0))
+    dataset, network, clock = long_tail(size.largest), jax_network(net), Clock()
+    ways = {
+        "authors": torch_way(net, dataset, channels_last=False, threads=cores),
+        "authors_channels_last": torch_way(net, dataset, True, threads=cores),
+        "authors_one_thread": torch_way(net, dataset, True, threads=1),
+        "torch_frozen": torch_way(net, dataset, True, threads=cores, frozen=True),
+    }
+    for number in range(size.rounds):
+        one_round(network, dataset, ways, size, clock)
+        now = {name: round(values[-1], 2) for name, values in clock.wall.items()}
+        print(f"round {number + 1} of {size.rounds}: {now}", file=sys.stderr)
+    table, gflops = head_table(size, dataset)
+    load.append(os.getloadavg()[0])
+
+    middle = statistics.median
+    best = min(AUTHORS, key=lambda name: middle(clock.wall[name]))
+    named = {name: (over or best, under) for name, (over, under) in RATIOS.items()}
+
+    def by_round(took: dict[str, list[float]]) -> dict[str, list[float]]:
+        return {
+            name: [a / b for a, b in zip(took[over], took[under], strict=True)]
+            for name, (over, under) in named.items()
+        }
+
+    wall, cpu = by_round(clock.wall), by_round(clock.cpu)
+    return {
+        **{name: middle(values) for name, values in wall.items()},
+        "spread": {name: [min(values), max(values)] for name, values in wall.items()},
+        "of_least": {
+            name: min(clock.wall[over]) / min(clock.wall[under])
+            for name, (over, under) in named.items()
+        },
+        "of_cpu_seconds": {name: middle(values) for name, values in cpu.items()},
+        "seconds": {
+            name: {"median": middle(v), "least": min(v), "greatest": max(v)}
+            for name, v in clock.wall.items()
+        },
+        "cpu_seconds": {name: middle(values) for name, values in clock.cpu.items()},
+        "extrapolated": list(EXTRAPOLATED),
+        "comparator": best,
+        "per_head": table,
+        "matmul_gflops": gflops,
+        "network": net,
+        "images": len(dataset),
+        "rounds": size.rounds,
+        "steps_measured": size.steps,
+        "steps_in_all": steps_in_all(dataset),
+        "versions": {
+            "lt_jax": lt_jax.__version__,
+            "jax": jax.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "device": jax.devices()[0].device_kind,
+        "cores": cores,
+        "load": load,
+    }
+
+
+def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
+    """An epoch of one head by width and number of heads; the rate of a plain matmul."""
+    import numpy as np
+
+    from lt_jax import retrain
+
+    rng, rows, rates = np.random.default_rng(2), [], []
+    product, operations = matmul_way()
+    product()
+    for width in (64, 512):
+        values = np.maximum(rng.normal(size=(1, len(dataset), width)), 0)
+        features = retrain.Features(values.astype(np.float32), dataset.labels)
+        start = fresh_head(width)
+        for count in size.heads:
+            jobs = make_jobs(start, count, len(dataset), size.table_epochs)
+            fit(jobs, features)  # compiles
+            spent = []
+            for _ in range(3):
+                spent.append(seconds(lambda jobs=jobs, f=features: fit(jobs, f)))
+                rates += [operations / seconds(product) for _ in range(3)]
+            epoch = statistics.median(spent) / size.table_epochs / count
+            # Logits and the gradient of the kernel: two products of B x D x K.
+            done = 4e-9 * len(dataset) * width * CLASSES
+            rows.append(
+                {
+                    "width": width,
+                    "heads": count,
+                    "milliseconds": 1e3 * epoch,
+                    "of_matmul_rate": done / epoch / statistics.median(rates[-9:]),
+                }
+            )
+    return rows, statistics.median(rates)
+
+
+def show(result: dict[str, Any]) -> None:
+    """The result for people."""
+    whole = {name: f"{v['median']:,.2f}" for name, v in result["seconds"].items()}
+    print(
+        f"{result['network']}, {result['images']:,} random images of 32x32 in "
+        f"{CLASSES} classes, batch {BATCH}, {EPOCHS} epochs\n"
+        f"{result['cores']} cores, load {result['load'][0]:.1f} to "
+        f"{result['load'][1]:.1f}, {result['rounds']} rounds, "
+        + ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+        + "\n"
+    )
+    names = {
+        "authors": "the authors' way in PyTorch",
+        "authors_channels_last": "the same, channels_last",
+        "authors_one_thread": "the same, channels_last, one thread",
+        "torch_frozen": "PyTorch, backbone frozen, channels_last",
+        "online": "lt_jax online, backbone frozen",
+        "cached": "lt_jax cached, all in all",
+        "extraction": "  of that: features, with compilation",
+        "first_fit": "  of that: one head, with compilation",
+        "head": "one head more, alone",
+        "marginal_head": "one head more, of 33 at once: (33 - 1) / 32",
+        "heads32": "32 heads at once",
+    }
+    for name, title in names.items():
+        spent = result["seconds"][name]
+        how = "extrapolated" if name in result["extrapolated"] else "whole"
+        print(
+            f"{title:45s} {whole[name]:>10s} s  "
+            f"({spent['least']:,.2f} to {spent['greatest']:,.2f}; {how})"
+        )
+    print()
+    for name, (low, high) in result["spread"].items():
+        print(
+            f"{name:25s} {result[name]:10,.1f}  ({low:,.1f} to {high:,.1f}; of CPU "
+            f"seconds {result['of_cpu_seconds'][name]:,.1f})"
+        )
+    print("\nan epoch of one head, by features and heads at once")
+    for row in result["per_head"]:
+        print(
+            f"{row['width']:4d} x {row['heads']:2d}  {row['milliseconds']:7.2f} ms  "
+            f"{row['of_matmul_rate']:5.0%} of {result['matmul_gflops']:.0f} GFLOP/s"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object, last")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a tenth of the images and two rounds: shows that it runs, and ratios "
+        "that compilation makes smaller than they are",
+    )
+    parser.add_argument("--net", choices=sorted(NETS), default="resnet32")
+    options = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("benchmarks/stage2.py needs PyTorch: pip install 'lt_jax[parity]'")
+    if os.environ.get("GLIBC_TUNABLES") != HUGE:  # read when a process starts
+        env = {**os.environ, "GLIBC_TUNABLES": HUGE, "JAX_PLATFORMS": "cpu"}
+        env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
+        for name in ("NPROC", "XLA_FLAGS"):  # one device, as many threads as cores
+            env.pop(name, None)
+        # OpenMP's threads that spin at a barrier are several times slower where another
+        # process has their core.
+        env.setdefault("OMP_WAIT_POLICY", "passive")
+        os.execve(sys.executable, [sys.executable, *sys.argv], env)
+    size = (QUICK if options.quick else FULL)[options.net]
+    result = measure(options.net, size)
+    show(result)
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
