@@ -150,7 +150,7 @@ def entries() -> dict[str, dict[str, Any]]:
         # the authors' recipe of LOS, at delta 0; the baseline gets the finest grid
         "ce": usual(lr=5e-4) | grid(lr=HALF_DECADES, start=starts),
         # the authors' recipe; their grid is not published, delta here is the whole
-        # curve, whose 0 is `ce`; fresh heads and other samplers are entries of their own
+        # curve (its 0 is `ce`); fresh heads and other samplers have their own entries
         "los": usual(lr=5e-4, delta=delta)
         | grid(
             lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5),

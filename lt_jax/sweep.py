@@ -26,7 +26,7 @@ import numpy as np
 
 from lt_jax import checkpoint, grids, outcomes, results, weights
 from lt_jax.analysis import analyse
-from lt_jax.checks import make_method
+from lt_jax.checks import CHOOSE, make_method
 from lt_jax.features import (
     Features,
     Request,
@@ -52,8 +52,6 @@ from lt_jax.retrain import (
 from lt_jax.session import Session
 from lt_jax.types import Config, Params
 from lt_jax.weights import Weights
-
-SMALLER_IS_BETTER = ("nll", "ece")
 
 
 class Row(NamedTuple):
@@ -189,7 +187,7 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
     Raises:
       Diverged: all settings of a method did.
     """
-    sign = -1 if metric in SMALLER_IS_BETTER else 1
+    sign = CHOOSE[metric]
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         value = row["metrics"]["valid"][metric] if row["diverged"] is None else None
@@ -305,10 +303,11 @@ def _measure(
         session.task.eval_batch,
         _budget(session.config),
     )
-    return [
-        outcomes.summary(session, tally, head)
-        for tally, head in zip(tallies, heads, strict=True)
-    ]
+    with np.errstate(invalid="ignore", over="ignore"):  # of heads that diverged
+        return [
+            outcomes.summary(session, tally, head)
+            for tally, head in zip(tallies, heads, strict=True)
+        ]
 
 
 def _measure_stored(

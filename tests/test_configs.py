@@ -93,7 +93,7 @@ def test_grids(name):
             methods.make(method, counts, hyper)
     assert 3 * total <= 1500
     los, ce = found["los"].grid, found["ce"].grid
-    assert (min(los.delta), max(los.delta)) == (0.0, 0.999)
+    assert (min(los.delta), max(los.delta)) == (0.1, 0.999)
     assert los.delta == tuple(sorted(los.delta))
     assert 5e-4 in los.lr
     assert 5e-4 in ce.lr

@@ -217,7 +217,8 @@ def test_features_are_what_the_network_computes(network):
     batch = next(batches(1, 12))
     step = steps.make_feature_step(backbone, AUGMENT, "plain")
     placed = steps.replicate((params, stats))
-    found = np.asarray(step(*placed, steps.shard(batch))).reshape(12, -1)
+    unused = steps.replicate((jax.random.key(0), jnp.zeros((), jnp.int32)))
+    found = np.asarray(step(*placed, steps.shard(batch), *unused)).reshape(12, -1)
     images = (batch["image"] / np.float32(255) - 0.5) / 0.25
     expected = backbone.apply(
         {"params": params["backbone"], "batch_stats": stats},
