@@ -224,14 +224,17 @@ def torch_way(
 
 def extract(network: Any, dataset: Any) -> Any:
     """The cached features of the training set."""
-    from lt_jax import retrain
+    from pathlib import Path
+
+    from lt_jax.features import plain_features
+    from lt_jax.log import Log
 
     # All that extraction reads of a task.
-    task = SimpleNamespace(
+    task: Any = SimpleNamespace(
         backbone=network.backbone, augment=network.augment, eval_batch=500
     )
-    values = retrain.extract(task, network.params, network.stats, dataset, "plain")
-    return retrain.Features(values[None], dataset.labels)
+    silent = Log(Path(), talks=False)
+    return plain_features(task, network.params, network.stats, dataset, silent)
 
 
 def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
@@ -241,17 +244,18 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
     from lt_jax import methods, optim, retrain
 
     jobs, counts = [], np.ones(CLASSES, int)
+    per_epoch = -(-examples // BATCH)
     for i in range(count):
         delta = DELTAS[(i + 6) % len(DELTAS)]  # the first is the paper's
         rate = RATES[i // len(DELTAS) % len(RATES)]
+        los = methods.los(counts, delta=delta, start="stage1", sampler="instance")
         jobs.append(
             retrain.Job(
                 run=f"los/{i}",
-                method=methods.los(
-                    counts, delta=delta, start="stage1", sampler="instance"
-                ),
+                method=los,
                 start=start,
-                rates=optim.rates(rate, epochs, -(-examples // BATCH), 0, "epoch"),
+                rates=optim.rates(rate, epochs, per_epoch, 0, "epoch"),
+                projects=methods.projects(los, epochs, per_epoch),
                 epochs=epochs,
                 sgd=sgd(),
                 order=(2, 0, 0),
@@ -263,7 +267,9 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
 def fit(jobs: list[Any], features: Any) -> list[Any]:
     from lt_jax import retrain
 
-    return retrain.fit_heads(jobs, features, BATCH, lambda heads: None)
+    memory = 2.0**30
+    chunks = retrain.plan_chunks(jobs, BATCH, memory)
+    return list(retrain.fit_heads(chunks, features, BATCH, memory, lambda heads: None))
 
 
 # --- lt_jax: the rest -----------------------------------------------------------------
@@ -492,14 +498,14 @@ def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
     """An epoch of one head by width and number of heads; the rate of a plain matmul."""
     import numpy as np
 
-    from lt_jax import retrain
+    from lt_jax.features import Features
 
     rng, rows, rates = np.random.default_rng(2), [], []
     product, operations = matmul_way()
     product()
     for width in (64, 512):
         values = np.maximum(rng.normal(size=(1, len(dataset), width)), 0)
-        features = retrain.Features(values.astype(np.float32), dataset.labels)
+        features = Features(values.astype(np.float32), dataset.labels)
         start = fresh_head(width)
         for count in size.heads:
             jobs = make_jobs(start, count, len(dataset), size.table_epochs)
