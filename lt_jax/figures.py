@@ -175,7 +175,9 @@ def bars(
             capsize=1.6,
         )
         if reference in names and known[names.index(reference)]:
-            axis.axvline(mean[names.index(reference)], color=INK, lw=0.7, ls=(0, (4, 3)))
+            axis.axvline(
+                mean[names.index(reference)], color=INK, lw=0.7, ls=(0, (4, 3))
+            )
         if not known.any():
             axis.text(0.5, 0.5, "no such class", transform=axis.transAxes, ha="center")
         axis.set_title(title)
@@ -378,7 +380,9 @@ def reliability(
         axis.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=(0, (1, 2)))
         if reference is not None:
             axis.plot(*_bins(reference), color=GREY, lw=1, label="none, before")
-        axis.plot(*_bins(before), color=RED, ls="--", marker="^", mfc="white", label="before")
+        axis.plot(
+            *_bins(before), color=RED, ls="--", marker="^", mfc="white", label="before"
+        )
         if after is not None:
             axis.plot(*_bins(after), color=BLUE, marker="o", label="after")
         axis.set_title(title, fontsize=size)
@@ -415,7 +419,9 @@ def confusion(
     place = np.arange(len(names))
     for g, (axis, group) in enumerate(zip(axes, groups, strict=True)):
         left = np.zeros(len(names))
-        for part, ((colour, hatch), label) in enumerate(zip(looks, labels, strict=True)):
+        for part, ((colour, hatch), label) in enumerate(
+            zip(looks, labels, strict=True)
+        ):
             width = np.nan_to_num(shares[:, g, part])
             axis.barh(
                 place,

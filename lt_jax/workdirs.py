@@ -30,6 +30,8 @@ PER_CLASS = (
     "weight_norm",
 )
 RESULT = ("dataset", "protocol", "methods", "versions", "device")
+DATASET = ("name", "split_hash", "num_train", "num_classes", "counts_max", "counts_min")
+PROTOCOLS = ("batch_norm", "features", "select", "flip", "seeds", "group_limits")
 ROW = ("method", "hyper", "seeds", "metrics")
 # Keys of a config that say how and where, not what a figure means.
 ASIDE = (
@@ -238,6 +240,8 @@ def _run(path: Path, label: str) -> Run:
             "end, or stop it with Ctrl-C"
         )
     result = _json(path / "result.json", RESULT)
+    _check(path / "result.json", result["dataset"], DATASET)
+    _check(path / "result.json", result["protocol"], PROTOCOLS)
     rows = []
     for file in sorted((path / "sweep").glob("*/*/rows.json")):
         for row in _json(file, ("rows",))["rows"]:
