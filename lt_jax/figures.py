@@ -16,6 +16,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -94,6 +95,7 @@ def per_class(
     panels: Mapping[str, Mapping[str, np.ndarray]],
     reference: Mapping[str, np.ndarray],
     ylabel: str,
+    log: bool = False,
 ) -> Figure:
     """A value of each class against its count, a panel for each method.
 
@@ -103,10 +105,11 @@ def per_class(
       reference: the same lines of the stage-1 head, in grey in every panel; may be
         empty.
       ylabel: name and unit of the value.
+      log: a logarithmic axis of values; what is not positive is beyond it.
     """
     figure, axes, size = _panels(len(panels), 0.85)
     everything = [v for lines in (*panels.values(), reference) for v in lines.values()]
-    low, high, beyond = limits(np.concatenate(everything))
+    low, high, beyond = limits(np.concatenate(everything), log)
     drawn_as_picture = sum(map(len, everything)) > MANY_POINTS
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for role, shown in (("none", reference), ("", lines)):
@@ -125,9 +128,11 @@ def per_class(
                 points.set_rasterized(drawn_as_picture)
                 x, y = trend(counts[known], values[known])
                 name = " ".join(part for part in (role, label) if part) or "method"
-                axis.plot(x, y, dash, color=colour, label=name)
+                axis.plot(x, y, dash, color=colour, lw=1 if role else 1.4, label=name)
         axis.set_title(title, fontsize=size)
-        axis.set_ylim(low, high)
+    if log:
+        _log_axis(axes[0].yaxis, low, high)
+    axes[0].set_ylim(low, high)
     _count_axis(axes[0], counts)
     figure.supxlabel("training examples of the class (log scale)", fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
@@ -163,7 +168,15 @@ def bars(
             if not known[i]:
                 continue
             axis.barh(i, mean[i], 0.72, color=colour, hatch=hatch, edgecolor="white")
-            axis.text(reach[i] + 0.03 * top, i, f"{mean[i]:.1f}", va="center", size=6.5)
+            axis.text(
+                reach[i] + 0.03 * top,
+                i,
+                f"{mean[i]:.1f}",
+                va="center",
+                size=6.5,
+                bbox={"fc": "white", "ec": "none", "pad": 0.4},
+                zorder=4,
+            )
         whiskers = known & np.isfinite(std)
         axis.errorbar(
             mean[whiskers],
@@ -254,8 +267,11 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         face = BLUE if dash == "-" else "white"
         axis.plot(1 - curve.x, curve.lr, color=BLUE, ls=dash, marker="o", mfc=face)
     _smoothing_axis(axis, curves)
-    if all((curve.lr > 0).all() for curve in curves):
+    rates = np.unique(np.concatenate([curve.lr for curve in curves]))
+    if rates[0] > 0:
         axis.set_yscale("log")
+        axis.yaxis.set_minor_locator(FixedLocator([]))
+    axis.set_yticks(rates, [f"{rate:g}" for rate in rates])
     axis.set_ylabel("learning rate")
     handles = [
         Line2D([], [], color=INK, ls=dash, marker="o", mfc=face, label=curve.label)
@@ -354,7 +370,12 @@ def correlation(
                 label=title,
             )
             points.set_rasterized(many)
-        low, high, beyond = limits(values[known])
+        held = values[known]
+        # Spearman's correlation is the same on any increasing axis.
+        log = bool(len(held)) and held.min() > 0 and held.max() > 20 * held.min()
+        low, high, beyond = limits(held, log)
+        if log:
+            _log_axis(axis.xaxis, low, high)
         axis.set_xlim(low, high)
         axis.set_xlabel(name)
         axis.set_title(f"ρ = {rho:+.2f}".replace("-", "\N{MINUS SIGN}"))
@@ -387,7 +408,7 @@ def reliability(
             axis.plot(*_bins(after), color=BLUE, marker="o", label="after")
         axis.set_title(title, fontsize=size)
         axis.text(
-            0.96, 0.04, note, transform=axis.transAxes, ha="right", size=size - 1.2
+            0.96, 0.04, note, transform=axis.transAxes, ha="right", size=size - 0.8
         )
         axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     figure.supxlabel("confidence (per cent)", fontsize=8)
@@ -472,7 +493,7 @@ def gap(delta: np.ndarray, num_classes: int) -> np.ndarray:
 def trend(
     x: np.ndarray, y: np.ndarray, parts: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of ``parts`` runs of points in order of x (geometric in x); all if fewer."""
+    """Means of ``parts`` runs of points in order of x, geometric in x; fewer are all."""
     order = np.argsort(x, kind="stable")
     pieces = np.array_split(order, min(parts, max(len(order), 1)))
     held = [piece for piece in pieces if len(piece)]
@@ -480,17 +501,18 @@ def trend(
     return tuple(np.array(means).reshape(-1, 2).T)  # type: ignore[return-value]
 
 
-def limits(values: np.ndarray) -> tuple[float, float, int]:
+def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:
     """Ends of an axis that a few far values do not stretch, and how many are beyond."""
     known = values[np.isfinite(values)]
-    if not len(known):
-        return 0.0, 1.0, 0
-    ends = known.min(), known.max()
-    low, high = np.percentile(known, (1, 99))
-    if ends[1] - ends[0] <= 2 * (high - low):
-        low, high = ends
+    inside = np.log(known[known > 0]) if log else known
+    if not len(inside):
+        return 0.1 if log else 0.0, 1.0, len(known)
+    low, high = np.percentile(inside, (1, 99))
+    if np.ptp(inside) <= 2 * (high - low):
+        low, high = inside.min(), inside.max()
     room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    low, high = float(low - room), float(high + room)
+    ends = np.array([low - room, high + room])
+    low, high = map(float, np.exp(ends) if log else ends)
     return low, high, int(((known < low) | (known > high)).sum())
 
 
@@ -523,12 +545,17 @@ def _beyond(figure: Figure, axis: Axes, beyond: int, points: int) -> None:
 
 
 def _count_axis(axis: Axes, counts: np.ndarray) -> None:
-    axis.set_xscale("log")
-    wide = counts.max() > 60 * counts.min()
-    axis.xaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    _log_axis(axis.xaxis, counts.min(), counts.max())
     axis.set_xlim(counts.min() / 1.25, counts.max() * 1.25)
+
+
+def _log_axis(axis: Axis, low: float, high: float) -> None:
+    """Plain numbers on a logarithmic axis, not powers of ten."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    subs = (1.0,) if high > 60 * low else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(subs=subs))
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _smoothing_axis(axis: Axes, curves: Sequence[Curve]) -> None:

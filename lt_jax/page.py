@@ -23,7 +23,7 @@ CSS = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3a3a3;
   --line: #3d3d3d; --paper: #161616; --tint: #202020; --link: #7cc0ee; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 5rem; max-width: 68rem;
+body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 5rem; max-width: 78rem;
   background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
@@ -43,14 +43,14 @@ figure { margin: .8rem 0 0; }
 .picture { background: #fff; border: 1px solid var(--line); border-radius: 4px;
   padding: .5rem; }
 img { display: block; margin: 0 auto; height: auto; max-width: none; }
-table { border-collapse: collapse; font-size: .85rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; border-top: 1.5px solid; border-bottom: 1.5px solid;
-  margin: .2rem 0; }
-th, td { padding: .22rem .7rem; text-align: right; white-space: nowrap;
+table { border-collapse: collapse; font-size: .82rem; line-height: 1.4;
+  font-variant-numeric: tabular-nums; border: solid; border-width: 1.5px 0;
+  margin: .8rem 0 .4rem; }
+th, td { padding: .22rem .6rem; text-align: right; white-space: nowrap;
   vertical-align: top; }
 thead th { border-bottom: 1px solid; font-weight: 600; }
 th.text, td.text { text-align: left; }
-td.long { white-space: normal; min-width: 15rem; text-align: left; }
+td.long { white-space: normal; min-width: 28rem; text-align: left; }
 tbody tr.rule td { border-top: 1px solid var(--line); }
 .files, footer { color: var(--soft); font-size: .85rem; }
 .missing { color: var(--soft); font-style: italic; }
@@ -170,7 +170,7 @@ def _table(table: Table, text: set[int]) -> str:
     def row(tag: str, cells: Sequence[str], rule: bool = False) -> str:
         inner = []
         for i, cell in enumerate(cells):
-            kind = "long" if len(cell) > 44 and tag == "td" else "text"
+            kind = "long" if len(cell) > 80 and tag == "td" else "text"
             mark = f' class="{kind}"' if i in text else ""
             inner.append(f"<{tag}{mark}>{escape(cell)}</{tag}>")
         start = '<tr class="rule">' if rule else "<tr>"

@@ -22,6 +22,7 @@ from lt_jax.types import InputError
 from lt_jax.workdirs import Outcome, Run, number, spread
 
 LOS = "los"
+SPLITS = {"valid": "validation", "test": "test"}
 ACCURACIES = ("all", *GROUPS)
 # Title in the main table, key in the metrics, factor, decimals.
 COLUMNS = (
@@ -97,6 +98,7 @@ def _chapters(runs: Sequence[Run]) -> list[Chapter]:
 def _parts(run: Run) -> list[Part]:
     return [
         _main(run),
+        _hyper(run),
         _groups(run),
         _versus(run),
         _per_class(
@@ -130,10 +132,11 @@ def _parts(run: Run) -> list[Part]:
                 run,
                 f"rsd_{reading}",
                 f"RSD of each class, {word} reading",
-                f"RSD {reading}",
+                f"RSD {reading} (log scale)",
                 {"true": f"rsd_{reading}_true", "false": f"rsd_{reading}_false"},
                 words="Standard deviation of a class's logits over its LoMa; true: "
                 "over its own examples, false: over the others. Lower is steadier. ",
+                log=True,
             )
             for reading, word in (("row", "row"), ("col", "column"))
         ),
@@ -155,16 +158,18 @@ def _parts(run: Run) -> list[Part]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     r, d = run.result, run.result["dataset"]
     what, how = results.caption(r).split("\n")
-    seeds = sorted({tuple(o["seeds"]) for fits in run.fits.values() for o in fits})
+    fits = [fit for held in run.fits.values() for fit in held]
+    seeds = sorted({tuple(fit["seeds"]) for fit in fits}, key=lambda s: (len(s), s))
+    told = ", ".join(".".join(map(str, s)) for s in seeds)
     facts = [
-        ("Figures", what),
+        ("Measured", what),
         ("Protocol", how),
         (
             "Training set",
             f"{d['num_train']:,} images, {d['num_classes']:,} classes of "
             f"{d['counts_min']:,} to {d['counts_max']:,}, split {d['split_hash']}",
         ),
-        ("Seeds", ", ".join(".".join(map(str, s)) for s in seeds)),
+        ("Seeds", f"{told} (of stage 1; of stage 1 and, after the dot, stage 2)"),
         ("Versions", ", ".join(f"{k} {v}" for k, v in r["versions"].items())),
         ("Device", str(r["device"])),
     ]
@@ -174,8 +179,8 @@ def _facts(run: Run) -> list[tuple[str, str]]:
             sum(row.get("diverged") is not None for row in run.rows),
         )
         text = (
-            f"{heads:,} heads, {bad:,} diverged; of each method the one with the best "
-            f"mean of {run.choose} on validation is chosen"
+            f"{heads:,} heads, {bad:,} diverged; of each method the setting that is "
+            f"best on validation ({run.choose}, mean over seeds) is chosen"
         )
         facts.insert(2, ("Sweep", text))
     if r["protocol"].get("interrupted"):
@@ -193,16 +198,15 @@ def _main(run: Run) -> Part:
             label = setting if run.swept and name != "none" else ""
             used = _used(run, name, fits)
             over = [(*_over(fits, key), f, d) for _, key, f, d in COLUMNS]
-            cells = [_cell(*o) for o in over]
-            shown.append([name, label, *cells, _words(used)])
+            shown.append([name, label, *(_cell(*o) for o in over)])
             both = [f * x for mean, std, f, _ in over for x in (mean, std)]
             numbers.append([name, label, len(fits), *both, json.dumps(used)])
     titles = [title for title, *_ in COLUMNS]
     both = [f"{key}{end}" for _, key, *_ in COLUMNS for end in ("", "_std")]
-    drop = slice(1, 1) if run.swept else slice(1, 2)
-    header = ["method", "values", *titles, "hyper-parameters"]
-    for row in (header, *shown):
-        del row[drop]
+    header = ["method", "values", *titles]
+    if not run.swept:
+        for row in (header, *shown):
+            del row[1]
     return Part(
         "main",
         "Every method",
@@ -212,8 +216,33 @@ def _main(run: Run) -> Part:
         else "Each method at the one setting of the config: this ranks the settings "
         "as much as the methods.",
         table=Table(header, shown),
-        text=(0, 1, len(header) - 1) if run.swept else (0, len(header) - 1),
+        text=(0, 1) if run.swept else (0,),
         numbers=Table(["method", "values", "seeds", *both, "hyper"], numbers),
+    )
+
+
+def _hyper(run: Run) -> Part:
+    part = Part("hyper", "Hyper-parameters", "")
+    rows = []
+    for name in (n for n in dict.fromkeys([*run.fits, *run.fixed]) if n != "none"):
+        chosen, fixed = (
+            _used(run, name, held.get(name, [])) for held in (run.fits, run.fixed)
+        )
+        moved = {k: v for k, v in chosen.items() if k in fixed and fixed[k] != v}
+        rows.append([name, _words(chosen), _words(moved) or "as in the config"])
+    if not rows:
+        return part._replace(missing="No method of stage 2 has finished here.")
+    header = ["method", "values", "not as in the config"]
+    if not run.swept:
+        header, rows = header[:2], [row[:2] for row in rows]
+    return part._replace(
+        read=f"Chosen on validation ({run.choose}), and which of them the config has "
+        "otherwise."
+        if run.swept
+        else "As in the config.",
+        table=Table(header, rows),
+        text=range(len(header)),
+        numbers=Table(header, rows),
     )
 
 
@@ -236,7 +265,7 @@ def _groups(run: Run) -> Part:
         f"{limits['few']}) classes; whiskers: standard deviation over seeds; dashed: "
         "the stage-1 head.",
         picture=figures.render(figure),
-        alt=f"Bars of the accuracy of {_list(run.fits)}, over all classes and by group.",
+        alt=f"Bars of the accuracy of {_list(run.fits)}, over all and by group.",
         numbers=Table(
             ["method", "seeds", *(f"{k}{e}" for k in ACCURACIES for e in ("", "_std"))],
             numbers,
@@ -275,7 +304,7 @@ def _versus(run: Run) -> Part:
         f"by seeds: mean ± standard deviation of the differences. LOS is {told} of "
         f"{len(others)}. A difference no larger than its deviation is called within "
         "the spread; pairs that share one representation say nothing about another.",
-        table=Table(["method", *keys, "pairs", "all classes"], shown),
+        table=Table(["method", *keys, "pairs", "over all"], shown),
         text=(0, len(keys) + 2),
         numbers=Table(["method", "pairs", *both, "verdict"], numbers),
     )
@@ -289,6 +318,7 @@ def _per_class(
     keys: Mapping[str, str],
     factor: float = 1,
     words: str = "",
+    log: bool = False,
 ) -> Part:
     first = next(iter(run.fits.values()))[0]["per_class"]
     counts = np.array(first["train_count"], np.float64)
@@ -308,7 +338,7 @@ def _per_class(
         numbers += [[method, *row] for row in rest]
     panels = {m: of for m, of in lines.items() if m != "none"} or lines
     reference = lines.get("none", {}) if "none" not in panels else {}
-    figure = figures.per_class(counts, panels, reference, ylabel)
+    figure = figures.per_class(counts, panels, reference, ylabel, log)
     both = [f"{key}{end}" for key in keys.values() for end in ("", "_std")]
     return Part(
         name,
@@ -376,12 +406,12 @@ def _delta(run: Run) -> Part:
         return part._replace(missing="Every LOS head of the sweep has diverged.")
     both = [f"{key}{end}" for key in keys for end in ("", "_std")]
     return part._replace(
-        read=f"LOS by its delta, on the {split} split; the axis is logarithmic in "
+        read=f"LOS by its delta, on the {SPLITS[split]} split; the axis is logarithmic in "
         "1-δ. Filled and solid: at each delta the learning rate that is best on "
         f"validation ({run.choose}); open and dashed: the config's. Bands: standard "
         "deviation over seeds. Fifth panel: the gap between the logits that a perfect "
         "fit has against LoMa (δ = 0 asks for an infinite one and is not in it).",
-        picture=figures.render(figures.smoothing(curves, num_classes, split)),
+        picture=figures.render(figures.smoothing(curves, num_classes, SPLITS[split])),
         alt="Accuracy, Logits Magnitude, RSD, gap and learning rate of LOS against "
         f"delta from {curves[0].x.min():g} to {curves[0].x.max():g}.",
         numbers=Table(["line", "delta", "lr", "gap_asked", "seeds", *both], numbers),
@@ -418,8 +448,8 @@ def _rates(run: Run) -> Part:
     )
     figure = figures.heat(names, rates, values, chosen, fixed)
     return part._replace(
-        read=f"Accuracy over all classes on the {split} split, mean over seeds; at each "
-        "learning rate the other hyper-parameters are those that are best on "
+        read=f"Accuracy over all classes on the {SPLITS[split]} split, mean over "
+        "seeds; at each learning rate the other hyper-parameters are those that are best on "
         f"validation ({run.choose}). Frame: chosen; dot: the config's; empty: not "
         "tried, or diverged.",
         picture=figures.render(figure),
@@ -466,7 +496,7 @@ def _correlation(run: Run) -> Part:
         shown.append([name, _signed(rho), _signed(own), size])
     split = split if run.rows else "test"
     return part._replace(
-        read=f"Each point is a head, {len(heads):,} in all, on the {split} split. ρ is "
+        read=f"Each point is a head, {len(heads):,} in all, on the {SPLITS[split]} split. ρ is "
         "Spearman's rank correlation with accuracy: +1 and -1 are the same and the "
         "opposite order. Heads of one method resemble each other, so it describes "
         "these heads and tests nothing.",
@@ -543,9 +573,8 @@ def _confusion(run: Run) -> Part:
         return part._replace(missing=_no_analysis("confusion of the groups"))
     shares, numbers = [], []
     for name, fits in held.items():
-        counts = sum(
-            np.array(fit["analysis"]["confusion"]["counts"], np.int64) for fit in fits
-        )
+        lines = [fit["analysis"]["confusion"]["counts"] for fit in fits]
+        counts = np.sum(np.array(lines, np.int64), axis=0)
         with np.errstate(invalid="ignore"):
             share = 100 * counts / np.sum(counts, axis=1, keepdims=True)
         shares.append(share)

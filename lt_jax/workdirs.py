@@ -184,7 +184,7 @@ def differences(one: Run, other: Run, method: str) -> dict[str, tuple[Any, Any]]
         flat = {
             key: value
             for key, value in flattened(run.config).items()
-            if not any(key == a or a[-1] == "." and key.startswith(a) for a in ASIDE)
+            if not any(key == a or (a[-1] == "." and key.startswith(a)) for a in ASIDE)
             and key not in PROTOCOL.values()
         }
         entries = run.config.get("method", {})
