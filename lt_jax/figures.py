@@ -16,7 +16,6 @@ import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
@@ -131,7 +130,7 @@ def per_class(
                 axis.plot(x, y, dash, color=colour, lw=1 if role else 1.4, label=name)
         axis.set_title(title, fontsize=size)
     if log:
-        _log_axis(axes[0].yaxis, low, high)
+        _log_axis(axes[0], "y", low, high)
     axes[0].set_ylim(low, high)
     _count_axis(axes[0], counts)
     figure.supxlabel("training examples of the class (log scale)", fontsize=8)
@@ -218,7 +217,7 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         ("accuracy (per cent)", 100, {"all": "all", "balanced": "balanced"}),
         ("accuracy (per cent)", 100, {g: g for g in ("many", "medium", "few")}),
         ("Logits Magnitude (nats)", 1, {"loma_row": "row", "loma_col": "column"}),
-        ("RSD", 1, {key: key[4:].replace("_", " ") for key in rsd}),
+        ("RSD (log scale)", 1, {key: key[4:].replace("_", " ") for key in rsd}),
     )
     dashes = ("-", (0, (3, 2)))
     for axis, (ylabel, factor, keys) in zip(axes.flat, panels, strict=False):
@@ -238,6 +237,11 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
                     ends += [(known[-1], name, colour)] if len(known) else []
         _smoothing_axis(axis, curves)
         axis.set_ylabel(ylabel)
+        drawn = np.concatenate(
+            [curve.values[key][0] for curve in curves for key in keys]
+        )
+        if ylabel.startswith("RSD") and np.nanmin(drawn) > 0:
+            _log_axis(axis, "y", *axis.get_ylim())
         _label_ends(axis, ends, 118)
     axis = axes.flat[4]
     reached = [0.0]
@@ -375,7 +379,7 @@ def correlation(
         log = bool(len(held)) and held.min() > 0 and held.max() > 20 * held.min()
         low, high, beyond = limits(held, log)
         if log:
-            _log_axis(axis.xaxis, low, high)
+            _log_axis(axis, "x", low, high)
         axis.set_xlim(low, high)
         axis.set_xlabel(name)
         axis.set_title(f"ρ = {rho:+.2f}".replace("-", "\N{MINUS SIGN}"))
@@ -493,12 +497,12 @@ def gap(delta: np.ndarray, num_classes: int) -> np.ndarray:
 def trend(
     x: np.ndarray, y: np.ndarray, parts: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means of ``parts`` runs of points in order of x, geometric in x; fewer are all."""
+    """Medians of ``parts`` runs of the points in order of x; fewer points are all."""
     order = np.argsort(x, kind="stable")
     pieces = np.array_split(order, min(parts, max(len(order), 1)))
     held = [piece for piece in pieces if len(piece)]
-    means = [(np.exp(np.log(x[p]).mean()), y[p].mean()) for p in held]
-    return tuple(np.array(means).reshape(-1, 2).T)  # type: ignore[return-value]
+    middles = [(np.median(x[p]), np.median(y[p])) for p in held]
+    return tuple(np.array(middles).reshape(-1, 2).T)  # type: ignore[return-value]
 
 
 def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:
@@ -545,17 +549,18 @@ def _beyond(figure: Figure, axis: Axes, beyond: int, points: int) -> None:
 
 
 def _count_axis(axis: Axes, counts: np.ndarray) -> None:
-    _log_axis(axis.xaxis, counts.min(), counts.max())
+    _log_axis(axis, "x", counts.min(), counts.max())
     axis.set_xlim(counts.min() / 1.25, counts.max() * 1.25)
 
 
-def _log_axis(axis: Axis, low: float, high: float) -> None:
+def _log_axis(axis: Axes, which: str, low: float, high: float) -> None:
     """Plain numbers on a logarithmic axis, not powers of ten."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set(**{f"{which}scale": "log"})
+    line = axis.xaxis if which == "x" else axis.yaxis
     subs = (1.0,) if high > 60 * low else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    line.set_major_locator(LogLocator(subs=subs))
+    line.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
+    line.set_minor_formatter(NullFormatter())
 
 
 def _smoothing_axis(axis: Axes, curves: Sequence[Curve]) -> None:
@@ -579,17 +584,18 @@ def _label_ends(
       ends: y, text and colour.
       height: of the axis in points, about.
     """
-    low, high = axis.get_ylim()
-    apart = 8.5 / height * (high - low)
+    scale = axis.transData + axis.transAxes.inverted()  # also of logarithmic axes
+    apart = 8.5 / height
     places: list[float] = []
     for y, _, _ in sorted(ends):
-        places.append(max(y, places[-1] + apart) if places else y)
-    over = max(0.0, places[-1] - high) if places else 0.0
+        place = float(scale.transform((1e-3, y))[1])
+        places.append(max(place, places[-1] + apart) if places else place)
+    over = max(0.0, places[-1] - 1) if places else 0.0
     for place, (_, text, colour) in zip(places, sorted(ends), strict=True):
         axis.annotate(
             text,
             (1, place - over),
-            xycoords=("axes fraction", "data"),
+            xycoords="axes fraction",
             xytext=(3, 0),
             textcoords="offset points",
             va="center",

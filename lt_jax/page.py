@@ -23,7 +23,7 @@ CSS = """
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --soft: #a3a3a3;
   --line: #3d3d3d; --paper: #161616; --tint: #202020; --link: #7cc0ee; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 5rem; max-width: 78rem;
+body { margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 3rem) 5rem; max-width: 84rem;
   background: var(--paper); color: var(--ink);
   font: 1rem/1.55 system-ui, "Segoe UI", Helvetica, Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 .5rem; }
@@ -46,8 +46,9 @@ img { display: block; margin: 0 auto; height: auto; max-width: none; }
 table { border-collapse: collapse; font-size: .82rem; line-height: 1.4;
   font-variant-numeric: tabular-nums; border: solid; border-width: 1.5px 0;
   margin: .8rem 0 .4rem; }
-th, td { padding: .22rem .6rem; text-align: right; white-space: nowrap;
+th, td { padding: .22rem .5rem; text-align: right; white-space: nowrap;
   vertical-align: top; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
 thead th { border-bottom: 1px solid; font-weight: 600; }
 th.text, td.text { text-align: left; }
 td.long { white-space: normal; min-width: 28rem; text-align: left; }

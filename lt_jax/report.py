@@ -43,8 +43,8 @@ BALANCE = {
     **{f"RSD {part.replace('_', ' ')}": f"rsd_{part}" for part in RSD},
 }
 PANELS = (
-    "A panel for each method: points are classes (mean over seeds), lines the means of "
-    "classes of similar count; grey is the stage-1 head, none."
+    "A panel for each method: points are classes (mean over seeds), lines the medians "
+    "of classes of similar count; grey is the stage-1 head, none."
 )
 
 
@@ -406,8 +406,8 @@ def _delta(run: Run) -> Part:
         return part._replace(missing="Every LOS head of the sweep has diverged.")
     both = [f"{key}{end}" for key in keys for end in ("", "_std")]
     return part._replace(
-        read=f"LOS by its delta, on the {SPLITS[split]} split; the axis is logarithmic in "
-        "1-δ. Filled and solid: at each delta the learning rate that is best on "
+        read=f"LOS by its delta, on the {SPLITS[split]} split; the axis is logarithmic "
+        "in 1-δ. Filled and solid: at each delta the learning rate that is best on "
         f"validation ({run.choose}); open and dashed: the config's. Bands: standard "
         "deviation over seeds. Fifth panel: the gap between the logits that a perfect "
         "fit has against LoMa (δ = 0 asks for an infinite one and is not in it).",
@@ -449,8 +449,8 @@ def _rates(run: Run) -> Part:
     figure = figures.heat(names, rates, values, chosen, fixed)
     return part._replace(
         read=f"Accuracy over all classes on the {SPLITS[split]} split, mean over "
-        "seeds; at each learning rate the other hyper-parameters are those that are best on "
-        f"validation ({run.choose}). Frame: chosen; dot: the config's; empty: not "
+        "seeds; at each learning rate the other hyper-parameters are those that are "
+        f"best on validation ({run.choose}). Frame: chosen; dot: the config's; empty: not "
         "tried, or diverged.",
         picture=figures.render(figure),
         alt=f"Heat map of accuracy for {len(names)} methods and {len(rates)} learning "
@@ -496,8 +496,8 @@ def _correlation(run: Run) -> Part:
         shown.append([name, _signed(rho), _signed(own), size])
     split = split if run.rows else "test"
     return part._replace(
-        read=f"Each point is a head, {len(heads):,} in all, on the {SPLITS[split]} split. ρ is "
-        "Spearman's rank correlation with accuracy: +1 and -1 are the same and the "
+        read=f"Each point is a head, {len(heads):,} in all, on the {SPLITS[split]} "
+        "split. ρ is Spearman's rank correlation with accuracy: +1 and -1 are the same and the "
         "opposite order. Heads of one method resemble each other, so it describes "
         "these heads and tests nothing.",
         picture=figures.render(

@@ -1,4 +1,4 @@
-"""Workdirs as a run or a sweep leaves them, with made-up numbers; nothing is trained."""
+"""Workdirs as a run or a sweep leaves them, with made-up numbers."""
 
 from __future__ import annotations
 
