@@ -217,7 +217,7 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         ("accuracy (per cent)", 100, {"all": "all", "balanced": "balanced"}),
         ("accuracy (per cent)", 100, {g: g for g in ("many", "medium", "few")}),
         ("Logits Magnitude (nats)", 1, {"loma_row": "row", "loma_col": "column"}),
-        ("RSD (log scale)", 1, {key: key[4:].replace("_", " ") for key in rsd}),
+        ("RSD", 1, {key: key[4:].replace("_", " ") for key in rsd}),
     )
     dashes = ("-", (0, (3, 2)))
     for axis, (ylabel, factor, keys) in zip(axes.flat, panels, strict=False):
@@ -240,8 +240,9 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         drawn = np.concatenate(
             [curve.values[key][0] for curve in curves for key in keys]
         )
-        if ylabel.startswith("RSD") and np.nanmin(drawn) > 0:
+        if ylabel == "RSD" and drawn.min() > 0:  # not so where LoMa is negative
             _log_axis(axis, "y", *axis.get_ylim())
+            axis.set_ylabel("RSD (log scale)")
         _label_ends(axis, ends, 118)
     axis = axes.flat[4]
     reached = [0.0]

@@ -450,8 +450,8 @@ def _rates(run: Run) -> Part:
     return part._replace(
         read=f"Accuracy over all classes on the {SPLITS[split]} split, mean over "
         "seeds; at each learning rate the other hyper-parameters are those that are "
-        f"best on validation ({run.choose}). Frame: chosen; dot: the config's; empty: not "
-        "tried, or diverged.",
+        f"best on validation ({run.choose}). Frame: chosen; dot: the config's; empty: "
+        "not tried, or diverged.",
         picture=figures.render(figure),
         alt=f"Heat map of accuracy for {len(names)} methods and {len(rates)} learning "
         "rates.",
@@ -497,9 +497,9 @@ def _correlation(run: Run) -> Part:
     split = split if run.rows else "test"
     return part._replace(
         read=f"Each point is a head, {len(heads):,} in all, on the {SPLITS[split]} "
-        "split. ρ is Spearman's rank correlation with accuracy: +1 and -1 are the same and the "
-        "opposite order. Heads of one method resemble each other, so it describes "
-        "these heads and tests nothing.",
+        "split. ρ is Spearman's rank correlation with accuracy: +1 and -1 are the same "
+        "and the opposite order. Heads of one method resemble each other, so it "
+        "describes these heads and tests nothing.",
         picture=figures.render(
             figures.correlation(panels, accuracy, ours, LOS if ours.any() else "")
         ),

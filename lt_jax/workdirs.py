@@ -244,9 +244,12 @@ def _run(path: Path, label: str) -> Run:
     _check(path / "result.json", result["protocol"], PROTOCOLS)
     rows = []
     for file in sorted((path / "sweep").glob("*/*/rows.json")):
-        for row in _json(file, ("rows",))["rows"]:
+        held = _json(file, ("rows",))["rows"]
+        if not isinstance(held, list):
+            raise InputError(f"{file} holds no list of rows where one is expected")
+        for row in held:
             _check(file, row, ROW)
-            rows.append(row)
+        rows += held
     points = path / "checkpoints"
     chosen, fixed = _methods(points / "chosen"), _methods(points / "fixed")
     fits = chosen or _methods(points)
