@@ -166,10 +166,18 @@ def spread(values: Iterable[float | None]) -> tuple[float, float]:
     )
 
 
+def over(fits: list[Outcome], key: str) -> tuple[float, float]:
+    """Mean and deviation of a metric over the seeds of a method's fits."""
+    return spread(fit["metrics"].get(key) for fit in fits)
+
+
 def hyper(run: Run, method: str, fits: list[Outcome]) -> dict[str, Any]:
-    """The hyper-parameters of a method's fits."""
-    entry = fits[0].get("hyper") if fits else None
-    return entry or run.result["methods"].get(method, {}).get("hyper") or {}
+    """The hyper-parameters of a method's fits; nothing if there are none."""
+    if not fits:
+        return {}
+    return (
+        fits[0].get("hyper") or run.result["methods"].get(method, {}).get("hyper") or {}
+    )
 
 
 def differences(one: Run, other: Run, method: str) -> dict[str, tuple[Any, Any]]:
@@ -187,7 +195,7 @@ def differences(one: Run, other: Run, method: str) -> dict[str, tuple[Any, Any]]
             if not any(key == a or (a[-1] == "." and key.startswith(a)) for a in ASIDE)
             and key not in PROTOCOL.values()
         }
-        entries = run.config.get("method", {})
+        entries = run.config["method"]
         for name in (n for n in entries if isinstance(entries[n], dict)):
             own = f"method.{name}."
             flat = {k: v for k, v in flat.items() if not k.startswith(own)} | {
@@ -264,7 +272,7 @@ def _run(path: Path, label: str) -> Run:
         path,
         label,
         result,
-        _json(path / "config.json", ()),
+        _json(path / "config.json", ("method",)),
         none | {name: fits[name] for name in dict.fromkeys(order) if name in fits},
         fixed,
         rows,

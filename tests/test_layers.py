@@ -49,6 +49,8 @@ FLOORS = {
     "report.py": 3,
     "results.py": 3,
     "workdirs.py": 3,
+    "report_tables.py": 3,
+    "report_figures.py": 3,
     # Flags.
     "cli.py": 4,
     "__main__.py": 4,

@@ -14,7 +14,15 @@ import made_workdirs as made
 import numpy as np
 import pytest
 
-from lt_jax import cli, figures, page, report, workdirs
+from lt_jax import (
+    cli,
+    figures,
+    page,
+    report,
+    report_figures,
+    report_tables,
+    workdirs,
+)
 from lt_jax.types import InputError
 
 COUNTS = (500, 50, 5)
@@ -103,6 +111,13 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the drawing, which takes most of the time."""
+    files = {"png": b"png", "svg": b'<svg width="9pt"/>'}
+    monkeypatch.setattr(figures, "render", lambda _: files)
+
+
 def numbers(workdir: Path, name: str) -> list[dict[str, str]]:
     file = workdir / "report" / "figures" / f"{name}.csv"
     with file.open(encoding="utf-8", newline="") as stream:
@@ -151,7 +166,7 @@ def test_differences_from_los_are_paired_by_seeds(plain: Path):
     assert float(ce["all"]) == pytest.approx(-10)
     assert float(ce["all_std"]) == pytest.approx(np.std([-5, -15], ddof=1))
     assert ce["verdict"] == "los ahead"
-    assert "LOS is ahead of 2, behind 0, within the spread of 0 of 2." in html(plain)
+    assert "LOS is ahead of 2 of 2." in html(plain)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +181,7 @@ def test_differences_from_los_are_paired_by_seeds(plain: Path):
     ],
 )
 def test_verdict(mean: float, std: float, pairs: int, expected: str):
-    assert report._verdict("ce", mean, std, pairs) == expected
+    assert report_tables.verdict("ce", mean, std, pairs) == expected
 
 
 def test_delta_takes_the_rate_that_validation_chooses_and_the_fixed_one(swept: Path):
@@ -240,7 +255,7 @@ def test_reliability_adds_up_and_lives_without_a_validation_set(swept: Path):
     ],
 )
 def test_spearman(x: list[float], y: list[float], expected: float):
-    rho = report.spearman(np.array(x, float), np.array(y, float))
+    rho = report_figures.spearman(np.array(x, float), np.array(y, float))
     assert rho == pytest.approx(expected, nan_ok=True)
 
 
@@ -353,6 +368,7 @@ def test_what_is_missing_is_said(plain: Path):
         assert not list((plain / "report" / "figures").glob(f"{name}.*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_stage_1_alone_and_empty_groups_and_nulls(tmp_path: Path):
     one = made.outcome([0], 0.4, COUNTS)
     one["metrics"] |= {"few": None, "loma_row": None}
@@ -374,6 +390,7 @@ def test_a_method_without_analysis_is_named(tmp_path: Path):
     assert "Not measured for none and ce." in html(folder)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_in_which_all_diverged(tmp_path: Path):
     rows = [
         made.row("los", LOS | {"delta": d, "lr": lr}, [0, 0], {}, {}, 3)
@@ -390,6 +407,7 @@ def test_a_sweep_in_which_all_diverged(tmp_path: Path):
 # Several workdirs.
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_choice_is_named_and_several_are_listed(plain: Path, tmp_path: Path):
     entries = {"ce": CE, "los": LOS}
     drift = made.write(
@@ -425,6 +443,7 @@ def test_one_choice_is_named_and_several_are_listed(plain: Path, tmp_path: Path)
     assert (out / "figures" / "groups-2-drift.png").exists()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_training_set_and_other_epochs_are_differences(
     plain: Path, tmp_path: Path
 ):
@@ -503,6 +522,7 @@ def test_the_command_reads_workdirs_and_no_config(plain: Path, capsys: Any):
     assert "takes no --config" in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_tells_where_the_page_is(plain: Path, tmp_path: Path, capsys: Any):
     assert cli.main(["report", str(plain), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'index.html'}\n"
