@@ -110,6 +110,8 @@ def per_class(
     everything = [v for lines in (*panels.values(), reference) for v in lines.values()]
     low, high, beyond = limits(np.concatenate(everything), log)
     drawn_as_picture = sum(map(len, everything)) > MANY_POINTS
+    few = len(counts) <= 30  # then the points are what is looked at
+    handles: dict[str, Line2D] = {}
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
         for role, shown in (("none", reference), ("", lines)):
             for (label, values), kind in zip(shown.items(), LINES, strict=False):
@@ -118,16 +120,20 @@ def per_class(
                 points = axis.scatter(
                     counts[known],
                     values[known],
-                    s=7 if len(counts) <= 200 else 2,
+                    s=16 if few else 7 if len(counts) <= 200 else 2,
                     marker=marker,
                     color=colour,
-                    alpha=0.45,
-                    linewidths=0.6 if role else 0,
+                    alpha=0.9 if few else 0.45,
+                    linewidths=(1 if few else 0.6) if role else 0,
+                    zorder=3 if few else 1,
                 )
                 points.set_rasterized(drawn_as_picture)
                 x, y = trend(counts[known], values[known])
+                axis.plot(x, y, dash, color=colour, lw=1 if role else 1.4)
                 name = " ".join(part for part in (role, label) if part) or "method"
-                axis.plot(x, y, dash, color=colour, lw=1 if role else 1.4, label=name)
+                handles[name] = Line2D(
+                    [], [], color=colour, ls=dash, marker=marker, label=name
+                )
         axis.set_title(title, fontsize=size)
     if log:
         _log_axis(axes[0], "y", low, high)
@@ -135,7 +141,9 @@ def per_class(
     _count_axis(axes[0], counts)
     figure.supxlabel("training examples of the class (log scale)", fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
-    _legend(figure, axes[0])
+    figure.legend(
+        handles=list(handles.values()), loc="outside upper left", ncols=len(handles)
+    )
     _beyond(figure, axes[-1], beyond, sum(map(len, everything)))
     return figure
 
@@ -559,6 +567,7 @@ def _log_axis(axis: Axes, which: str, low: float, high: float) -> None:
     axis.set(**{f"{which}scale": "log"})
     line = axis.xaxis if which == "x" else axis.yaxis
     subs = (1.0,) if high > 60 * low else (1.0, 2.0, 5.0)
+    subs = (1.0, 2.0, 3.0, 5.0) if high < 8 * low else subs
     line.set_major_locator(LogLocator(subs=subs))
     line.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     line.set_minor_formatter(NullFormatter())
