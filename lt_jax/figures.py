@@ -24,6 +24,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#8A8A8A", "#222222"
 WIDTH = 7.5  # inches, of a figure that fills a page
+MANY_CLASSES = 1500  # from here on classes are a band, as points would drown it
+QUARTILES = (0.25, 0.75)  # its edges
 MANY_POINTS = 2000  # from here on the points of a vector figure are one picture
 LINES = ((BLUE, "o", "-"), (RED, "^", "--"), (GREEN, "s", ":"), (ORANGE, "D", "-."))
 STYLE = {
@@ -109,6 +111,7 @@ def per_class(
     figure, axes, size = _panels(len(panels), 0.85)
     everything = [v for lines in (*panels.values(), reference) for v in lines.values()]
     low, high, beyond = limits(np.concatenate(everything), log)
+    beyond = 0 if len(counts) > MANY_CLASSES else beyond
     drawn_as_picture = sum(map(len, everything)) > MANY_POINTS
     few = len(counts) <= 30  # then the points are what is looked at
     handles: dict[str, Line2D] = {}
@@ -117,18 +120,25 @@ def per_class(
             for (label, values), kind in zip(shown.items(), LINES, strict=False):
                 colour, marker, dash = (GREY, "x", kind[2]) if role else kind
                 known = np.isfinite(values)
-                points = axis.scatter(
-                    counts[known],
-                    values[known],
-                    s=16 if few else 7 if len(counts) <= 200 else 2,
-                    marker=marker,
-                    color=colour,
-                    alpha=0.9 if few else 0.45,
-                    linewidths=(1 if few else 0.6) if role else 0,
-                    zorder=3 if few else 1,
-                )
-                points.set_rasterized(drawn_as_picture)
                 x, y = trend(counts[known], values[known])
+                if len(counts) > MANY_CLASSES:
+                    quarters = (
+                        trend(counts[known], values[known], q) for q in QUARTILES
+                    )
+                    low_y, high_y = (of for _, of in quarters)
+                    axis.fill_between(x, low_y, high_y, color=colour, alpha=0.25, lw=0)
+                else:
+                    points = axis.scatter(
+                        counts[known],
+                        values[known],
+                        s=16 if few else 7,
+                        marker=marker,
+                        color=colour,
+                        alpha=0.9 if few else 0.45,
+                        linewidths=(1 if few else 0.6) if role else 0,
+                        zorder=3 if few else 1,
+                    )
+                    points.set_rasterized(drawn_as_picture)
                 axis.plot(x, y, dash, color=colour, lw=1 if role else 1.4)
                 name = " ".join(part for part in (role, label) if part) or "method"
                 handles[name] = Line2D(
@@ -504,14 +514,18 @@ def gap(delta: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def trend(
-    x: np.ndarray, y: np.ndarray, parts: int = 12
+    x: np.ndarray, y: np.ndarray, quantile: float = 0.5, parts: int = 12
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of ``parts`` runs of the points in order of x; fewer points are all."""
+    """Medians of ``parts`` runs of the points in order of x; fewer points are all.
+
+    Args:
+      quantile: what to take of y in place of the median.
+    """
     order = np.argsort(x, kind="stable")
     pieces = np.array_split(order, min(parts, max(len(order), 1)))
     held = [piece for piece in pieces if len(piece)]
-    middles = [(np.median(x[p]), np.median(y[p])) for p in held]
-    return tuple(np.array(middles).reshape(-1, 2).T)  # type: ignore[return-value]
+    middles = np.array([np.median(x[piece]) for piece in held])
+    return middles, np.array([np.quantile(y[piece], quantile) for piece in held])
 
 
 def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:

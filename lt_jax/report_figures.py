@@ -25,7 +25,8 @@ BALANCE = {
 }
 PANELS = (
     "A panel for each method: points are classes (mean over seeds), lines the medians "
-    "of classes of similar count; grey is the stage-1 head, none."
+    "of classes of similar count (where classes are too many for points, bands hold "
+    "the middle half of them); grey is the stage-1 head, none."
 )
 
 
