@@ -43,9 +43,9 @@ figure { margin: .8rem 0 0; }
 .picture { background: #fff; border: 1px solid var(--line); border-radius: 4px;
   padding: .5rem; }
 img { display: block; margin: 0 auto; height: auto; max-width: none; }
-table { border-collapse: separate; border-spacing: 0; font-size: .82rem; line-height: 1.4;
-  font-variant-numeric: tabular-nums; border: solid; border-width: 1.5px 0;
-  margin: .8rem 0 .4rem; }
+table { border-collapse: separate; border-spacing: 0; font-size: .82rem;
+  line-height: 1.4; font-variant-numeric: tabular-nums;
+  border: solid; border-width: 1.5px 0; margin: .8rem 0 .4rem; }
 th, td { padding: .22rem .5rem; text-align: right; white-space: nowrap;
   vertical-align: top; }
 th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
