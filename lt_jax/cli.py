@@ -48,8 +48,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lt_jax.types import InputError
 
     try:
-        config = _config(config_flags)
-        options.call(config, options)
+        if options.configured:
+            options.call(_config(config_flags), options)
+        elif config_flags:
+            raise InputError(f"{options.command} takes no --config: it reads workdirs")
+        else:
+            options.call(options)
     except InputError as error:
         print(f"lt-jax: {error}", file=sys.stderr)
         return 2
@@ -96,19 +100,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
-    def add(name: str, call: Any, text: str, workdir: bool = True) -> Any:
+    def add(
+        name: str, call: Any, text: str, workdir: bool = True, configured: bool = True
+    ) -> Any:
         command = commands.add_parser(
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            epilog=CONFIG_HELP,
+            epilog=CONFIG_HELP if configured else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(call=call)
+        command.set_defaults(call=call, configured=configured)
         if workdir:
             command.add_argument(
                 "--workdir",
-                type=lambda text: Path(text).expanduser(),
+                type=_path,
                 required=True,
                 help="where checkpoints, logs and results go",
             )
@@ -133,10 +139,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
 
+    command = add(
+        "report", _report, "figures, tables and one page", False, configured=False
+    )
+    command.add_argument("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
+    command.add_argument(
+        "--out", type=_path, metavar="DIR", help="default: FIRST_RUN/report"
+    )
+
     command = add("data", _data, "counts, groups, imbalance, hash", workdir=False)
     command.add_argument("what", choices=("info",))
     command.add_argument("--json", action="store_true", help="one JSON object")
     return parser
+
+
+def _path(text: str) -> Path:
+    return Path(text).expanduser()
 
 
 def _run(config: Config, options: argparse.Namespace) -> None:
@@ -178,6 +196,13 @@ def _evaluate(config: Config, options: argparse.Namespace) -> None:
     for run, values in found.items():
         cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
         print(f"{run:{wide}s}{cells}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from lt_jax import report
+
+    page = report.write(options.runs, options.out or options.runs[0] / "report")
+    print(f"report: {page}")
 
 
 def _data(config: Config, options: argparse.Namespace) -> None:

@@ -25,6 +25,8 @@ FLOORS = {
     "trees.py": 0,
     "inits.py": 0,
     "seeds.py": 0,
+    "figures.py": 0,
+    "page.py": 0,
     # What is composed of it.
     "methods.py": 1,
     "grids.py": 1,
@@ -51,6 +53,9 @@ FLOORS = {
     "sweep.py": 3,
     "report.py": 3,
     "results.py": 3,
+    "workdirs.py": 3,
+    "report_tables.py": 3,
+    "report_figures.py": 3,
     # Flags.
     "cli.py": 4,
     "__main__.py": 4,
@@ -63,6 +68,7 @@ ONLY = {
     "tensorflow": ["data/*"],
     "grain": ["data/*"],
     "array_record": ["data/*"],
+    "matplotlib": ["figures.py"],
     "lt_jax.cli": ["__main__.py"],
     "configs": [],
     "flax.training": [],  # deprecated
