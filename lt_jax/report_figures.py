@@ -102,9 +102,10 @@ def per_class(
 def delta(run: Run) -> Part:
     part = Part("delta", "How much smoothing", "")
     tried = [
-        s
-        for s in workdirs.settings(row for row in run.rows if row["method"] == LOS)
-        if 0 <= s.hyper.get("delta", -1) < 1
+        # Plain cross-entropy is the curve's beginning.
+        s._replace(hyper={**s.hyper, "delta": 0.0}) if s.method == "ce" else s
+        for s in workdirs.settings(run.rows)
+        if s.method in ("ce", LOS)
     ]
     if len({s.hyper["delta"] for s in tried}) < 2:
         return part._replace(

@@ -35,6 +35,10 @@ FREE = (
     "save.*",
     "log.*",
     "eval.batch",
+    # Every fit is kept by its method and seeds, so more of them may come.
+    "method.names",
+    "method.repeats",
+    "optim.repeats",
     # What a sweep fits, and what it chooses by, is told row by row.
     "method.*.grid.*",
     "method.memory",

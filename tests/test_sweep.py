@@ -233,7 +233,7 @@ def test_a_diverging_row_is_told_and_not_chosen(swept, tmp_path):
     c = config(
         init__path=str(workdir),
         method__names=("los",),
-        method__los__grid={"lr": (5e-3, 1e30)},
+        method__los__grid={"lr": (5e-3, 1e38)},
     )
     result = train.sweep(c, tmp_path)
     assert result["sweep"]["diverged"] == 2
