@@ -2,7 +2,8 @@
 
 The argument picks the variant, every part optional:
 
-    configs/cifar100_lt.py:ir=100,net=resnet34,split=first,protocol=clean,data=cifar100
+    configs/cifar100_lt.py:ir=100,net=resnet34,split=first,protocol=clean,methods=two,
+                           data=cifar100
 
 ir        imbalance ratio, the largest class over the smallest: 100, 50, 10, any
 net       resnet34: the paper's wide one (64-128-256-512, 21.3 M parameters);
@@ -13,6 +14,7 @@ protocol  clean: a tenth of the training images held out, frozen batch norm in s
           the last checkpoint, the test set seen once for each fit;
           paper: the authors' code to the letter: all training images, moving batch
           norm statistics in stage 2, mirror averaging, the test set picks the epoch
+methods   two: ce and los; all: every one of the table below, as a sweep may want
 data      cifar100 or cifar10; for the latter group limits and delta are not the paper's
 
 Recipe: the authors' code, stage 1 200 epochs at lr 0.01 and weight decay 5e-3 on
@@ -35,11 +37,13 @@ DEFAULTS = {
     "net": "resnet34",
     "split": "first",
     "protocol": "clean",
+    "methods": "two",
     "data": "cifar100",
 }
 CHOICES = {
     "net": ("resnet34", "resnet32"),
     "protocol": ("clean", "paper"),
+    "methods": ("two", "all"),
     "data": ("cifar100", "cifar10"),
 }
 NETS = {"resnet34": 64, "resnet32": 16}  # width of the first stage
@@ -84,7 +88,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.init.skip = ""  # regex of parameters not taken from it, as "head/.*"
 
     config.method = ConfigDict()  # stage 2
-    config.method.names = ("ce", "los")  # entries below; override: "('los',)"
+    # Entries of the table below; override: "('los',)".
+    config.method.names = ("ce", "los")
+    if choice["methods"] == "all":
+        config.method.names = tuple(entries(delta))
     config.method.repeats = 3  # seeds for each method and representation
     # "online": the backbone sees augmented images in every epoch, as the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.

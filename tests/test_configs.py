@@ -166,12 +166,18 @@ def test_every_key_is_read(tmp_path, monkeypatch):
         ("protocol=paper", "eval.flip", True),
         ("protocol=paper", "data.valid", 0.0),
         ("protocol=clean", "method.batch_norm", "frozen"),
+        ("methods=two", "method.names", ("ce", "los")),
     ],
 )
 def test_arguments_of_cifar100_lt(argument, key, value):
     config = tiny_digits.load("cifar100_lt", argument)
     group, name = key.split(".")
     assert config[group][name] == value
+
+
+def test_methods_all_are_all_methods():
+    names = tiny_digits.load("cifar100_lt", "methods=all").method.names
+    assert sorted(names) == sorted(methods.METHODS)
 
 
 @pytest.mark.parametrize("argument", ["ir", "net=resnet50", "nt=resnet32", "ir="])
