@@ -31,8 +31,8 @@ less), `seconds` (of 20 epochs), `cpu_seconds`, `extrapolated` (which of these a
 `comparator` (which PyTorch), `per_head` (milliseconds of an epoch of one head by number
 of features and heads, and the share of a plain matmul's rate), `matmul_gflops`,
 `network`, `images`, `rounds`, `steps_measured`, `steps_in_all`, `versions`, `device`,
-`cores`, `load` (before and after). Load weighs more on 32 heads, whose program fills all
-cores, than on one: `sweep32_over_one` wants a quiet machine.
+`cores`, `load` (before and after). On a busy machine all ratios are loose: at a load of
+8 on 2 cores, rounds of one run were apart by a factor of 1.6 to 2.7.
 
 Needs PyTorch: the extra `parity`. Both sides get huge pages (GLIBC_TUNABLES).
 """
