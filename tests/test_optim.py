@@ -153,13 +153,13 @@ def test_sgd_by_hand():
 @pytest.mark.parametrize("pattern", ["kernel", "head", "head/kern", "tail/.*"])
 def test_decay_on_nothing_is_an_error(pattern):
     """The whole name has to match, so a part of one matches nothing."""
-    transform = Sgd(0.9, False, 1e-4, pattern).transform()
+    sgd = Sgd(0.9, False, 1e-4, pattern)
     with pytest.raises(InputError, match=rf"acts on nothing.*'{pattern}'.*head/kernel"):
-        transform.init(network())
+        sgd.check(network())
 
 
 def test_no_decay_may_act_on_nothing():
-    Sgd(0.9, False, 0.0, "").transform().init(network())
+    Sgd(0.9, False, 0.0, "").check(network())
 
 
 def test_is_a_cache_key():

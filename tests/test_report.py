@@ -185,13 +185,17 @@ def test_verdict(mean: float, std: float, pairs: int, expected: str):
 
 
 def test_delta_takes_the_rate_that_validation_chooses_and_the_fixed_one(swept: Path):
+    """The curve begins with plain cross-entropy, which is a delta of 0."""
     lines = numbers(swept, "delta")
-    best, fixed = lines[:2], lines[2:]
+    best, fixed = lines[:3], lines[3:]
     assert [(float(r["delta"]), float(r["lr"])) for r in best] == [
+        (0.0, 5e-4),
         (0.5, 5e-3),
         (0.9, 5e-4),
     ]
-    assert [float(r["lr"]) for r in fixed] == [5e-4, 5e-4]
+    assert [float(r["lr"]) for r in fixed] == [5e-4, 5e-4, 5e-4]
+    assert float(best[0]["all"]) == pytest.approx(0.45)
+    best = best[1:]
     assert float(best[0]["all"]) == pytest.approx(0.51)  # over the two seeds, test set
     assert float(best[0]["all_std"]) == pytest.approx(np.std([0.5, 0.52], ddof=1))
     assert float(best[0]["loma_row"]) == pytest.approx(2.5)
