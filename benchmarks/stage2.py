@@ -326,6 +326,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
             np.full(10**4, 5e-4, np.float32),
             losses.over_smooth(CLASSES, 0.98),
             network.params["head"],
+            np.zeros(10**4, bool),
         )
     )
     step = steps.make_train_step(
