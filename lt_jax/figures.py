@@ -83,6 +83,8 @@ def style() -> AbstractContextManager[None]:
 def render(figure: Figure) -> dict[str, bytes]:
     """The files of a figure by kind, ``png`` and ``svg``; no dates, no addresses."""
     png, svg = io.BytesIO(), io.BytesIO()
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not for each file
     figure.savefig(png, format="png", metadata={"Software": None})
     blank = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(svg, format="svg", metadata=blank)
