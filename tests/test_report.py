@@ -267,7 +267,7 @@ def test_limits_leave_out_what_is_far_and_count_it():
     values = np.append(np.linspace(0, 1, 200), [1e6, np.nan])
     low, high, beyond = figures.limits(values)
     assert -0.1 < low < 0.01
-    assert 0.9 < high < 1.2
+    assert 1.0 < high < 1.6
     assert beyond == 1
     assert figures.limits(np.array([-1.0, 1.0, 10.0]), log=True)[2] == 1
     assert figures.limits(np.array([np.nan])) == (0.0, 1.0, 0)
