@@ -536,7 +536,7 @@ def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:
     inside = np.log(known[known > 0]) if log else known
     if not len(inside):
         return 0.1 if log else 0.0, 1.0, len(known)
-    low, high = np.percentile(inside, (4, 96))  # one method of 25 may stand far off
+    low, high = np.percentile(inside, (5, 95))  # one method of 25 may stand far off
     more = (high - low) / 2
     low, high = max(inside.min(), low - more), min(inside.max(), high + more)
     room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
