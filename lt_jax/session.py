@@ -24,6 +24,7 @@ from lt_jax import (
 )
 from lt_jax.checks import check_training, check_values, make_method
 from lt_jax.data.augment import Augment
+from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
@@ -32,6 +33,7 @@ from lt_jax.types import Config, InputError, Splits
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
     "data.dir",
+    "data.table",
     "save.*",
     "log.*",
     "eval.batch",
@@ -67,6 +69,7 @@ class Session(NamedTuple):
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     """The data of a config and the groups of its classes."""
     c = config.data
+    photos = data.PHOTOS.get(c.name)
     splits = data.load(
         c.name,
         dir=c.dir,
@@ -74,12 +77,26 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         split=c.split,
         valid=c.valid,
         seed=c.valid_seed,
+        view=view_of(config) if photos else None,
+        more={key: c[key] for key in photos.reads} if photos else None,
     )
     if not 0 <= c.few <= c.many:
         raise InputError(
             f"group limits must satisfy 0 <= few <= many, got {c.few} and {c.many}"
         )
     return splits, metrics.groups(splits.counts, c.many, c.few)
+
+
+def view_of(config: Config) -> View:
+    """How the photographs of a config are looked at."""
+    c = config.data
+    return View(
+        size=c.size,
+        resize=c.resize,
+        scale=tuple(c.scale),
+        ratio=tuple(c.ratio),
+        broken=c.broken,
+    )
 
 
 @contextlib.contextmanager

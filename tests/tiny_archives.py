@@ -61,8 +61,13 @@ def inat(folder: Path, train: list[int], valid: list[int], test: int = 2) -> Non
     supers = ["Fungi", "Plantae", "Insecta"]
     groups = [supers[c % 3] for c in range(len(names))]
     tarred: list[tuple[str, bytes]] = []
-    hidden = [{"id": c, "name": str(c), "supercategory": g} for c, g in enumerate(groups)]
-    for stem, labels, first in (("train2018", train, 0), ("val2018", valid, len(train))):
+    hidden = [
+        {"id": c, "name": str(c), "supercategory": g} for c, g in enumerate(groups)
+    ]
+    for stem, labels, first in (
+        ("train2018", train, 0),
+        ("val2018", valid, len(train)),
+    ):
         images, annotations = [], []
         for i, category in enumerate(labels, first):
             key = hashlib.md5(str(i).encode()).hexdigest()

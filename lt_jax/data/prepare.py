@@ -1,7 +1,7 @@
 """From the original archives to a set that TFDS reads, without TensorFlow.
 
-    DIR/NAME/VERSION.incomplete    while it is written; a leftover is removed
-    DIR/NAME/VERSION               the finished set: it appears whole or not at all
+DIR/NAME/VERSION.incomplete    while it is written; a leftover is removed
+DIR/NAME/VERSION               the finished set: it appears whole or not at all
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from typing import Any
 from tqdm import tqdm
 
 from lt_jax.data import records, tfds
-from lt_jax.data.archives import RECIPES, Recipe
+from lt_jax.data.archives import Recipe
+from lt_jax.data.recipes import RECIPES
 from lt_jax.types import InputError, known
 
 Say = Callable[[str], None]
@@ -36,7 +37,7 @@ def prepare(
     partial: bool = False,
     say: Say = print,
 ) -> Path:
-    """Writes a set that does not exist yet; see ``archives.RECIPES``.
+    """Writes a set that does not exist yet; see ``recipes.RECIPES``.
 
     Args:
       name: as TFDS names it.
@@ -275,7 +276,7 @@ def _write(
 
 def _check_written(split: records.Split) -> None:
     """Reads the numbers of records back; a full disk may have cut a file silently."""
-    from array_record.python import array_record_module
+    from array_record.python import array_record_module  # pyright: ignore
 
     for path, length in zip(split.shards, split.lengths, strict=True):
         try:

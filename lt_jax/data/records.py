@@ -86,7 +86,8 @@ def example(record: bytes) -> Mapping[str, Any]:
     """The features of a record by name, each a protocol message."""
     from tensorflow_datasets.proto import tf_example_pb2
 
-    return tf_example_pb2.Example.FromString(record).features.feature
+    messages: Any = tf_example_pb2
+    return messages.Example.FromString(record).features.feature
 
 
 class Split:
@@ -104,7 +105,7 @@ class Split:
     def add(self, record: bytes, label: int, name: str) -> None:
         """Writes a record behind the others."""
         if self._writer is None:
-            from array_record.python import array_record_module
+            from array_record.python import array_record_module  # pyright: ignore
 
             path = self._draft(len(self.lengths))
             self._writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)

@@ -167,7 +167,14 @@ def _labels_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _prepare(name: str, root: Path) -> str:
     """What to type to get the set."""
-    return f"  lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
+    own = f"  lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
+    if not name.startswith("cifar"):
+        return own
+    return (
+        f"{own}\nor let TFDS download it, which needs TensorFlow:\n"
+        "  pip install 'lt_jax[prepare]'\n"
+        f"  tfds build {name} --file_format=array_record --data_dir={root}"
+    )
 
 
 def _incomplete(name: str, folder: Path, why: object) -> InputError:
