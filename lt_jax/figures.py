@@ -91,6 +91,38 @@ def render(figure: Figure) -> dict[str, bytes]:
     return {"png": png.getvalue(), "svg": drawn}
 
 
+def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
+    """Training images of each class, largest first, and the limits of the groups.
+
+    Args:
+      counts: int[K].
+      many, few: limits, see ``metrics.groups``.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH / 2.5), layout="constrained")
+    axis = figure.add_subplot()
+    ordered = np.sort(counts)[::-1]
+    rank = np.arange(1, len(ordered) + 1)
+    axis.fill_between(rank, ordered, step="mid", color=BLUE, alpha=0.25, linewidth=0)
+    axis.step(rank, ordered, where="mid", color=BLUE)
+    for limit, name in ((many, "many above"), (few, "few below")):
+        axis.axhline(limit, color=GREY, linestyle="--", linewidth=0.8)
+        axis.annotate(
+            f"{name} {limit:,}",
+            (1, limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            color=INK,
+            fontsize=7,
+        )
+    axis.set_yscale("log")
+    axis.set_ylim(bottom=max(ordered[-1] * 0.8, 0.5))
+    axis.set_xlabel("class, largest first")
+    axis.set_ylabel("training images")
+    return figure
+
+
 def per_class(
     counts: np.ndarray,
     panels: Mapping[str, Mapping[str, np.ndarray]],

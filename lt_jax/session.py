@@ -99,26 +99,11 @@ def view_of(config: Config) -> View:
     )
 
 
-@contextlib.contextmanager
-def open_session(
-    config: Config,
-    workdir: Path,
-    talks: bool = True,
-    check: Callable[[Config, Splits, Any], None] | None = None,
-) -> Iterator[Session]:
-    """Checks everything that can be checked before anything is written.
-
-    Args:
-      check: what the command checks beside.
-      talks: whether the command tells and writes; one that does not only reads the
-        workdir, and Ctrl-C stops it at once.
-    """
+def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
+    """What all fits of a config share."""
     c = config
-    _check_same_config(c, workdir)
-    splits, groups = load_splits(c)
-    check_values(c, splits)
-    task = Task(
-        splits=splits.in_memory(),
+    return Task(
+        splits=splits,
         groups=groups,
         backbone=models.create(
             c.model.name,
@@ -142,6 +127,29 @@ def open_session(
         select=c.eval.select,
         log_seconds=c.log.seconds,
     )
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    workdir: Path,
+    talks: bool = True,
+    check: Callable[[Config, Splits, Any], None] | None = None,
+) -> Iterator[Session]:
+    """Checks everything that can be checked before anything is written.
+
+    Args:
+      check: what the command checks beside.
+      talks: whether the command tells and writes; one that does not only reads the
+        workdir, and Ctrl-C stops it at once.
+    """
+    c = config
+    _check_same_config(c, workdir)
+    splits, groups = load_splits(c)
+    check_values(c, splits)
+    # Photographs stay where they are, and encoded.
+    held = splits if c.data.name in data.PHOTOS else splits.in_memory()
+    task = make_task(c, held, groups)
     counts = splits.train.counts
     entries = {name: make_method(c, name, counts) for name in c.method.names}
     check_training(c, splits, task.backbone, entries)

@@ -21,6 +21,8 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
 }
+# H, W, C of their images.
+SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
 class Photos(NamedTuple):

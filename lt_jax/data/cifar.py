@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lt_jax.data import tfds
+import lt_jax.data.tfds as tfds
 from lt_jax.types import Dataset, InputError
 
 # Labels of a few examples in the order of the original archive. None is on record here

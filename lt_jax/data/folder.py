@@ -16,7 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_jax.data import listing, longtail
+import lt_jax.data.listing as listing
+import lt_jax.data.longtail as longtail
 from lt_jax.data.listing import File, some
 from lt_jax.data.photos import View, photographs
 from lt_jax.types import Dataset, InputError

@@ -6,7 +6,7 @@ alike: examples stand in the order of their ids, whatever that of the files is.
 
 from __future__ import annotations
 
-from lt_jax.data import tfds
+import lt_jax.data.tfds as tfds
 from lt_jax.data.photos import View, photographs
 from lt_jax.types import Dataset
 

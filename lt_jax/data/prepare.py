@@ -19,7 +19,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lt_jax.data import records, tfds
+import lt_jax.data.records as records
+import lt_jax.data.tfds as tfds
 from lt_jax.data.archives import Recipe
 from lt_jax.data.recipes import RECIPES
 from lt_jax.types import InputError, known
@@ -254,7 +255,7 @@ def _write(
             split.abandon()
         raise
     for split in splits.values():
-        _check_written(split)
+        check_written(split)
     empty = [split for split in recipe.counts if split not in splits]
     if empty:
         raise InputError(f"{recipe.name}: no example of {', '.join(empty)} was found")
@@ -274,7 +275,7 @@ def _write(
     return {name: sum(splits[name].lengths) for name in recipe.counts}
 
 
-def _check_written(split: records.Split) -> None:
+def check_written(split: records.Split) -> None:
     """Reads the numbers of records back; a full disk may have cut a file silently."""
     from array_record.python import array_record_module  # pyright: ignore
 

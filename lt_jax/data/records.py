@@ -90,6 +90,13 @@ def example(record: bytes) -> Mapping[str, Any]:
     return messages.Example.FromString(record).features.feature
 
 
+def decode_error() -> type[Exception]:
+    """What ``example`` raises for bytes that are no record."""
+    from google.protobuf import message
+
+    return message.DecodeError
+
+
 class Split:
     """A split that is being written: shards of ``SHARD`` bytes, labels and ids."""
 
@@ -118,11 +125,11 @@ class Split:
         self.labels.append(label)
         self.ids.append(name)
         if self._open_bytes >= SHARD:
-            self._close()
+            self.next_shard()
 
     def finish(self) -> None:
-        """Closes the shards, gives them TFDS's names, and writes the index."""
-        self._close()
+        """Closes the last shard, gives them TFDS's names, and writes the index."""
+        self.next_shard()
         for i, path in enumerate(self.shards):
             self._draft(i).rename(path)
         labels, ids = np.array(self.labels, np.int32), np.array(self.ids, np.str_)
@@ -131,11 +138,12 @@ class Split:
     def abandon(self) -> None:
         """Lets go of the open file."""
         try:
-            self._close()
+            self.next_shard()
         except (OSError, RuntimeError):
             self._writer = None
 
-    def _close(self) -> None:
+    def next_shard(self) -> None:
+        """Closes the open file; the next record goes to another one."""
         if self._writer is not None:
             writer, self._writer = self._writer, None
             writer.close()

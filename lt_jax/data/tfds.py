@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lt_jax.data import records
+import lt_jax.data.records as records
 from lt_jax.types import InputError
 
 CHUNK = 1000  # records held in memory at a time
