@@ -19,7 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#8A8A8A", "#222222"
@@ -116,8 +122,8 @@ def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
             color=INK,
             fontsize=7,
         )
-    axis.set_yscale("log")
-    axis.set_ylim(bottom=max(ordered[-1] * 0.8, 0.5))
+    _log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("class, largest first")
     axis.set_ylabel("training images")
     return figure

@@ -64,7 +64,8 @@ def curve(counts: np.ndarray) -> list[str]:
     heights = np.maximum(np.round(means / means.max() * HEIGHT * steps), 1).astype(int)
     lines = []
     for row in reversed(range(HEIGHT)):
-        bars = "".join(BARS[h] for h in np.clip(heights - row * steps, 0, steps))
+        clipped = np.clip(heights - row * steps, 0, steps)
+        bars = "".join(BARS[h] * (WIDTH // len(heights)) for h in clipped)
         label = {HEIGHT - 1: f"{ordered[0]:,}", 0: f"{ordered[-1]:,}"}.get(row, "")
         lines.append(f"{label:>8s} {bars}".rstrip())
     lines.append(f"{'':8s} {len(ordered):,} classes, largest first")

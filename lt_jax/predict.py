@@ -147,13 +147,11 @@ def _dataset(
             )
 
     def read(rows: np.ndarray) -> np.ndarray:
-        mode, pixels = "RGB" if channels > 1 else "L", []
+        pixels, mode = [], "RGB" if channels > 1 else "L"
         for row in rows:
             with Image.open(images[row]) as image:
-                turned = ImageOps.exif_transpose(image)
-                pixels.append(
-                    np.asarray(turned.convert("RGB" if channels > 1 else "L"))
-                )
+                turned = ImageOps.exif_transpose(image).convert(mode)
+                pixels.append(np.asarray(turned))
         return np.stack(pixels).reshape(len(rows), *shape)
 
     return Dataset("images", classes, labels, ids, shape, read)

@@ -34,6 +34,7 @@ from lt_jax.types import Config, InputError, Splits
 FREE = (
     "data.dir",
     "data.table",
+    "data.workers",
     "save.*",
     "log.*",
     "eval.batch",
@@ -96,6 +97,7 @@ def view_of(config: Config) -> View:
         scale=tuple(c.scale),
         ratio=tuple(c.ratio),
         broken=c.broken,
+        workers=c.workers,
     )
 
 

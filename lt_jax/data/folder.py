@@ -11,20 +11,17 @@ here; an image is opened when it is read.
 from __future__ import annotations
 
 import hashlib
-import logging
 from pathlib import Path
 
 import numpy as np
 
 import lt_jax.data.listing as listing
 import lt_jax.data.longtail as longtail
-from lt_jax.data.listing import File, some
+from lt_jax.data.listing import File, some, warn
 from lt_jax.data.photos import View, photographs
 from lt_jax.types import Dataset, InputError
 
 HEAD = 4096  # bytes by which files of one size are told apart before all is read
-
-told = logging.getLogger(__name__)
 
 
 class Encoded:
@@ -88,11 +85,9 @@ def load(
             )
     if "test" not in files:
         if "valid" in files:
-            told.warning(
-                "%s has validation images and no test images: the former choose, and "
-                "%s of each training class is set apart for testing",
-                where,
-                test,
+            warn(
+                f"{where} has validation images and no test images: the former choose, "
+                f"and a share of {test} of each training class is set apart for testing"
             )
         if not 0 < test < 1:
             raise InputError(
@@ -159,9 +154,7 @@ def _warn_of_twins(files: dict[str, list[File]]) -> None:
     twins = [of for of in seen.values() if "test" in of and len(of) > 1]
     if twins:
         pairs = [" = ".join(of.values()) for of in twins]
-        told.warning(
-            "WARNING: %s images of the test set are, byte by byte, training or "
-            "validation images too: %s",
-            f"{len(twins):,}",
-            some(pairs),
+        warn(
+            f"WARNING: test images that are, byte by byte, training or validation "
+            f"images too ({len(twins):,}): {some(pairs)}"
         )

@@ -6,8 +6,8 @@ A table is a CSV or Parquet file with the columns path, label and, if wanted, sp
 from __future__ import annotations
 
 import csv
-import logging
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +25,10 @@ COLUMNS = ("path", "label")  # a table needs these
 SHOWN = 5  # names in a message
 LAYOUT = " Expected DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, or DIR/CLASS/IMAGE"
 
-told = logging.getLogger(__name__)
+
+def warn(text: str) -> None:
+    """Tells of something that does not stop a command."""
+    print(f"lt-jax: {text}", file=sys.stderr)
 
 
 class File(NamedTuple):
@@ -63,11 +66,9 @@ def folders(dir: str) -> dict[str, list[File]]:
         split: _class_folders(path, root, skipped) for split, path in splits.items()
     }
     if skipped:
-        told.warning(
-            "%s: %s files are no images and are skipped: %s",
-            dir,
-            f"{len(skipped):,}",
-            some(skipped),
+        warn(
+            f"{dir}: files that are no images are skipped ({len(skipped):,}): "
+            f"{some(skipped)}"
         )
     return found
 

@@ -20,6 +20,7 @@ class View(NamedTuple):
     scale: tuple[float, float]  # share of the area that a random crop takes
     ratio: tuple[float, float]  # width over height of a random crop
     broken: float  # share of images that may be undecodable before a run stops
+    workers: int = 1  # threads that decode; no result depends on them
 
 
 def photographs(
