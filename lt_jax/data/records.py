@@ -8,6 +8,7 @@ index saves it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import zipfile
@@ -72,7 +73,8 @@ def save_index(
             os.replace(draft, file)
             return
         except OSError:
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
 
 def _elsewhere(folder: Path, split: str) -> Path:
