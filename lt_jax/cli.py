@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lt-jax: {error.strerror or error}{what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lt-jax: stopped at once, without a checkpoint", file=sys.stderr)
+        lost = ", without a checkpoint" if options.configured else ""
+        print(f"lt-jax: stopped at once{lost}", file=sys.stderr)
         return 130
     except Exception as error:
         from lt_jax.loop import Interrupted
