@@ -348,7 +348,7 @@ def cut(archives: Path, folder: Path, name: str, share: float) -> Path:
         ("cifar100", "cifar-100-binary.tar.gz"),
     ],
 )
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.45, 0.5])
 def test_a_cut_archive(archives, tmp_path, set_name, file, share):
     broken = cut(archives, tmp_path / "cut", file, share)
     out = tmp_path / "out"

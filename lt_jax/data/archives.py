@@ -55,9 +55,10 @@ def opened(path: Path) -> Iterator[tarfile.TarFile]:
 
     An archive that is not gzipped is skipped over where nothing is wanted of it.
     """
-    with path.open("rb", buffering=BUFFER) as file:
+    with path.open("rb") as file:
         gzipped = file.read(2) == b"\x1f\x8b"
-        file.seek(0)
+    # A seek empties the buffer, so a large one would read what is skipped over.
+    with path.open("rb", buffering=BUFFER if gzipped else -1) as file:
         if not gzipped:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 yield tar
@@ -86,13 +87,39 @@ def damaged(path: Path, error: object) -> InputError:
     )
 
 
-def walk(path: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Base names and contents of the files of an archive."""
+# What reading a cut or damaged archive raises.
+BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class Content(NamedTuple):
+    """A file in an archive, to be read before the next one is asked for."""
+
+    archive: Path
+    file: BinaryIO
+
+    def read(self) -> bytes:
+        """All of it.
+
+        Raises:
+          InputError: the archive ends before, or is damaged.
+        """
+        try:
+            return self.file.read()
+        except BROKEN as error:
+            raise damaged(self.archive, error) from error
+
+
+def walk(path: Path) -> Iterator[tuple[str, Content]]:
+    """Base names and contents of the files of an archive.
+
+    Raises:
+      InputError: the archive is cut or damaged.
+    """
     try:
         with opened(path) as tar:
-            for member, content in members(tar):
-                yield Path(member.name).name, content
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            for member, file in members(tar):
+                yield Path(member.name).name, Content(path, file)
+    except BROKEN as error:
         raise damaged(path, error) from error
 
 
@@ -101,7 +128,7 @@ def read_json(path: Path, name: str) -> Any:
     for found, content in walk(path):
         if found == name:
             try:
-                return json.load(content)
+                return json.loads(content.read())
             except ValueError as error:
                 raise damaged(path, error) from error
     raise InputError(f"{path} holds no {name}: it is another archive")

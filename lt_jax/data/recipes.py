@@ -154,7 +154,7 @@ def _imagenet_examples(folder: Path, lists: Path) -> Iterator[Made]:
     source = folder / "ILSVRC2012_img_train.tar"
     for inner, content in walk(source):
         try:
-            with tarfile.open(fileobj=content, mode="r:") as tar:
+            with tarfile.open(fileobj=content.file, mode="r:") as tar:
                 for member, image in members(tar):
                     name = Path(member.name).name
                     if name in wanted:

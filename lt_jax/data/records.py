@@ -45,7 +45,7 @@ def load_index(
         try:
             with np.load(file, allow_pickle=False) as held:
                 if str(held["stamp"]) == stamp(shards):
-                    return held["labels"], held["ids"].astype(np.str_)
+                    return held["labels"], np.char.decode(held["ids"], "utf-8")
         except (OSError, KeyError, ValueError, zipfile.BadZipFile):
             continue
     return None
