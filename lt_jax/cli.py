@@ -65,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lt-jax: {error.strerror or error}{what}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("lt-jax: stopped at once, without a checkpoint", file=sys.stderr)
+        lost = ", without a checkpoint" if options.configured else ""
+        print(f"lt-jax: stopped at once{lost}", file=sys.stderr)
         return 130
     except Exception as error:
         from lt_jax.loop import Interrupted
@@ -147,10 +148,93 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=_path, metavar="DIR", help="default: FIRST_RUN/report"
     )
 
-    command = add("data", _data, "counts, groups, imbalance, hash", workdir=False)
-    command.add_argument("what", choices=("info",))
+    command = add(
+        "predict", _predict, "classes of images", workdir=True, configured=False
+    )
+    command.add_argument("images", metavar="IMAGE", nargs="+", type=_path)
+    command.add_argument(
+        "--method",
+        default="",
+        help="whose head: a method, a fit as los/0.0, or none for stage 1's; default: "
+        "the last of config.method.names that is finished",
+    )
+    command.add_argument(
+        "--top", type=int, default=5, metavar="N", help="classes told; %(default)s"
+    )
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    _add_data(commands)
     return parser
+
+
+def _add_data(commands: Any) -> None:
+    """``data info``, ``data prepare`` and ``data convert``."""
+    text = "prepare data sets, and tell of them"
+    command = commands.add_parser("data", help=text, description=text)
+    inner = command.add_subparsers(dest="what", metavar="WHAT", required=True)
+
+    def add(name: str, call: Any, text: str, configured: bool) -> Any:
+        command = inner.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            epilog=CONFIG_HELP if configured else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(call=call, configured=configured)
+        return command
+
+    command = add("info", _data_info, "counts, groups, imbalance, hash", True)
+    command.add_argument("--json", action="store_true", help="one JSON object")
+    command.add_argument(
+        "--png", type=_path, metavar="FILE", help="draws the sorted counts there"
+    )
+
+    command = add(
+        "prepare", _data_prepare, "a TFDS set from its original archives", False
+    )
+    command.add_argument(
+        "name", help="i_naturalist2018, imagenet_lt, cifar100 or cifar10"
+    )
+    command.add_argument(
+        "--from",
+        dest="archives",
+        type=_path,
+        required=True,
+        metavar="FOLDER",
+        help="where the archives lie",
+    )
+    command.add_argument(
+        "--lists",
+        type=_path,
+        metavar="FOLDER",
+        help="where ImageNet_LT_train.txt and its like lie; default: with the archives",
+    )
+    command.add_argument(
+        "--dir",
+        default="",
+        help="TFDS's data folder; default: TFDS_DATA_DIR, else ~/tensorflow_datasets",
+    )
+    command.add_argument(
+        "--checksum", action="store_true", help="compares SHA-256 sums as well as sizes"
+    )
+    command.add_argument(
+        "--partial",
+        action="store_true",
+        help="takes archives of other sizes and sets of other counts",
+    )
+    command.add_argument(
+        "--with",
+        dest="by",
+        choices=("lt_jax", "tfds"),
+        default="lt_jax",
+        help="who prepares; tfds is TFDS's own builder, which needs TensorFlow "
+        "(lt_jax[prepare]); %(default)s",
+    )
+
+    text = "array_record files beside the TFRecord files of a TFDS set"
+    command = add("convert", _data_convert, text, False)
+    command.add_argument("folder", type=_path, help="DIR/NAME/VERSION")
 
 
 def _path(text: str) -> Path:
@@ -196,6 +280,10 @@ def _evaluate(config: Config, options: argparse.Namespace) -> None:
     for run, values in found.items():
         cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
         print(f"{run:{wide}s}{cells}")
+    for run, values in found.items():
+        if "lowest" in values:
+            named = ", ".join(f"{name} {100 * a:.1f}" for name, a in values["lowest"])
+            print(f"lowest of {run}: {named}")
 
 
 def _report(options: argparse.Namespace) -> None:
@@ -205,27 +293,51 @@ def _report(options: argparse.Namespace) -> None:
     print(f"report: {page}")
 
 
-def _data(config: Config, options: argparse.Namespace) -> None:
-    from lt_jax import results, session
-    from lt_jax.data.cifar import original_order
+def _predict(options: argparse.Namespace) -> None:
+    from lt_jax import predict
 
-    splits, groups = session.load_splits(config)
-    dataset = results.describe(config.data.name, splits, groups)
+    found = predict.predict(
+        options.workdir, options.images, options.method, options.top
+    )
     if options.json:
-        print(json.dumps(dataset))
+        print(json.dumps(found))
         return
-    for key, value in dataset.items():
-        if key == "groups":
-            value = ", ".join(f"{group} {size}" for group, size in value.items())
-        print(f"{key:12s} {value}")
-    print(f"{'imbalance':12s} {splits.counts.max() / splits.counts.min():.1f}")
-    told = {
-        True: "that of the original archive: `first` picks the authors' images",
-        False: "not that of the original archive: `first` picks other images",
-    }
-    original = original_order(splits.train, splits.valid)
-    if original is not None:
-        print(f"{'id order':12s} {told[original]}")
+    print(f"by {found['head']}")
+    for image in found["images"]:
+        print(image["path"])
+        for guess in image["top"]:
+            print(f"  {100 * guess['probability']:5.1f} %  {guess['class']}")
+
+
+def _data_info(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax import info
+
+    if options.json:
+        print(json.dumps(info.describe(config)))
+    else:
+        print(info.text(config, options.png))
+
+
+def _data_prepare(options: argparse.Namespace) -> None:
+    from lt_jax.data import prepare, tfds_own
+
+    if options.by == "tfds":
+        tfds_own.prepare(options.name, options.archives, options.dir)
+        return
+    prepare.prepare(
+        options.name,
+        options.archives,
+        options.dir,
+        lists=options.lists,
+        checksum=options.checksum,
+        partial=options.partial,
+    )
+
+
+def _data_convert(options: argparse.Namespace) -> None:
+    from lt_jax.data.convert import convert
+
+    convert(options.folder)
 
 
 def _split(argv: list[str]) -> tuple[list[str], list[str]]:

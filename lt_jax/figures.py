@@ -19,7 +19,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    MaxNLocator,
+    NullFormatter,
+)
 
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#8A8A8A", "#222222"
@@ -91,6 +97,38 @@ def render(figure: Figure) -> dict[str, bytes]:
     text = svg.getvalue()  # without the address of the document type
     drawn = b'<?xml version="1.0" encoding="utf-8"?>\n' + text[text.index(b"<svg") :]
     return {"png": png.getvalue(), "svg": drawn}
+
+
+def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
+    """Training images of each class, largest first, and the limits of the groups.
+
+    Args:
+      counts: int[K].
+      many, few: limits, see ``metrics.groups``.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH / 2.5), layout="constrained")
+    axis = figure.add_subplot()
+    ordered = np.sort(counts)[::-1]
+    rank = np.arange(1, len(ordered) + 1)
+    axis.fill_between(rank, ordered, step="mid", color=BLUE, alpha=0.25, linewidth=0)
+    axis.step(rank, ordered, where="mid", color=BLUE)
+    for limit, name in ((many, "many above"), (few, "few below")):
+        axis.axhline(limit, color=GREY, linestyle="--", linewidth=0.8)
+        axis.annotate(
+            f"{name} {limit:,}",
+            (1, limit),
+            xycoords=("axes fraction", "data"),
+            xytext=(-2, 2),
+            textcoords="offset points",
+            ha="right",
+            color=INK,
+            fontsize=7,
+        )
+    _log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set_xlabel("class, largest first")
+    axis.set_ylabel("training images")
+    return figure
 
 
 def per_class(

@@ -24,6 +24,7 @@ from lt_jax import (
 )
 from lt_jax.checks import check_training, check_values, make_method
 from lt_jax.data.augment import Augment
+from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
@@ -32,6 +33,8 @@ from lt_jax.types import Config, InputError, Splits
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
     "data.dir",
+    "data.table",
+    "data.workers",
     "save.*",
     "log.*",
     "eval.batch",
@@ -67,6 +70,7 @@ class Session(NamedTuple):
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     """The data of a config and the groups of its classes."""
     c = config.data
+    photos = data.PHOTOS.get(c.name)
     splits = data.load(
         c.name,
         dir=c.dir,
@@ -74,6 +78,8 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         split=c.split,
         valid=c.valid,
         seed=c.valid_seed,
+        view=view_of(config) if photos else None,
+        more={key: c[key] for key in photos.reads} if photos else None,
     )
     if not 0 <= c.few <= c.many:
         raise InputError(
@@ -82,26 +88,24 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     return splits, metrics.groups(splits.counts, c.many, c.few)
 
 
-@contextlib.contextmanager
-def open_session(
-    config: Config,
-    workdir: Path,
-    talks: bool = True,
-    check: Callable[[Config, Splits, Any], None] | None = None,
-) -> Iterator[Session]:
-    """Checks everything that can be checked before anything is written.
+def view_of(config: Config) -> View:
+    """How the photographs of a config are looked at."""
+    c = config.data
+    return View(
+        size=c.size,
+        resize=c.resize,
+        scale=tuple(c.scale),
+        ratio=tuple(c.ratio),
+        broken=c.broken,
+        workers=c.workers,
+    )
 
-    Args:
-      check: what the command checks beside.
-      talks: whether the command tells and writes; one that does not only reads the
-        workdir, and Ctrl-C stops it at once.
-    """
+
+def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
+    """What all fits of a config share."""
     c = config
-    _check_same_config(c, workdir)
-    splits, groups = load_splits(c)
-    check_values(c, splits)
-    task = Task(
-        splits=splits.in_memory(),
+    return Task(
+        splits=splits,
         groups=groups,
         backbone=models.create(
             c.model.name,
@@ -125,6 +129,29 @@ def open_session(
         select=c.eval.select,
         log_seconds=c.log.seconds,
     )
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    workdir: Path,
+    talks: bool = True,
+    check: Callable[[Config, Splits, Any], None] | None = None,
+) -> Iterator[Session]:
+    """Checks everything that can be checked before anything is written.
+
+    Args:
+      check: what the command checks beside.
+      talks: whether the command tells and writes; one that does not only reads the
+        workdir, and Ctrl-C stops it at once.
+    """
+    c = config
+    _check_same_config(c, workdir)
+    splits, groups = load_splits(c)
+    check_values(c, splits)
+    # Photographs stay where they are, and encoded.
+    held = splits if c.data.name in data.PHOTOS else splits.in_memory()
+    task = make_task(c, held, groups)
     counts = splits.train.counts
     entries = {name: make_method(c, name, counts) for name in c.method.names}
     check_training(c, splits, task.backbone, entries)

@@ -14,12 +14,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from lt_jax import outcomes, results, trees, weights
+import numpy as np
+
+from lt_jax import metrics, outcomes, results, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
 from lt_jax.features import plain_features
 from lt_jax.log import duration, overview
 from lt_jax.loop import Interrupted, Stage, evaluate, fit
+from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import corrected
 from lt_jax.session import Session, open_session
@@ -68,7 +71,7 @@ def _command(
 
 def evaluate_all(
     config: Config, workdir: Path, split: str, heads: str = ""
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """The metrics of every finished fit of a workdir on one of its splits.
 
     Writes nothing, but for features of the split where ``heads`` needs them.
@@ -79,7 +82,8 @@ def evaluate_all(
         it matches, as in ``los lr=0.005.*delta=0.98``.
 
     Returns:
-      The summary by run, for example ``los/0.2``.
+      The summary by run, for example ``los/0.2``; of fits also ``lowest``: names and
+      accuracies of the classes that are recognised least.
     """
     weights.finished(workdir)
     with open_session(config, workdir, talks=False) as session:
@@ -108,8 +112,18 @@ def evaluate_all(
                 network = weights.loaded(source, shaped, outcome.get("skip", ""))
                 tally = evaluate(task, method.head, *network, dataset)
                 head = network.params["head"]
-                found[outcome["run"]] = outcomes.summary(session, tally, head)
+                found[outcome["run"]] = {
+                    **outcomes.summary(session, tally, head),
+                    "lowest": _lowest(tally, dataset.classes),
+                }
         return found
+
+
+def _lowest(tally: Tally, classes: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The three classes of lowest accuracy among those that have examples."""
+    accuracy = metrics.per_class(tally)["accuracy"]
+    order = np.argsort(accuracy, kind="stable")  # nan comes last
+    return [(classes[k], float(accuracy[k])) for k in order[:3] if accuracy[k] >= 0]
 
 
 def _stage1(session: Session) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 from test_longtail import cao_oracle, first_oracle
 
 from lt_jax import data
-from lt_jax.data import cifar, digits, longtail
+from lt_jax.data import cifar, digits, longtail, tfds
 from lt_jax.types import Dataset, InputError
 
 LOAD = {"imbalance": 10, "split": "first", "valid": 0.0, "seed": 0}
@@ -210,7 +210,7 @@ def test_cifar_files_are_shuffled(tiny):
 def test_cifar_reads_across_chunks(tiny, monkeypatch):
     train, _ = cifar.cifar100(str(tiny))
     whole = train.read(np.arange(100))
-    monkeypatch.setattr(cifar, "CHUNK", 7)
+    monkeypatch.setattr(tfds, "CHUNK", 7)
     train, _ = cifar.cifar100(str(tiny))
     assert len(train) == 2000
     np.testing.assert_array_equal(train.read(np.arange(100)), whole)
@@ -297,6 +297,7 @@ def test_cifar_not_prepared(tmp_path):
         cifar.cifar100(str(tmp_path))
     message = str(caught.value)
     assert f"looked for {tmp_path}/cifar100/<version>" in message
+    assert "lt-jax data prepare cifar100 --from=" in message
     assert "pip install 'lt_jax[prepare]'" in message
     build = f"tfds build cifar100 --file_format=array_record --data_dir={tmp_path}"
     assert build in message
@@ -308,8 +309,7 @@ def test_cifar_as_tfrecord(copy, tmp_path):
     with pytest.raises(InputError) as caught:
         cifar.cifar100(str(tmp_path))
     assert "holds tfrecord files" in str(caught.value)
-    flags = f"--dataset_version_dir={copy} --out_file_format=array_record"
-    assert f"scripts.convert_format {flags}" in str(caught.value)
+    assert f"lt-jax data convert {copy}" in str(caught.value)
 
 
 def test_cifar_converted_in_place(copy, tmp_path):
@@ -327,7 +327,9 @@ def test_cifar_without_a_file(copy, tmp_path):
 def test_cifar_with_a_cut_file(copy, tmp_path):
     path = copy / "cifar100-train.array_record-00000-of-00001"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(InputError, match=r"(?s)is incomplete: .*tfds build cifar100"):
+    with pytest.raises(
+        InputError, match=r"(?s)is incomplete: .*lt-jax data prepare cifar100"
+    ):
         cifar.cifar100(str(tmp_path))
 
 

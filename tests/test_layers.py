@@ -53,6 +53,8 @@ FLOORS = {
     "sweep.py": 3,
     "report.py": 3,
     "results.py": 3,
+    "info.py": 3,
+    "predict.py": 3,
     "workdirs.py": 3,
     "report_tables.py": 3,
     "report_figures.py": 3,

@@ -6,55 +6,91 @@ imports what it needs when it is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lt_jax.data import cifar, digits, longtail
+from lt_jax.data import cifar, digits, folder, large, longtail
+from lt_jax.data.photos import View
 from lt_jax.types import Dataset, InputError, Splits, known
 
-# name -> loader(dir) -> the full training and test sets
+# Sets of images of one size. name -> loader(dir) -> the full training and test sets
 SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "digits": digits.load,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
 }
+# H, W, C of their images.
+SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+
+
+class Photos(NamedTuple):
+    """A set of photographs."""
+
+    # (dir, view, further values) -> training, validation (None: it has none), test set
+    load: Callable[..., tuple[Dataset, Dataset | None, Dataset]]
+    reads: tuple[str, ...] = ()  # what it takes beside, by the keys of the config
+
+
+PHOTOS: dict[str, Photos] = {
+    "i_naturalist2018": Photos(large.i_naturalist2018),
+    "imagenet_lt": Photos(large.imagenet_lt),
+    "folder": Photos(folder.load, ("table", "test", "valid_seed")),
+}
 
 
 def load(
-    name: str, *, dir: str, imbalance: float, split: str, valid: float, seed: int
+    name: str,
+    *,
+    dir: str,
+    imbalance: float,
+    split: str,
+    valid: float,
+    seed: int,
+    view: View | None = None,
+    more: Mapping[str, Any] | None = None,
 ) -> Splits:
     """A long-tailed task.
 
-    The training set is cut (``longtail.choose``), then ``valid`` of it is held out. The
-    test set is whole. No image is decoded before it is read.
+    The training set is cut (``longtail.choose``), then ``valid`` of it is held out,
+    unless the set has validation examples of its own. The test set is whole. No image
+    is decoded before it is read.
     ``counts`` and ``hash`` are of the training set before holding out, so that the
     groups and the name of the draw do not depend on ``valid``.
 
     Args:
-      name: a key of ``SOURCES``.
+      name: a key of ``SOURCES`` or ``PHOTOS``.
       dir: where the source looks for its files; "" is the source's own default.
       imbalance: largest class over smallest, at least 1.
-      split: which examples of a class stay, ``first`` or ``cao``.
+      split: which examples of a class stay, ``first``, ``cao`` or ``whole``.
       valid: fraction of the training set to hold out, in [0, 1).
       seed: of the validation split alone.
+      view: how photographs are looked at; for these only.
+      more: what the source of photographs ``reads``.
 
     Raises:
       InputError: an unknown name, data that are missing or damaged, a label outside
         the classes, or a value that ``longtail`` refuses.
     """
-    full, test = SOURCES[known("data set", name, SOURCES)](dir)
-    for part in (full, test):
+    own: Dataset | None = None
+    if known("data set", name, [*SOURCES, *PHOTOS]) in PHOTOS:
+        assert view is not None
+        full, own, test = PHOTOS[name].load(dir, view, **(more or {}))
+    else:
+        full, test = SOURCES[name](dir)
+    for part in filter(None, (full, own, test)):
         _check_labels(part)
     num_classes = len(full.classes)
     chosen = longtail.choose(
         full.labels, np.argsort(full.ids), num_classes, imbalance, split
     )
     whole = full.take(chosen)
-    fit, held = longtail.hold_out(whole.labels, valid, seed, num_classes)
+    share = valid if own is None else 0.0
+    fit, held = longtail.hold_out(whole.labels, share, seed, num_classes)
     return Splits(
         train=whole.take(fit),
-        valid=whole.take(held),
+        valid=whole.take(held) if own is None else own,
         test=test,
         counts=whole.counts,
         hash=whole.hash,

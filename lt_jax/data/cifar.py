@@ -1,24 +1,15 @@
-"""CIFAR-10 and CIFAR-100 as TFDS prepares them, read without TensorFlow or network.
-
-TFDS reads array_record files at random positions with no TensorFlow installed. The
-folder is opened with ``tfds.builder_from_directory``, which only reads: given a name
-instead, TFDS starts to download whatever it does not find.
-"""
+"""CIFAR-10 and CIFAR-100 as TFDS prepares them, see ``tfds``."""
 
 from __future__ import annotations
 
 import io
-import os
-import pathlib
-import re
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+import lt_jax.data.tfds as tfds
 from lt_jax.types import Dataset, InputError
-
-CHUNK = 1000  # records held in memory at a time, about 2.3 MB of PNG
 
 # Labels of a few examples in the order of the original archive. None is on record here
 # for CIFAR-10.
@@ -73,106 +64,35 @@ def _load(name: str, dir: str) -> tuple[Dataset, Dataset]:
     Raises:
       InputError: not prepared, prepared as TFRecord files, or incomplete.
     """
-    folder = _find(name, dir)
+    folder = tfds.find(name, dir)
     return _split(name, folder, "train"), _split(name, folder, "test")
 
 
-def _find(name: str, dir: str) -> pathlib.Path:
-    """The folder of the highest version."""
-    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = pathlib.Path(dir or default).expanduser()
-    versions = {
-        tuple(int(part) for part in path.name.split(".")): path
-        for path in (root / name).glob("*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    }
-    if not versions:
-        raise InputError(
-            f"{name} is not prepared: looked for {root / name}/<version>. Point the "
-            "data folder (config.data.dir, or TFDS_DATA_DIR) to where it is, or "
-            f"prepare it once, with a download:\n{_prepare(name, root)}"
-        )
-    return versions[max(versions)]
-
-
-def _prepare(name: str, root: pathlib.Path) -> str:
-    """What to type to get the set."""
-    return (
-        "  pip install 'lt_jax[prepare]'\n"
-        f"  tfds build {name} --file_format=array_record --data_dir={root}"
-    )
-
-
-def _incomplete(name: str, folder: pathlib.Path, why: object) -> InputError:
-    return InputError(
-        f"{name} in {folder} is incomplete: {why}. Remove that folder and prepare the "
-        f"set again:\n{_prepare(name, folder.parent.parent)}"
-    )
-
-
-def _split(name: str, folder: pathlib.Path, split: str) -> Dataset:
+def _split(name: str, folder: Path, split: str) -> Dataset:
     """One split, in id order."""
-    if not (folder / "dataset_info.json").exists():
-        raise _incomplete(name, folder, "dataset_info.json is missing")
-    # Imported here for the time it takes, 0.8 s that a run on other data need not wait.
-    import tensorflow_datasets as tfds
-
-    # Any: TFDS's decorators and feature trees are beyond the type checker.
-    builder: Any = tfds.builder_from_directory(folder)
-    formats = sorted(f.value for f in builder.info.available_file_formats())
-    if "array_record" not in formats:
-        raise InputError(
-            f"{name} in {folder} holds {' and '.join(formats)} files, which cannot be "
-            "read at random positions without TensorFlow. Convert them in place:\n"
-            "  pip install 'lt_jax[prepare]'\n"
-            "  python -m tensorflow_datasets.scripts.convert_format "
-            f"--dataset_version_dir={folder} --out_file_format=array_record"
-        )
-    if split not in builder.info.splits:
-        found = ", ".join(builder.info.splits) or "none"
-        raise _incomplete(name, folder, f"no split {split!r} (found: {found})")
-    try:
-        source = builder.as_data_source(
-            split=split,
-            file_format="array_record",
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
-        labels, ids = _labels_ids(source)
-    except RuntimeError as error:  # array_record's: a missing, cut or damaged file
-        raise _incomplete(name, folder, error) from error
-    features = builder.info.features
-    shape = tuple(features["image"].shape)
-    order = np.argsort(ids)
-    ids = ids[order]
+    part = tfds.load(name, folder, split)
+    height, width, channels = part.shape
+    assert height
+    assert width
+    assert channels
+    shape = height, width, channels
 
     def read(rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *shape), np.uint8)
-        for start in range(0, len(rows), CHUNK):
-            chunk = rows[start : start + CHUNK]
-            records = source.__getitems__(order[chunk].tolist())
-            for i, record in enumerate(records):
-                images[start + i] = _decode(record["image"], str(ids[chunk[i]]), shape)
+        for start in range(0, len(rows), tfds.CHUNK):
+            chunk = rows[start : start + tfds.CHUNK]
+            for i, png in enumerate(part.encoded(chunk)):
+                images[start + i] = _decode(png, str(part.ids[chunk[i]]), shape)
         return images
 
     return Dataset(
         name=name,
-        classes=tuple(features["label"].names),
-        labels=labels[order],
-        ids=ids,
+        classes=part.classes,
+        labels=part.labels,
+        ids=part.ids,
         shape=shape,
         read=read,
     )
-
-
-def _labels_ids(source: Any) -> tuple[np.ndarray, np.ndarray]:
-    """int32[N] and str[N] of every record of a TFDS data source, as the files go."""
-    labels, ids = [], []
-    for start in range(0, len(source), CHUNK):
-        stop = min(start + CHUNK, len(source))
-        for record in source.__getitems__(range(start, stop)):
-            labels.append(record["label"])
-            ids.append(record["id"].decode())
-    return np.array(labels, np.int32), np.array(ids, np.str_)
 
 
 def _decode(png: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:

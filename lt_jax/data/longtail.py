@@ -80,6 +80,25 @@ SPLITS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
 }
 
 
+# Nothing is cut off.
+WHOLE = "whole"
+
+
+def _check_whole(have: np.ndarray, imbalance: float) -> None:
+    if imbalance != 1:
+        raise InputError(
+            "split 'whole' keeps every training image, so imbalance must be 1; found "
+            f"{imbalance:g}. To cut the set, take split 'first' or 'cao'"
+        )
+    empty = np.flatnonzero(have == 0)
+    if empty.size:
+        some = ", ".join(map(str, empty[:5]))
+        raise InputError(
+            f"{empty.size} of {len(have)} classes have no training example, as class "
+            f"{some}: the set was cut, or prepared from a part of its archives"
+        )
+
+
 def choose(
     labels: np.ndarray,
     ids_order: np.ndarray,
@@ -102,14 +121,18 @@ def choose(
       imbalance: largest class over smallest.
       split: ``first``, the first n_c of each class (github.com/bilibili/LOS), or
         ``cao``, each class shuffled by NumPy's legacy generator from seed 0 and then
-        its first n_c (github.com/kaidic/LDAM-DRW, Cao et al. 2019).
+        its first n_c (github.com/kaidic/LDAM-DRW, Cao et al. 2019); or ``whole``, every
+        example of a set that is long-tailed by itself, in the order of the ids.
 
     Raises:
-      InputError: another split, a class with fewer examples than its size, or what
-        ``counts`` refuses.
+      InputError: another split, a class with fewer examples than its size, ``whole``
+        with an imbalance or with a class without examples, or what ``counts`` refuses.
     """
-    known("long-tailed split", split, SPLITS)
+    known("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
+    if split == WHOLE:
+        _check_whole(have, imbalance)
+        return ids_order
     sizes = counts(int(have.max()), num_classes, imbalance)
     short = np.flatnonzero(have < sizes)
     if short.size:
@@ -154,8 +177,10 @@ def hold_out(
         raise InputError(f"the seed of the validation split is negative: {seed}")
     random = np.random.default_rng(seed)
     held = []
-    for c in range(num_classes):
-        rows = np.flatnonzero(labels == c)
+    # Ascending inside each class; one sort in place of K passes over all labels.
+    by_class = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+    for rows in np.split(by_class, ends[:-1]):
         wanted = max(round(fraction * len(rows)), 1) if fraction > 0 else 0
         held.append(random.permutation(rows)[: min(wanted, max(len(rows) - 1, 0))])
     valid = np.sort(np.concatenate(held))

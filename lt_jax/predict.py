@@ -1,0 +1,169 @@
+"""Classes of single images, by a finished fit of a workdir.
+
+The data set is not needed: the outcome of a fit holds the names of its classes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image, ImageOps
+
+from lt_jax import data, results, weights
+from lt_jax.checks import make_method
+from lt_jax.data.photos import photographs
+from lt_jax.features import Request, extract
+from lt_jax.heads import linear
+from lt_jax.log import Log
+from lt_jax.session import make_task, view_of
+from lt_jax.types import Config, Dataset, InputError, Splits, near
+from lt_jax.weights import Source
+
+UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises
+FOLDERS = ("chosen/", "", "fixed/")  # where a method's fits lie, what is best first
+
+
+def predict(
+    workdir: Path, images: Sequence[Path], method: str, top: int
+) -> dict[str, Any]:
+    """The most probable classes of images.
+
+    Args:
+      workdir: of a finished run.
+      images: paths.
+      method: whose head: a method, a fit as ``los/0.0``, ``none`` for that of stage 1;
+        "": the last of ``config.method.names`` that is finished.
+      top: classes told of each image.
+
+    Returns:
+      ``{"head": fit, "images": [{"path", "top": [{"class", "probability"}]}]}``, the
+      most probable class first. Probabilities are the softmax of the head's logits,
+      averaged over the mirror image where ``eval.flip`` says so.
+
+    Raises:
+      InputError: no finished fit, an unknown method, a file that is no image, or one of
+        another size than the network was trained on where that size is fixed.
+    """
+    config = _config(workdir)
+    outcome = _outcome(workdir, config, method)
+    classes = tuple(outcome["per_class"]["class"])
+    if top < 1:
+        raise InputError(f"--top must be at least 1, found {top}")
+    dataset = _dataset(config, classes, images)
+    counts = np.array(outcome["per_class"]["train_count"])
+    splits = Splits(dataset, dataset, dataset, counts, "")
+    task = make_task(config, splits, {})
+    task = task._replace(eval_batch=min(task.eval_batch, len(images)))
+    run = outcome["run"]
+    init, head = config.model.init, linear
+    like = weights.fresh(task, init, (1, 0))
+    if not run.startswith("stage1/"):
+        name = run.split("/")[-2]
+        stage2 = make_method(config, name, counts, outcome["hyper"])
+        like = weights.with_head(task, init, like, stage2, (1, 0))
+        head = stage2.head
+    source = Source(workdir / "checkpoints" / run, outcome)
+    network = weights.loaded(source, like, outcome.get("skip", ""))
+    views = ("plain", "mirror") if task.flip else ("plain",)
+    request = Request(views, (), "float32")
+    silent = Log(workdir, talks=False)
+    blocks = list(extract(task, *network, dataset, request, silent))
+    features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
+    logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
+    mean = logits.reshape(len(views), len(images), -1).mean(axis=0)
+    probability = np.asarray(jax.nn.softmax(mean, axis=-1))
+    order = np.argsort(-mean, axis=-1, kind="stable")[:, :top]
+    return {
+        "head": run,
+        "images": [
+            {
+                "path": str(path),
+                "top": [
+                    {"class": classes[k], "probability": float(probability[i, k])}
+                    for k in order[i]
+                ],
+            }
+            for i, path in enumerate(images)
+        ],
+    }
+
+
+def _config(workdir: Path) -> Config:
+    file = workdir / "config.json"
+    try:
+        return ConfigDict(json.loads(file.read_text(encoding="utf-8"))).lock()
+    except OSError as error:
+        raise InputError(
+            f"{workdir} is no workdir: expected {file}, which `lt-jax run` writes"
+        ) from error
+
+
+def _outcome(workdir: Path, config: Config, method: str) -> dict[str, Any]:
+    """The finished fit that is meant; of several seeds the first."""
+    stage1 = weights.finished(workdir)[0].outcome
+    if method in ("none", "stage1"):
+        return stage1
+    names = list(config.method.names)
+    for name in [method] if method else reversed(names):
+        for folder in FOLDERS:
+            if found := results.outcomes(workdir, folder + name):
+                return found[0]
+        exact = results.outcome(workdir / "checkpoints" / name)
+        if exact is not None:
+            return exact
+    if not method:
+        return stage1
+    raise InputError(
+        f"no finished fit {method!r} in {workdir}{near(method, ['none', *names])}"
+    )
+
+
+def _dataset(
+    config: Config, classes: tuple[str, ...], images: Sequence[Path]
+) -> Dataset:
+    """The images as a data set whose labels mean nothing."""
+    contents = [_checked(path) for path in images]
+    labels = np.zeros(len(images), np.int32)
+    ids = np.array([str(path) for path in images])
+
+    def encoded(rows: np.ndarray) -> list[bytes]:
+        return [images[row].read_bytes() for row in rows]
+
+    if config.data.name in data.PHOTOS:
+        return photographs("images", classes, labels, ids, encoded, view_of(config))
+    height, width, channels = shape = data.SHAPES[config.data.name]
+    for path, size in zip(images, contents, strict=True):
+        if size != (width, height):
+            raise InputError(
+                f"{path} has {size[0]} x {size[1]} pixels, expected {width} x {height}:"
+                f" the network was trained on {config.data.name}, whose images all "
+                "have this size"
+            )
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        pixels, mode = [], "RGB" if channels > 1 else "L"
+        for row in rows:
+            with Image.open(images[row]) as image:
+                turned = ImageOps.exif_transpose(image).convert(mode)
+                pixels.append(np.asarray(turned))
+        return np.stack(pixels).reshape(len(rows), *shape)
+
+    return Dataset("images", classes, labels, ids, shape, read)
+
+
+def _checked(path: Path) -> tuple[int, int]:
+    """Width and height of an image that can be decoded to its end."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image.size
+    except FileNotFoundError as error:
+        raise InputError(f"no image {path}") from error
+    except UNREADABLE as error:
+        raise InputError(f"{path} cannot be read as an image: {error}") from error
