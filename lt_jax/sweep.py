@@ -35,7 +35,7 @@ from lt_jax.features import (
     random_views,
 )
 from lt_jax.log import Log, duration, plain, write_whole
-from lt_jax.loop import Fitted, Interrupted
+from lt_jax.loop import Fitted
 from lt_jax.meter import Diverged
 from lt_jax.methods import Method, projects
 from lt_jax.optim import Sgd
@@ -50,6 +50,7 @@ from lt_jax.retrain import (
     resident,
 )
 from lt_jax.session import Session
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, Params
 from lt_jax.weights import Weights
 
@@ -427,18 +428,21 @@ def _fit_rows(
     total = sum(row.hyper["epochs"] for row in rows)
     with _Progress(session.log, total, session.config.log.seconds) as progress:
 
+        def stop_if_asked() -> None:
+            if by := session.stopped():
+                where = "the heads on cached features; finished chunks stay"
+                raise Interrupted(where, by)
+
         def after_epoch(heads: int) -> None:
             progress.add(heads)
-            if session.stopped():
-                raise Interrupted("the heads on cached features; finished chunks stay")
+            stop_if_asked()
 
         begun = time.monotonic()
         for chunk, fits in fit_heads(chunks, train, m.batch, budget, after_epoch):
             seconds, begun = time.monotonic() - begun, time.monotonic()
             yield chunk, fits, seconds
             begun = time.monotonic()
-            if session.stopped():
-                raise Interrupted("the heads on cached features; finished chunks stay")
+            stop_if_asked()
     say(
         f"{len(rows):,} heads fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"
