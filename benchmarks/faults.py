@@ -7,8 +7,8 @@ with SIGKILL at a random time after it has begun to work, run again, killed agai
 it is let through; in one process and in two. Random times meet training steps, saves,
 extraction, evaluation and the writing of results. The end is compared bit by bit with
 that of runs nobody disturbed: parameters, features, metrics. Then files of checkpoints
-and of the feature cache lose their end or have a bit flipped, and the command runs again:
-it has to find the damage, or not be harmed by it.
+and of the feature cache lose their end or have a bit flipped, and the command runs
+again: it has to find the damage, or not be harmed by it.
 
 JSON keys: `kills`, `resumes`, `mismatches`, `steps_redone`, `damages`, `harmless`,
 `mended`, `refused`, `undetected`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,11 @@ def open_session(
         workdir, and Ctrl-C stops it at once.
     """
     c = config
+    if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has eaten a slash
+        raise InputError(
+            f"--workdir {scheme[1]}://...: workdirs are folders of a file system that "
+            "all processes share; mount the bucket (gcsfuse, s3fs) and name the mount"
+        )
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
     check_values(c, splits)
