@@ -2,14 +2,18 @@
 
 A checkpoint is a nested dict of numpy arrays (whatever tree was given, by the names of
 its leaves) and a small JSON dict beside it, so that it can be read without knowing the
-optimiser, the number of devices or this package.
+optimiser, the number of devices or this package. One leaf more, ``digest``, tells a
+damaged checkpoint from a whole one: the file format alone does not find every flipped
+bit.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +40,22 @@ UNWRITABLE = (
 )
 
 
+DIGEST = "digest"  # the leaf that holds the SHA-256 of all others
+
+
+class Damaged(Exception):
+    """A checkpoint that cannot be read, or is not what was written."""
+
+
 class Checkpoints:
-    """The checkpoints of one run: the last one, and the one with the best score."""
+    """The checkpoints of one run: the last two, and the one with the best score."""
 
     def __init__(self, directory: str | Path):
         self.directory = epath.Path(directory).resolve()
         # Not `best_fn` with `max_to_keep`: that would delete the newest checkpoint.
         keep = preservation_policy.AnyPreservationPolicy(
             [
-                preservation_policy.LatestN(1),
+                preservation_policy.LatestN(2),  # the newest may be damaged
                 preservation_policy.BestN(
                     get_metric_fn=lambda metrics: metrics["score"],
                     n=1,
@@ -73,7 +84,8 @@ class Checkpoints:
           score: decides which checkpoint is the best; higher is better.
         """
         args = ocp.args.Composite(
-            state=ocp.args.StandardSave(_nested(state)), notes=ocp.args.JsonSave(notes)
+            state=ocp.args.StandardSave(_nested(state, notes)),
+            notes=ocp.args.JsonSave(notes),
         )
         metrics = {"score": NO_SCORE if score is None else score}
         with _writing(self.directory):
@@ -83,6 +95,38 @@ class Checkpoints:
         """The newest step, None where nothing has been saved."""
         return self._manager.latest_step()
 
+    def resume(self, like: Any, say: Callable[[str], None]) -> Any:
+        """The newest checkpoint that is whole; damaged ones after it are removed.
+
+        Args:
+          like: see ``restore``.
+          say: is told of what was damaged.
+
+        Returns:
+          ``(step, tree, notes)``; None where nothing has been saved.
+
+        Raises:
+          InputError: there are checkpoints and all of them are damaged; or see
+            ``restore``.
+        """
+        damaged: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                found = step, *self.restore(step, like)
+            except Damaged as error:
+                damaged[step] = str(error)
+                continue
+            for newer, reason in damaged.items():
+                say(f"{reason}: removed, step {step:,} is used")
+                self._manager.delete(newer)
+            return found
+        if damaged:
+            raise InputError(
+                "; ".join(damaged.values())
+                + f". None is left: remove {self.directory} to begin this fit again"
+            )
+        return None
+
     def best(self) -> int | None:
         """The step of the highest score, of equal ones the last; None before a save."""
         return self._manager.best_step()
@@ -91,16 +135,19 @@ class Checkpoints:
         """The tree of that step in the structure of ``like``, and its notes.
 
         Raises:
+          Damaged: it is not what was written.
           InputError: leaves are missing, unexpected or of another shape; lists them.
         """
-        loaded = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(), notes=ocp.args.JsonRestore()
-            ),
-        )
         where = f"{self.directory}/{step}"
-        return _fitted(trees.leaves(loaded["state"]), like, where), loaded["notes"]
+        with _reading(where):
+            loaded = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(), notes=ocp.args.JsonRestore()
+                ),
+            )
+        found = _whole(trees.leaves(loaded["state"]), loaded["notes"], where)
+        return _fitted(found, like, where), loaded["notes"]
 
     def close(self) -> None:
         """Waits until everything is written; a failed write raises here."""
@@ -127,17 +174,55 @@ def _writing(directory: epath.Path) -> Iterator[None]:
         raise
 
 
-def _nested(state: Any) -> dict[str, Any]:
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """Turns whatever Orbax and the formats below it say of a bad file into ``Damaged``.
+
+    There is no list of it: a flipped bit may meet any of JSON, protobuf or zstd.
+    """
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, PermissionError):
+            raise
+        raise Damaged(f"the checkpoint {where} is damaged ({error})") from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0][:200]
+        raise Damaged(f"the checkpoint {where} is damaged ({reason})") from error
+
+
+def _nested(state: Any, notes: dict[str, Any]) -> dict[str, Any]:
     # Numpy on the host: with several processes Orbax refuses pmap's arrays.
     flat = trees.leaves(jax.device_get(state))
+    flat[DIGEST] = _digest(flat, notes)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _digest(flat: dict[str, Any], notes: dict[str, Any]) -> np.ndarray:
+    """uint8[32], SHA-256 of the leaves by name, and of the notes."""
+    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
+    for name, leaf in sorted(flat.items()):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.view(np.uint8))
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def _whole(
+    found: dict[str, Any], notes: dict[str, Any], where: str
+) -> dict[str, np.ndarray]:
+    """The leaves but the digest, which has to be theirs."""
+    flat = {name: np.asarray(leaf) for name, leaf in found.items() if name != DIGEST}
+    if not np.array_equal(found.get(DIGEST, ()), _digest(flat, notes)):
+        raise Damaged(f"the checkpoint {where} is damaged (its content has changed)")
+    return flat
 
 
 def write(directory: str | Path, step: int, state: Any) -> None:
     """One tree of arrays for ``read``, over what was there; waits until it stands."""
     path = epath.Path(directory).resolve() / str(step) / "state"
     with _writing(path), ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, _nested(state), force=True)
+        checkpointer.save(path, _nested(state, {}), force=True)
 
 
 def _fitted(found: dict[str, Any], like: Any, where: str) -> Any:
@@ -156,11 +241,21 @@ def read(step: str | Path) -> dict[str, np.ndarray]:
     """The arrays of a checkpoint by name, whatever structure they had.
 
     Args:
-      step: the directory of one checkpoint, whose name is its step.
+      step: the directory of one checkpoint, whose name is its step; its notes are read
+        where it has some.
+
+    Raises:
+      InputError: it is damaged.
     """
-    path = epath.Path(step).resolve() / "state"
-    with ocp.StandardCheckpointer() as checkpointer:
-        return trees.leaves(checkpointer.restore(path))
+    path = epath.Path(step).resolve()
+    notes = path / "notes" / "metadata"
+    try:
+        with _reading(str(path)), ocp.StandardCheckpointer() as checkpointer:
+            found = trees.leaves(checkpointer.restore(path / "state"))
+            known = json.loads(notes.read_text()) if notes.exists() else {}
+        return _whole(found, known, str(path))
+    except Damaged as error:
+        raise InputError(f"{error}: fit it again in another --workdir") from error
 
 
 def merge(found: dict[str, Any], fresh: Any, skip: str, where: str) -> Any:

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0; 1 for training that diverged; 2 for bad input or a file that cannot be
-      written; 130 after Ctrl-C.
+      written; 130 after Ctrl-C; 75 after SIGTERM: saved, run the same command again.
     """
     # Orbax logs an error with tracebacks from its threads, and raises it as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -69,15 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"lt-jax: stopped at once{lost}", file=sys.stderr)
         return 130
     except Exception as error:
-        from lt_jax.loop import Interrupted
         from lt_jax.meter import Diverged
+        from lt_jax.stopping import EXITS, Interrupted
 
         if isinstance(error, Interrupted):
             print(
                 f"lt-jax: stopped and saved at {error}; the same command goes on",
                 file=sys.stderr,
             )
-            return 130
+            return EXITS[error.by]
         if isinstance(error, Diverged):
             print(
                 f"lt-jax: {error}. What was saved before it stands in "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -74,17 +76,14 @@ def cached_features(
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    if file.exists():
-        differs = _differences(file, note, provenance, stored, shape)
-        if not differs:
-            values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
-            return Features(values, dataset.labels)
-        log.say(f"{file} is not used, it differs in {differs}; made again")
-    note.unlink(missing_ok=True)  # no provenance, no use: a kill leaves nothing stale
-    file.parent.mkdir(parents=True, exist_ok=True)
-    blocks = extract(task, params, batch_stats, dataset, request, log)
-    _write(file, shape, stored, (b.astype(memory).view(stored) for b in blocks))
-    write_whole(note, json.dumps(provenance, indent=1) + "\n")
+    differs = _differences(file, note, provenance, stored, shape)
+    if (differs := steps.as_first(differs)) is not None:
+        if differs:
+            log.say(f"{file} is not used, it differs in {differs}; made again")
+        blocks = extract(task, params, batch_stats, dataset, request, log)
+        digest = _write(file, note, shape, stored, (b.astype(memory) for b in blocks))
+        provenance |= {"sha256": digest}
+        write_whole(note, json.dumps(provenance, indent=1) + "\n")
     values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
     return Features(values, dataset.labels)
 
@@ -95,8 +94,14 @@ def _differences(
     provenance: dict[str, Any],
     stored: np.dtype,
     shape: tuple[int, ...],
-) -> str:
-    """What keeps a file of features from being used; "" if nothing does."""
+) -> str | None:
+    """What keeps a file of features from being used; "" if there is none yet.
+
+    Returns:
+      None if nothing does.
+    """
+    if not file.exists():
+        return ""
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -110,29 +115,52 @@ def _differences(
         return f"its length ({error})"
     if (found.dtype, found.shape) != (stored, shape):
         return f"shape ({found.dtype}{list(found.shape)}, expected {list(shape)})"
-    return ""
+    with file.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha256").hexdigest()
+    return None if digest == before.get("sha256") else "its content: it is damaged"
 
 
 def _write(
-    file: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]
-) -> None:
-    """A ``.npy`` in the order it comes, whole or not at all.
+    file: Path,
+    note: Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype,
+    blocks: Iterator[np.ndarray],
+) -> str:
+    """A ``.npy`` in the order it comes, whole or not at all; returns its SHA-256.
 
-    Not through a memory map: on a full disk that ends the process without a word.
+    Not through a memory map: on a full disk that ends the process without a word. All
+    processes compute the blocks, the first writes them.
     """
     draft = file.with_name(file.name + ".tmp")
     described = np.lib.format.dtype_to_descr(dtype)
     header = {"descr": described, "fortran_order": False, "shape": shape}
-    try:
+    digest = hashlib.sha256()
+
+    def begin() -> None:
+        note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
+        file.parent.mkdir(parents=True, exist_ok=True)
         with draft.open("wb") as opened:
             np.lib.format.write_array_header_2_0(opened, header)
-            for block in blocks:
-                opened.write(block.tobytes())
+        digest.update(draft.read_bytes())
+
+    try:
+        steps.first_does(begin)
+        for block in blocks:
+            steps.first_does(functools.partial(_append, draft, block, digest))
     except BaseException:
         with contextlib.suppress(OSError):
             draft.unlink()
         raise
-    draft.replace(file)
+    steps.first_does(lambda: os.replace(draft, file))
+    return digest.hexdigest()
+
+
+def _append(file: Path, block: np.ndarray, digest: Any) -> None:
+    content = block.tobytes()
+    with file.open("ab") as opened:
+        opened.write(content)
+    digest.update(content)
 
 
 def fingerprint(tree: Any) -> str:
@@ -156,7 +184,7 @@ def extract(
     """float[n, D], all views one after the other, each in the order of the data set."""
     params, batch_stats = steps.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    width = steps.padded(task.eval_batch)
+    mine = steps.part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
         for number, view in enumerate(request.views):
             step = steps.make_feature_step(task.backbone, task.augment, view)
@@ -168,10 +196,10 @@ def extract(
             ) -> np.ndarray:
                 size, part = waiting.popleft()
                 bar.update(size)
-                return np.asarray(part).reshape(width, -1)[:size]
+                return np.asarray(part)[:size]
 
             for row, batch in zip(
-                rows, feed(dataset, rows, width, steps.shard), strict=True
+                rows, feed(dataset, mine, mine.shape[1], steps.shard), strict=True
             ):
                 first = steps.replicate(jnp.asarray(row[0]))
                 part = step(params, batch_stats, batch, key, first)

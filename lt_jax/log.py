@@ -5,6 +5,7 @@ Process 0 alone talks; the others keep silent.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lt_jax import trees
+from lt_jax import steps, trees
 from lt_jax.types import Params
 
 
@@ -41,6 +42,20 @@ class Log:
         if self.talks:
             with self._lines.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(plain(values), allow_nan=False) + "\n")
+
+    def rewind(self, run: str, step: int) -> None:
+        """Drops the lines of a run after this step: a killed run does them again."""
+        if not self.talks or not self._lines.exists():
+            return
+        kept = []
+        for line in self._lines.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):  # killed while it wrote
+                record = json.loads(line)
+                if record["run"] != run or record["step"] <= step:
+                    kept.append(line + "\n")
+        draft = self._lines.with_name(self._lines.name + ".tmp")
+        draft.write_text("".join(kept), encoding="utf-8")
+        os.replace(draft, self._lines)
 
     def bar(self, title: str, done: int, total: int) -> tqdm:
         """Images done, rate and time left; on a terminal only."""
@@ -71,11 +86,21 @@ def plain(value: Any) -> Any:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that a reader finds the old one or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".tmp")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
+    """Writes a file so that a reader finds the old one or the new one, never half.
+
+    Of several processes the first writes, and all go on when the file stands.
+    """
+
+    def write() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        draft = path.with_name(path.name + ".tmp")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, path)
+
+    steps.first_does(write)
 
 
 def overview(params: Params, trained: Params) -> str:

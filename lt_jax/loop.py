@@ -23,11 +23,8 @@ from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and did so after writing a checkpoint."""
 
 
 class Task(NamedTuple):
@@ -83,20 +80,18 @@ def fit(
     batch_stats: Params,
     directory: Path,
     log: Log,
-    stopped: Callable[[], bool],
+    stopped: Callable[[], str],
 ) -> Fitted:
     """Trains from ``params``, or goes on from the newest checkpoint in ``directory``.
 
     Raises:
-      Interrupted: ``stopped`` turned true; a checkpoint has been written.
+      Interrupted: ``stopped`` named a signal; a checkpoint has been written.
       meter.Diverged: the loss became nan or infinite; names the step. The checkpoints
         written before it stand.
     """
     train = task.splits.train
     per_epoch = -(-len(train) // stage.batch)
     total = stage.epochs * per_epoch
-    width = steps.padded(stage.batch)
-
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
     early = steps.replicate(
@@ -124,9 +119,8 @@ def fit(
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         meter = Meter(stage.title, total)
         step = 0
-        if (latest := checkpoints.latest()) is not None:
-            step = latest
-            state, notes = checkpoints.restore(step, state)
+        if (found := checkpoints.resume(state, log.say)) is not None:
+            step, state, notes = found
             if notes["examples"] != train.hash:
                 raise InputError(
                     f"{directory} was fitted on other examples ({notes['examples']}) "
@@ -136,6 +130,7 @@ def fit(
             meter.resume(notes)
             if step % per_epoch == 0:
                 meter.new_epoch()
+            log.rewind(stage.title, step)
             log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
 
         def save(score: float | None) -> None:
@@ -143,6 +138,10 @@ def fit(
             notes = {**meter.notes(), "examples": train.hash}
             checkpoints.save(step, state, notes, score)
 
+        def here() -> str:
+            return f"{stage.title}: step {step:,} of {total:,}"
+
+        by = ""
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
         with bar, jax.transfer_guard("disallow"):
             while step < total:
@@ -151,12 +150,13 @@ def fit(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
                 knobs = early if epoch < late_from else late
-                for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
+                rows = steps.part(rows[step % per_epoch :])
+                for batch in feed(train, rows, rows.shape[1], steps.shard):
                     state, measured = train_step(state, batch, knobs)
                     step += 1
                     meter.add(step, measured)
                     bar.update(stage.batch)
-                    if stopped():
+                    if steps.meets_at(step) and (by := stopped()):
                         break
                     if meter.silence() > task.log_seconds:
                         line = meter.line(step)
@@ -166,16 +166,17 @@ def fit(
                             bar.set_postfix(loss=f"{meter.loss:.3f}")
                 if step % per_epoch:  # stopped within the epoch
                     save(None)
-                    raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
+                    raise Interrupted(here(), by)
 
                 meter.fetch()
                 score, due = None, step == total or (epoch + 1) % task.eval_every == 0
                 if due:
                     score = _report(task, stage, state, meter, step, total, log)
-                if due or (epoch + 1) % task.save_every == 0 or stopped():
+                by = stopped()
+                if due or (epoch + 1) % task.save_every == 0 or by:
                     save(score)
-                if stopped() and step < total:
-                    raise Interrupted(f"{stage.title}: step {step:,} of {total:,}")
+                if by and step < total:
+                    raise Interrupted(here(), by)
                 meter.new_epoch()
 
         if checkpoints.latest() is None:  # a fit of no epochs
@@ -238,8 +239,8 @@ def evaluate(
         (params, batch_stats, metrics.empty(len(dataset.classes)))
     )
     wait = steps.throttle()
-    rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
+    rows = steps.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
+    for batch in feed(dataset, rows, rows.shape[1], steps.shard):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
     tally = jax.device_get(tally)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, results
+from lt_jax import metrics, results, steps
 from lt_jax.checkpoint import write
 from lt_jax.heads import effective_norms
 from lt_jax.loop import Fitted
@@ -86,7 +86,8 @@ def save(
 def done(session: Session, title: str) -> bool:
     """Whether this fit has finished here, on these examples."""
     directory = session.workdir / "checkpoints" / title
-    outcome = results.outcome(directory)
+    # As process 0 sees it: a shared file system may show the others an older state.
+    outcome = steps.as_first(results.outcome(directory))
     if outcome is None:
         return False
     now = session.task.splits.train.hash

@@ -210,11 +210,10 @@ def fit_heads(
         filled = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
         one, decays = filled[0], np.array([j.sgd.decay for j in filled], np.float32)
         fit = make_fit(*_program(one))
-        start = jax.tree.map(steps.spread, _stack([job.start for job in filled]))
-        # These are donated, the start is not.
-        params = jax.tree.map(jnp.copy, start)
-        trained, _ = trees.partition(params, one.method.head.trains)
-        opt_state = one.sgd.transform().init(trained)
+        stacked = _stack([job.start for job in filled])
+        start, params = (_spread(stacked) for _ in range(2))  # the second is donated
+        trained, _ = trees.partition(stacked, one.method.head.trains)
+        opt_state = _spread(jax.device_get(one.sgd.transform().init(trained)))
         rates = np.stack([job.rates for job in filled])  # [H, steps]
         projects = np.stack([job.projects for job in filled])
         adjusts, losses = _Adjusts(filled), []
@@ -242,9 +241,9 @@ def fit_heads(
                     labels,
                     local,
                 )
-                losses.append(np.asarray(loss))
+                losses.append(steps.fetch(loss))
             after_epoch(len(chunk.jobs))
-        heads, bad = jax.device_get(params), _first_bad(losses, len(filled))
+        heads, bad = steps.fetch(params), _first_bad(losses, len(filled))
         yield (
             chunk,
             [
@@ -264,7 +263,7 @@ class _Held:
 
     def __init__(self, features: Features):
         self._views = [steps.spread(np.asarray(view)) for view in features.values]
-        self._labels = jnp.asarray(features.labels)
+        self._labels = steps.everywhere(features.labels)
 
     def pieces(self, view: int, rows: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
         yield self._views[view], self._labels, rows
@@ -283,7 +282,7 @@ def _read(
         local = np.where(piece >= 0, np.arange(chosen.size).reshape(piece.shape), -1)
         yield (
             steps.spread(features.values[view][chosen]),
-            jnp.asarray(features.labels[chosen]),
+            features.labels[chosen],
             local.astype(np.int32),
         )
 
@@ -309,7 +308,7 @@ class _Adjusts:
                 for job, now in zip(self._jobs, late, strict=True)
             ]
             self._late = late
-            self._placed = jax.tree.map(steps.spread, _stack(each))
+            self._placed = _spread(_stack(each))
         return self._placed
 
 
@@ -342,15 +341,15 @@ def measure_heads(
     num_classes, found = many[0]["kernel"].shape[1], []
     for first in range(0, len(many), limit):
         part = many[first : first + limit]
-        params = jax.tree.map(steps.spread, _stack(part))
+        params = _spread(_stack(part))
         width = steps.whole(len(part))
-        tally = jax.tree.map(steps.spread, _stack([metrics.empty(num_classes)] * width))
+        tally = _spread(_stack([metrics.empty(num_classes)] * width))
         for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
             mask = (rows >= 0).astype(np.float32)
             indices = np.maximum(rows, 0)
             values = features.values[:, indices].astype(np.float32)
             tally = step(params, tally, values, features.labels[indices], mask)
-        tally = jax.device_get(tally)
+        tally = steps.fetch(tally)
         found += [_at(tally, i) for i in range(len(part))]
     return found
 
@@ -376,6 +375,11 @@ def _make_measure(
 def _stack(many: Sequence[Any]) -> Any:
     """Trees of the same structure as one on the host, along a new first axis."""
     return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(many)))
+
+
+def _spread(stacked: Any) -> Any:
+    """A stack divided over the devices."""
+    return jax.tree.map(lambda leaf: steps.spread(np.array(leaf)), stacked)
 
 
 def _at(stacked: Any, index: int) -> Any:

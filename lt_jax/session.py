@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
-import os
-import signal
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +27,7 @@ from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
+from lt_jax.stopping import listening, workdir_lock
 from lt_jax.types import Config, InputError, Splits
 
 # May change between two commands in one workdir: no result depends on them.
@@ -58,7 +58,7 @@ class Session(NamedTuple):
     task: Task
     dataset: dict[str, Any]  # as in result.json
     log: Log
-    stopped: Callable[[], bool]  # whether Ctrl-C was pressed
+    stopped: Callable[[], str]  # what asks for an end, in all processes alike; or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
     def rates(self, lr: float, epochs: int, group: Config) -> np.ndarray:
@@ -146,6 +146,11 @@ def open_session(
         workdir, and Ctrl-C stops it at once.
     """
     c = config
+    if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has eaten a slash
+        raise InputError(
+            f"--workdir {scheme[1]}://...: workdirs are folders of a file system that "
+            "all processes share; mount the bucket (gcsfuse, s3fs) and name the mount"
+        )
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
     check_values(c, splits)
@@ -163,34 +168,14 @@ def open_session(
     dataset = results.describe(c.data.name, splits, groups)
     log = Log(workdir, talks)
     if not talks:
-        yield Session(c, workdir, task, dataset, log, lambda: False, entries)
+        yield Session(c, workdir, task, dataset, log, lambda: "", entries)
         return
     text = json.dumps(plain(c.to_dict()), indent=1)
-    write_whole(workdir / "config.json", text + "\n")
-    with _listening() as stopped:
+    with workdir_lock(workdir), listening() as stopped:
+        write_whole(workdir / "config.json", text + "\n")
         session = Session(c, workdir, task, dataset, log, stopped, entries)
         _announce(session)
         yield session
-
-
-@contextlib.contextmanager
-def _listening() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into a flag; the second one stops at once."""
-    pressed = False
-
-    def note(_signal: int, _frame: Any) -> None:
-        nonlocal pressed
-        if pressed:
-            raise KeyboardInterrupt
-        pressed = True
-        # Not print: the signal may come in the middle of one.
-        os.write(2, b"\nCtrl-C: saves and stops; once more stops at once\n")
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:

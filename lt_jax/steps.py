@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import collections
 import functools
+import json
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lt_jax import metrics, trees
@@ -90,7 +92,7 @@ def make_train_step(
         # Augmentation goes by position in the global batch, not by device, so that
         # the number of devices does not change the images.
         position = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
-        key = jax.random.fold_in(knobs.key, state.step)
+        key = jax.random.fold_in(_key(knobs.key), state.step)
         images = augmentation.crop_flip(augment, key, position, batch["image"])
         images = augmentation.normalise(augment, images)
         trained, fixed = trees.partition(state.params, trains)
@@ -171,7 +173,7 @@ def make_eval_step(
 def make_feature_step(
     backbone: ResNet, augment: Augment, view: str
 ) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
-    """``(params, batch_stats, batch, key, first) -> float[devices, B / devices, D]``.
+    """``(params, batch_stats, batch, key, first) -> float[B, D]`` of the global batch.
 
     Features of a view of the images, a name in ``VIEWS``, under frozen statistics;
     masked rows hold no meaning. ``key`` is that of the random crops, ``first`` the
@@ -184,12 +186,16 @@ def make_feature_step(
     ) -> jax.Array:
         size = len(batch["mask"])
         positions = first + jax.lax.axis_index(AXIS) * size + jnp.arange(size)
-        images = turn(augment, key, positions, batch["image"])
-        return _features(
+        images = turn(augment, _key(key), positions, batch["image"])
+        features = _features(
             backbone, params, stats, augmentation.normalise(augment, images)
         )
+        # Every process gets those of all.
+        return jax.lax.all_gather(features, AXIS, tiled=True)
 
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0, None, None))
+    return jax.pmap(
+        step, axis_name=AXIS, in_axes=(None, None, 0, None, None), out_axes=None
+    )
 
 
 def _features(
@@ -216,12 +222,14 @@ def init_state(
     )
 
 
-def _mesh() -> Mesh:
-    return Mesh(np.array(jax.local_devices()), (AXIS,))
+def _here(spec: PartitionSpec) -> NamedSharding:
+    """Over the devices of this process, for what goes into ``pmap``."""
+    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
 
 
-def _sharding(spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(_mesh(), spec)
+def _everywhere(spec: PartitionSpec) -> NamedSharding:
+    """Over the devices of all processes, for what goes into ``divided``."""
+    return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), spec)
 
 
 def replicate(tree: Any) -> Any:
@@ -230,8 +238,39 @@ def replicate(tree: Any) -> Any:
     Always copies: the train step donates its state, and a caller's array must not
     vanish with it; ``device_put`` alone may share the memory.
     """
-    own = jax.tree.map(lambda a: a.copy() if isinstance(a, jax.Array) else a, tree)
-    return jax.device_put(own, _sharding(PartitionSpec()))
+
+    def own(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array):
+            return leaf
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            # pmap sends a typed key through the host at each call of several processes.
+            return jax.random.key_data(leaf)
+        return leaf.copy()
+
+    return jax.device_put(jax.tree.map(own, tree), _here(PartitionSpec()))
+
+
+def _key(data: jax.Array) -> jax.Array:
+    """The random key whose numbers ``replicate`` gave to the devices."""
+    return jax.random.wrap_key_data(data)
+
+
+def part(rows: np.ndarray) -> np.ndarray:
+    """The columns of a plan that this process reads and gives to ``shard``.
+
+    Every process has the whole plan and takes its part of each batch in the order of
+    the processes, as ``pmap`` numbers their devices: positions in the batch, and with
+    them the augmentation, do not depend on how many processes there are.
+
+    Args:
+      rows: int32[S, B] of indices; -1 is padding.
+
+    Returns:
+      int32[S, padded(B) / processes].
+    """
+    missing = padded(rows.shape[1]) - rows.shape[1]
+    wide = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
+    return np.split(wide, jax.process_count(), axis=1)[jax.process_index()]
 
 
 def shard(batch: Batch) -> Batch:
@@ -250,7 +289,7 @@ def shard(batch: Batch) -> Batch:
             )
         return array.reshape(devices, -1, *array.shape[1:])
 
-    return jax.device_put(jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS)))
+    return jax.device_put(jax.tree.map(split, batch), _here(PartitionSpec(AXIS)))
 
 
 def padded(batch: int) -> int:
@@ -262,19 +301,20 @@ def padded(batch: int) -> int:
 def divided(
     fun: Callable[..., Any], over: Sequence[bool], donate: Sequence[int] = ()
 ) -> Callable[..., Any]:
-    """Compiles a function that every device of this process runs on its own part.
+    """Compiles a function that every device of all processes runs on its own part.
 
     Args:
       fun: what one device computes; its results have a leading axis, along which those
         of all devices are put together.
-      over: for each argument whether its leading axis is divided over the devices
-        (a multiple of their number, see ``whole``) or every device sees all of it.
+      over: for each argument whether its leading axis is divided over the devices (it
+        comes from ``spread``) or every device sees all of it (an array of NumPy, the
+        same in every process, or from ``everywhere``).
       donate: places of the arguments whose memory the results may take.
     """
     split, copied = PartitionSpec(AXIS), PartitionSpec()
     mapped = jax.shard_map(
         fun,
-        mesh=_mesh(),
+        mesh=_everywhere(split).mesh,
         in_specs=tuple(split if each else copied for each in over),
         out_specs=split,
     )
@@ -282,12 +322,31 @@ def divided(
 
 
 def spread(array: np.ndarray) -> jax.Array:
-    """An array divided over the devices along its first axis, filled up with zeros."""
+    """An array divided over all devices along its first axis, filled up with zeros."""
     missing = whole(len(array)) - len(array)
     if missing:
         filler = np.zeros((missing, *array.shape[1:]), array.dtype)
         array = np.concatenate([array, filler])
-    return jax.device_put(array, _sharding(PartitionSpec(AXIS)))
+    return _placed(array, PartitionSpec(AXIS))
+
+
+def everywhere(array: np.ndarray) -> jax.Array:
+    """An array of which every device of all processes holds a copy."""
+    return _placed(array, PartitionSpec())
+
+
+def _placed(array: np.ndarray, spec: PartitionSpec) -> jax.Array:
+    # Not device_put, which sends the array around to compare it in every process.
+    return jax.make_array_from_callback(
+        array.shape, _everywhere(spec), lambda index: array[index]
+    )
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays of NumPy from what ``divided`` gave, whole in every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
 
 
 def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
@@ -306,9 +365,47 @@ def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def whole(size: int) -> int:
-    """The smallest multiple of this process's number of devices from ``size`` on."""
-    devices = jax.local_device_count()
+    """The smallest multiple of the number of devices of all processes from ``size``."""
+    devices = jax.device_count()
     return -(-size // devices) * devices
+
+
+def agreed(asked: int) -> int:
+    """The largest number of all processes; all have to call it, at the same place."""
+    if jax.process_count() == 1:
+        return asked
+    return int(multihost_utils.process_allgather(np.int64(asked)).max())
+
+
+def meets_at(step: int) -> bool:
+    """Whether processes agree after this step: not each, as all have to wait for it."""
+    return jax.process_count() == 1 or step % 16 == 0
+
+
+def first_does(work: Callable[[], None]) -> None:
+    """Process 0 does something to files; the others wait until it stands.
+
+    Raises:
+      InputError: in the others, where process 0 failed, which raises its own error.
+    """
+    failed: Exception | None = None
+    if jax.process_index() == 0:
+        try:
+            work()
+        except Exception as error:
+            failed = error
+    if agreed(failed is not None):
+        raise failed or InputError("process 0 could not write, its message says why")
+
+
+def as_first(value: Any) -> Any:
+    """What process 0 gives, a value of JSON; all of them have to call it."""
+    if jax.process_count() == 1:
+        return value
+    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
+    padded_text = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(padded_text).tobytes())
 
 
 def throttle(ahead: int = 16) -> Callable[[Any], None]:

@@ -35,7 +35,7 @@ from lt_jax.features import (
     random_views,
 )
 from lt_jax.log import Log, duration, plain, write_whole
-from lt_jax.loop import Fitted, Interrupted
+from lt_jax.loop import Fitted
 from lt_jax.meter import Diverged
 from lt_jax.methods import Method, projects
 from lt_jax.optim import Sgd
@@ -50,6 +50,7 @@ from lt_jax.retrain import (
     resident,
 )
 from lt_jax.session import Session
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, Params
 from lt_jax.weights import Weights
 
@@ -103,15 +104,10 @@ class Frozen:
 def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     """Fits what the config says of each method on the features of one stage 1."""
     frozen = Frozen(session, seed, network)
-    rows = [
-        row
-        for row in _rows(session.config, seed, grid=False)
-        if not outcomes.done(session, row.title)
-    ]
-    if not rows:
-        return
+    rows = _rows(session.config, seed, grid=False)
+    there = [row.name for row in rows if outcomes.done(session, row.title)]
     fits: dict[str, tuple[Fit, float]] = {}
-    for chunk, heads, seconds in _fit_rows(frozen, rows):
+    for chunk, heads, seconds in _fit_rows(frozen, rows, frozenset(there)):
         for job, fit in zip(chunk.jobs, heads, strict=True):
             if fit.diverged:
                 raise Diverged(
@@ -119,7 +115,8 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
                 )
             fits[job.run] = fit, seconds / len(chunk.jobs)
     for row in rows:
-        _record(frozen, row, *fits[row.name], folder="")
+        if row.name in fits:
+            _record(frozen, row, *fits[row.name], folder="")
     _describe_stage1(frozen)
 
 
@@ -235,14 +232,13 @@ def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
         for stored in results.rows(session.workdir)
         if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
     }
-    left = [row for row in rows if row.name not in there]
-    if len(left) < len(rows):
-        session.log.say(
-            f"sweep on stage1/{frozen.seed}: {len(rows) - len(left):,} of "
-            f"{len(rows):,} heads are there already"
-        )
     by_name = {row.name: row for row in rows}
-    for chunk, heads, seconds in _fit_rows(frozen, left):
+    if have := len(by_name.keys() & there.keys()):
+        session.log.say(
+            f"sweep on stage1/{frozen.seed}: {have:,} of {len(rows):,} heads are there "
+            "already"
+        )
+    for chunk, heads, seconds in _fit_rows(frozen, rows, frozenset(there)):
         own = [by_name[job.run] for job in chunk.jobs]
         made = _keep_chunk(frozen, own, chunk, heads, seconds, splits, origin)
         there |= {_row(stored).name: stored for stored in made}
@@ -399,10 +395,16 @@ def _describe_stage1(frozen: Frozen) -> None:
 
 
 def _fit_rows(
-    frozen: Frozen, rows: Sequence[Row]
+    frozen: Frozen, rows: Sequence[Row], there: frozenset[str] = frozenset()
 ) -> Iterator[tuple[Chunk, list[Fit], float]]:
-    """Chunk after chunk of fitted rows, and the seconds each took."""
-    if not rows:
+    """Chunk after chunk of fitted rows, and the seconds each took.
+
+    Args:
+      there: names of rows that are fitted already. They are part of the plan all the
+        same, so that the others run the very program that a whole sweep runs, and a
+        killed one ends with the bits of one that was not.
+    """
+    if all(row.name in there for row in rows):
         return
     session, began = frozen.session, time.monotonic()
     m, say = session.config.method, session.log.say
@@ -416,31 +418,41 @@ def _fit_rows(
     )
     job = _job_maker(frozen)
     budget = _budget(session.config)
-    chunks = plan_chunks([job(row) for row in rows], m.batch, budget)
+    planned = plan_chunks([job(row) for row in rows], m.batch, budget)
+    left = [tuple(j for j in chunk.jobs if j.run not in there) for chunk in planned]
+    chunks = [
+        chunk._replace(jobs=jobs)
+        for chunk, jobs in zip(planned, left, strict=True)
+        if jobs
+    ]
+    jobs = [job for chunk in chunks for job in chunk.jobs]
     most = max(len(chunk.jobs) for chunk in chunks)
     say(
-        f"{len(rows):,} heads in {len(chunks):,} chunks of at most {most:,} "
+        f"{len(jobs):,} heads in {len(chunks):,} chunks of at most {most:,} "
         f"(method.memory {m.memory} GiB), {programs_of(chunks)} compiled programs"
     )
     if not resident(train, budget):
         say("the features are larger than the devices may hold, and stream from disk")
-    total = sum(row.hyper["epochs"] for row in rows)
+    total = sum(job.epochs for job in jobs)
     with _Progress(session.log, total, session.config.log.seconds) as progress:
+
+        def stop_if_asked() -> None:
+            if by := session.stopped():
+                where = "the heads on cached features; finished chunks stay"
+                raise Interrupted(where, by)
 
         def after_epoch(heads: int) -> None:
             progress.add(heads)
-            if session.stopped():
-                raise Interrupted("the heads on cached features; finished chunks stay")
+            stop_if_asked()
 
         begun = time.monotonic()
         for chunk, fits in fit_heads(chunks, train, m.batch, budget, after_epoch):
             seconds, begun = time.monotonic() - begun, time.monotonic()
             yield chunk, fits, seconds
             begun = time.monotonic()
-            if session.stopped():
-                raise Interrupted("the heads on cached features; finished chunks stay")
+            stop_if_asked()
     say(
-        f"{len(rows):,} heads fitted and measured in "
+        f"{len(jobs):,} heads fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"
     )
 

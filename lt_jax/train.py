@@ -21,11 +21,12 @@ from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
 from lt_jax.features import plain_features
 from lt_jax.log import duration, overview
-from lt_jax.loop import Interrupted, Stage, evaluate, fit
+from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import corrected
 from lt_jax.session import Session, open_session
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, InputError
 from lt_jax.weights import Source, Weights
 
@@ -191,8 +192,8 @@ def _fit(
     hyper: dict[str, Any],
 ) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
-    if session.stopped():
-        raise Interrupted(f"{stage.title}, which has not begun")
+    if by := session.stopped():
+        raise Interrupted(f"{stage.title}, which has not begun", by)
     task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(task, stage, *start, directory, session.log, session.stopped)

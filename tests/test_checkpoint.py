@@ -40,10 +40,10 @@ def saved(tmp_path):
     return tmp_path / "run"
 
 
-def test_last_and_best_are_kept(saved):
+def test_last_two_and_best_are_kept(saved):
     store = Checkpoints(saved)
     assert (store.latest(), store.best()) == (5, 2)
-    assert {p.name for p in saved.iterdir()} == {"2", "5"}
+    assert {p.name for p in saved.iterdir()} == {"2", "4", "5"}
     store.close()
 
 
@@ -129,3 +129,64 @@ def test_a_disk_that_takes_no_more(tmp_path):
     assert again.latest() == 1
     np.testing.assert_array_equal(again.restore(1, {"a": np.ones(10)})[0]["a"], 1.0)
     again.close()
+
+
+def spoil(file, at, cut):
+    content = bytearray(file.read_bytes())
+    at = int(at * len(content))
+    content[at] ^= 1
+    file.write_bytes(content[:at] if cut else content)
+
+
+@pytest.mark.parametrize("cut", [False, True], ids=["flipped", "cut"])
+@pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("part", ["state", "notes"])
+def test_a_damaged_checkpoint_is_left_for_the_one_before(saved, part, at, cut):
+    """Whatever file it is, unless the damage changes nothing that is read."""
+    files = [f for f in (saved / "5" / part).rglob("*") if f.is_file()]
+    for file in files:
+        if file.stat().st_size:
+            spoil(file, at, cut)
+    told = []
+    store = Checkpoints(saved)
+    step, found, notes = store.resume(state(0.0), told.append)
+    store.close()
+    assert (step, int(found.step), notes) == (4, 4, {"step": 4})
+    assert "5 is damaged" in told[0]
+    assert "step 4 is used" in told[0]
+    assert not (saved / "5").exists()
+
+
+def test_values_that_changed_are_damage_though_the_file_is_sound(saved, monkeypatch):
+    """Every format below may find its part in order: the digest does not."""
+    store = Checkpoints(saved)
+    restore = store._manager.restore
+
+    def changed(*args, **kwargs):
+        loaded = restore(*args, **kwargs)
+        loaded["state"]["params"]["head"]["bias"][0] += 1
+        return loaded
+
+    monkeypatch.setattr(store._manager, "restore", changed)
+    with pytest.raises(checkpoint.Damaged, match="content has changed"):
+        store.restore(5, state(0.0))
+    store.close()
+
+
+def test_no_whole_checkpoint_is_an_error_and_nothing_is_removed(saved):
+    for step in ("2", "4", "5"):
+        spoil(saved / step / "notes" / "metadata", 0.5, cut=True)
+    store = Checkpoints(saved)
+    with pytest.raises(InputError, match="None is left: remove"):
+        store.resume(state(0.0), print)
+    store.close()
+    assert {p.name for p in saved.iterdir()} == {"2", "4", "5"}
+
+
+def test_damage_that_is_only_read_is_an_error(tmp_path):
+    checkpoint.write(tmp_path, 3, {"head": jnp.arange(100.0)})
+    for file in (tmp_path / "3" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size:
+            spoil(file, 0.5, cut=False)
+    with pytest.raises(InputError, match="3 is damaged"):
+        checkpoint.read(tmp_path / "3")

@@ -10,8 +10,8 @@ import pytest
 import tiny_digits
 
 from lt_jax import cli, results, sweep, train, weights
-from lt_jax.loop import Interrupted
 from lt_jax.meter import Diverged
+from lt_jax.stopping import Interrupted
 from lt_jax.types import InputError
 
 NAMES = ("ce", "los", "ldam", "weight_balancing", "tau_norm", "ncm")
@@ -152,7 +152,7 @@ def test_a_killed_sweep_goes_on_with_its_finished_chunks(swept, tmp_path, monkey
 
     def killed(*args):
         if len(kept) == 3:
-            raise Interrupted("killed")
+            raise Interrupted("killed", "SIGINT")
         kept.append(keep(*args))
         return kept[-1]
 

@@ -1,0 +1,62 @@
+"""One process of a job of several: joins the others and runs commands, in order.
+
+python tests/hosts_worker.py ADDRESS PROCESSES PROCESS WORKDIR COMMAND...
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import tiny_digits
+
+from lt_jax import steps, stopping, train
+
+
+def config():
+    c = tiny_digits.config(
+        optim__epochs=1,
+        optim__lr=0.01,  # calm: training amplifies roundings
+        optim__batch=16,  # 20 steps, the last one ragged
+        method__names=("ce", "ncm"),
+        eval__batch=77,
+        eval__curves="test",
+        log__seconds=0.0,
+    )
+    with c.unlocked():
+        for name in c.method.names:
+            c.method[name].grid = {} if name == "ncm" else {"lr": (5e-4, 5e-3)}
+    return c.lock()
+
+
+def slow_train(c, workdir):
+    """Training that a signal meets."""
+    make, pause = steps.make_train_step, time.sleep
+
+    def made(*args):
+        step = make(*args)
+        return lambda *given: (pause(0.2), step(*given))[1]
+
+    steps.make_train_step = made
+    return train.train(c, workdir)
+
+
+CALLS = {"train": train.train, "slow_train": slow_train, "sweep": train.sweep}
+
+
+def main() -> int:
+    address, processes, process, workdir, *commands = sys.argv[1:]
+    if int(processes) > 1:
+        jax.distributed.initialize(address, int(processes), int(process))
+    for command in commands:
+        try:
+            CALLS[command](config(), Path(workdir))
+        except stopping.Interrupted as error:
+            return stopping.EXITS[error.by]
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,174 @@
+"""The same job in one process, two and four: the same numbers. Locks and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_digits
+
+from lt_jax import checkpoint, results, steps, stopping, train
+from lt_jax.types import InputError
+
+HERE = Path(__file__).resolve().parent
+LIMIT = 400  # seconds after which a job is held to hang
+
+
+def start(workdir: Path, processes: int, devices: int, *commands: str):
+    """A job of several processes, each with so many devices."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
+    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
+    command = [sys.executable, str(HERE / "hosts_worker.py"), address, f"{processes}"]
+    return [
+        subprocess.Popen(
+            [*command, f"{i}", str(workdir), *commands],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for i in range(processes)
+    ]
+
+
+def end(parts) -> list[tuple[int, str]]:
+    """Exit code and output of each, none of which may hang."""
+    try:
+        # One thread each: a full pipe would stop a process, and with it all others.
+        with ThreadPoolExecutor(len(parts)) as pool:
+            texts = [pool.submit(part.communicate, timeout=LIMIT) for part in parts]
+            told = [text.result()[0] for text in texts]
+        return [(p.returncode, text) for p, text in zip(parts, told, strict=True)]
+    finally:
+        for part in parts:
+            part.kill()
+
+
+@pytest.fixture(scope="module", params=[(1, 4), (2, 2), (4, 1)], ids=str)
+def layout(request, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("layout")
+    for code, text in end(start(workdir, *request.param, "train", "sweep")):
+        assert code == 0, text
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """One process and one device, and no process for the others to wait for."""
+    workdir = tmp_path_factory.mktemp("alone")
+    for code, text in end(start(workdir, 1, 1, "train", "sweep")):
+        assert code == 0, text
+    return workdir
+
+
+def test_layouts_agree(alone, layout):
+    """20 steps, the evaluation's integers, features, and the table of a sweep."""
+    one, other = (results.outcomes(workdir, "stage1")[0] for workdir in (alone, layout))
+    assert one["step"] == other["step"] == 20
+    found = [checkpoint.read(w / "checkpoints/stage1/0/20") for w in (alone, layout)]
+    for name, leaf in found[0].items():
+        np.testing.assert_allclose(found[1][name], leaf, 1e-4, 1e-5, err_msg=name)
+    # Whole numbers of right answers over the same 60 images of each class.
+    assert one["per_class"]["accuracy"] == other["per_class"]["accuracy"]
+    for split in ("train", "valid", "test"):
+        pair = [np.load(w / f"features/0/{split}.npy") for w in (alone, layout)]
+        np.testing.assert_allclose(pair[1], pair[0], 1e-4, 1e-5)
+    tables = [json.loads((w / "result.json").read_text()) for w in (alone, layout)]
+    assert tables[0]["sweep"]["heads"] == tables[1]["sweep"]["heads"]
+    for part in ("methods", "fixed"):
+        for name, method in tables[0][part].items():
+            other = tables[1][part][name]
+            assert method["hyper"] == other["hyper"]
+            assert method["all"]["values"] == other["all"]["values"]
+            for key in ("nll", "loma_row"):
+                np.testing.assert_allclose(
+                    other[key]["values"], method[key]["values"], 1e-4
+                )
+
+
+def test_one_process_goes_on_where_two_were_stopped(alone, tmp_path):
+    """SIGTERM to one of two: both save and ask to be run again; one then ends it."""
+    parts = start(tmp_path, 2, 2, "slow_train")
+    lines = iter(parts[0].stdout.readline, "")
+    assert any("| step" in line for line in lines)
+    parts[1].send_signal(signal.SIGTERM)
+    for code, text in end(parts):
+        assert code == stopping.EXITS["SIGTERM"] == 75, text
+    (code, text), *_ = end(start(tmp_path, 1, 1, "train"))
+    assert code == 0
+    assert "goes on from step" in text
+    found = [checkpoint.read(w / "checkpoints/stage1/0/20") for w in (alone, tmp_path)]
+    for name, leaf in found[0].items():
+        np.testing.assert_allclose(found[1][name], leaf, 1e-4, 1e-5, err_msg=name)
+
+
+def test_parts_of_all_processes_make_the_plan(monkeypatch):
+    rows = np.arange(14, dtype=np.int32).reshape(2, 7)
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    parts = []
+    for i in range(2):
+        monkeypatch.setattr("jax.process_index", lambda i=i: i)
+        parts.append(steps.part(rows))
+    assert parts[0].shape == (2, steps.padded(7) // 2)
+    whole = np.concatenate(parts, axis=1)
+    np.testing.assert_array_equal(whole[:, :7], rows)
+    assert (whole[:, 7:] == -1).all()
+
+
+def test_a_second_job_in_a_workdir_is_refused(tmp_path):
+    with (
+        stopping.workdir_lock(tmp_path),
+        pytest.raises(InputError, match=rf"another lt-jax.*process {os.getpid()} on"),
+    ):
+        train.train(tiny_digits.config(), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_the_lock_of_a_dead_job_holds_nobody(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from lt_jax import stopping\n"
+        "with stopping.workdir_lock(Path(sys.argv[1])):\n"
+        "    print('held', flush=True); time.sleep(600)"
+    )
+    job = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    assert job.stdout.readline() == "held\n"
+    with (
+        pytest.raises(InputError, match=f"process {job.pid}"),
+        stopping.workdir_lock(tmp_path),
+    ):
+        pass
+    job.kill()
+    job.communicate()
+    with stopping.workdir_lock(tmp_path):
+        assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_is_an_answer_and_the_second_one_stops(name):
+    before = signal.getsignal(signal.SIGTERM)
+    with stopping.listening() as stopped:
+        assert stopped() == ""
+        signal.raise_signal(signal.Signals[name])
+        assert stopped() == name
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.Signals[name])
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_bucket_is_no_workdir():
+    with pytest.raises(InputError, match="gs://.*mount the bucket"):
+        train.train(tiny_digits.config(), Path("gs://bucket/run"))
