@@ -64,6 +64,8 @@ class Stage(NamedTuple):
     sgd: Sgd
     trains: str  # regular expression over whole names of parameters
     batch_norm: str  # see steps.BATCH_NORM
+    accumulate: int  # micro-batches that a step is computed in
+    mixup: float  # alpha of mixup; 0: none
 
 
 class Fitted(NamedTuple):
@@ -95,7 +97,6 @@ def fit(
     train = task.splits.train
     per_epoch = -(-len(train) // stage.batch)
     total = stage.epochs * per_epoch
-    width = steps.padded(stage.batch)
 
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
@@ -119,6 +120,8 @@ def fit(
         stage.trains,
         stage.batch_norm,
         task.augment,
+        stage.accumulate,
+        stage.mixup,
     )
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
@@ -150,7 +153,8 @@ def fit(
                 rows = samplers.plan(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
-                knobs = early if epoch < late_from else late
+                rows = steps.arrange(rows, stage.accumulate, stage.mixup > 0)
+                knobs, width = early if epoch < late_from else late, rows.shape[1]
                 for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
                     state, measured = train_step(state, batch, knobs)
                     step += 1

@@ -138,6 +138,8 @@ def _stage1(session: Session) -> None:
             sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
             trains=o.trains,
             batch_norm=o.batch_norm,
+            accumulate=o.accumulate,
+            mixup=o.mixup,
         )
         _fit(session, stage, [seed], start, {})
 
@@ -163,6 +165,8 @@ def _stage2(session: Session) -> None:
                     sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
+                    accumulate=m.accumulate,
+                    mixup=0.0,
                 )
                 start = weights.with_head(session.task, init, stage1, method, stage.run)
                 hyper = sweeping.own_values(c)[name]
