@@ -10,14 +10,16 @@ the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from lt_jax import outcomes, results, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
-from lt_jax.features import plain_features
+from lt_jax.features import Request, extract
 from lt_jax.log import duration, overview
 from lt_jax.loop import Interrupted, Stage, evaluate, fit
 from lt_jax.optim import Sgd
@@ -194,8 +196,12 @@ def _fit(
     keeps = "checkpoint"
     if stage.method.correct is not None:
         keeps, network = "all", (fitted.params, fitted.batch_stats)
-        seen = plain_features(task, *network, task.splits.train, session.log)
-        head = corrected(stage.method, fitted.params["head"], seen)
+        train, plain = task.splits.train, Request(("plain",), (), "float32")
+
+        def blocks() -> Iterator[np.ndarray]:
+            return extract(task, *network, train, plain, session.log)
+
+        head = corrected(stage.method, fitted.params["head"], blocks, train.labels)
         fitted = fitted._replace(params={**fitted.params, "head": head})
     tally = evaluate(
         task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test
