@@ -107,6 +107,7 @@ def fit(
             method.adjust,
             params["head"],
             projects(method, stage.epochs, per_epoch),
+            steps.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
     late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))

@@ -56,6 +56,7 @@ class Knobs(NamedTuple):
     adjust: Adjust
     start: Params  # the head that the run began with, which a projection may look at
     projects: Any  # bool[steps], after which steps the projection acts
+    part: Any = 0  # rows of a micro-batch, see part_rows; read where there are several
 
 
 @functools.cache
@@ -103,8 +104,8 @@ def make_train_step(
         label, mask = batch["label"], batch["mask"]
         # Augmentation goes by position in the global batch, not by device, so that
         # the number of devices does not change the images.
-        first = number * jax.lax.axis_size(AXIS) + jax.lax.axis_index(AXIS)
-        position = first * len(mask) + jnp.arange(len(mask))
+        here = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
+        position = number * knobs.part + here
         key = jax.random.fold_in(knobs.key, state.step)
         images = augmentation.vary(augment, key, position, batch["image"])
         images = augmentation.normalise(augment, images)
@@ -112,8 +113,8 @@ def make_train_step(
         if mixup:
             other = augmentation.partner(label)
             share = augmentation.mix_shares(mixup, key, position, mask)
-            here = share[:, None, None, None]
-            images = here * images + (1 - here) * augmentation.partner(images)
+            own = share[:, None, None, None]
+            images = own * images + (1 - own) * augmentation.partner(images)
             weight = share * weight + (1 - share) * knobs.adjust.weight[other]
         trained, fixed = trees.partition(state.params, trains)
 
@@ -305,12 +306,21 @@ def shard(batch: Batch) -> Batch:
     return jax.device_put(jax.tree.map(split, batch), _sharding(PartitionSpec(AXIS)))
 
 
+def part_rows(batch: int, parts: int, pairs: bool) -> int:
+    """Rows of each of the micro-batches that a batch is cut into, but for the last.
+
+    ``pairs``: whether the rows 0 and 1, 2 and 3, ... have to stay together.
+    """
+    unit = 2 if pairs else 1
+    return -(-batch // (parts * unit)) * unit
+
+
 def arrange(rows: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
     """A plan in the order in which ``shard`` deals its rows out to the devices.
 
-    A step is cut into ``parts`` micro-batches of neighbours, and each of these is
-    divided over the devices; so a micro-batch holds the same examples on any number
-    of devices.
+    A step is cut into ``parts`` micro-batches of neighbours (``part_rows``), and each
+    of these is padded and divided over the devices; so a micro-batch holds the same
+    examples on any number of devices.
 
     Args:
       rows: int32[steps, B] of indices; -1 is padding.
@@ -320,13 +330,14 @@ def arrange(rows: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
     Returns:
       int32[steps, W], W the least that divides; what was missing is -1.
     """
-    devices = jax.device_count()
-    unit = devices * parts * (2 if pairs else 1)
-    width = -(-rows.shape[1] // unit) * unit
-    filled = np.full((len(rows), width), -1, np.int32)
-    filled[:, : rows.shape[1]] = rows
-    dealt = filled.reshape(len(rows), parts, devices, -1).swapaxes(1, 2)
-    return dealt.reshape(len(rows), width)
+    count, batch = rows.shape
+    devices, each = jax.device_count(), part_rows(batch, parts, pairs)
+    unit = devices * (2 if pairs else 1)
+    filled = np.full((count, parts * each), -1, np.int32)
+    filled[:, :batch] = rows
+    dealt = np.full((count, parts, -(-each // unit) * unit), -1, np.int32)
+    dealt[:, :, :each] = filled.reshape(count, parts, each)
+    return dealt.reshape(count, parts, devices, -1).swapaxes(1, 2).reshape(count, -1)
 
 
 def padded(batch: int) -> int:
