@@ -15,13 +15,14 @@ executed. Compared with arithmetic by hand:
     python benchmarks/compiled.py [--json] [--quick]
 
 `--quick` compiles ResNet-10 at 64 px. XLA counts the body of a loop once, so what it
-says of micro-batches is multiplied by their number. Temporary memory is that of XLA's CPU compiler,
-which computes bfloat16 convolutions in float32 and plans memory otherwise than that of
-a GPU or TPU: read it as an order of magnitude.
+says of micro-batches is multiplied by their number. Temporary memory is that of XLA's
+CPU compiler, which computes bfloat16 convolutions in float32 and plans memory otherwise
+than that of a GPU or TPU: read it as an order of magnitude.
 
 JSON keys: `rows`, each with `batch`, `dtype`, `parts`, `flops_over_hand`,
 `arguments_over_hand`, `temporary_over_hand`, `gib` (of a device, all together),
-`gflops_image`; and over all rows `flops_over_hand`, `arguments_over_hand`: [least, most].
+`gflops_image`; and over all rows `flops_over_hand` and `arguments_over_hand`: [least,
+most].
 """
 
 from __future__ import annotations
@@ -242,8 +243,9 @@ def main() -> None:
         print(
             f"{case.net} {case.size} px, batch {case.batch:,} in {case.parts} part(s), "
             f"{case.dtype}: of a device {row['gib']:.1f} GiB, "
-            f"{row['gflops_image']:.1f} GFLOP an image; over hand: FLOPs "
-            f"{row['flops_over_hand']:.3f}, arguments {row['arguments_over_hand']:.4f}, "
+            f"{row['gflops_image']:.1f} GFLOP an image; "
+            f"FLOPs {row['flops_over_hand']:.3f} of those by hand, "
+            f"arguments {row['arguments_over_hand']:.4f}, "
             f"temporary {row['temporary_over_hand']:.2f}; {row['seconds']:.0f} s",
             flush=True,
         )

@@ -18,7 +18,9 @@ that say so end in `_extrapolated`. `--quick` takes 500 classes and 128 features
 
 The class counts are made: the ends (1,000 and 2), the number of classes and the sum are
 the data set's own, between them lies a log-normal of deviation 1.24, whose middle is
-found so that the sum is exact. The real shape between the ends is another one.
+found so that the sum is exact. The real shape is another one, though not far off:
+`groups` says how many classes are many- and few-shot here, MiSLAS's config counts 842
+and 3,599 in the data set.
 
 `--folder` is where the file of features lies while it is needed (1.7 GiB); the
 system's folder of temporary files if it is not given.
@@ -61,7 +63,7 @@ class Size(NamedTuple):
     memory: float  # bytes for features
 
 
-FULL = Size(8142, 437_513, 1000, 2, 2048, 24_426, 256, 64, 12, 4, 2**29)
+FULL = Size(8142, 437_513, 1000, 2, 2048, 24_426, 256, 64, 8, 4, 2**29)
 QUICK = Size(500, 20_000, 300, 2, 128, 1500, 64, 32, 3, 4, 2**20)
 
 
@@ -170,7 +172,9 @@ def tally(size: Size, folder: Path) -> dict[str, Any]:
         lambda so_far, *batch: metrics.merge(so_far, metrics.tally(*batch)),
         donate_argnums=0,
     )
-    labels = rng.integers(0, size.classes, (1 + -(-size.test // size.batch), size.batch))
+    labels = rng.integers(
+        0, size.classes, (1 + -(-size.test // size.batch), size.batch)
+    )
     labels = labels.astype(np.int32)
     found: Any = jax.device_put(metrics.empty(size.classes))
     found = step(found, logits, labels[0], mask)  # compiles
@@ -276,7 +280,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     """Stage 2 on the file."""
     import jax
 
-    from lt_jax import features, methods, metrics, optim, retrain, samplers
+    from lt_jax import features, methods, optim, retrain, samplers
 
     labels, counts = made_labels(size), made_counts(size)
     memory, _ = features.DTYPES["bfloat16"]
@@ -330,7 +334,8 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
                     ):
                         fitted["head"] = fits[0].head
 
-                run() if number == 1 and length == 2 else None  # compiles
+                if not times:
+                    run()  # compiles
                 times[length] = seconds(run)
             finally:
                 samplers.plan = plan
@@ -355,7 +360,6 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             jobs(1)[0].method.head, [fitted["head"]], held, size.batch, size.memory
         )
     )
-    found["groups"] = list(metrics.GROUPS)
     return found
 
 

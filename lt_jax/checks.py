@@ -96,8 +96,8 @@ def check_values(config: Config, splits: Splits) -> None:
         known(f"{group}.batch_norm", c[group].batch_norm, steps.BATCH_NORM)
         if c[group].accumulate > c[group].batch:
             raise InputError(
-                f"{group}.accumulate cuts a batch of {c[group].batch} images into parts "
-                f"of at least one, found {c[group].accumulate}"
+                f"{group}.accumulate cuts a batch of {c[group].batch} images into "
+                f"parts of at least one, found {c[group].accumulate}"
             )
     _check_colours(c, splits)
     channels = splits.train.shape[-1]
@@ -130,8 +130,10 @@ def _check_colours(config: Config, splits: Splits) -> None:
             "data.jitter must be four numbers of at least 0, of brightness, contrast, "
             f"saturation and hue (at most 0.5), found {jitter}"
         )
-    if len(rand) != 2 or rand[0] != int(rand[0]) or not (
-        rand[0] >= 0 and 0 <= rand[1] <= randaugment.TOP
+    if (
+        len(rand) != 2
+        or rand[0] != int(rand[0])
+        or not (rand[0] >= 0 and 0 <= rand[1] <= randaugment.TOP)
     ):
         raise InputError(
             "data.randaugment must be a whole number of operations and their magnitude "

@@ -17,7 +17,6 @@ import numpy as np
 from lt_jax import inits
 from lt_jax.types import InputError, Params, known
 
-
 # Features of many examples, float[n, D] after float[n, D]; each call begins anew. They
 # may be more than the memory holds.
 Blocks = Callable[[], Iterator[Any]]

@@ -207,4 +207,6 @@ def test_shares_of_mixup():
 
 def test_partner():
     rows = jnp.arange(12).reshape(6, 2)
-    np.testing.assert_array_equal(augment.partner(rows), rows[jnp.array([1, 0, 3, 2, 5, 4])])
+    np.testing.assert_array_equal(
+        augment.partner(rows), rows[jnp.array([1, 0, 3, 2, 5, 4])]
+    )

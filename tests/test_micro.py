@@ -101,7 +101,7 @@ def assert_alike(one, other):
     ],
 )
 def test_devices_and_micro_batches_change_nothing(network, monkeypatch, mixup, cases):
-    """1, 2 and 4 devices, in 1 and 4 parts; augmented, weighted, ragged, frozen norm."""
+    """1 to 4 devices, in 1 and 4 parts; augmented, weighted, ragged, frozen norm."""
     runs = []
     for devices, parts in cases:
         with monkeypatch.context() as patch:

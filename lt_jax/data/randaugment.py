@@ -95,7 +95,7 @@ def operate(
 
 
 def _matrix(op: jax.Array, amount: jax.Array, width: int, height: int) -> jax.Array:
-    """float[2, 3], where a pixel comes from: ``M (x, y, 1)``; identity of ``VALUES``."""
+    """float[2, 3], where a pixel comes from, ``M (x, y, 1)``; for ``VALUES`` there."""
     shear = 0.3 * amount
     right, down = (150 / 331 * side * amount for side in (width, height))
     angle = math.radians(30) * amount
