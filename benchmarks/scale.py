@@ -317,30 +317,23 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
 
     fitted: dict[str, Any] = {}
     for number in (1, size.heads):
-        several = jobs(number)
-        times = {}
-        # An epoch takes too long here: it is cut after some steps. The difference of
-        # two lengths leaves out the compilation and what is done once.
-        for length in (2, 2 + size.steps):
-            plan = samplers.plan
-            samplers.plan = lambda *given, length=length: whole[:length]
-            try:
-                chunks = retrain.plan_chunks(several, size.batch, 8 * 2**30)
-                assert len(chunks) == 1
+        chunks = retrain.plan_chunks(jobs(number), size.batch, 8 * 2**30)
+        assert len(chunks) == 1
 
-                def run(chunks: Any = chunks) -> None:
-                    for _, fits in retrain.fit_heads(
-                        chunks, seen, size.batch, size.memory, lambda heads: None
-                    ):
-                        fitted["head"] = fits[0].head
+        def run(chunks: Any = chunks) -> None:
+            for _, fits in retrain.fit_heads(
+                chunks, seen, size.batch, size.memory, lambda heads: None
+            ):
+                fitted["head"] = fits[0].head
 
-                if not times:
-                    run()  # compiles
-                times[length] = seconds(run)
-            finally:
-                samplers.plan = plan
-        short, long = times.values()
-        each = max(long - short, 0) / size.steps
+        # An epoch takes too long here: it is cut after some steps.
+        plan = samplers.plan
+        samplers.plan = lambda *given: whole[: size.steps]
+        try:
+            run()  # compiles
+            each = seconds(run) / size.steps
+        finally:
+            samplers.plan = plan
         found[f"step_seconds_{number}"] = each
         found[f"epoch_hours_{number}_extrapolated"] = each * len(whole) / 3600
     found["marginal_head"] = (

@@ -62,9 +62,8 @@ def get_config(argument: str = "") -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.name = "folder"  # a key of lt_jax.data.PHOTOS
-    config.data.dir = choice[
-        "path"
-    ]  # the folder; with a table what its paths start from
+    # The folder; with a table what its paths start from, "": the table's own.
+    config.data.dir = choice["path"]
     config.data.imbalance = 1.0  # the set is long-tailed by itself, nothing is cut
     config.data.split = "whole"  # all training images; "first", "cao": cut, see README
     # Share of each class held out for validation; where there is a val/, it is that.

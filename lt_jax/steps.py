@@ -110,6 +110,7 @@ def make_train_step(
         images = augmentation.vary(augment, key, position, batch["image"])
         images = augmentation.normalise(augment, images)
         weight = knobs.adjust.weight[label]
+        other, share = label, jnp.ones(len(mask))
         if mixup:
             other = augmentation.partner(label)
             share = augmentation.mix_shares(mixup, key, position, mask)

@@ -9,11 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_digits
 from test_steps import AUGMENT, COUNTS, SGD, K, _fresh_steps, on
 
 from lt_jax import heads, losses, methods, models, optim, steps, trees
+from lt_jax.checks import check_values
 from lt_jax.data import augment
 from lt_jax.data.augment import Augment
+from lt_jax.session import load_splits, open_session
+from lt_jax.train import run
+from lt_jax.types import InputError
 
 __all__ = ["_fresh_steps"]  # a fixture
 
@@ -249,3 +254,55 @@ def variables(jaxpr):
 def test_scaled_rate():
     assert optim.scaled(0.1, 256, 256) == 0.1
     assert optim.scaled(0.1, 1024, 256) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__accumulate": 0}, "optim.accumulate must be a number of at least 1"),
+        (
+            {"method__accumulate": 33},
+            "cuts a batch of 32 images into parts of at least",
+        ),
+        ({"optim__lr_batch": 0}, "optim.lr_batch must be a number of at least 1"),
+        ({"optim__mixup": -0.1}, "optim.mixup must be a number of at least 0"),
+        ({"data__jitter": (0.4, 0.4)}, "must be four numbers"),
+        ({"data__jitter": (0.0, 0.0, 0.0, 0.6)}, "hue .at most 0.5"),
+        ({"data__randaugment": (2, 31.0)}, "magnitude from 0 to 30"),
+        ({"data__randaugment": (1.5, 9.0)}, "whole number of operations"),
+        ({"data__randaugment": (2, 9.0)}, "have 1 channel.*set them to"),
+        ({"data__jitter": (0.4, 0.4, 0.4, 0.0)}, "have 1 channel.*set them to"),
+    ],
+)
+def test_bad_values_are_told(changes, message):
+    config = tiny_digits.config(**changes)
+    splits, _ = load_splits(config)
+    with pytest.raises(InputError, match=message):
+        check_values(config, splits)
+
+
+def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
+    """Through config, plan, feed and both stages; batch norm frozen everywhere."""
+    runs = []
+    for number in (1, 3):
+        config = tiny_digits.config(
+            optim__accumulate=number,
+            method__accumulate=number,
+            optim__batch_norm="frozen",
+            optim__epochs=1,
+            optim__mixup=0.4,
+            method__names=("los",),
+        )
+        runs.append(run(config, tmp_path / f"{number}")["methods"])
+    for name in ("none", "los"):
+        one, other = (methods[name]["nll"]["mean"] for methods in runs)
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_twice_the_batch_has_twice_the_rate(tmp_path):
+    config = tiny_digits.config()
+    config.optim.batch = 2 * config.optim.lr_batch
+    with open_session(config, tmp_path, talks=False) as session:
+        rates = session.rates(0.1, 1, config.optim)
+        assert rates[0] == pytest.approx(0.2)
+        assert session.rates(0.1, 1, config.method)[0] == pytest.approx(0.1)
