@@ -281,6 +281,7 @@ def test_bad_values_are_told(changes, message):
         check_values(config, splits)
 
 
+@pytest.mark.slow
 def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
     """Through config, plan, feed and both stages; batch norm frozen everywhere."""
     runs = []

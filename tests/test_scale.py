@@ -49,19 +49,27 @@ def test_the_made_counts_are_those_asked_for(scale):
     assert 3000 < groups["few"].sum() < 4200
 
 
-TINY = (60, 1500, 100, 2, 16, 200, 64, 16, 2, 4, 2**14)
+TINY = (60, 1500, 100, 2, 16, 200, 64, 16, 2, 4, 2**12)
 
 
-def test_every_phase_measures(scale, tmp_path):
+def test_the_phases_measure(scale, tmp_path):
     size = scale.Size(*TINY)
-    found = {phase: scale.rehearse(size, tmp_path, phase) for phase in scale.PHASES}
+    phases = [phase for phase in scale.PHASES if phase != "stage1"]
+    found = {phase: scale.rehearse(size, tmp_path, phase) for phase in phases}
     json.dumps(found)
     assert found["host"]["images"] == 1500
     assert found["features"]["file_gib"] > 1500 * 16 * 2 / 2**30
-    assert found["stage1"]["step_seconds"] > 0
     assert found["heads"]["ncm_seconds"] > 0
-    assert found["stage1"]["steps_epoch"] == found["heads"]["steps_epoch"] == 24
+    assert found["heads"]["steps_epoch"] == 24
     assert all(part["anonymous_gib"] >= 0 for part in found.values())
+
+
+@pytest.mark.slow
+def test_stage_one_steps(scale, tmp_path):
+    found = scale.rehearse(scale.Size(*TINY), tmp_path, "stage1")
+    assert found["step_seconds"] > 0
+    assert found["steps_epoch"] == 24
+    assert np.isfinite(found["loss"])
 
 
 def least(run, times=3):
