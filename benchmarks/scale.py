@@ -11,7 +11,8 @@ Nothing is learnt here; what is asked is whether everything fits and in what tim
 - `heads`: stage 2 on that file, read as the steps go on, with 0.5 GiB for features:
   some steps of one head and of several, and nearest class mean over all of it.
 
-Each runs in a process of its own; `anonymous_gib` is the most memory that it held
+Each runs in a process of its own; `cpu` in a name marks the time of the processors,
+all cores together, which a busy machine changes less. `anonymous_gib` is the most memory that it held
 beside mapped files, which the system may drop. Of stage 1 and stage 2 some steps are
 measured, after the first ones, and **multiplied up** to an epoch (`epoch_hours`): keys
 that say so end in `_extrapolated`. `--quick` takes 500 classes and 128 features.
@@ -239,17 +240,18 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     )
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = steps.arrange(rows, 1, pairs=False)
-    begun, loss = 0.0, float("nan")
+    begun, used, loss = 0.0, 0.0, float("nan")
     for at, batch in enumerate(
         feed(dataset, rows[:number], rows.shape[1], steps.shard)
     ):
         if at == 2:  # the first two compile and fill
-            begun = time.perf_counter()
+            begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, knobs)
         loss = float(measured["loss_sum"] / measured["weight_sum"])
     each = (time.perf_counter() - begun) / size.steps
     return {
         "step_seconds": each,
+        "step_cpu_seconds": (used + time.process_time()) / size.steps,
         "loss": loss,
         "steps_epoch": len(rows),
         "epoch_hours_extrapolated": each * len(rows) / 3600,
@@ -331,10 +333,13 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
         samplers.plan = lambda *given: whole[: size.steps]
         try:
             run()  # compiles
+            used = -time.process_time()
             each = seconds(run) / size.steps
+            used += time.process_time()
         finally:
             samplers.plan = plan
         found[f"step_seconds_{number}"] = each
+        found[f"step_cpu_seconds_{number}"] = used / size.steps
         found[f"epoch_hours_{number}_extrapolated"] = each * len(whole) / 3600
     found["marginal_head"] = (
         found[f"step_seconds_{size.heads}"] - found["step_seconds_1"]
@@ -372,6 +377,7 @@ def rehearse(size: Size, folder: Path, phase: str) -> dict[str, Any]:
         found["seconds"] = -time.perf_counter()
         measured = PHASES[phase](size, folder)
         found["seconds"] += time.perf_counter()
+        found["cpu_seconds"] = time.process_time()  # imports and compilation included
     return {**measured, **found}
 
 
