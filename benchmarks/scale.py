@@ -12,9 +12,9 @@ Nothing is learnt here; what is asked is whether everything fits and in what tim
   some steps of one head and of several, and nearest class mean over all of it.
 
 Each runs in a process of its own; `cpu` in a name marks the time of the processors,
-all cores together, which a busy machine changes less. `anonymous_gib` is the most memory that it held
-beside mapped files, which the system may drop. Of stage 1 and stage 2 some steps are
-measured, after the first ones, and **multiplied up** to an epoch (`epoch_hours`): keys
+all cores together, which a busy machine changes less. `anonymous_gib` is the most
+memory that it held beside mapped files, which the system may drop. Of stage 1 and stage
+2 some steps are measured, after the first ones, and **multiplied up** to an epoch: keys
 that say so end in `_extrapolated`. `--quick` takes 500 classes and 128 features.
 
 The class counts are made: the ends (1,000 and 2), the number of classes and the sum are
