@@ -27,6 +27,9 @@ def get_config() -> ConfigDict:
     config.data.few = 15  # fewer than this: a few-shot class
     config.data.pad = 1  # pixels of black that random crops may reach into
     config.data.flip = False  # random mirror images; a digit has none
+    # Strength of random brightness, contrast, saturation and hue; zeros: none.
+    config.data.jitter = (0.0, 0.0, 0.0, 0.0)
+    config.data.randaugment = (0, 9.0)  # operations an image, magnitude up to 30
     config.data.mean = (0.305,)  # of the pixels, by channel, in 0..1
     config.data.std = (0.376,)  # and their deviation
 
@@ -54,6 +57,8 @@ def get_config() -> ConfigDict:
     config.method.feature_dtype = "float32"  # of cached features; "bfloat16": half
     config.method.memory = 1.0  # GiB on the device for features and heads at once
     config.method.batch = 32  # images of a step, all devices together
+    config.method.lr_batch = 32  # batch that lr belongs to; lr grows with the batch
+    config.method.accumulate = 1  # micro-batches of a step, to save memory
     config.method.batch_norm = "frozen"  # or "drift", the authors' moving statistics
     config.method.momentum = 0.9  # of SGD, as in PyTorch
     config.method.nesterov = False  # look ahead along the momentum
@@ -68,6 +73,8 @@ def get_config() -> ConfigDict:
     config.optim.repeats = 5  # representations, one for each seed
     config.optim.epochs = 60  # passes over the training images
     config.optim.batch = 32
+    config.optim.lr_batch = 32
+    config.optim.accumulate = 1
     config.optim.lr = 0.05  # highest learning rate
     config.optim.momentum = 0.9
     config.optim.nesterov = False
@@ -75,6 +82,7 @@ def get_config() -> ConfigDict:
     config.optim.decay_on = ".*"
     config.optim.schedule = "epoch"
     config.optim.warmup = 0.0
+    config.optim.mixup = 0.0  # alpha of mixing images and targets by pairs; 0: none
     config.optim.sampler = "instance"  # "instance", "class" or "sqrt"
     config.optim.trains = ".*"  # regex of the parameters that are trained
     config.optim.batch_norm = "train"

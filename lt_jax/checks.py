@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from lt_jax import grids, methods, metrics, models, optim, samplers, steps, trees
+from lt_jax.data import randaugment
 from lt_jax.heads import linear
 from lt_jax.methods import Method
 from lt_jax.optim import Sgd
@@ -40,8 +41,12 @@ AT_LEAST_ONE = (
     "optim.repeats",
     "optim.epochs",
     "optim.batch",
+    "optim.lr_batch",
+    "optim.accumulate",
     "method.repeats",
     "method.batch",
+    "method.lr_batch",
+    "method.accumulate",
     "method.views",
     "eval.batch",
     "eval.every",
@@ -52,6 +57,7 @@ NOT_NEGATIVE = (
     "data.pad",
     "optim.decay",
     "optim.momentum",
+    "optim.mixup",
     "method.momentum",
     "log.seconds",
 )
@@ -88,6 +94,12 @@ def check_values(config: Config, splits: Splits) -> None:
     known("optim.sampler", c.optim.sampler, samplers.POWERS)
     for group in ("optim", "method"):
         known(f"{group}.batch_norm", c[group].batch_norm, steps.BATCH_NORM)
+        if c[group].accumulate > c[group].batch:
+            raise InputError(
+                f"{group}.accumulate cuts a batch of {c[group].batch} images into "
+                f"parts of at least one, found {c[group].accumulate}"
+            )
+    _check_colours(c, splits)
     channels = splits.train.shape[-1]
     for key in ("data.mean", "data.std"):
         if len(_value(c, key)) != channels:
@@ -104,6 +116,35 @@ def check_values(config: Config, splits: Splits) -> None:
         )
     if c.method.features == "cached":
         check_cached(c)
+
+
+def _check_colours(config: Config, splits: Splits) -> None:
+    """Raises ``InputError`` where colours cannot be changed as the config asks."""
+    jitter, rand = tuple(config.data.jitter), tuple(config.data.randaugment)
+    limits = (math.inf, math.inf, math.inf, 0.5)
+    if len(jitter) != 4 or not all(
+        0 <= s <= limit and math.isfinite(s)
+        for s, limit in zip(jitter, limits, strict=True)
+    ):
+        raise InputError(
+            "data.jitter must be four numbers of at least 0, of brightness, contrast, "
+            f"saturation and hue (at most 0.5), found {jitter}"
+        )
+    if (
+        len(rand) != 2
+        or rand[0] != int(rand[0])
+        or not (rand[0] >= 0 and 0 <= rand[1] <= randaugment.TOP)
+    ):
+        raise InputError(
+            "data.randaugment must be a whole number of operations and their magnitude "
+            f"from 0 to {randaugment.TOP}, found {rand}"
+        )
+    if (any(jitter) or rand[0]) and splits.train.shape[-1] != 3:
+        raise InputError(
+            "data.jitter and data.randaugment change colours, but the images of "
+            f"{config.data.name} have {splits.train.shape[-1]} channel(s), not 3: "
+            "set them to (0, 0, 0, 0) and (0, 0)"
+        )
 
 
 def check_cached(config: Config) -> None:

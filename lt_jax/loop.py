@@ -61,6 +61,8 @@ class Stage(NamedTuple):
     sgd: Sgd
     trains: str  # regular expression over whole names of parameters
     batch_norm: str  # see steps.BATCH_NORM
+    accumulate: int  # micro-batches that a step is computed in
+    mixup: float  # alpha of mixup; 0: none
 
 
 class Fitted(NamedTuple):
@@ -101,6 +103,7 @@ def fit(
             method.adjust,
             params["head"],
             projects(method, stage.epochs, per_epoch),
+            steps.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
     late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
@@ -114,6 +117,8 @@ def fit(
         stage.trains,
         stage.batch_norm,
         task.augment,
+        stage.accumulate,
+        stage.mixup,
     )
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
@@ -149,8 +154,9 @@ def fit(
                 rows = samplers.plan(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
-                knobs = early if epoch < late_from else late
+                rows = steps.arrange(rows, stage.accumulate, stage.mixup > 0)
                 rows = steps.part(rows[step % per_epoch :])
+                knobs = early if epoch < late_from else late
                 for batch in feed(train, rows, rows.shape[1], steps.shard):
                     state, measured = train_step(state, batch, knobs)
                     step += 1

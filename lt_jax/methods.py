@@ -14,18 +14,20 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import heads, losses
-from lt_jax.heads import Head, linear
+from lt_jax.heads import Blocks, Head, linear
 from lt_jax.losses import Adjust, Loss, adjusted_xent, filled, within
 from lt_jax.samplers import POWERS
 from lt_jax.types import InputError, Params, known, near
 
 STARTS = ("stage1", "fresh")
 PROJECT_EVERY = ("step", "epoch")
+
+
+Correct = Callable[[Params, Blocks, np.ndarray], Params]
 
 
 class Method(NamedTuple):
@@ -46,9 +48,9 @@ class Method(NamedTuple):
     # (head's params, those it started with) -> params, after every "step" or "epoch"
     project: Callable[[Params, Params], Params] | None = None
     project_every: str = "step"
-    # (head's params, features float[N, D], labels int32[N]) -> params of the same
-    # shapes, once after training, from all examples that were fitted
-    correct: Callable[[Params, jax.Array, jax.Array], Params] | None = None
+    # (head's params, features in blocks, labels int32[N]) -> params of the same shapes,
+    # once after training, from all examples that were fitted
+    correct: Correct | None = None
 
 
 def projects(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
@@ -62,23 +64,23 @@ def projects(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
 
 
 @functools.cache
-def _tau_norm(tau: float) -> Callable[[Params, jax.Array, jax.Array], Params]:
-    return lambda params, features, labels: heads.tau_norm(params, tau)
+def _tau_norm(tau: float) -> Correct:
+    return lambda params, blocks, labels: heads.tau_norm(params, tau)
 
 
 @functools.cache
-def _minus_log_prior(tau: float) -> Callable[[Params, jax.Array, jax.Array], Params]:
-    def correct(params: Params, features: jax.Array, labels: jax.Array) -> Params:
-        counts = jnp.bincount(labels, length=len(params["bias"]))
+def _minus_log_prior(tau: float) -> Correct:
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        counts = jnp.bincount(jnp.asarray(labels), length=len(params["bias"]))
         return heads.shift_bias(params, -tau * jnp.log(counts / len(labels)))
 
     return correct
 
 
 @functools.cache
-def _nearest_mean(kind: str) -> Callable[[Params, jax.Array, jax.Array], Params]:
-    def correct(params: Params, features: jax.Array, labels: jax.Array) -> Params:
-        return heads.nearest_mean(features, labels, len(params["bias"]), kind)
+def _nearest_mean(kind: str) -> Correct:
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        return heads.nearest_mean(blocks, labels, params["kernel"].shape, kind)
 
     return correct
 

@@ -62,6 +62,18 @@ class Sgd(NamedTuple):
         return trees.rebuild(params, chosen)
 
 
+def scaled(lr: float, batch: int, base: int) -> float:
+    """The learning rate of a batch, in proportion to that of the batch ``base``.
+
+    "Accurate, Large Minibatch SGD", arXiv 1706.02677, which warms up for 5 epochs
+    where the batch is large.
+
+    >>> scaled(0.2, 1024, 512)
+    0.4
+    """
+    return lr * batch / base
+
+
 def rates(
     lr: float, epochs: int, steps_per_epoch: int, warmup: float, per: str
 ) -> np.ndarray:

@@ -19,7 +19,7 @@ import numpy as np
 
 from lt_jax import metrics, samplers, steps, trees
 from lt_jax.features import Features
-from lt_jax.heads import Head
+from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, alone
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
@@ -247,7 +247,12 @@ def fit_heads(
         yield (
             chunk,
             [
-                Fit(corrected(job.method, _at(heads, i), features), bad[i])
+                Fit(
+                    corrected(
+                        job.method, _at(heads, i), in_blocks(features), features.labels
+                    ),
+                    bad[i],
+                )
                 for i, job in enumerate(chunk.jobs)
             ],
         )
@@ -320,12 +325,24 @@ def _first_bad(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
     return [int(row.argmax()) + 1 if row.any() else None for row in bad]
 
 
-def corrected(method: Method, head: Params, features: Features) -> Params:
-    """The head as the method leaves it: some change it once after training."""
+def corrected(
+    method: Method, head: Params, blocks: Blocks, labels: np.ndarray
+) -> Params:
+    """The head as the method leaves it: some change it once after training.
+
+    Args:
+      blocks: the features of the examples that were fitted.
+      labels: int32[N], theirs.
+    """
     if method.correct is None:
         return head
-    seen, labels = features.values[0], jnp.asarray(features.labels)
-    return jax.device_get(method.correct(head, seen, labels))
+    return jax.device_get(method.correct(head, blocks, labels))
+
+
+def in_blocks(features: Features, rows: int = 4096) -> Blocks:
+    """The first view, so many rows at a time."""
+    values = features.values[0]
+    return lambda: (values[i : i + rows] for i in range(0, len(values), rows))
 
 
 def measure_heads(

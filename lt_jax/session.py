@@ -62,8 +62,12 @@ class Session(NamedTuple):
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
     def rates(self, lr: float, epochs: int, group: Config) -> np.ndarray:
-        """float32[steps], under the schedule and the batch of this group."""
+        """float32[steps], under the schedule and the batch of this group.
+
+        ``lr`` belongs to a batch of ``lr_batch``, and grows in proportion to the batch.
+        """
         per_epoch = -(-len(self.task.splits.train) // group.batch)
+        lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
 
@@ -121,6 +125,8 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
             flip=c.data.flip,
             mean=tuple(c.data.mean),
             std=tuple(c.data.std),
+            jitter=tuple(c.data.jitter),
+            randaugment=tuple(c.data.randaugment),
         ),
         flip=c.eval.flip,
         eval_batch=c.eval.batch,

@@ -46,7 +46,7 @@ BATCH_NORM = {"train": True, "drift": True, "frozen": False}
 VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "plain": lambda augment, key, positions, images: images,
     "mirror": lambda augment, key, positions, images: augmentation.mirror(images),
-    "random": augmentation.crop_flip,
+    "random": augmentation.vary,
 }
 
 
@@ -58,6 +58,7 @@ class Knobs(NamedTuple):
     adjust: Adjust
     start: Params  # the head that the run began with, which a projection may look at
     projects: Any  # bool[steps], after which steps the projection acts
+    part: Any = 0  # rows of a micro-batch, see part_rows; read where there are several
 
 
 @functools.cache
@@ -70,6 +71,8 @@ def make_train_step(
     trains: str,
     batch_norm: str,
     augment: Augment,
+    parts: int = 1,
+    mixup: float = 0.0,
 ) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of SGD on the parameters that ``trains`` matches.
 
@@ -77,30 +80,51 @@ def make_train_step(
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
     ``project`` maps the head's parameters after the steps that ``projects`` names.
 
+    With ``parts`` above 1 the batch is computed in so many micro-batches one after the
+    other, in the memory of one; rows must be put in order by ``arrange``. The gradients
+    are added up, so the step is the same, but for what looks at several examples:
+    moving batch norm has the statistics of each micro-batch, and the running ones move
+    that many times; LADE's regulariser is of each micro-batch.
+
+    With ``mixup`` above 0, its alpha, every image is mixed with its neighbour in the
+    batch, and the loss is that of its label and of its neighbour's label, in the same
+    shares: for a cross-entropy the very loss of the mixed target.
+
     Returns:
       ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
-      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` and
-      ``seen`` (int32), and whether the new parameters are ``finite``.
+      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` (of the
+      example's own label) and ``seen`` (int32), and whether the new parameters are
+      ``finite``.
     """
     moving = BATCH_NORM[batch_norm]
     sum_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
 
-    def step(
-        state: TrainState, batch: Batch, knobs: Knobs
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
+    def one_part(
+        state: TrainState, knobs: Knobs, stats: Params, number: Any, batch: Batch
+    ) -> tuple[Params, Any]:
+        """The statistics after a micro-batch; its sums of gradients and measures."""
         label, mask = batch["label"], batch["mask"]
         # Augmentation goes by position in the global batch, not by device, so that
         # the number of devices does not change the images.
-        position = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
+        here = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
+        position = number * knobs.part + here
         key = jax.random.fold_in(_key(knobs.key), state.step)
-        images = augmentation.crop_flip(augment, key, position, batch["image"])
+        images = augmentation.vary(augment, key, position, batch["image"])
         images = augmentation.normalise(augment, images)
+        weight = knobs.adjust.weight[label]
+        other, share = label, jnp.ones(len(mask))
+        if mixup:
+            other = augmentation.partner(label)
+            share = augmentation.mix_shares(mixup, key, position, mask)
+            own = share[:, None, None, None]
+            images = own * images + (1 - own) * augmentation.partner(images)
+            weight = share * weight + (1 - share) * knobs.adjust.weight[other]
         trained, fixed = trees.partition(state.params, trains)
 
         def total(trained: Params) -> tuple[jax.Array, Any]:
             params = trees.join(trained, fixed)
             features, updated = backbone.apply(
-                {"params": params["backbone"], "batch_stats": state.batch_stats},
+                {"params": params["backbone"], "batch_stats": stats},
                 images,
                 mask,
                 moving,
@@ -108,19 +132,49 @@ def make_train_step(
             )
             logits = head.apply(params["head"], features)
             each = loss(logits, label, mask, knobs.adjust, sum_devices)
-            return jnp.sum(mask * each), (updated, logits)
+            if mixup:
+                others = loss(logits, other, mask, knobs.adjust, sum_devices)
+                each = share * each + (1 - share) * others
+            return jnp.sum(mask * each), (updated["batch_stats"], logits)
 
-        (loss_sum, (updated, logits)), grads = jax.value_and_grad(total, has_aux=True)(
+        (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
             trained
         )
         right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
         measured = {
             "loss_sum": loss_sum,
-            "weight_sum": jnp.sum(mask * knobs.adjust.weight[label]),
+            "weight_sum": jnp.sum(mask * weight),
             "right": jnp.sum(right),
             "seen": jnp.sum(mask > 0),
         }
-        grads, measured = sum_devices((grads, measured))
+        return stats, (grads, measured)
+
+    def all_parts(
+        state: TrainState, knobs: Knobs, batch: Batch
+    ) -> tuple[Params, tuple[Params, dict[str, jax.Array]]]:
+        part = functools.partial(one_part, state, knobs)
+        if parts == 1:
+            return part(state.batch_stats, 0, batch)
+        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+
+        def add(carry: Any, now: Any) -> tuple[Any, None]:
+            stats, sums = carry
+            stats, more = part(stats, *now)
+            return (stats, jax.tree.map(jnp.add, sums, more)), None
+
+        one = jax.tree.map(lambda a: a[0], split)
+        _, shapes = jax.eval_shape(part, state.batch_stats, 0, one)
+        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        begin = state.batch_stats, none
+        (stats, sums), _ = jax.lax.scan(add, begin, (jnp.arange(parts), split))
+        return stats, sums
+
+    def step(
+        state: TrainState, batch: Batch, knobs: Knobs
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        trained, fixed = trees.partition(state.params, trains)
+        stats, sums = all_parts(state, knobs, batch)
+        grads, measured = sum_devices(sums)
         grads = jax.tree.map(lambda g: g / measured["weight_sum"], grads)
         rate = knobs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
@@ -134,7 +188,7 @@ def make_train_step(
         state = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=updated["batch_stats"],
+            batch_stats=stats,
             opt_state=opt_state,
         )
         # The loss tells of a bad update one step late: by then it may have been saved.
@@ -290,6 +344,40 @@ def shard(batch: Batch) -> Batch:
         return array.reshape(devices, -1, *array.shape[1:])
 
     return jax.device_put(jax.tree.map(split, batch), _here(PartitionSpec(AXIS)))
+
+
+def part_rows(batch: int, parts: int, pairs: bool) -> int:
+    """Rows of each of the micro-batches that a batch is cut into, but for the last.
+
+    ``pairs``: whether the rows 0 and 1, 2 and 3, ... have to stay together.
+    """
+    unit = 2 if pairs else 1
+    return -(-batch // (parts * unit)) * unit
+
+
+def arrange(rows: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
+    """A plan in the order in which ``shard`` deals its rows out to the devices.
+
+    A step is cut into ``parts`` micro-batches of neighbours (``part_rows``), and each
+    of these is padded and divided over the devices; so a micro-batch holds the same
+    examples on any number of devices.
+
+    Args:
+      rows: int32[steps, B] of indices; -1 is padding.
+      parts: micro-batches of a step, at least 1.
+      pairs: whether the rows 0 and 1, 2 and 3, ... have to stay on one device.
+
+    Returns:
+      int32[steps, W], W the least that divides; what was missing is -1.
+    """
+    count, batch = rows.shape
+    devices, each = jax.device_count(), part_rows(batch, parts, pairs)
+    unit = devices * (2 if pairs else 1)
+    filled = np.full((count, parts * each), -1, np.int32)
+    filled[:, :batch] = rows
+    dealt = np.full((count, parts, -(-each // unit) * unit), -1, np.int32)
+    dealt[:, :, :each] = filled.reshape(count, parts, each)
+    return dealt.reshape(count, parts, devices, -1).swapaxes(1, 2).reshape(count, -1)
 
 
 def padded(batch: int) -> int:

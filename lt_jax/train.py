@@ -10,7 +10,7 @@ the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import numpy as np
 from lt_jax import metrics, outcomes, results, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
-from lt_jax.features import plain_features
+from lt_jax.features import Request, extract
 from lt_jax.log import duration, overview
 from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
@@ -153,6 +153,8 @@ def _stage1(session: Session) -> None:
             sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
             trains=o.trains,
             batch_norm=o.batch_norm,
+            accumulate=o.accumulate,
+            mixup=o.mixup,
         )
         _fit(session, stage, [seed], start, {})
 
@@ -178,6 +180,8 @@ def _stage2(session: Session) -> None:
                     sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
+                    accumulate=m.accumulate,
+                    mixup=0.0,
                 )
                 start = weights.with_head(session.task, init, stage1, method, stage.run)
                 hyper = sweeping.own_values(c)[name]
@@ -205,8 +209,12 @@ def _fit(
     keeps = "checkpoint"
     if stage.method.correct is not None:
         keeps, network = "all", (fitted.params, fitted.batch_stats)
-        seen = plain_features(task, *network, task.splits.train, session.log)
-        head = corrected(stage.method, fitted.params["head"], seen)
+        train, plain = task.splits.train, Request(("plain",), (), "float32")
+
+        def blocks() -> Iterator[np.ndarray]:
+            return extract(task, *network, train, plain, session.log)
+
+        head = corrected(stage.method, fitted.params["head"], blocks, train.labels)
         fitted = fitted._replace(params={**fitted.params, "head": head})
     tally = evaluate(
         task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test

@@ -16,6 +16,12 @@ GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "l
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
 
 
+# Of the configs of photographs: classes, and keys of `data` beside everybody's.
+CLASSES = {"inat2018": 8142, "imagenet_lt": 1000, "folder": 100}
+PHOTO = {"size", "resize", "scale", "ratio", "broken", "workers"}
+MORE = {"inat2018": PHOTO, "imagenet_lt": PHOTO, "folder": PHOTO | {"table", "test"}}
+
+
 def leaves(config: ConfigDict, prefix: str = "") -> list[str]:
     found = []
     for key, value in config.items():
@@ -93,7 +99,17 @@ def test_grids(name):
             methods.make(method, counts, hyper)
     assert 3 * total <= 1500
     los, ce = found["los"].grid, found["ce"].grid
-    assert (min(los.delta), max(los.delta)) == (0.1, 0.999)
+    # The same amounts of smoothing everywhere: of K (1 - delta) / delta.
+    if name in CLASSES:
+        num_classes = CLASSES[name]
+        amounts = [num_classes * (1 - d) / d for d in los.delta]
+        cifar = entries(tiny_digits.load("cifar100_lt"))["los"]
+        expected = [100 * (1 - d) / d for d in cifar.grid.delta]
+        np.testing.assert_allclose(amounts, expected, rtol=1e-2)
+        own = found["los"].delta
+        assert num_classes * (1 - own) / own == pytest.approx(2 / 0.98, rel=1e-2)
+    else:
+        assert (min(los.delta), max(los.delta)) == (0.1, 0.999)
     assert los.delta == tuple(sorted(los.delta))
     assert 5e-4 in los.lr
     assert 5e-4 in ce.lr
@@ -102,10 +118,14 @@ def test_grids(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_configs_have_the_same_keys_outside_of_method(name):
+    """Those of photographs have further ones, which say how a photograph is read."""
+
     def outside(config):
         return {key for key in leaves(config) if not re.match(r"method\.\w+\.", key)}
 
-    assert outside(tiny_digits.load(name)) == outside(tiny_digits.load("digits_lt"))
+    more = {f"data.{key}" for key in MORE[name]} if name in MORE else set()
+    found = outside(tiny_digits.load(name))
+    assert found == outside(tiny_digits.load("digits_lt")) | more
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -175,9 +195,64 @@ def test_arguments_of_cifar100_lt(argument, key, value):
     assert config[group][name] == value
 
 
-def test_methods_all_are_all_methods():
-    names = tiny_digits.load("cifar100_lt", "methods=all").method.names
+@pytest.mark.parametrize("name", ["cifar100_lt", *CLASSES])
+def test_methods_all_are_all_methods(name):
+    names = tiny_digits.load(name, "methods=all").method.names
     assert sorted(names) == sorted(methods.METHODS)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "key", "value"),
+    [
+        ("inat2018", "", "data.name", "i_naturalist2018"),
+        ("inat2018", "net=resnet152", "model.name", "resnet152"),
+        ("inat2018", "epochs=200", "optim.epochs", 200),
+        ("inat2018", "protocol=paper", "data.valid", 0.0),
+        ("inat2018", "features=online", "method.features", "online"),
+        ("imagenet_lt", "", "model.name", "resnext50_32x4d"),
+        ("imagenet_lt", "", "data.jitter", (0.0, 0.0, 0.0, 0.0)),
+        ("imagenet_lt", "colours=jitter", "data.jitter", (0.4, 0.4, 0.4, 0.0)),
+        ("folder", "path=a/b", "data.dir", "a/b"),
+        ("folder", "table=c.csv", "data.table", "c.csv"),
+    ],
+)
+def test_arguments_of_photographs(name, argument, key, value):
+    config = tiny_digits.load(name, argument)
+    group, last = key.split(".")
+    assert config[group][last] == value
+
+
+def test_delta_of_a_folder_goes_by_its_classes():
+    few, many = (
+        tiny_digits.load("folder", f"path=x,classes={k}").method.los.delta
+        for k in (10, 1000)
+    )
+    assert 10 * (1 - few) / few == pytest.approx(1000 * (1 - many) / many, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_recipes_of_photographs(name):
+    """What the issue asks of all of them."""
+    c = tiny_digits.load(name)
+    assert (c.data.size, c.data.resize) == (224, 256)
+    assert (c.data.scale, c.data.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
+    assert (c.data.imbalance, c.data.split) == (1.0, "whole")
+    assert (c.data.many, c.data.few) == (100, 20)
+    assert c.model.dtype == "bfloat16"
+    assert c.model.stem == "imagenet"
+    assert (c.optim.batch, c.optim.lr_batch, c.optim.lr) == (256, 256, 0.1)
+    # Off in the paper's protocol.
+    assert not any(c.data.jitter)
+    assert c.data.randaugment[0] == c.optim.mixup == 0
+    checks.models.create(
+        c.model.name,
+        stem=c.model.stem,
+        width=c.model.width,
+        zero_init=c.model.zero_init,
+        init=c.model.init,
+        dtype=c.model.dtype,
+        axis_name=None,
+    )
 
 
 @pytest.mark.parametrize("argument", ["ir", "net=resnet50", "nt=resnet32", "ir="])

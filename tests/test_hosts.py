@@ -170,5 +170,5 @@ def test_a_signal_is_an_answer_and_the_second_one_stops(name):
 
 
 def test_a_bucket_is_no_workdir():
-    with pytest.raises(InputError, match="gs://.*mount the bucket"):
+    with pytest.raises(InputError, match=r"gs://.*mount the bucket"):
         train.train(tiny_digits.config(), Path("gs://bucket/run"))

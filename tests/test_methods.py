@@ -204,7 +204,8 @@ def test_correction_keeps_the_shapes(name):
     if method.correct is None:
         return
     params = method.head.init(jax.random.key(0), stage1_head(), D, K, "torch")
-    corrected = method.correct(params, *examples())
+    features, labels = examples()
+    corrected = method.correct(params, lambda: iter([features]), labels)
     assert {k: (v.shape, v.dtype) for k, v in trees.leaves(corrected).items()} == {
         k: (v.shape, v.dtype) for k, v in trees.leaves(params).items()
     }

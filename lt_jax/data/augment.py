@@ -1,4 +1,4 @@
-"""Augmentation on the device: random crop and flip, mirroring, normalisation.
+"""Augmentation on the device: crop and flip, colours, mixing, normalisation.
 
 Pure functions of arrays. What is drawn for an example depends only on the key and on
 the example's position in the global batch, so one device and N devices see the same
@@ -12,7 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from lt_jax.data import colour, randaugment
 from lt_jax.types import InputError
+
+# Keys of a step, apart from that of crop and flip, are folded from it with numbers that
+# no position has.
+JITTER, RANDAUGMENT, MIX = 2**32 - 1, 2**32 - 2, 2**32 - 3
 
 
 class Augment(NamedTuple):
@@ -22,6 +27,10 @@ class Augment(NamedTuple):
     flip: bool  # mirror left to right, every second time
     mean: tuple[float, ...]  # of each of the C channels, of values in 0 .. 1
     std: tuple[float, ...]
+    # Of brightness, contrast, saturation and hue, see colour.jitter; off in the paper.
+    jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    # Operations an image and their magnitude, see randaugment; off in the paper.
+    randaugment: tuple[int, float] = (0, 0)
 
 
 def normalise(augment: Augment, images: jax.Array) -> jax.Array:
@@ -98,6 +107,62 @@ def crop_flip(
         "brh,bhwk->brwk", jax.nn.one_hot(rows, height), images.astype(jnp.float32)
     )
     return jnp.einsum("bcw,brwk->brck", jax.nn.one_hot(columns, width), cropped)
+
+
+def vary(
+    augment: Augment, key: jax.Array, positions: jax.Array, images: jax.Array
+) -> jax.Array:
+    """float32[B, H, W, C] of 0 .. 255: all that is done at random to one image.
+
+    Crop and flip, then RandAugment, then colour jitter.
+
+    Args:
+      augment: all but its ``mean`` and ``std`` is read.
+      key: one key for the step.
+      positions: int32[B], of the examples in the global batch.
+      images: uint8[B, H, W, C].
+    """
+    images = crop_flip(augment, key, positions, images)
+    number, magnitude = augment.randaugment
+    if number:
+        own = jax.random.fold_in(key, RANDAUGMENT)
+        images = randaugment.rand_augment(number, magnitude, own, positions, images)
+    if any(augment.jitter):
+        own = jax.random.fold_in(key, JITTER)
+        images = colour.jitter(augment.jitter, own, positions, images)
+    return images
+
+
+def mix_shares(
+    alpha: float, key: jax.Array, positions: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """float32[B], the share that each example keeps of itself under mixup.
+
+    "mixup: Beyond Empirical Risk Minimization", ICLR 2018: drawn from Beta(alpha,
+    alpha), here for each example. It is 1 beside padding.
+
+    Args:
+      alpha: above 0.
+      key: one key for the step.
+      positions: int32[B], of the examples in the global batch.
+      mask: float32[B], 0 for padding; B is even.
+    """
+    own = jax.random.fold_in(key, MIX)
+
+    def draw(position: jax.Array) -> jax.Array:
+        return jax.random.beta(jax.random.fold_in(own, position), alpha, alpha)
+
+    shares = jax.vmap(draw)(positions).astype(jnp.float32)
+    return jnp.where(partner(mask) > 0, shares, 1.0)
+
+
+def partner(array: jax.Array) -> jax.Array:
+    """[B, ...] with neighbours, rows 0 and 1, 2 and 3 and so on, in each other's place.
+
+    Neighbours meet by chance, as a plan is in random order, and on one device.
+    """
+    pairs = array.reshape(-1, 2, *array.shape[1:])
+    return jnp.flip(pairs, axis=1).reshape(array.shape)
 
 
 def mirror(images: jax.Array) -> jax.Array:

@@ -61,6 +61,16 @@ def _left_empty(n_max: float, imbalance: float, empty: np.ndarray) -> str:
     )
 
 
+def by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The places of the examples of each class, ascending; one sort for all classes.
+
+    >>> [rows.tolist() for rows in by_class(np.array([1, 0, 1]), 3)]
+    [[1], [0, 2], []]
+    """
+    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
+    return np.split(np.argsort(labels, kind="stable"), ends[:-1])
+
+
 def _first(members: list[np.ndarray]) -> list[np.ndarray]:
     """Every class as it stands, in id order."""
     return members
@@ -142,8 +152,7 @@ def choose(
             f"set has {have[c]} ({short.size} such classes): start from a set whose "
             "classes are equal, or take a larger imbalance"
         )
-    sorted_labels = labels[ids_order]
-    members = [ids_order[sorted_labels == c] for c in range(num_classes)]
+    members = [ids_order[rows] for rows in by_class(labels[ids_order], num_classes)]
     ordered = SPLITS[split](members)
     return np.concatenate(
         [rows[:size] for rows, size in zip(ordered, sizes, strict=True)]
@@ -177,10 +186,7 @@ def hold_out(
         raise InputError(f"the seed of the validation split is negative: {seed}")
     random = np.random.default_rng(seed)
     held = []
-    # Ascending inside each class; one sort in place of K passes over all labels.
-    by_class = np.argsort(labels, kind="stable")
-    ends = np.cumsum(np.bincount(labels, minlength=num_classes))
-    for rows in np.split(by_class, ends[:-1]):
+    for rows in by_class(labels, num_classes):
         wanted = max(round(fraction * len(rows)), 1) if fraction > 0 else 0
         held.append(random.permutation(rows)[: min(wanted, max(len(rows) - 1, 0))])
     valid = np.sort(np.concatenate(held))

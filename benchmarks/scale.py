@@ -1,0 +1,416 @@
+"""Rehearsal of iNaturalist2018's size: 437,513 images, 8,142 classes, 2,048 features.
+
+    python benchmarks/scale.py [--json] [--quick] [--folder=DIR]
+
+Nothing is learnt here; what is asked is whether everything fits and in what time:
+
+- `host`: the validation split, the plans of an epoch, the hash of the examples;
+- `metrics`: the tally of 24,426 test images over 8,142 classes, and its summary;
+- `stage1`: some training steps of ResNet-10 at 64 px under a head of all classes;
+- `features`: a file of all features, made up, in bfloat16, written block by block;
+- `heads`: stage 2 on that file, read as the steps go on, with 0.5 GiB for features:
+  some steps of one head and of several, and nearest class mean over all of it.
+
+Each runs in a process of its own; `cpu` in a name marks the time of the processors,
+all cores together, which a busy machine changes less. `anonymous_gib` is the most
+memory that it held beside mapped files, which the system may drop. Of stage 1 and stage
+2 some steps are measured, after the first ones, and **multiplied up** to an epoch: keys
+that say so end in `_extrapolated`. `--quick` takes 500 classes and 128 features.
+
+The class counts are made: the ends (1,000 and 2), the number of classes and the sum are
+the data set's own, between them lies a log-normal of deviation 1.24, whose middle is
+found so that the sum is exact. The real shape is another one, though not far off:
+`groups` says how many classes are many- and few-shot here, MiSLAS's config counts 842
+and 3,599 in the data set.
+
+`--folder` is where the file of features lies while it is needed (1.7 GiB); the
+system's folder of temporary files if it is not given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+DEVIATION = 1.24  # of the logarithm of the counts
+
+
+class Size(NamedTuple):
+    """What is rehearsed."""
+
+    classes: int
+    images: int
+    most: int  # images of the largest class
+    least: int
+    features: int
+    test: int  # images
+    batch: int
+    pixels: int  # of stage 1
+    steps: int  # that are timed
+    heads: int  # at once
+    memory: float  # bytes for features
+
+
+FULL = Size(8142, 437_513, 1000, 2, 2048, 24_426, 256, 64, 8, 4, 2**29)
+QUICK = Size(500, 20_000, 300, 2, 128, 1500, 64, 32, 3, 4, 2**20)
+
+
+def made_counts(size: Size) -> np.ndarray:
+    """int64[K], falling, from ``most`` to ``least``, with ``images`` in all."""
+    places = (np.arange(size.classes)[::-1] + 0.5) / size.classes
+    normal = np.array([statistics.NormalDist().inv_cdf(p) for p in places])
+
+    def cut(middle: float) -> np.ndarray:
+        counts = np.exp(middle + DEVIATION * normal).round().astype(np.int64)
+        return np.clip(counts, size.least, size.most)
+
+    low, high = 0.0, 10.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cut(middle).sum() < size.images else (low, middle)
+    counts = cut(low)
+    missing = size.images - int(counts.sum())  # of one step of the rounding
+    assert 0 <= missing < size.classes
+    able = np.flatnonzero((counts > size.least) & (counts < size.most))[:missing]
+    counts[able] += 1
+    counts = np.sort(counts)[::-1]
+    assert (counts.sum(), counts[0], counts[-1]) == (size.images, size.most, size.least)
+    return counts
+
+
+def made_labels(size: Size) -> np.ndarray:
+    """int32[N], in an order that tells nothing."""
+    labels = np.repeat(np.arange(size.classes), made_counts(size))
+    return np.random.default_rng(0).permutation(labels).astype(np.int32)
+
+
+@contextlib.contextmanager
+def watched(found: dict[str, Any]) -> Iterator[None]:
+    """Notes the most anonymous memory that this process holds, looking 20 times a s."""
+    over = threading.Event()
+    most = 0
+
+    def look() -> None:
+        nonlocal most
+        status = Path("/proc/self/status")
+        while not over.wait(0.05) and status.exists():
+            lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+            most = max(most, int(lines["RssAnon"].split()[0]) * 1024)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        found["anonymous_gib"] = most / 2**30
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun
+
+
+def host(size: Size, folder: Path) -> dict[str, Any]:
+    """What is done on the host, once for a run or for an epoch."""
+    from lt_jax import metrics, samplers
+    from lt_jax.data import longtail
+    from lt_jax.types import Dataset
+
+    labels = made_labels(size)
+    ids = np.array([f"train_{i:06d}" for i in range(len(labels))])
+    dataset = Dataset(
+        "made", tuple(map(str, range(size.classes))), labels, ids, (8, 8, 3), np.asarray
+    )
+
+    def split() -> None:
+        longtail.hold_out(labels, 0.1, 0, size.classes)
+
+    def plan(kind: str) -> Callable[[], Any]:
+        return lambda: samplers.plan(labels, kind, size.batch, (1, 0), 0)
+
+    counts = dataset.counts
+    groups = metrics.groups(counts, 100, 20)
+    return {
+        "counts_max": int(counts.max()),
+        "counts_min": int(counts.min()),
+        "images": int(counts.sum()),
+        "groups": {name: int(where.sum()) for name, where in groups.items()},
+        "split_seconds": seconds(split),
+        "plan_instance_seconds": seconds(plan("instance")),
+        "plan_class_seconds": seconds(plan("class")),
+        "plan_sqrt_seconds": seconds(plan("sqrt")),
+        "hash_seconds": seconds(lambda: dataset.hash),
+    }
+
+
+def tally(size: Size, folder: Path) -> dict[str, Any]:
+    """The metrics of a test set, from logits."""
+    import jax
+
+    from lt_jax import metrics
+
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(size.batch, size.classes)).astype(np.float32)
+    mask = np.ones(size.batch, np.float32)
+    groups = metrics.groups(made_counts(size), 100, 20)
+    step = jax.jit(
+        lambda so_far, *batch: metrics.merge(so_far, metrics.tally(*batch)),
+        donate_argnums=0,
+    )
+    labels = rng.integers(
+        0, size.classes, (1 + -(-size.test // size.batch), size.batch)
+    )
+    labels = labels.astype(np.int32)
+    found: Any = jax.device_put(metrics.empty(size.classes))
+    found = step(found, logits, labels[0], mask)  # compiles
+    jax.block_until_ready(found)
+    begun = time.perf_counter()
+    for one in labels[1:]:
+        found = step(found, logits, one, mask)
+    found = jax.device_get(found)
+    return {
+        "tally_seconds": time.perf_counter() - begun,
+        "summary_seconds": seconds(lambda: metrics.summary(found, groups)),
+        "per_class_seconds": seconds(lambda: metrics.per_class(found)),
+    }
+
+
+def stage1(size: Size, folder: Path) -> dict[str, Any]:
+    """Some steps of the small network under the whole head."""
+    import jax
+
+    from lt_jax import heads, losses, models, optim, samplers, steps
+    from lt_jax.data.augment import Augment
+    from lt_jax.data.feed import feed
+    from lt_jax.types import Dataset
+
+    labels, shape = made_labels(size), (size.pixels, size.pixels, 3)
+    bank = np.random.default_rng(0).integers(0, 256, (512, *shape), np.uint8)
+    dataset = Dataset(
+        "made",
+        tuple(map(str, range(size.classes))),
+        labels,
+        np.arange(len(labels)),
+        shape,
+        lambda rows: bank[rows % len(bank)],
+    )
+    augment = Augment(pad=4, flip=True, mean=(0.466, 0.471, 0.380), std=(0.2,) * 3)
+    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=1e-4, decay_on=".*")
+    backbone = models.create(
+        "resnet10",
+        stem="imagenet",
+        width=64,
+        zero_init=False,
+        init="torch",
+        dtype="float32",
+        axis_name=steps.AXIS,
+    )
+    params, stats = models.init(backbone, jax.random.key(0), shape)
+    wide = models.features_of(backbone)
+    head = heads.linear.init(jax.random.key(1), None, wide, size.classes, "torch")
+    number = size.steps + 2
+    state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
+    knobs = steps.replicate(
+        steps.Knobs(
+            jax.random.key(2),
+            np.full(number, 0.1, np.float32),
+            losses.cross_entropy(size.classes),
+            head,
+            np.zeros(number, bool),
+        )
+    )
+    step = steps.make_train_step(
+        backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
+    )
+    rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
+    rows = steps.arrange(rows, 1, pairs=False)
+    begun, used, loss = 0.0, 0.0, float("nan")
+    for at, batch in enumerate(
+        feed(dataset, rows[:number], rows.shape[1], steps.shard)
+    ):
+        if at == 2:  # the first two compile and fill
+            begun, used = time.perf_counter(), -time.process_time()
+        state, measured = step(state, batch, knobs)
+        loss = float(measured["loss_sum"] / measured["weight_sum"])
+    each = (time.perf_counter() - begun) / size.steps
+    return {
+        "step_seconds": each,
+        "step_cpu_seconds": (used + time.process_time()) / size.steps,
+        "loss": loss,
+        "steps_epoch": len(rows),
+        "epoch_hours_extrapolated": each * len(rows) / 3600,
+    }
+
+
+def write_features(size: Size, folder: Path) -> dict[str, Any]:
+    """A file as `features.cached_features` makes it: a class centre and noise."""
+    from lt_jax import features
+
+    labels, rng = made_labels(size), np.random.default_rng(1)
+    memory, stored = features.DTYPES["bfloat16"]
+    centres = rng.standard_normal((size.classes, size.features), np.float32)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for first in range(0, len(labels), 4096):
+            own = centres[labels[first : first + 4096]]
+            noise = rng.standard_normal(own.shape, np.float32)
+            yield np.maximum(own + noise, 0).astype(memory).view(stored)
+
+    file = folder / "train.npy"
+    shape = (1, len(labels), size.features)
+    spent = seconds(lambda: features._write(file, shape, stored, blocks()))
+    return {"write_seconds": spent, "file_gib": file.stat().st_size / 2**30}
+
+
+def fit(size: Size, folder: Path) -> dict[str, Any]:
+    """Stage 2 on the file."""
+    import jax
+
+    from lt_jax import features, methods, optim, retrain, samplers
+
+    labels, counts = made_labels(size), made_counts(size)
+    memory, _ = features.DTYPES["bfloat16"]
+    values = np.load(folder / "train.npy", mmap_mode="r").view(memory)
+    seen = features.Features(values, labels)
+    assert not retrain.resident(seen, size.memory)
+    whole = samplers.plan(labels, "class", size.batch, (2, 0, 0), 0)
+    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
+    found: dict[str, Any] = {"steps_epoch": len(whole)}
+
+    def jobs(number: int) -> list[retrain.Job]:
+        made = []
+        for delta in np.linspace(0.9, 0.9999, number):
+            method = methods.make(
+                "los", counts, {"delta": delta, "start": "fresh", "sampler": "class"}
+            )
+            start = method.head.init(
+                jax.random.key(0), None, size.features, size.classes, "torch"
+            )
+            rates = optim.rates(0.1, 1, len(whole), 0, "step")
+            made.append(
+                retrain.Job(
+                    f"los {delta}",
+                    method,
+                    start,
+                    rates,
+                    methods.projects(method, 1, len(whole)),
+                    1,
+                    sgd,
+                    (2, 0, 0),
+                )
+            )
+        return made
+
+    fitted: dict[str, Any] = {}
+    for number in (1, size.heads):
+        chunks = retrain.plan_chunks(jobs(number), size.batch, 8 * 2**30)
+        assert len(chunks) == 1
+
+        def run(chunks: Any = chunks) -> None:
+            for _, fits in retrain.fit_heads(
+                chunks, seen, size.batch, size.memory, lambda heads: None
+            ):
+                fitted["head"] = fits[0].head
+
+        # An epoch takes too long here: it is cut after some steps.
+        plan = samplers.plan
+        samplers.plan = lambda *given: whole[: size.steps]
+        try:
+            run()  # compiles
+            used = -time.process_time()
+            each = seconds(run) / size.steps
+            used += time.process_time()
+        finally:
+            samplers.plan = plan
+        found[f"step_seconds_{number}"] = each
+        found[f"step_cpu_seconds_{number}"] = used / size.steps
+        found[f"epoch_hours_{number}_extrapolated"] = each * len(whole) / 3600
+    found["marginal_head"] = (
+        found[f"step_seconds_{size.heads}"] - found["step_seconds_1"]
+    ) / ((size.heads - 1) * found["step_seconds_1"])
+
+    ncm = methods.make("ncm", counts, {"kind": "cl2"})
+    like = ncm.head.init(
+        jax.random.key(0), fitted["head"], size.features, size.classes, "torch"
+    )
+    found["ncm_seconds"] = seconds(
+        lambda: retrain.corrected(ncm, like, retrain.in_blocks(seen), labels)
+    )
+    held = seen._replace(values=values[:, : size.test], labels=labels[: size.test])
+    found["measure_seconds"] = seconds(
+        lambda: retrain.measure_heads(
+            jobs(1)[0].method.head, [fitted["head"]], held, size.batch, size.memory
+        )
+    )
+    return found
+
+
+PHASES: dict[str, Callable[[Size, Path], dict[str, Any]]] = {
+    "host": host,
+    "metrics": tally,
+    "stage1": stage1,
+    "features": write_features,
+    "heads": fit,
+}
+
+
+def rehearse(size: Size, folder: Path, phase: str) -> dict[str, Any]:
+    """One part, in this process."""
+    found: dict[str, Any] = {}
+    with watched(found):
+        found["seconds"] = -time.perf_counter()
+        measured = PHASES[phase](size, folder)
+        found["seconds"] += time.perf_counter()
+        found["cpu_seconds"] = time.process_time()  # imports and compilation included
+    return {**measured, **found}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--json", action="store_true", help="one JSON object, last")
+    parser.add_argument("--quick", action="store_true", help="500 classes")
+    parser.add_argument("--folder", type=Path, help="for the file of features")
+    parser.add_argument("--phase", choices=PHASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    size = QUICK if options.quick else FULL
+    if options.phase:
+        print(json.dumps(rehearse(size, options.folder, options.phase)))
+        return
+    result: dict[str, Any] = {"size": size._asdict()}
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        for phase in PHASES:
+            command = [sys.executable, __file__, "--phase", phase, "--folder", folder]
+            done = subprocess.run(
+                command + ["--quick"] * options.quick,
+                env=dict(os.environ),
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            result[phase] = json.loads(done.stdout.splitlines()[-1])
+            print(f"{phase}:", flush=True)
+            for name, value in result[phase].items():
+                text = f"{value:,.4g}" if isinstance(value, float) else value
+                print(f"  {name}: {text}", flush=True)
+    if options.json:
+        print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
