@@ -16,7 +16,7 @@ import numpy as np
 from lt_jax import metrics, samplers, seeds, steps
 from lt_jax.checkpoint import Checkpoints
 from lt_jax.data.augment import Augment
-from lt_jax.data.feed import feed
+from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.heads import Head
 from lt_jax.log import Log
 from lt_jax.meter import Diverged, Meter
@@ -143,6 +143,7 @@ def fit(
             notes = {**meter.notes(), "examples": train.hash}
             checkpoints.save(step, state, notes, score)
 
+        broken = Broken(train)
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
         with bar, jax.transfer_guard("disallow"):
             while step < total:
@@ -151,13 +152,20 @@ def fit(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
                 knobs = early if epoch < late_from else late
-                for batch in feed(train, rows[step % per_epoch :], width, steps.shard):
+                places = np.arange(rows.size).reshape(rows.shape)
+                now = slice(step % per_epoch, None)
+                crops = Crops(stage.run, epoch, places[now])
+                for batch in feed(
+                    train, rows[now], width, steps.shard, crops=crops, broken=broken
+                ):
                     state, measured = train_step(state, batch, knobs)
                     step += 1
                     meter.add(step, measured)
                     bar.update(stage.batch)
                     if stopped():
                         break
+                    if news := broken.news():
+                        log.warn(news)
                     if meter.silence() > task.log_seconds:
                         line = meter.line(step)
                         if bar.disable:
@@ -204,7 +212,7 @@ def _report(
     values: dict[str, Any] = {}
     if (chooser := task.chooser) is not None:
         tally = evaluate(
-            task, stage.method.head, state.params, state.batch_stats, chooser
+            task, stage.method.head, state.params, state.batch_stats, chooser, log
         )
         values = metrics.summary(tally, task.groups)
         if task.select == "test":
@@ -226,11 +234,20 @@ def _report(
 
 
 def evaluate(
-    task: Task, head: Head, params: Params, batch_stats: Params, dataset: Dataset
+    task: Task,
+    head: Head,
+    params: Params,
+    batch_stats: Params,
+    dataset: Dataset,
+    log: Log,
 ) -> Tally:
     """The tally of a whole data set: every example once, one sync at the end.
 
+    An image that cannot be decoded is named, and scored nowhere: ``tally.seen`` lacks
+    it.
+
     Raises:
+      InputError: more of them than the data set tolerates.
       meter.Diverged: logits are nan or infinite, where the parameters need not be.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
@@ -239,9 +256,12 @@ def evaluate(
     )
     wait = steps.throttle()
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    for batch in feed(dataset, rows, steps.padded(task.eval_batch), steps.shard):
+    width, broken = steps.padded(task.eval_batch), Broken(dataset)
+    for batch in feed(dataset, rows, width, steps.shard, broken=broken):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
+    if news := broken.news():
+        log.warn(news)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(

@@ -119,7 +119,11 @@ def make_train_step(
             "seen": jnp.sum(mask > 0),
         }
         grads, measured = sum_devices((grads, measured))
-        grads = jax.tree.map(lambda g: g / measured["weight_sum"], grads)
+        # Of a step none of whose images could be decoded there is no mean to follow.
+        some = measured["weight_sum"] > 0
+        grads = jax.tree.map(
+            lambda g: jnp.where(some, g / measured["weight_sum"], 0), grads
+        )
         rate = knobs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         params = trees.join(trained, fixed)
