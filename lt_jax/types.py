@@ -132,7 +132,7 @@ class Dataset:
         )
 
     def in_memory(self) -> Dataset:
-        """The same data set read once into one uint8 array; photographs stay outside."""
+        """The same data set, read once into one uint8 array; photographs never are."""
         if self.decoder is not None:
             return self
         images = self.read(np.arange(len(self)))

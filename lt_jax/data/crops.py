@@ -1,7 +1,7 @@
 """Which part of a photograph is looked at: boxes in pixels, as torchvision draws them.
 
-A box is ``(left, top, wide, high)`` in the pixels of the photograph as it is to be seen,
-that is, after the rotation that its EXIF entry asks for.
+A box is ``(left, top, wide, high)`` in the pixels of the photograph as it is to be
+seen, that is, after the rotation that its EXIF entry asks for.
 """
 
 from __future__ import annotations

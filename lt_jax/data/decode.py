@@ -1,9 +1,9 @@
-"""Encoded photographs to pixels: as little of a JPEG as the crop needs, then one resize.
+"""Encoded photographs to pixels: as much of a JPEG as a crop needs, then one resize.
 
-A plain JPEG is decoded by libjpeg-turbo (simplejpeg) at the smallest of its fast scales,
-1, 1/2, 1/4 and 1/8, that still covers the crop, and only down to the crop's last row:
-the height in the header is lowered, so that the decoder stops there. Everything else
-(PNG, WebP, CMYK, 16 bits, damaged files) goes through Pillow.
+A plain JPEG is decoded by libjpeg-turbo (simplejpeg) at the smallest of its fast
+scales, 1, 1/2, 1/4 and 1/8, that still covers the crop, and only down to the crop's
+last row: the height in the header is lowered, so that the decoder stops there.
+Everything else (PNG, WebP, CMYK, 16 bits, damaged files) goes through Pillow.
 """
 
 from __future__ import annotations
@@ -130,13 +130,13 @@ def jpeg_header(data: bytes) -> Header | None:
 
 
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8[size, size, 3] of uint8[h, w, 3], without aliasing where it shrinks.
+    """uint8[size, size, 3] of uint8[h, w, 3], smoothed as much as it shrinks.
 
     Linear interpolation looks at two neighbours, so fine detail must be smoothed away
-    before it skips pixels. The filter before it has the variance that Pillow's linear
-    resize with support r adds to plain interpolation, (r^2 - 1) / 6 for r pixels to one
-    of the result, with 3 taps up to r = 2 and 5 up to 3. Several times faster than
-    exact means of areas, which take over beyond.
+    before it skips pixels. With r pixels to one of the result, Pillow's linear resize
+    is a triangle of variance r^2 / 6, and interpolation one of 1 / 6: the filter before
+    it has what lacks, in 3 taps up to r = 2 and 5 up to 3. It aliases less than means
+    of areas and is several times faster; beyond 3 those take over.
     """
     high, wide = pixels.shape[:2]
     most = max(wide, high) / size

@@ -22,7 +22,9 @@ class Crops(NamedTuple):
 
     run: tuple[int, ...]  # see seeds
     epoch: int
-    positions: np.ndarray  # int[steps, B], places in the plan; what is drawn hangs on it
+    positions: (
+        np.ndarray
+    )  # int[steps, B], places in the plan; what is drawn hangs on it
 
 
 class Broken:

@@ -99,7 +99,7 @@ def centre(data: bytes, view: View, name: str) -> np.ndarray:
 
 
 def check(view: View) -> None:
-    """Raises InputError for a value that makes no sense; names it as the config does."""
+    """Raises InputError for a value that makes no sense, by its name in the config."""
     if not 1 <= view.size <= view.resize:
         raise InputError(
             "data.size is cut from an image of data.resize pixels: expected 1 <= size "
