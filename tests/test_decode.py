@@ -251,7 +251,7 @@ def test_what_is_no_image_is_told(what):
     with pytest.raises(Undecodable) as caught:
         decode(WRONG[what], box(0, 0, 20, 4), 16)
     assert str(caught.value)
-    with pytest.raises(InputError, match="a.jpg cannot be decoded"):
+    with pytest.raises(InputError, match=r"a\.jpg cannot be decoded"):
         photos.centre(WRONG[what], VIEW, "a.jpg")
 
 

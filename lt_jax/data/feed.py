@@ -75,7 +75,6 @@ def feed(
     *,
     crops: Crops | None = None,
     broken: Broken | None = None,
-    process: tuple[int, int] = (0, 1),
 ) -> Iterator[Batch]:
     """Yields the batch of every row of a plan.
 
@@ -85,27 +84,23 @@ def feed(
 
     Args:
       dataset: what to read.
-      rows: int32[steps, B] of indices; -1 is padding.
+      rows: int32[steps, B] of indices; -1 is padding. A process that shares its batches
+        with others passes its own columns, of the positions too, and reads no others.
       width: rows of the batch that is made, at least B; the rest is padding.
       place: moves a host batch to the devices.
       ahead: batches that are read while the devices are busy with earlier ones.
       crops: of photographs; None: the centre of each.
       broken: learns which images could not be decoded.
-      process: this one's number and how many share each batch; only this one's part of
-        its rows is read and made, ``width / processes`` neighbours.
 
     Yields:
-      ``{"image": uint8[width, H, W, C], "label": int32, "mask": float32}`` as placed.
+      ``{"image": [width, H, W, C] of the type that is read, "label": int32, "mask":
+      float32}`` as placed.
 
     Raises:
       InputError: more images are broken than ``decoder.broken`` allows of all the
         images of ``rows``; as soon as they are.
     """
     broken = Broken(dataset) if broken is None else broken
-    number, processes = process
-    own = slice(number * width // processes, (number + 1) * width // processes)
-    rows = _padded(rows, width)[:, own]
-    places = None if crops is None else _padded(crops.positions, width)[:, own]
     total, count = int((rows >= 0).sum()), 0
     decoder = dataset.decoder
 
@@ -113,25 +108,26 @@ def feed(
         """Sets the threads on a batch; returns what waits for them and places it."""
         indices = rows[step]
         real = np.flatnonzero(indices >= 0)
-        image = np.zeros((len(indices), *dataset.shape), np.uint8)
-        label = np.zeros(len(indices), np.int32)
-        mask = np.zeros(len(indices), np.float32)
+        label = np.zeros(width, np.int32)
+        mask = np.zeros(width, np.float32)
         label[real] = dataset.labels[indices[real]]
         mask[real] = 1
-        batch = {"image": image, "label": label, "mask": mask}
+        batch = {"label": label, "mask": mask}
         if decoder is None:
 
             def read() -> Batch:
-                image[real] = dataset.read(indices[real])
-                return place(batch)
+                found = dataset.read(indices[real])
+                image = np.zeros((width, *dataset.shape), found.dtype)
+                image[real] = found
+                return place({**batch, "image": image})
 
             return read
 
+        image = np.zeros((width, *dataset.shape), np.uint8)
         numbers = None
-        if crops is not None and places is not None and len(real):
-            numbers = seeds.numbers(
-                crops.run, crops.epoch, places[step][real], decoder.numbers
-            )
+        if crops is not None and len(real):
+            places = crops.positions[step][real]
+            numbers = seeds.numbers(crops.run, crops.epoch, places, decoder.numbers)
         parts: list[tuple[np.ndarray, Future[list[str]]]] = []
         for first in range(0, len(real), AT_ONCE):
             part = slice(first, first + AT_ONCE)
@@ -151,7 +147,7 @@ def feed(
                         broken.why.setdefault(int(indices[row]), why)
                         count += 1
             broken.check(count, total)
-            return place(batch)
+            return place({**batch, "image": image})
 
         return gather
 
@@ -176,10 +172,3 @@ def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
-
-
-def _padded(rows: np.ndarray, width: int) -> np.ndarray:
-    """int[steps, width], filled up with -1."""
-    filled = np.full((len(rows), width), -1, rows.dtype)
-    filled[:, : rows.shape[1]] = rows
-    return filled
