@@ -255,6 +255,28 @@ def test_what_is_no_image_is_told(what):
         photos.centre(WRONG[what], VIEW, "a.jpg")
 
 
+@pytest.mark.parametrize("how", ["JPEG", "progressive", "PNG", "WEBP"])
+def test_no_damage_whatever_crashes(how):
+    """Some bytes anywhere become others: an image comes out, or it is told."""
+    rng = np.random.default_rng(0)
+    special = {"progressive": ("JPEG", {"progressive": True})}
+    format, options = special.get(how, (how, {}))
+    data, ends = encoded(scene(90, 70), format, **options), {"image": 0, "told": 0}
+    for turn in range(60):
+        spoilt = bytearray(data)
+        within = len(data) if turn % 2 else min(len(data), 700)  # or in the header
+        for at in rng.integers(0, within, 3):
+            spoilt[at] = rng.integers(0, 256)
+        try:
+            found = decode(bytes(spoilt), lambda w, h: (0, 0, w, max(1, h // 2)), 24)
+            assert found.shape == (24, 24, 3)
+            ends["image"] += 1
+        except Undecodable:
+            ends["told"] += 1
+    assert ends["told"]
+    assert ends["image"] or format in ("PNG", "WEBP")  # which have checksums
+
+
 def test_an_enormous_one_is_refused(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(Undecodable, match="exceeds limit"):
