@@ -68,14 +68,14 @@ def measure(num_steps: int) -> dict[str, Any]:
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
-    for one in feed(splits.train, plan, steps.padded(batch), steps.shard):
+    for one in feed(splits.train, steps.part(plan), steps.shard):
         state, measured = train(state, one, knobs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, head, augment, False)
     tally = steps.replicate(metrics.empty(num_classes))
     order = samplers.in_rows(np.arange(len(splits.test)), 70)
-    for one in feed(splits.test, order, steps.padded(70), steps.shard):
+    for one in feed(splits.test, steps.part(order), steps.shard):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {
         "devices": jax.device_count(),

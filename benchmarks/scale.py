@@ -241,9 +241,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = steps.arrange(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
-    for at, batch in enumerate(
-        feed(dataset, rows[:number], rows.shape[1], steps.shard)
-    ):
+    for at, batch in enumerate(feed(dataset, rows[:number], steps.shard)):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, knobs)

@@ -344,7 +344,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     def take(count: int) -> None:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
-        for batch in feed(dataset, chosen, steps.padded(BATCH), steps.shard):
+        for batch in feed(dataset, steps.part(chosen), steps.shard):
             state, _ = step(state, batch, knobs)
         jax.block_until_ready(state)
 

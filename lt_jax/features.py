@@ -6,6 +6,7 @@ import collections
 import contextlib
 import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import models, samplers, seeds, steps, trees
-from lt_jax.data.feed import feed
+from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.log import Log, write_whole
 from lt_jax.loop import Task
 from lt_jax.types import Dataset, Params
@@ -31,7 +32,7 @@ DTYPES = {
 
 
 class Features(NamedTuple):
-    """A split as a frozen backbone sees it."""
+    """A split as a frozen backbone sees it, without images that cannot be decoded."""
 
     values: np.ndarray  # float[V, N, D], one slice for each view; may map a file
     labels: np.ndarray  # int32[N]
@@ -61,8 +62,13 @@ def cached_features(
 ) -> Features:
     """The features of a split, from the file if it holds these very ones.
 
+    An image that cannot be decoded, in whatever view, is named and left out.
+
     Args:
       file: ``.npy`` of [V, N, D]; its provenance lies beside it as ``.json``.
+
+    Raises:
+      InputError: more of them than the data set tolerates.
     """
     provenance = {
         "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
@@ -73,19 +79,34 @@ def cached_features(
         "crops": list(request.run) if "random" in request.views else [],
         "dtype": request.dtype,
     }
+    if dataset.decoder is not None:
+        provenance["looks"] = dataset.decoder.looks
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    differs = _differences(file, note, provenance, stored, shape)
-    if (differs := steps.as_first(differs)) is not None:
-        if differs:
-            log.say(f"{file} is not used, it differs in {differs}; made again")
-        blocks = extract(task, params, batch_stats, dataset, request, log)
-        digest = _write(file, note, shape, stored, (b.astype(memory) for b in blocks))
-        provenance |= {"sha256": digest}
-        write_whole(note, json.dumps(provenance, indent=1) + "\n")
-    values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
-    return Features(values, dataset.labels)
+    differs = steps.as_first(_differences(file, note, provenance, stored, shape))
+    if differs is None:
+        return _loaded(file, note, memory, dataset)
+    if differs:
+        log.say(f"{file} is not used, it differs in {differs}; made again")
+
+    def begin() -> None:
+        note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    steps.first_does(begin)
+    broken = Broken(dataset)
+    blocks = extract(task, params, batch_stats, dataset, request, log, broken)
+    blocks = (block.astype(memory).view(stored) for block in blocks)
+    provenance |= _write(file, shape, stored, blocks, broken)
+    write_whole(note, json.dumps(provenance, indent=1) + "\n")
+    return _loaded(file, note, memory, dataset)
+
+
+def _loaded(file: Path, note: Path, dtype: np.dtype, dataset: Dataset) -> Features:
+    values = np.load(file, mmap_mode="r", allow_pickle=False).view(dtype)
+    left_out = json.loads(note.read_text(encoding="utf-8")).get("left_out", [])
+    return Features(values, np.delete(dataset.labels, left_out))
 
 
 def _differences(
@@ -113,6 +134,8 @@ def _differences(
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         return f"its length ({error})"
+    views, size, num_features = shape
+    shape = views, size - len(before.get("left_out", [])), num_features
     if (found.dtype, found.shape) != (stored, shape):
         return f"shape ({found.dtype}{list(found.shape)}, expected {list(shape)})"
     with file.open("rb") as opened:
@@ -122,45 +145,70 @@ def _differences(
 
 def _write(
     file: Path,
-    note: Path,
     shape: tuple[int, ...],
     dtype: np.dtype,
     blocks: Iterator[np.ndarray],
-) -> str:
-    """A ``.npy`` in the order it comes, whole or not at all; returns its SHA-256.
+    broken: Broken,
+) -> dict[str, Any]:
+    """A ``.npy`` in the order it comes, whole or not at all.
 
     Not through a memory map: on a full disk that ends the process without a word. All
-    processes compute the blocks, the first writes them.
+    processes compute the blocks, the first one writes.
+
+    Args:
+      shape: V, N, D with the broken images, which are left out at last: that an image
+        is broken may be seen in the last view only.
+
+    Returns:
+      What its note has to tell: its ``sha256``, and which images are ``left_out``.
     """
     draft = file.with_name(file.name + ".tmp")
-    described = np.lib.format.dtype_to_descr(dtype)
-    header = {"descr": described, "fortran_order": False, "shape": shape}
-    digest = hashlib.sha256()
-
-    def begin() -> None:
-        note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("wb") as opened:
-            np.lib.format.write_array_header_2_0(opened, header)
-        digest.update(draft.read_bytes())
-
+    thinner = draft.with_suffix(".thin")
     try:
-        steps.first_does(begin)
-        for block in blocks:
-            steps.first_does(functools.partial(_append, draft, block, digest))
+        found: dict[str, Any] = {"sha256": _stream(draft, shape, dtype, blocks)}
+        if left_out := broken.in_all():
+            whole = np.load(draft, mmap_mode="r", allow_pickle=False)
+            views, size, num_features = shape
+            shape = views, size - len(left_out), num_features
+            digest = _stream(thinner, shape, dtype, _without(whole, left_out))
+            found = {"sha256": digest, "left_out": left_out}
+            steps.first_does(lambda: os.replace(thinner, draft))
     except BaseException:
-        with contextlib.suppress(OSError):
-            draft.unlink()
+        for half in (draft, thinner):
+            with contextlib.suppress(OSError):
+                half.unlink()
         raise
     steps.first_does(lambda: os.replace(draft, file))
+    return found
+
+
+def _stream(
+    file: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]
+) -> str:
+    """Writes one block after the other; gives, in the first process, their SHA-256."""
+    described = np.lib.format.dtype_to_descr(dtype)
+    header, digest = io.BytesIO(), hashlib.sha256()
+    np.lib.format.write_array_header_2_0(
+        header, {"descr": described, "fortran_order": False, "shape": shape}
+    )
+
+    def append(content: bytes, mode: str = "ab") -> None:
+        with file.open(mode) as opened:
+            opened.write(content)
+        digest.update(content)
+
+    steps.first_does(functools.partial(append, header.getvalue(), "wb"))
+    for block in blocks:
+        steps.first_does(functools.partial(append, block.tobytes()))
     return digest.hexdigest()
 
 
-def _append(file: Path, block: np.ndarray, digest: Any) -> None:
-    content = block.tobytes()
-    with file.open("ab") as opened:
-        opened.write(content)
-    digest.update(content)
+def _without(values: np.ndarray, left_out: list[int]) -> Iterator[np.ndarray]:
+    """The rows of [V, N, D] that stay, some thousand at a time."""
+    kept = np.delete(np.arange(values.shape[1]), left_out)
+    for view in values:
+        for first in range(0, len(kept), 4096):
+            yield view[kept[first : first + 4096]]
 
 
 def fingerprint(tree: Any) -> str:
@@ -180,8 +228,12 @@ def extract(
     dataset: Dataset,
     request: Request,
     log: Log,
+    broken: Broken,
 ) -> Iterator[np.ndarray]:
-    """float[n, D], all views one after the other, each in the order of the data set."""
+    """float[n, D], all views one after the other, each in the order of the data set.
+
+    Rows of images that cannot be decoded hold no meaning; ``broken`` tells which.
+    """
     params, batch_stats = steps.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
     mine = steps.part(rows)
@@ -198,9 +250,13 @@ def extract(
                 bar.update(size)
                 return np.asarray(part)[:size]
 
-            for row, batch in zip(
-                rows, feed(dataset, mine, mine.shape[1], steps.shard), strict=True
-            ):
+            # On the host a photograph is cropped by its place in the data set, as the
+            # device crops small images.
+            crops = None
+            if view == "random":
+                crops = Crops((*request.run, number), 0, mine)
+            batches = feed(dataset, mine, steps.shard, crops=crops, broken=broken)
+            for row, batch in zip(rows, batches, strict=True):
                 first = steps.replicate(jnp.asarray(row[0]))
                 part = step(params, batch_stats, batch, key, first)
                 waiting.append(((row >= 0).sum(), part))
@@ -208,12 +264,16 @@ def extract(
                     yield next_block()
             while waiting:
                 yield next_block()
+            if news := broken.news():
+                log.warn(news)
 
 
 def plain_features(
     task: Task, params: Params, batch_stats: Params, dataset: Dataset, log: Log
 ) -> Features:
     """The features of the images as they are, kept nowhere."""
-    request = Request(("plain",), (), "float32")
-    blocks = list(extract(task, params, batch_stats, dataset, request, log))
-    return Features(np.concatenate(blocks)[None], dataset.labels)
+    request, broken = Request(("plain",), (), "float32"), Broken(dataset)
+    blocks = list(extract(task, params, batch_stats, dataset, request, log, broken))
+    left_out = broken.in_all()
+    values = np.delete(np.concatenate(blocks), left_out, axis=0)
+    return Features(values[None], np.delete(dataset.labels, left_out))

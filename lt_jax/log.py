@@ -37,6 +37,13 @@ class Log:
             with self._text.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
+    def warn(self, text: str) -> None:
+        """One line that is told even by a command that otherwise only reads."""
+        if self.talks:
+            self.say(text)
+        elif jax.process_index() == 0:
+            print(text, file=sys.stderr)
+
     def record(self, **values: Any) -> None:
         """One line for programs, in ``metrics.jsonl``."""
         if self.talks:

@@ -16,7 +16,7 @@ import numpy as np
 from lt_jax import metrics, samplers, seeds, steps
 from lt_jax.checkpoint import Checkpoints
 from lt_jax.data.augment import Augment
-from lt_jax.data.feed import feed
+from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.heads import Head
 from lt_jax.log import Log
 from lt_jax.meter import Diverged, Meter
@@ -147,6 +147,7 @@ def fit(
             return f"{stage.title}: step {step:,} of {total:,}"
 
         by = ""
+        broken = Broken(train)
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
         with bar, jax.transfer_guard("disallow"):
             while step < total:
@@ -157,13 +158,27 @@ def fit(
                 rows = steps.arrange(rows, stage.accumulate, stage.mixup > 0)
                 rows = steps.part(rows[step % per_epoch :])
                 knobs = early if epoch < late_from else late
-                for batch in feed(train, rows, rows.shape[1], steps.shard):
+                # The place of an image in the plan draws its crop.
+                places = np.arange(rows.size).reshape(rows.shape)
+                rows, places = (
+                    steps.part(
+                        steps.arrange(each, stage.accumulate, stage.mixup > 0)[
+                            step % per_epoch :
+                        ]
+                    )
+                    for each in (rows, places)
+                )
+                crops = Crops(stage.run, epoch, places)
+                batches = feed(train, rows, steps.shard, crops=crops, broken=broken)
+                for batch in batches:
                     state, measured = train_step(state, batch, knobs)
                     step += 1
                     meter.add(step, measured)
                     bar.update(stage.batch)
                     if steps.meets_at(step) and (by := stopped()):
                         break
+                    if news := broken.news():
+                        log.warn(news)
                     if meter.silence() > task.log_seconds:
                         line = meter.line(step)
                         if bar.disable:
@@ -211,7 +226,7 @@ def _report(
     values: dict[str, Any] = {}
     if (chooser := task.chooser) is not None:
         tally = evaluate(
-            task, stage.method.head, state.params, state.batch_stats, chooser
+            task, stage.method.head, state.params, state.batch_stats, chooser, log
         )
         values = metrics.summary(tally, task.groups)
         if task.select == "test":
@@ -233,11 +248,20 @@ def _report(
 
 
 def evaluate(
-    task: Task, head: Head, params: Params, batch_stats: Params, dataset: Dataset
+    task: Task,
+    head: Head,
+    params: Params,
+    batch_stats: Params,
+    dataset: Dataset,
+    log: Log,
 ) -> Tally:
     """The tally of a whole data set: every example once, one sync at the end.
 
+    An image that cannot be decoded is named, and scored nowhere: ``tally.seen`` lacks
+    it.
+
     Raises:
+      InputError: more of them than the data set tolerates.
       meter.Diverged: logits are nan or infinite, where the parameters need not be.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
@@ -246,9 +270,12 @@ def evaluate(
     )
     wait = steps.throttle()
     rows = steps.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
-    for batch in feed(dataset, rows, rows.shape[1], steps.shard):
+    broken = Broken(dataset)
+    for batch in feed(dataset, rows, steps.shard, broken=broken):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
+    if news := broken.news():
+        log.warn(news)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(

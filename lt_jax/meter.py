@@ -74,7 +74,9 @@ class Meter:
             self._steps += len(fetched)
             self._images += sum(int(measured["seen"]) for _, measured in fetched)
         for step, measured in fetched:
-            loss = measured["loss_sum"] / measured["weight_sum"]
+            loss = measured["loss_sum"]
+            if measured["seen"]:  # there may be a step that saw nothing but padding
+                loss = loss / measured["weight_sum"]
             if not np.isfinite(loss):
                 raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
             if not measured["finite"]:

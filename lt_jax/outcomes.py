@@ -77,6 +77,8 @@ def save(
         "fitted_on": session.task.splits.train.hash,
         "seconds": fitted.seconds,
         "images_per_second": fitted.images_per_second,
+        # Test images that could not be decoded; no figure counts them.
+        "left_out": len(session.task.splits.test) - int(tally.seen.sum()),
         **figures(session, tally, fitted.params["head"]),
         "analysis": analysis,
     }

@@ -25,3 +25,26 @@ def key(run: Sequence[int], purpose: str) -> jax.Array:
 def generator(run: Sequence[int], epoch: int) -> np.random.Generator:
     """NumPy's generator for the order of examples in an epoch of a run."""
     return np.random.default_rng([*run, epoch])
+
+
+def numbers(
+    run: Sequence[int], epoch: int, positions: np.ndarray, each: int
+) -> np.ndarray:
+    """float64[n, each], uniform in [0, 1), for places in the order of an epoch.
+
+    Those of a place depend on nothing but run, epoch and place: a counter and no state
+    decides, so an epoch may be entered anywhere.
+
+    Args:
+      run, epoch: as for ``generator``, whose stream is another one.
+      positions: int[n], at least 0, close to each other: all between the first and the
+        last are drawn.
+      each: numbers of a place, a multiple of 4, as the counter moves by four numbers.
+    """
+    first, last = int(positions.min()), int(positions.max())
+    sequence = np.random.SeedSequence([*run, epoch], spawn_key=(1,))
+    counted = np.random.Philox(
+        counter=first * each // 4, key=sequence.generate_state(2, np.uint64)
+    )
+    drawn = np.random.Generator(counted).random((last - first + 1, each))
+    return drawn[positions - first]

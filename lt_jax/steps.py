@@ -175,7 +175,11 @@ def make_train_step(
         trained, fixed = trees.partition(state.params, trains)
         stats, sums = all_parts(state, knobs, batch)
         grads, measured = sum_devices(sums)
-        grads = jax.tree.map(lambda g: g / measured["weight_sum"], grads)
+        # Of a step none of whose images could be decoded there is no mean to follow.
+        some = measured["weight_sum"] > 0
+        grads = jax.tree.map(
+            lambda g: jnp.where(some, g / measured["weight_sum"], 0), grads
+        )
         rate = knobs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         params = trees.join(trained, fixed)
@@ -463,6 +467,13 @@ def agreed(asked: int) -> int:
     if jax.process_count() == 1:
         return asked
     return int(multihost_utils.process_allgather(np.int64(asked)).max())
+
+
+def anywhere(mask: np.ndarray) -> np.ndarray:
+    """bool[N], true where it is in any process; all have to call it."""
+    if jax.process_count() == 1:
+        return mask
+    return multihost_utils.process_allgather(mask).any(axis=0)
 
 
 def meets_at(step: int) -> bool:

@@ -111,7 +111,7 @@ def evaluate_all(
                     )
                 shaped = weights.with_head(task, init, like, method, (1, 0))
                 network = weights.loaded(source, shaped, outcome.get("skip", ""))
-                tally = evaluate(task, method.head, *network, dataset)
+                tally = evaluate(task, method.head, *network, dataset, session.log)
                 head = network.params["head"]
                 found[outcome["run"]] = {
                     **outcomes.summary(session, tally, head),
@@ -216,9 +216,8 @@ def _fit(
 
         head = corrected(stage.method, fitted.params["head"], blocks, train.labels)
         fitted = fitted._replace(params={**fitted.params, "head": head})
-    tally = evaluate(
-        task, stage.method.head, fitted.params, fitted.batch_stats, task.splits.test
-    )
+    head, test = stage.method.head, task.splits.test
+    tally = evaluate(task, head, fitted.params, fitted.batch_stats, test, session.log)
     outcomes.save(
         session,
         stage.title,

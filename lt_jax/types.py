@@ -9,8 +9,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -69,6 +69,22 @@ class TrainState:
     opt_state: Any
 
 
+class Decoder(NamedTuple):
+    """How images are read that are decoded anew for every use, and may be damaged."""
+
+    # (int[n], what decides their random crops: float64[n, numbers] of uniform numbers,
+    # None: no random crops; uint8[H, W, C] for each, to be filled) -> for each what is
+    # wrong with it, "" if nothing is. Several threads call it at once.
+    fill: Callable[
+        [np.ndarray, np.ndarray | None, Sequence[np.ndarray]],
+        list[str],
+    ]
+    numbers: int
+    workers: int  # threads
+    broken: float  # share of the images that may be damaged before a run stops
+    looks: dict[str, Any]  # what pixels depend on, as JSON knows it
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of labelled images with random access.
@@ -82,6 +98,8 @@ class Dataset:
     ids: np.ndarray  # str[N], unique names given by the source
     shape: tuple[int, int, int]  # H, W, C
     read: Callable[[np.ndarray], np.ndarray]  # int[n] -> uint8[n, H, W, C]
+    # Of photographs, which are too many to be held as pixels; see data/photos.py.
+    decoder: Decoder | None = None
 
     @property
     def counts(self) -> np.ndarray:
@@ -99,15 +117,24 @@ class Dataset:
 
     def take(self, indices: np.ndarray) -> Dataset:
         """The subset of these examples, in this order."""
+        decoder = self.decoder
+        if decoder is not None:
+            fill = decoder.fill
+            decoder = decoder._replace(
+                fill=lambda rows, numbers, out: fill(indices[rows], numbers, out)
+            )
         return dataclasses.replace(
             self,
             labels=self.labels[indices],
             ids=self.ids[indices],
             read=lambda rows: self.read(indices[rows]),
+            decoder=decoder,
         )
 
     def in_memory(self) -> Dataset:
-        """The same data set read once into one uint8 array."""
+        """The same data set, read once into one uint8 array; photographs never are."""
+        if self.decoder is not None:
+            return self
         images = self.read(np.arange(len(self)))
         return dataclasses.replace(self, read=lambda rows: images[rows])
 
@@ -123,7 +150,7 @@ class Splits:
     hash: str  # of the whole training set
 
     def in_memory(self) -> Splits:
-        """The same splits, their images read once."""
+        """The same splits, their images read once, but for photographs."""
         return dataclasses.replace(
             self,
             train=self.train.in_memory(),

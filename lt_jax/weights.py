@@ -151,7 +151,7 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({outcome['fitted_on']}) than are fitted here "
             f"({task.splits.train.hash}); it may have seen what is held out"
         )
-    tally = evaluate(task, linear, *network, task.splits.test)
+    tally = evaluate(task, linear, *network, task.splits.test, session.log)
     adopted = {
         **outcome,
         "weights": str(source.kept().resolve()),

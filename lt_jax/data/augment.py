@@ -96,6 +96,9 @@ def crop_flip(
     top, left, mirrored = (
         drawn.reshape(batch, 1) for drawn in offsets(augment, key, positions)
     )
+    if augment.pad == 0:  # nothing to crop, as of photographs, cropped when decoded
+        turned = mirrored.reshape(batch, 1, 1, 1)
+        return jnp.where(turned, mirror(images), images).astype(jnp.float32)
     # Two products with selectors of one 1 a row (or none, which makes the padding)
     # are several times faster than a gather or slices, measured. They are exact even
     # where the unit multiplies in bfloat16 or TF32: 0, 1 and 0 .. 255 fit 8 bits of

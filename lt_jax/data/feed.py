@@ -2,49 +2,177 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import NamedTuple
 
 import numpy as np
 
-from lt_jax.types import Batch, Dataset
+from lt_jax import seeds, steps
+from lt_jax.types import Batch, Dataset, InputError
+
+AT_ONCE = 8  # photographs that a thread reads and decodes in one go
+NAMED = 10  # broken images that one message names
+
+
+class Crops(NamedTuple):
+    """Which random crops are taken of photographs."""
+
+    run: tuple[int, ...]  # see seeds
+    epoch: int
+    positions: (
+        np.ndarray
+    )  # int[steps, B], places in the plan; what is drawn hangs on it
+
+
+class Broken:
+    """The images of a data set that could not be decoded, and why."""
+
+    def __init__(self, dataset: Dataset):
+        self.why: dict[int, str] = {}  # by index into the data set
+        self._dataset = dataset
+        self._told = 0
+
+    def news(self) -> str:
+        """A line on those that came since it was last asked for; "" if none did."""
+        late = list(self.why.items())[self._told :]
+        self._told += len(late)
+        if not late:
+            return ""
+        some = len(late) == 1
+        return (
+            f"{self._dataset.name}: {len(late):,} {'image' if some else 'images'} "
+            f"cannot be decoded and {'counts' if some else 'count'} nowhere: "
+            + self._named(late)
+        )
+
+    def in_all(self) -> list[int]:
+        """Their indices, of all processes, in order; all have to call it."""
+        mask = np.zeros(len(self._dataset), bool)
+        mask[list(self.why)] = True
+        return np.flatnonzero(steps.anywhere(mask)).tolist()
+
+    def _named(self, late: list[tuple[int, str]]) -> str:
+        return "; ".join(f"{self._dataset.ids[i]} ({why})" for i, why in late)
+
+    def check(self, count: int, total: int) -> None:
+        """Raises InputError if ``count`` in ``total`` is more than is tolerated."""
+        decoder = self._dataset.decoder
+        if decoder is None or count <= decoder.broken * total:
+            return
+        late = list(self.why.items())
+        more = f"; and {len(late) - NAMED:,} more" if len(late) > NAMED else ""
+        raise InputError(
+            f"{self._dataset.name}: {count:,} images cannot be decoded, of {total:,} "
+            f"at most the share data.broken = {decoder.broken:g} may be: "
+            f"{self._named(late[:NAMED])}{more}. Restore them, or tolerate a larger "
+            "share with --config.data.broken"
+        )
 
 
 def feed(
     dataset: Dataset,
     rows: np.ndarray,
-    width: int,
     place: Callable[[Batch], Batch],
     ahead: int = 2,
+    *,
+    crops: Crops | None = None,
+    broken: Broken | None = None,
 ) -> Iterator[Batch]:
     """Yields the batch of every row of a plan.
 
+    Photographs are decoded by threads, as many as ``decoder.workers``; a batch depends
+    on its row and its positions alone, so a plan may be entered at any row. One that
+    cannot be decoded becomes padding.
+
     Args:
       dataset: what to read.
-      rows: int32[steps, B] of indices; -1 is padding.
-      width: rows of the batch that is made, at least B; the rest is padding.
+      rows: int32[steps, B] of indices; -1 is padding. A process that shares its batches
+        with others passes its own columns, of the positions too, and reads no others.
       place: moves a host batch to the devices.
       ahead: batches that are read while the devices are busy with earlier ones.
+      crops: of photographs; None: the centre of each.
+      broken: learns which images could not be decoded.
 
     Yields:
-      ``{"image": uint8[width, H, W, C], "label": int32, "mask": float32}`` as placed.
-    """
+      ``{"image": [B, H, W, C] of the type that is read, "label": int32, "mask":
+      float32}`` as placed.
 
-    def make(indices: np.ndarray) -> Batch:
+    Raises:
+      InputError: more images are broken than ``decoder.broken`` allows of all the
+        images of ``rows``; as soon as they are.
+    """
+    broken = Broken(dataset) if broken is None else broken
+    total, count, width = int((rows >= 0).sum()), 0, rows.shape[1]
+    decoder = dataset.decoder
+
+    def begin(step: int) -> Callable[[], Batch]:
+        """Sets the threads on a batch; returns what waits for them and places it."""
+        indices = rows[step]
         real = np.flatnonzero(indices >= 0)
-        image = np.zeros((width, *dataset.shape), np.uint8)
         label = np.zeros(width, np.int32)
         mask = np.zeros(width, np.float32)
-        image[real] = dataset.read(indices[real])
         label[real] = dataset.labels[indices[real]]
         mask[real] = 1
-        return place({"image": image, "label": label, "mask": mask})
+        batch = {"label": label, "mask": mask}
+        if decoder is None:
 
-    with ThreadPoolExecutor(1) as reader:
-        waiting = deque(reader.submit(make, row) for row in rows[:ahead])
-        for row in rows[ahead:]:
-            yield waiting.popleft().result()
-            waiting.append(reader.submit(make, row))
+            def read() -> Batch:
+                found = dataset.read(indices[real])
+                image = np.zeros((width, *dataset.shape), found.dtype)
+                image[real] = found
+                return place({**batch, "image": image})
+
+            return read
+
+        image = np.zeros((width, *dataset.shape), np.uint8)
+        numbers = None
+        if crops is not None and len(real):
+            places = crops.positions[step][real]
+            numbers = seeds.numbers(crops.run, crops.epoch, places, decoder.numbers)
+        parts: list[tuple[np.ndarray, Future[list[str]]]] = []
+        for first in range(0, len(real), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            chosen = real[part]
+            drawn = None if numbers is None else numbers[part]
+            out = [image[row] for row in chosen]
+            parts.append(
+                (chosen, pool.submit(decoder.fill, indices[chosen], drawn, out))
+            )
+
+        def gather() -> Batch:
+            nonlocal count
+            for chosen, done in parts:
+                for row, why in zip(chosen, done.result(), strict=True):
+                    if why:
+                        mask[row] = label[row] = 0
+                        broken.why.setdefault(int(indices[row]), why)
+                        count += 1
+            broken.check(count, total)
+            return place({**batch, "image": image})
+
+        return gather
+
+    with contextlib.ExitStack() as stack:
+        # One thread puts the batches in order and moves them to the devices.
+        reader = stack.enter_context(_pool(1))
+        pool = stack.enter_context(_pool(decoder.workers if decoder else 1))
+        waiting: deque[Future[Batch]] = deque()
+        for step in range(len(rows)):
+            waiting.append(reader.submit(begin(step)))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
+
+
+@contextlib.contextmanager
+def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads that leave undone what nobody waits for any more."""
+    threads = ThreadPoolExecutor(workers)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
