@@ -204,7 +204,7 @@ def _digest(flat: dict[str, Any], notes: dict[str, Any]) -> np.ndarray:
     for name, leaf in sorted(flat.items()):
         array = np.ascontiguousarray(leaf)
         digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.view(np.uint8))
+        digest.update(array.tobytes())
     return np.frombuffer(digest.digest(), np.uint8)
 
 

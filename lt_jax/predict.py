@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from lt_jax import data, results, weights
 from lt_jax.checks import make_method
+from lt_jax.data.feed import Broken
 from lt_jax.data.photos import photographs
 from lt_jax.features import Request, extract
 from lt_jax.heads import linear
@@ -73,7 +74,10 @@ def predict(
     views = ("plain", "mirror") if task.flip else ("plain",)
     request = Request(views, (), "float32")
     silent = Log(workdir, talks=False)
-    blocks = list(extract(task, *network, dataset, request, silent))
+    broken = Broken(dataset)  # of which a config tolerates some; here each is asked for
+    blocks = list(extract(task, *network, dataset, request, silent, broken))
+    if broken.why:
+        raise InputError(broken.news())
     features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
     logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
     mean = logits.reshape(len(views), len(images), -1).mean(axis=0)

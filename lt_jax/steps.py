@@ -300,7 +300,7 @@ def replicate(tree: Any) -> Any:
     def own(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
             return leaf
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
             # pmap sends a typed key through the host at each call of several processes.
             return jax.random.key_data(leaf)
         return leaf.copy()

@@ -10,7 +10,7 @@ the loop.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +19,12 @@ import numpy as np
 from lt_jax import metrics, outcomes, results, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
-from lt_jax.features import Request, extract
+from lt_jax.features import plain_features
 from lt_jax.log import duration, overview
 from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.retrain import corrected
+from lt_jax.retrain import corrected, in_blocks
 from lt_jax.session import Session, open_session
 from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, InputError
@@ -209,12 +209,9 @@ def _fit(
     keeps = "checkpoint"
     if stage.method.correct is not None:
         keeps, network = "all", (fitted.params, fitted.batch_stats)
-        train, plain = task.splits.train, Request(("plain",), (), "float32")
-
-        def blocks() -> Iterator[np.ndarray]:
-            return extract(task, *network, train, plain, session.log)
-
-        head = corrected(stage.method, fitted.params["head"], blocks, train.labels)
+        seen = plain_features(task, *network, task.splits.train, session.log)
+        head = fitted.params["head"]
+        head = corrected(stage.method, head, in_blocks(seen), seen.labels)
         fitted = fitted._replace(params={**fitted.params, "head": head})
     head, test = stage.method.head, task.splits.test
     tally = evaluate(task, head, fitted.params, fitted.batch_stats, test, session.log)

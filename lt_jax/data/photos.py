@@ -9,7 +9,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from lt_jax.data import crops
+import lt_jax.data.crops as crops
 from lt_jax.data.decode import Undecodable, decode
 from lt_jax.types import Dataset, Decoder, InputError
 
