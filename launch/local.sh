@@ -55,12 +55,14 @@ if ((${#gpus[@]} % num)); then
   exit 2
 fi
 
+# Each process gets a group of its own, or Ctrl-C would reach it twice: from the terminal
+# and from here. The second one makes lt-jax stop at once.
+set -m
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
 trap 'kill -INT "${pids[@]}" 2>/dev/null' INT
 for ((i = 0; i < num; i++)); do
   (
-    # A background job of a script ignores Ctrl-C; lt-jax puts its own handler in place.
     if ((each)); then
       mine=("${gpus[@]:i*each:each}")
       CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${mine[*]}")
