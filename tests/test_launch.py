@@ -160,7 +160,7 @@ def wait_for(*paths: Path) -> None:
         time.sleep(0.05)
 
 
-# SLURM, with an srun and an scontrol of ours.
+# SLURM, with an srun, a scontrol and a scancel of ours.
 
 
 @pytest.fixture
@@ -170,7 +170,14 @@ def sbatch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 
 def start(tmp_path: Path, body: str, env: dict[str, str]) -> subprocess.Popen[str]:
-    program(tmp_path / "srun", f'echo "$*" > "{tmp_path}/srun.said"\n{body}')
+    pid = tmp_path / "task.pid"
+    said = f'echo "$*" > "{tmp_path}/srun.said"\n'
+    program(tmp_path / "task", f'echo $$ > "{pid}"\n{body}')
+    program(
+        tmp_path / "srun", f'{said}trap "exit 137" TERM\n"{tmp_path}/task" &\nwait $!\n'
+    )
+    # The real srun kills its tasks at SIGTERM.
+    program(tmp_path / "scancel", f'[[ $* == "--signal=TERM 42" ]] && pkill -F {pid}\n')
     program(tmp_path / "scontrol", f'echo "$*" >> "{tmp_path}/scontrol.said"\n')
     return subprocess.Popen(
         ["bash", LAUNCH / "slurm.sbatch", "lt-jax", "train", "--workdir", "a b"],
