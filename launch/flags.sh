@@ -19,16 +19,15 @@ fi
 
 # DETERMINISTIC=1 asks for the same bits from every run on the same GPUs. Without it some
 # sums (scatters, convolution gradients) add in the order in which threads come. It costs
-# speed, how much depends on the network.
-# https://docs.nvidia.com/deeplearning/frameworks/jax-release-notes and
-# `xla_gpu_deterministic_ops` in openxla/xla, xla/debug_options_flags.cc
+# speed; how much was not measured.
+# https://github.com/openxla/xla, xla/debug_options_flags.cc: xla_gpu_deterministic_ops
 if [[ ${DETERMINISTIC:-0} == 1 ]]; then
   export XLA_FLAGS="${XLA_FLAGS:-} --xla_gpu_deterministic_ops=true"
 fi
 
-# NCCL finds NVLink, InfiniBand and Ethernet by itself, and one all-reduce of a ResNet-50's
-# 94 MB a step is nothing to tune for (docs/scaling.md). One thing it cannot know is which
-# of several networks joins the hosts; if it hangs at the first step or takes the slow one:
+# NCCL finds NVLink, InfiniBand and Ethernet by itself, and 161 MB of gradients a step are
+# nothing to tune for (docs/scaling.md). One thing it cannot know is which of several
+# networks joins the hosts; if it hangs at the first step or takes the slow one:
 # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
 #export NCCL_SOCKET_IFNAME=eth0
 # and what it found, when it does not start:

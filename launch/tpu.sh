@@ -4,7 +4,7 @@
 #   launch/tpu.sh NAME ZONE lt-jax COMMAND ...
 #   launch/tpu.sh NAME ZONE --stop             saves and stops, on all hosts
 #
-# Once, a v5e slice of 64 chips and what is needed on its 16 hosts:
+# Once, a v5e slice of 64 chips and what is needed on its hosts:
 #
 #   gcloud compute tpus tpu-vm create lt --zone=us-west4-a --accelerator-type=v5litepod-64 \
 #     --version=v2-alpha-tpuv5-lite --spot

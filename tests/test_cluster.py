@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -431,3 +432,24 @@ def test_the_users_own_choice_of_cache_stands(tmp_path, monkeypatch):
     cluster.keep_compiled()
     assert jax.config.jax_compilation_cache_dir is None
     assert not (tmp_path / "lt_jax").exists()
+
+
+@pytest.mark.slow
+def test_kept_programs_compute_the_same_bits(tmp_path):
+    """Without the cache, filling it, and from it: one result to the last digit."""
+    config = str(tiny_digits.CONFIGS / "digits_lt.py")
+    small = ["--config.optim.repeats=1", "--config.optim.epochs=2"]
+    found = []
+    for name, cache in (("none", ""), ("cold", "kept"), ("warm", "kept")):
+        workdir = tmp_path / name
+        env = {**os.environ, "XLA_FLAGS": ""}
+        env["PYTHONPATH"] = str(Path(cluster.__file__).parents[1])
+        env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / cache) if cache else ""
+        env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+        command = [sys.executable, "-m", "lt_jax", "train", "--config", config, *small]
+        subprocess.run([*command, "--workdir", str(workdir)], env=env, check=True)
+        result = json.loads((workdir / "result.json").read_text())
+        found.append(result["methods"]["none"]["nll"]["values"])
+        if cache:
+            assert len(list((tmp_path / cache).iterdir())) > 10
+    assert found[0] == found[1] == found[2]
