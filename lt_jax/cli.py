@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,8 +37,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0; 1 for training that diverged; 2 for bad input or a file that cannot be
-      written; 130 after Ctrl-C; 75 after SIGTERM: saved, run the same command again.
+      written; 69 where another process of the job was lost; 130 after Ctrl-C; 75 after
+      SIGTERM: saved, run the same command again.
     """
+    try:
+        code = _main(argv)
+    except Exception:
+        from lt_jax import cluster
+
+        if cluster.joined():
+            traceback.print_exc()
+            cluster.leave(1)
+        raise
+    from lt_jax import cluster
+
+    return cluster.leave(code)
+
+
+def _main(argv: Sequence[str] | None) -> int:
     # Orbax logs an error with tracebacks from its threads, and raises it as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     config_flags, rest = _split(sys.argv[1:] if argv is None else list(argv))
@@ -48,6 +65,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lt_jax.types import InputError
 
     try:
+        if options.computes:
+            from lt_jax import cluster
+
+            cluster.join(
+                options.coordinator,
+                options.num_processes,
+                options.process_id,
+                options.join_timeout,
+            )
+            cluster.keep_compiled()
         if options.configured:
             options.call(_config(config_flags), options)
         elif config_flags:
@@ -86,8 +113,23 @@ def main(argv: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 1
+        if _lost_a_process(error):
+            print(
+                "lt-jax: another process of this job was lost. What was saved stands "
+                f"in {options.workdir}; the same command goes on from there",
+                file=sys.stderr,
+            )
+            return 69  # EX_UNAVAILABLE
         raise
     return 0
+
+
+def _lost_a_process(error: Exception) -> bool:
+    """Whether a collective failed because its other end is gone."""
+    from lt_jax import cluster
+
+    # Between CPUs it is a ValueError, between GPUs jax.errors.JaxRuntimeError.
+    return cluster.joined() and any(word in str(error) for word in ("Gloo", "NCCL"))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -102,7 +144,12 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def add(
-        name: str, call: Any, text: str, workdir: bool = True, configured: bool = True
+        name: str,
+        call: Any,
+        text: str,
+        workdir: bool = True,
+        configured: bool = True,
+        computes: bool = False,
     ) -> Any:
         command = commands.add_parser(
             name,
@@ -111,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=CONFIG_HELP if configured else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(call=call, configured=configured)
+        command.set_defaults(call=call, configured=configured, computes=computes)
         if workdir:
             command.add_argument(
                 "--workdir",
@@ -119,13 +166,24 @@ def _parser() -> argparse.ArgumentParser:
                 required=True,
                 help="where checkpoints, logs and results go",
             )
+        if computes:
+            _add_processes(command)
         return command
 
-    add("run", _run, "both stages, every method of the config, table and report")
-    add("train", _train, "stage 1: train the representation")
-    add("retrain", _retrain, "stage 2: re-train classifiers on a finished stage 1")
-    add("sweep", _sweep, "stage 2 at every point of the grids, on cached features")
-    command = add("evaluate", _evaluate, "measure every finished fit of a workdir")
+    def computing(name: str, call: Any, text: str) -> Any:
+        return add(name, call, text, computes=True)
+
+    computing("run", _run, "both stages, every method of the config, table and report")
+    computing("train", _train, "stage 1: train the representation")
+    computing(
+        "retrain", _retrain, "stage 2: re-train classifiers on a finished stage 1"
+    )
+    computing(
+        "sweep", _sweep, "stage 2 at every point of the grids, on cached features"
+    )
+    command = computing(
+        "evaluate", _evaluate, "measure every finished fit of a workdir"
+    )
     command.add_argument(
         "--split",
         choices=("train", "valid", "test"),
@@ -237,6 +295,30 @@ def _add_data(commands: Any) -> None:
     command.add_argument("folder", type=_path, help="DIR/NAME/VERSION")
 
 
+def _add_processes(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "several processes",
+        "SLURM, Open MPI, Kubernetes and Cloud TPU are found without these flags; see "
+        "launch/. --num_processes 1 turns the search off.",
+    )
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT",
+        help="where process 0 runs and listens, the same for all",
+    )
+    group.add_argument("--num_processes", type=int, metavar="N")
+    group.add_argument(
+        "--process_id", type=int, metavar="I", help="from 0 to N - 1, each once"
+    )
+    group.add_argument(
+        "--join_timeout",
+        type=float,
+        default=300.0,
+        metavar="SECONDS",
+        help="to wait for the other processes (default: %(default)g)",
+    )
+
+
 def _path(text: str) -> Path:
     return Path(text).expanduser()
 
@@ -266,10 +348,12 @@ def _sweep(config: Config, options: argparse.Namespace) -> None:
 
 
 def _evaluate(config: Config, options: argparse.Namespace) -> None:
-    from lt_jax import train
+    from lt_jax import cluster, train
     from lt_jax.log import plain
 
     found = train.evaluate_all(config, options.workdir, options.split, options.heads)
+    if not cluster.talks():
+        return
     if options.json:
         print(json.dumps(plain(found), allow_nan=False))
         return

@@ -14,6 +14,8 @@ os.environ["XLA_FLAGS"] = " ".join(
 # On two cores, a loop over several virtual devices that runs ahead without blocking has
 # too few threads to meet in a collective, and dead-locks.
 os.environ.setdefault("NPROC", "16")
+# Nothing of a test is kept in the user's cache, or comes from there.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Several processes on one machine: to try what a cluster does, or one process per GPU.
+#
+#   launch/local.sh N -- lt-jax COMMAND ...
+#
+# adds --coordinator, --num_processes and --process_id. GPUs are shared out evenly. CPUs:
+#
+#   export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2
+#   launch/local.sh 2 -- lt-jax run --config configs/digits_lt.py --workdir runs/two
+#
+# CIFAR100-LT on two GPUs, stage 1, stage 2, sweep:
+#
+#   c="--config configs/cifar100_lt.py:ir=100 --workdir runs/c100"
+#   launch/local.sh 2 -- lt-jax train $c
+#   launch/local.sh 2 -- lt-jax retrain $c
+#   launch/local.sh 2 -- lt-jax sweep $c
+#
+# iNaturalist2018 on eight:
+#
+#   c="--config configs/inat2018.py --workdir runs/inat"
+#   launch/local.sh 8 -- lt-jax train $c
+#   launch/local.sh 8 -- lt-jax retrain $c
+#   launch/local.sh 8 -- lt-jax sweep $c
+#
+# SIGTERM and SIGINT go to all processes. When one fails, the others have GRACE seconds
+# (default 90, longer than lt-jax needs to notice) and are killed then. The exit code is
+# that of the first that failed: 75 if all saved and the same command goes on.
+set -uo pipefail
+
+if (($# < 3)) || [[ ! $1 =~ ^[1-9][0-9]*$ || $2 != -- ]]; then
+  echo "usage: launch/local.sh N -- lt-jax COMMAND ..." >&2
+  exit 2
+fi
+num=$1
+shift 2
+# shellcheck source-path=SCRIPTDIR source=flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
+
+# A port that is free now; the kernel does not give it out again soon.
+port=$(python3 -c 'import socket
+with socket.socket() as s:
+    s.bind(("127.0.0.1", 0))
+    print(s.getsockname()[1])') || exit 2
+
+# The GPUs there are, by number or by name; none on a machine without.
+gpus=()
+if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+  IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
+elif [[ ${JAX_PLATFORMS:-} != cpu ]] && command -v nvidia-smi >/dev/null; then
+  mapfile -t gpus < <(nvidia-smi --query-gpu=index --format=csv,noheader)
+fi
+each=$((${#gpus[@]} / num))
+if ((${#gpus[@]} % num)); then
+  echo "local.sh: $num processes cannot share ${#gpus[@]} GPUs evenly" >&2
+  exit 2
+fi
+
+# Each process gets a group of its own, or Ctrl-C would reach it twice: from the terminal
+# and from here. The second one makes lt-jax stop at once.
+set -m
+pids=()
+trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
+trap 'kill -INT "${pids[@]}" 2>/dev/null' INT
+for ((i = 0; i < num; i++)); do
+  (
+    if ((each)); then
+      mine=("${gpus[@]:i*each:each}")
+      CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${mine[*]}")
+      export CUDA_VISIBLE_DEVICES
+    fi
+    exec "$@" --coordinator "127.0.0.1:$port" --num_processes "$num" --process_id "$i"
+  ) &
+  pids+=($!)
+done
+
+code=0
+left=("${pids[@]}")
+deadline=
+while ((${#left[@]})); do
+  still=()
+  for pid in "${left[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then
+      still+=("$pid")
+      continue
+    fi
+    wait "$pid"
+    ended=$?
+    if ((ended && !code)); then
+      code=$ended
+      deadline=$((SECONDS + ${GRACE:-90}))
+    fi
+  done
+  left=("${still[@]}")
+  if [[ -n $deadline ]] && ((${#left[@]} && SECONDS >= deadline)); then
+    echo "local.sh: ${#left[@]} processes do not end after one failed: killed" >&2
+    kill -KILL "${left[@]}" 2>/dev/null
+  fi
+  sleep 0.2 &
+  wait $! # a signal ends this wait, and its trap runs at once
+done
+exit "$code"

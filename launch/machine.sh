@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# One machine, all its GPUs (or CPU cores), one process: nothing to launch, JAX finds the
+# devices. Sets what launch/flags.sh sets and runs the command. CUDA_VISIBLE_DEVICES=0,1
+# in front takes fewer GPUs.
+#
+#   launch/machine.sh lt-jax COMMAND ...
+#
+# CIFAR100-LT, stage 1, stage 2, sweep:
+#
+#   c="--config configs/cifar100_lt.py:ir=100 --workdir runs/c100"
+#   launch/machine.sh lt-jax train $c
+#   launch/machine.sh lt-jax retrain $c
+#   launch/machine.sh lt-jax sweep $c
+#
+# iNaturalist2018 (data prepared, see the README):
+#
+#   c="--config configs/inat2018.py --workdir runs/inat"
+#   launch/machine.sh lt-jax train $c
+#   launch/machine.sh lt-jax retrain $c
+#   launch/machine.sh lt-jax sweep $c
+#
+# Exit code 75: SIGTERM came, everything is saved, the same command goes on.
+set -euo pipefail
+
+if (($# == 0)); then
+  echo "usage: launch/machine.sh COMMAND ..." >&2
+  exit 2
+fi
+# shellcheck source-path=SCRIPTDIR source=flags.sh
+source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
+exec "$@"

@@ -1,0 +1,100 @@
+"""Nothing executes what it reads."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted((ROOT / "lt_jax").rglob("*.py"))
+
+# They run code that stands in what they read, whatever their arguments.
+MODULES = {"cloudpickle", "dill", "joblib", "marshal", "shelve"}
+CALLS = {
+    "eval", "exec", "compile", "os.system", "os.popen",
+    "pickle.load", "pickle.loads", "pickle.Unpickler",
+    "yaml.load", "yaml.unsafe_load", "yaml.full_load",
+    "shutil.unpack_archive",
+}  # fmt: skip
+# These do so unless told not to: the argument and the value that it must be given.
+TOLD = {
+    "np.load": ("allow_pickle", False),
+    "numpy.load": ("allow_pickle", False),
+    "torch.load": ("weights_only", True),
+}
+
+
+def dangers(source: str) -> list[str]:
+    """Lines that could execute their input."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module or "", *(f"{node.module}.{n}" for n in names)]
+            found += [n for n in names if n.split(".")[0] in MODULES or n in CALLS]
+        if not isinstance(node, ast.Call):
+            continue
+        called = ast.unparse(node.func)
+        given = {word.arg: word.value for word in node.keywords}
+        if called in CALLS or called.endswith((".extractall", ".extract")):
+            found.append(f"line {node.lineno}: {called}")
+        elif called in TOLD:
+            name, value = TOLD[called]
+            told = given.get(name)
+            if not (isinstance(told, ast.Constant) and told.value is value):
+                found.append(f"line {node.lineno}: {called} without {name}={value}")
+        shell = given.get("shell")
+        if isinstance(shell, ast.Constant) and shell.value is True:
+            found.append(f"line {node.lineno}: {called} with a shell")
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_nothing_executes_what_it_reads(path):
+    assert dangers(path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pickle.loads(text)",
+        "from pickle import loads",
+        "import joblib",
+        "np.load(file)",
+        "np.load(file, allow_pickle=True)",
+        "torch.load(file, map_location='cpu')",
+        "eval(text)",
+        "yaml.load(text)",
+        "archive.extractall(folder)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_dangers_are_seen(line):
+    assert len(dangers(line)) == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "np.load(file, mmap_mode='r', allow_pickle=False)",
+        "torch.load(file, weights_only=True)",
+        "re.compile(text)",
+        "jitted.lower(x).compile()",
+        "json.loads(text)",
+        "import pickle",  # for its error, which torch.load raises
+        "subprocess.run(words)",
+    ],
+)
+def test_what_is_harmless_is_allowed(line):
+    assert dangers(line) == []
+
+
+def test_a_pickle_in_an_array_file_is_refused(tmp_path):
+    """The guard that the first test looks for does what it says."""
+    np.save(tmp_path / "bad.npy", np.array([Path("x")], object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        np.load(tmp_path / "bad.npy", allow_pickle=False)
