@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -82,6 +83,22 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     return splits, metrics.groups(splits.counts, c.many, c.few)
 
 
+def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
+    """The backbone of a config for examples of this shape."""
+    m = config.model
+    if m.name == "none":
+        return models.Identity(math.prod(shape))
+    return models.create(
+        m.name,
+        stem=m.stem,
+        width=m.width,
+        zero_init=m.zero_init,
+        init=m.init,
+        dtype=m.dtype,
+        axis_name=steps.AXIS,
+    )
+
+
 @contextlib.contextmanager
 def open_session(
     config: Config,
@@ -103,15 +120,7 @@ def open_session(
     task = Task(
         splits=splits.in_memory(),
         groups=groups,
-        backbone=models.create(
-            c.model.name,
-            stem=c.model.stem,
-            width=c.model.width,
-            zero_init=c.model.zero_init,
-            init=c.model.init,
-            dtype=c.model.dtype,
-            axis_name=steps.AXIS,
-        ),
+        backbone=make_backbone(c, splits.train.shape),
         augment=Augment(
             pad=c.data.pad,
             flip=c.data.flip,

@@ -81,7 +81,8 @@ class Dataset:
     labels: np.ndarray  # int32[N], 0 .. K-1
     ids: np.ndarray  # str[N], unique names given by the source
     shape: tuple[int, int, int]  # H, W, C
-    read: Callable[[np.ndarray], np.ndarray]  # int[n] -> uint8[n, H, W, C]
+    # int[n] -> uint8[n, H, W, C]; of features float32[n, 1, 1, D]
+    read: Callable[[np.ndarray], np.ndarray]
 
     @property
     def counts(self) -> np.ndarray:
@@ -107,7 +108,7 @@ class Dataset:
         )
 
     def in_memory(self) -> Dataset:
-        """The same data set read once into one uint8 array."""
+        """The same data set read once into one array."""
         images = self.read(np.arange(len(self)))
         return dataclasses.replace(self, read=lambda rows: images[rows])
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax.data import cifar, digits, longtail
+from lt_jax.data import cifar, digits, longtail, vectors
 from lt_jax.types import Dataset, InputError, Splits, known
 
 # name -> loader(dir) -> the full training and test sets
@@ -18,6 +18,7 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "digits": digits.load,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
+    "features": vectors.load,
 }
 
 

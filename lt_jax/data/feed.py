@@ -28,15 +28,17 @@ def feed(
       ahead: batches that are read while the devices are busy with earlier ones.
 
     Yields:
-      ``{"image": uint8[width, H, W, C], "label": int32, "mask": float32}`` as placed.
+      ``{"image": [width, H, W, C] of the type that is read, "label": int32, "mask":
+      float32}`` as placed.
     """
 
     def make(indices: np.ndarray) -> Batch:
         real = np.flatnonzero(indices >= 0)
-        image = np.zeros((width, *dataset.shape), np.uint8)
+        found = dataset.read(indices[real])
+        image = np.zeros((width, *dataset.shape), found.dtype)
         label = np.zeros(width, np.int32)
         mask = np.zeros(width, np.float32)
-        image[real] = dataset.read(indices[real])
+        image[real] = found
         label[real] = dataset.labels[indices[real]]
         mask[real] = 1
         return place({"image": image, "label": label, "mask": mask})

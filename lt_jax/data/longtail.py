@@ -80,6 +80,9 @@ SPLITS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
 }
 
 
+WHOLE = "whole"  # no cut: the set as it is, which may be long-tailed already
+
+
 def choose(
     labels: np.ndarray,
     ids_order: np.ndarray,
@@ -102,13 +105,16 @@ def choose(
       imbalance: largest class over smallest.
       split: ``first``, the first n_c of each class (github.com/bilibili/LOS), or
         ``cao``, each class shuffled by NumPy's legacy generator from seed 0 and then
-        its first n_c (github.com/kaidic/LDAM-DRW, Cao et al. 2019).
+        its first n_c (github.com/kaidic/LDAM-DRW, Cao et al. 2019), or ``whole``, all
+        examples in the order of their ids.
 
     Raises:
       InputError: another split, a class with fewer examples than its size, or what
         ``counts`` refuses.
     """
-    known("long-tailed split", split, SPLITS)
+    if split == WHOLE:
+        return ids_order
+    known("long-tailed split", split, (*SPLITS, WHOLE))
     have = np.bincount(labels, minlength=num_classes)
     sizes = counts(int(have.max()), num_classes, imbalance)
     short = np.flatnonzero(have < sizes)
