@@ -8,12 +8,13 @@ train.parquet (columns `features` and `labels`).
 
 The argument picks the folder and the cut, each part optional:
 
-    configs/features.py:path=FOLDER,ir=whole,delta=0.98
+    configs/features.py:path=FOLDER,ir=whole,delta=0.98,limits=100-20
 
 path      the folder, or --config.data.dir=FOLDER where its name has a comma or "="
 ir        whole: the training set as it is; a number: cut to this imbalance ratio
 delta     smoothing of LOS; K (1 - delta) / delta = 2.04 is the paper's amount for K
           classes, its 0.98 at K = 100
+limits    a class of more training examples is many-shot, of fewer few-shot
 
 Learning rates are those of the other configs; features of another size want others
 (those of unit length, as CLIP's often are, larger ones): `lt-jax sweep` tries them.
@@ -25,7 +26,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-DEFAULTS = {"path": "", "ir": "whole", "delta": "0.98"}
+DEFAULTS = {"path": "", "ir": "whole", "delta": "0.98", "limits": "100-20"}
 CHOICES: dict[str, tuple[str, ...]] = {}
 
 
@@ -33,6 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
     choice = parse(argument)
     whole = choice["ir"] == "whole"
     delta = float(choice["delta"])
+    many, _, few = choice["limits"].partition("-")
     config = ConfigDict()
     config.seed = 0  # first seed of everything random; the further ones count up
 
@@ -45,8 +47,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.data.split = "whole" if whole else "first"
     config.data.valid = 0.1  # share of each class held out
     config.data.valid_seed = 0  # which ones
-    config.data.many = 100  # more training examples than this: a many-shot class
-    config.data.few = 20  # fewer than this: a few-shot class
+    config.data.many = int(many)  # more training examples than this: a many-shot class
+    config.data.few = int(few)  # fewer than this: a few-shot class
     config.data.pad = 0  # features are not cropped
     config.data.flip = False  # nor mirrored
     config.data.mean = ()  # both empty: the values as they are

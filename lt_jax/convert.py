@@ -158,7 +158,9 @@ def _expected(shape: Shape, num_classes: int) -> dict[str, Any]:
         shape.arch, shape.stem, shape.width, False, "torch", "float32", None
     )
     like = jax.eval_shape(
-        lambda: weights.blank(backbone, linear, shape.channels, num_classes)._asdict()
+        lambda: weights.blank(
+            backbone, linear, (32, 32, shape.channels), num_classes
+        )._asdict()
     )
     return trees.leaves(like)
 

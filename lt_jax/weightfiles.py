@@ -93,7 +93,7 @@ def _pytorch(file: Path) -> Any:
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(_told(file, str(error))) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle makes PyTorch raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"{file} is damaged or no file of weights that PyTorch wrote: {first}"

@@ -43,10 +43,12 @@ def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
     return Weights({"backbone": params, "head": head}, batch_stats)
 
 
-def blank(backbone: Any, head: Head, channels: int, num_classes: int) -> Weights:
-    """A network of these sizes to load another's weights into."""
+def blank(
+    backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
+) -> Weights:
+    """A network for examples of this shape, to load another's weights into."""
     key = jax.random.key(0)
-    params, batch_stats = models.init(backbone, key, (32, 32, channels))
+    params, batch_stats = models.init(backbone, key, shape)
     sizes = models.features_of(backbone), num_classes
     own = head.init(key, None, *sizes, "torch")
     return Weights({"backbone": params, "head": own}, batch_stats)
