@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from flax import traverse_util
 
@@ -157,12 +156,8 @@ def _expected(shape: Shape, num_classes: int) -> dict[str, Any]:
     backbone = models.create(
         shape.arch, shape.stem, shape.width, False, "torch", "float32", None
     )
-    like = jax.eval_shape(
-        lambda: weights.blank(
-            backbone, linear, (32, 32, shape.channels), num_classes
-        )._asdict()
-    )
-    return trees.leaves(like)
+    like = weights.blank(backbone, linear, (32, 32, shape.channels), num_classes)
+    return trees.leaves(like._asdict())
 
 
 def _meant(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:

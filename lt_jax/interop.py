@@ -82,13 +82,14 @@ def torch_name(name: str) -> str:
     return f"{layer}.{'weight' if leaf == 'kernel' else NORM[leaf][1]}"
 
 
-def _turned(array: Any) -> np.ndarray:
-    """A kernel in PyTorch's layout; the same function leads back for a linear layer."""
+def to_theirs(array: Any) -> np.ndarray:
+    """A leaf of ours in PyTorch's layout."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(np.ndim(array))
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
 
-def _back(array: np.ndarray) -> np.ndarray:
+def to_ours(array: np.ndarray) -> np.ndarray:
+    """A leaf of PyTorch's in our layout."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
@@ -104,7 +105,7 @@ def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     head = {n: leaf for n, leaf in leaves.items() if n.startswith("params/head/")}
     rest = {n: leaf for n, leaf in leaves.items() if n not in head}
     return {
-        torch_name(n): _turned(leaf) for n, leaf in {**rest, **_linear(head)}.items()
+        torch_name(n): to_theirs(leaf) for n, leaf in {**rest, **_linear(head)}.items()
     }
 
 
@@ -168,7 +169,7 @@ def from_torch(
     wanted = dict(expected)
     if kernel not in found:
         wanted = {n: v for n, v in wanted.items() if n not in (kernel, bias)}
-    turned = {name: _back(leaf) for name, leaf in found.items()}
+    turned = {name: to_ours(leaf) for name, leaf in found.items()}
     lines = trees.differences(turned, wanted)
     lines += [f"+ {name} {state[name].shape}: not in this model" for name in extra]
     if lines:

@@ -46,12 +46,16 @@ def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
 def blank(
     backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
 ) -> Weights:
-    """A network for examples of this shape, to load another's weights into."""
-    key = jax.random.key(0)
-    params, batch_stats = models.init(backbone, key, shape)
+    """The shapes of a network for examples of this shape, to load weights into."""
     sizes = models.features_of(backbone), num_classes
-    own = head.init(key, None, *sizes, "torch")
-    return Weights({"backbone": params, "head": own}, batch_stats)
+
+    def make() -> Weights:
+        key = jax.random.key(0)
+        params, batch_stats = models.init(backbone, key, shape)
+        own = head.init(key, None, *sizes, "torch")
+        return Weights({"backbone": params, "head": own}, batch_stats)
+
+    return jax.eval_shape(make)
 
 
 def with_head(
