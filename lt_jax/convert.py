@@ -169,7 +169,7 @@ def _meant(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:
         except InputError:
             continue
         return f"\nIt is a {arch}: --arch {arch}"
-    return ""
+    return "\nIt is none of ours: check --arch, or what else the file holds"
 
 
 def _some(names: list[str]) -> str:
