@@ -466,7 +466,8 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     params, stats = taken(theirs, nets, backbone, 5, np.dtype(dtype))
     rates = optim.rates(lr, EPOCHS, STEPS // EPOCHS, 0, "epoch")
     sgd = optim.Sgd(0.9, False, decay, ".*")
-    method = methods.Method(losses.over_smooth(5, delta))
+    adjust = losses.cross_entropy(5)._replace(smooth=jnp.full(5, delta, dtype))
+    method = methods.Method(adjust)
     knobs = steps.Knobs(
         jax.random.key(0), rates, method.adjust, params["head"], np.zeros(STEPS, bool)
     )
@@ -484,14 +485,13 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     moved = theirs.parameters() if trains == ".*" else theirs.fc.parameters()
     optimiser = torch.optim.SGD(moved, lr=lr, momentum=0.9, weight_decay=decay)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, EPOCHS)
-    rounded = float(np.float32(delta))  # as ours is; and so are the rates
-    criterion = torch.nn.CrossEntropyLoss(label_smoothing=rounded)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=delta)
     theirs.train(batch_norm != "frozen")
     curve = []
     for number, (images, labels, mask) in enumerate(batches(5)):
         (group,) = optimiser.param_groups
         assert group["lr"] == pytest.approx(float(rates[number]), rel=1e-6)
-        group["lr"] = float(rates[number])
+        group["lr"] = float(rates[number])  # ours are rounded to float32
         kept = mask > 0
         x = torch.from_numpy(images[kept].transpose(0, 3, 1, 2)).to(kind)
         loss = criterion(theirs(x), torch.from_numpy(labels[kept]).long())
