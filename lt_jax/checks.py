@@ -100,15 +100,22 @@ def check_values(config: Config, splits: Splits) -> None:
                 f"parts of at least one, found {c[group].accumulate}"
             )
     _check_colours(c, splits)
-    channels = splits.train.shape[-1]
+    *sides, channels = splits.train.shape
+    given = c.data.mean or c.data.std  # both empty: the values are taken as they are
     for key in ("data.mean", "data.std"):
-        if len(_value(c, key)) != channels:
+        if given and len(_value(c, key)) != channels:
             raise InputError(
                 f"{key} must have a value for each of the {channels} channels of "
                 f"{c.data.name}, found {_value(c, key)}"
             )
-    if not min(c.data.std) > 0:
+    if given and not min(c.data.std) > 0:
         raise InputError(f"data.std must be positive, found {c.data.std}")
+    if sides == [1, 1] and (c.data.pad or c.data.flip or c.eval.flip):
+        raise InputError(
+            f"the examples of {c.data.name} are features, which cannot be cropped or "
+            "mirrored: expected data.pad=0, data.flip=False and eval.flip=False, found "
+            f"{c.data.pad}, {c.data.flip} and {c.eval.flip}"
+        )
     if c.eval.select == "validation" and not len(splits.valid):
         raise InputError(
             "eval.select is 'validation' but data.valid is 0: hold out a share of the "

@@ -221,6 +221,25 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
 
+    command = add(
+        "convert",
+        _convert,
+        "weights from PyTorch (IN a file, OUT a folder for init.path) or to it (IN a "
+        "workdir, OUT a .safetensors, .pth or .stablehlo)",
+        False,
+        configured=False,
+    )
+    command.add_argument("source", metavar="IN", type=_path)
+    command.add_argument("target", metavar="OUT", type=_path)
+    command.add_argument("--arch", default="", help="the network in a file of weights")
+    command.add_argument(
+        "--part", default="", help="start of the names, where a file holds several"
+    )
+    command.add_argument(
+        "--method", default="stage1", help="the fit of a workdir, as los (%(default)s)"
+    )
+    command.add_argument("--seeds", default="", help="of that fit, as 0.2 (the first)")
+
     _add_data(commands)
     return parser
 
@@ -375,6 +394,20 @@ def _report(options: argparse.Namespace) -> None:
 
     page = report.write(options.runs, options.out or options.runs[0] / "report")
     print(f"report: {page}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from lt_jax import convert
+
+    convert.convert(
+        options.source,
+        options.target,
+        arch=options.arch,
+        method=options.method,
+        seeds=options.seeds,
+        part=options.part,
+        tell=print,
+    )
 
 
 def _predict(options: argparse.Namespace) -> None:

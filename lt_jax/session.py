@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,6 +93,22 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     return splits, metrics.groups(splits.counts, c.many, c.few)
 
 
+def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
+    """The backbone of a config for examples of this shape."""
+    m = config.model
+    if m.name == "none":
+        return models.Identity(math.prod(shape))
+    return models.create(
+        m.name,
+        stem=m.stem,
+        width=m.width,
+        zero_init=m.zero_init,
+        init=m.init,
+        dtype=m.dtype,
+        axis_name=steps.AXIS,
+    )
+
+
 def view_of(config: Config) -> View:
     """How the photographs of a config are looked at."""
     c = config.data
@@ -111,15 +128,7 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
     return Task(
         splits=splits,
         groups=groups,
-        backbone=models.create(
-            c.model.name,
-            stem=c.model.stem,
-            width=c.model.width,
-            zero_init=c.model.zero_init,
-            init=c.model.init,
-            dtype=c.model.dtype,
-            axis_name=steps.AXIS,
-        ),
+        backbone=make_backbone(c, splits.train.shape),
         augment=Augment(
             pad=c.data.pad,
             flip=c.data.flip,

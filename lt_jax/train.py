@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, outcomes, results, trees, weights
+from lt_jax import metrics, models, outcomes, results, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
 from lt_jax.features import plain_features
@@ -50,6 +50,7 @@ def sweep(config: Config, workdir: Path) -> dict[str, Any]:
     """Stage 2 at every point of the methods' grids, on cached features."""
     with open_session(config, workdir, check=check_sweep) as session:
         try:
+            _probe(session)
             made = sweeping.sweep(session)
         except Interrupted:
             _finish(session, interrupted=True)
@@ -159,8 +160,16 @@ def _stage1(session: Session) -> None:
         _fit(session, stage, [seed], start, {})
 
 
+def _probe(session: Session) -> None:
+    """Stage 1 where it has nothing to learn but the head: features from elsewhere."""
+    bare = isinstance(session.task.backbone, models.Identity)
+    if bare and not session.config.init.path:
+        _stage1(session)
+
+
 def _stage2(session: Session) -> None:
     c, m, init = session.config, session.config.method, session.config.model.init
+    _probe(session)
     for stage1_seed, stage1 in weights.representations(session):
         if m.features == "cached":
             sweeping.retrain_cached(session, stage1_seed, stage1)

@@ -43,8 +43,10 @@ def partition(params: Params, pattern: str) -> tuple[Params, Params]:
         raise InputError(
             f"no parameter matches {pattern!r}; there are: {', '.join(flat)}"
         )
-    inside = {name: leaf for name, leaf in flat.items() if name in chosen}
-    outside = {name: leaf for name, leaf in flat.items() if name not in chosen}
+    # With the empty branches, those of a backbone without parameters.
+    whole = _flat(params)
+    inside = {name: leaf for name, leaf in whole.items() if name in chosen}
+    outside = {name: leaf for name, leaf in whole.items() if name not in chosen}
     return (
         traverse_util.unflatten_dict(inside, sep="/"),
         traverse_util.unflatten_dict(outside, sep="/"),
@@ -53,7 +55,11 @@ def partition(params: Params, pattern: str) -> tuple[Params, Params]:
 
 def join(one: Params, other: Params) -> Params:
     """The inverse of ``partition``."""
-    return traverse_util.unflatten_dict({**leaves(one), **leaves(other)}, sep="/")
+    return traverse_util.unflatten_dict({**_flat(one), **_flat(other)}, sep="/")
+
+
+def _flat(params: Params) -> dict[str, Any]:
+    return traverse_util.flatten_dict(params, keep_empty_nodes=True, sep="/")
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

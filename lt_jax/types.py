@@ -97,7 +97,8 @@ class Dataset:
     labels: np.ndarray  # int32[N], 0 .. K-1
     ids: np.ndarray  # str[N], unique names given by the source
     shape: tuple[int, int, int]  # H, W, C
-    read: Callable[[np.ndarray], np.ndarray]  # int[n] -> uint8[n, H, W, C]
+    # int[n] -> uint8[n, H, W, C]; of features float32[n, 1, 1, D]
+    read: Callable[[np.ndarray], np.ndarray]
     # Of photographs, which are too many to be held as pixels; see data/photos.py.
     decoder: Decoder | None = None
 
@@ -132,7 +133,7 @@ class Dataset:
         )
 
     def in_memory(self) -> Dataset:
-        """The same data set, read once into one uint8 array; photographs never are."""
+        """The same data set, read once into one array; photographs never are."""
         if self.decoder is not None:
             return self
         images = self.read(np.arange(len(self)))

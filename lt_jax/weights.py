@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+
 from lt_jax import checkpoint, models, outcomes, results, seeds
 from lt_jax.heads import Head, linear
 from lt_jax.loop import Task, evaluate
@@ -39,6 +41,21 @@ def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
     )
     head = _head(task, linear, None, init, run)
     return Weights({"backbone": params, "head": head}, batch_stats)
+
+
+def blank(
+    backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
+) -> Weights:
+    """The shapes of a network for examples of this shape, to load weights into."""
+    sizes = models.features_of(backbone), num_classes
+
+    def make() -> Weights:
+        key = jax.random.key(0)
+        params, batch_stats = models.init(backbone, key, shape)
+        own = head.init(key, None, *sizes, "torch")
+        return Weights({"backbone": params, "head": own}, batch_stats)
+
+    return jax.eval_shape(make)
 
 
 def with_head(
@@ -87,6 +104,15 @@ def loaded(source: Source, like: Weights, skip: str) -> Weights:
     Raises:
       InputError: they are gone, or of another network; lists the leaves.
     """
+    return checkpoint.merge(kept_leaves(source), like, skip, str(source.kept()))
+
+
+def kept_leaves(source: Source) -> dict[str, Any]:
+    """Parameters and batch statistics by name, a head alone with its backbone's.
+
+    Raises:
+      InputError: they are gone.
+    """
     found = _kept(source)
     if source.outcome.get("backbone"):  # a head alone, fitted on cached features
         root = source.directory.parents[len(Path(source.outcome["run"]).parts) - 1]
@@ -100,7 +126,7 @@ def loaded(source: Source, like: Weights, skip: str) -> Weights:
         whole = _kept(Source(directory, outcome))
         rest = {n: a for n, a in whole.items() if not n.startswith("params/head/")}
         found = {**rest, **found}
-    return checkpoint.merge(found, like, skip, str(source.kept()))
+    return found
 
 
 def _kept(source: Source) -> dict[str, Any]:

@@ -48,3 +48,28 @@ def test_without_torch_stage2_says_what_to_install(
     monkeypatch.setattr(sys, "argv", ["stage2.py"])
     with pytest.raises(SystemExit, match="parity"):
         stage2.main()
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_against_authors_starts_equal_and_draws(stage2: ModuleType, tmp_path: Path):
+    """Two steps from the same weights: the first losses agree to rounding."""
+    from lt_jax.types import Splits
+
+    spec = importlib.util.spec_from_file_location(
+        "against_authors", SCRIPT.with_name("against_authors.py")
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    part = stage2.long_tail(2)
+    splits = Splits(part, part.take(part.labels[:0]), part, part.counts, part.hash)
+    result = module.measure("resnet32", 300, 2, splits)
+    module.show(result)
+    module.plot(result, tmp_path / "curve.png")
+    assert result["steps"] == 2
+    ours, theirs, other = result["losses"][0]
+    assert ours == pytest.approx(theirs, rel=1e-5)
+    assert other == pytest.approx(theirs, rel=1e-5)
+    assert (tmp_path / "curve.png").stat().st_size < 50_000

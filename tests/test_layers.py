@@ -38,6 +38,7 @@ FLOORS = {
     # Devices, disk, time.
     "steps.py": 2,
     "checkpoint.py": 2,
+    "weightfiles.py": 2,
     "log.py": 2,
     "meter.py": 2,
     "stopping.py": 2,
@@ -48,6 +49,8 @@ FLOORS = {
     "loop.py": 3,
     "session.py": 3,
     "weights.py": 3,
+    "convert.py": 3,
+    "exporting.py": 3,
     "checks.py": 3,
     "train.py": 3,
     "features.py": 3,
@@ -75,6 +78,9 @@ ONLY = {
     "grain": ["data/*"],
     "array_record": ["data/*"],
     "matplotlib": ["figures.py"],
+    "torch": ["weightfiles.py"],
+    "safetensors": ["weightfiles.py"],
+    "pyarrow": ["data/*"],
     "lt_jax.cli": ["__main__.py"],
     "configs": [],
     "flax.training": [],  # deprecated

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lt_jax.data import cifar, digits, folder, large, longtail
+from lt_jax.data import cifar, digits, folder, large, longtail, vectors
 from lt_jax.data.photos import View
 from lt_jax.types import Dataset, InputError, Splits, known
 
@@ -20,6 +20,7 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "digits": digits.load,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
+    "features": vectors.load,
 }
 # H, W, C of their images.
 SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}

@@ -25,7 +25,8 @@ class Augment(NamedTuple):
 
     pad: int  # black pixels on each side before the crop to the original size
     flip: bool  # mirror left to right, every second time
-    mean: tuple[float, ...]  # of each of the C channels, of values in 0 .. 1
+    # Of each of the C channels, of values in 0 .. 1; both empty: values as they are.
+    mean: tuple[float, ...]
     std: tuple[float, ...]
     # Of brightness, contrast, saturation and hue, see colour.jitter; off in the paper.
     jitter: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
@@ -36,9 +37,13 @@ class Augment(NamedTuple):
 def normalise(augment: Augment, images: jax.Array) -> jax.Array:
     """float32[B, H, W, C]: values of 0 .. 255 scaled to 0 .. 1, less mean, over std.
 
+    Where mean and std are both empty, the values as they are.
+
     Raises:
       InputError: ``mean`` or ``std`` is not of the C channels, or a std is not above 0.
     """
+    if not (augment.mean or augment.std):
+        return images.astype(jnp.float32)
     channels = images.shape[-1]
     if not len(augment.mean) == len(augment.std) == channels:
         raise InputError(
@@ -92,6 +97,8 @@ def crop_flip(
       positions: int32[B], of the examples in the global batch.
       images: uint8[B, H, W, C].
     """
+    if augment.pad == 0 and not augment.flip:
+        return images.astype(jnp.float32)
     batch, height, width, _ = images.shape
     top, left, mirrored = (
         drawn.reshape(batch, 1) for drawn in offsets(augment, key, positions)

@@ -1,4 +1,5 @@
-"""Backbones: images to features. `resnet` holds the networks, `norm` their batch norm.
+"""Backbones: images to features. `resnet` holds the networks, `norm` their batch norm,
+`identity` what stands in for one where the examples are features already.
 
     module = create("resnet34", "cifar", 64, False, "torch", "float32", None)
     params, batch_stats = init(module, jax.random.key(0), (32, 32, 3))
@@ -10,6 +11,7 @@ With ``moving=True`` also pass ``mutable=["batch_stats"]``; then the answer is
 ``features, {"batch_stats": ...}``.
 """
 
+from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
 from lt_jax.models.resnet import (
     ARCHS,
@@ -22,6 +24,7 @@ from lt_jax.models.resnet import (
 __all__ = [
     "ARCHS",
     "BatchNorm",
+    "Identity",
     "ResNet",
     "create",
     "features_of",

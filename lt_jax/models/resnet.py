@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lt_jax import inits
+from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
 from lt_jax.types import InputError, Params, known
 
@@ -207,17 +208,19 @@ def create(
     )
 
 
-def features_of(module: ResNet) -> int:
+def features_of(module: ResNet | Identity) -> int:
     """D, the number of features that ``module`` returns."""
+    if isinstance(module, Identity):
+        return module.size
     last = module.width * 2 ** (len(module.stages) - 1)
     return 4 * last if module.bottleneck else last
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def init(
-    module: ResNet, key: jax.Array, shape: tuple[int, int, int]
+    module: ResNet | Identity, key: jax.Array, shape: tuple[int, int, int]
 ) -> tuple[Params, Params]:
     """Fresh ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
     image = jnp.zeros((1, *shape), jnp.float32)
     variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
-    return variables["params"], variables["batch_stats"]
+    return variables.get("params", {}), variables.get("batch_stats", {})
