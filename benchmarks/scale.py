@@ -272,7 +272,7 @@ def write_features(size: Size, folder: Path) -> dict[str, Any]:
 
     file = folder / "train.npy"
     shape = (1, len(labels), size.features)
-    spent = seconds(lambda: features._write(file, shape, stored, blocks()))
+    spent = seconds(lambda: features._stream(file, shape, stored, blocks()))
     return {"write_seconds": spent, "file_gib": file.stat().st_size / 2**30}
 
 

@@ -258,7 +258,7 @@ def _add_data(commands: Any) -> None:
             epilog=CONFIG_HELP if configured else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.set_defaults(call=call, configured=configured)
+        command.set_defaults(call=call, configured=configured, computes=False)
         return command
 
     command = add("info", _data_info, "counts, groups, imbalance, hash", True)

@@ -155,20 +155,20 @@ def fit(
                 rows = samplers.plan(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
                 )
-                rows = steps.arrange(rows, stage.accumulate, stage.mixup > 0)
-                rows = steps.part(rows[step % per_epoch :])
-                knobs = early if epoch < late_from else late
                 # The place of an image in the plan draws its crop.
                 places = np.arange(rows.size).reshape(rows.shape)
                 rows, places = (
                     steps.part(
-                        steps.arrange(each, stage.accumulate, stage.mixup > 0)[
-                            step % per_epoch :
-                        ]
+                        steps.arrange(
+                            each[step % per_epoch :],
+                            stage.accumulate,
+                            pairs=stage.mixup > 0,
+                        )
                     )
                     for each in (rows, places)
                 )
                 crops = Crops(stage.run, epoch, places)
+                knobs = early if epoch < late_from else late
                 batches = feed(train, rows, steps.shard, crops=crops, broken=broken)
                 for batch in batches:
                     state, measured = train_step(state, batch, knobs)

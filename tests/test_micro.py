@@ -226,13 +226,14 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
     step = steps.make_train_step(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
     )
+    knobs = steps.replicate(knobs)
     traced = jax.make_jaxpr(step)(state, batch, knobs)
     found = [v.aval for v in variables(traced.jaxpr) if hasattr(v.aval, "shape")]
     half = [a for a in found if a.dtype == jnp.bfloat16]
     assert any(len(a.shape) == 4 for a in half)
     assert not [a for a in half if odd in a.shape]
     assert any(a.dtype == jnp.float32 and a.shape[-1:] == (odd,) for a in found)
-    new, measured = step(state, batch, steps.replicate(knobs))
+    new, measured = step(state, batch, knobs)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(new)}
     assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
     assert measured["loss_sum"].dtype == jnp.float32

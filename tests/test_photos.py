@@ -231,7 +231,9 @@ def config(**changes):
         data__std=(0.229, 0.224, 0.225),
         eval__batch=16,
         optim__batch=12,
+        optim__lr_batch=12,
         method__batch=12,
+        method__lr_batch=12,
         **changes,
     )
 

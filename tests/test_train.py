@@ -358,7 +358,9 @@ def test_a_diverging_run_stops_and_names_the_step(tmp_path):
 
 def test_a_bad_last_update_behind_a_good_loss_is_not_a_result(tmp_path):
     """The loss of a step is of the parameters before it."""
-    config = tiny_digits.config(optim__lr=1e38, optim__epochs=1, optim__batch=400)
+    config = tiny_digits.config(
+        optim__lr=1e38, optim__epochs=1, optim__batch=400, optim__lr_batch=400
+    )
     with pytest.raises(Diverged, match="the network has diverged: its logits"):
         train.train(config, tmp_path)
     assert not list((tmp_path / "checkpoints/stage1/0").glob("*"))
@@ -379,7 +381,7 @@ def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
     with pytest.raises(Diverged, match=f"nan at step {2 * STEPS + 3}"):
         train.train(tiny_digits.config(), tmp_path)
     kept = {p.name for p in (tmp_path / "checkpoints/stage1/0").iterdir()}
-    assert kept == {str(2 * STEPS)}
+    assert kept == {str(STEPS), str(2 * STEPS)}
 
 
 @pytest.mark.parametrize(
