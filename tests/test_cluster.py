@@ -435,6 +435,7 @@ def test_the_users_own_choice_of_cache_stands(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # three commands, each with all of its compilation
 def test_kept_programs_compute_the_same_bits(tmp_path):
     """Without the cache, filling it, and from it: one result to the last digit."""
     config = str(tiny_digits.CONFIGS / "digits_lt.py")
