@@ -75,7 +75,7 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
 
 def _pytorch(file: Path) -> Any:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"{file.name} is PyTorch's own format, which PyTorch reads: pip install "
@@ -147,7 +147,7 @@ def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) ->
             safetensors.numpy.save_file(dict(state), draft, notes)
         return
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
             f"{file.name} is PyTorch's own format, which PyTorch writes: pip install "
