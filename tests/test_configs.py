@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import tiny_digits
 from ml_collections import ConfigDict
+from PIL import Image
 
-from lt_jax import checks, grids, methods, train
+from lt_jax import checks, grids, methods, session, train
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -171,6 +172,29 @@ def test_every_key_is_read(tmp_path, monkeypatch):
             grids.expand(config.method[name])
     unread = set(leaves(config)) - read
     assert not unread
+
+
+def test_every_key_of_photographs_is_read(tmp_path, monkeypatch):
+    """The keys of ``data``, which say how a photograph is read, by the folder's."""
+    for part in ("train", "val", "test"):
+        for i, name in enumerate(("ant", "bee")):
+            (tmp_path / part / name).mkdir(parents=True)
+            for j in range(2):
+                image = Image.new("RGB", (20, 20), (60 * i, 60 * j, len(part)))
+                image.save(tmp_path / part / name / f"{j}.png")
+    config = tiny_digits.load("folder", f"path={tmp_path},classes=2,net=resnet10")
+    group, read = config.data, set()
+    look_up = ConfigDict.__getitem__
+
+    def noting(self, key):
+        read.update([key] if self is group else [])
+        return look_up(self, key)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ConfigDict, "__getitem__", noting)
+        splits, groups = session.load_splits(config)
+        session.make_task(config, splits, groups)
+    assert set(group) == read
 
 
 @pytest.mark.parametrize(
