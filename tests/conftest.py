@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -16,6 +17,10 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("NPROC", "16")
 # Nothing of a test is kept in the user's cache, or comes from there.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", "")
+
+# Doctests are looked for in every file; this one imports PyTorch at its top.
+if importlib.util.find_spec("torch") is None:
+    collect_ignore = ["torch_networks.py"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
