@@ -38,13 +38,16 @@ CONFIG = ROOT / "configs" / "digits_lt.py"
 FLAGS = {
     "model.width": 4,
     "optim.repeats": 1,
-    "optim.epochs": 12,
-    "eval.every": 1,
+    "optim.epochs": 6,
+    "eval.every": 2,
     "save.every": 1,
     "eval.curves": "test",
     "log.seconds": 0.0,  # a line for each step, which tells how many are done again
-    "method.names": ("los", "weight_balancing", "ncm"),
+    "method.names": ("los", "ldam", "ncm"),
     "method.repeats": 2,
+    "method.los.grid.lr": (5e-4, 5e-2),
+    "method.los.grid.delta": (0.5, 0.9),
+    "method.ldam.grid.lr": (5e-2,),
     "method.features": "cached",
 }
 COMMANDS = ("train", "retrain", "sweep", "evaluate")
@@ -57,6 +60,7 @@ class Run:
     """A command at work, in one or two processes."""
 
     def __init__(self, command: str, workdir: Path, processes: int):
+        self.silent = command == "evaluate"  # it tells nothing before its end
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -90,7 +94,9 @@ class Run:
         self.wait()
 
     def until_working(self) -> None:
-        """Until the first line of its own, or the end."""
+        """Until it has told what it is about to do, or the end."""
+        if self.silent:
+            return
         out = self.parts[0].stdout
         assert out is not None
         for line in out:
