@@ -24,7 +24,7 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lt_jax import trees
+from lt_jax import steps, trees
 from lt_jax.types import InputError
 
 # Orbax wants a score with every checkpoint; accuracies are never below it.
@@ -111,10 +111,14 @@ class Checkpoints:
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
+            found, reason = None, ""
             try:
-                found = step, *self.restore(step, like)
+                found = step, *self._load(step, like)
             except Damaged as error:
-                damaged[step] = str(error)
+                reason = str(error)
+            # All processes take the same one, also where one alone cannot read another.
+            if steps.agreed(bool(reason)):
+                damaged[step] = reason or f"another process cannot read step {step:,}"
                 continue
             for newer, reason in damaged.items():
                 say(f"{reason}: removed, step {step:,} is used")
@@ -135,9 +139,15 @@ class Checkpoints:
         """The tree of that step in the structure of ``like``, and its notes.
 
         Raises:
-          Damaged: it is not what was written.
-          InputError: leaves are missing, unexpected or of another shape; lists them.
+          InputError: it is damaged; or leaves are missing, unexpected or of another
+            shape; lists them.
         """
+        try:
+            return self._load(step, like)
+        except Damaged as error:
+            raise InputError(f"{error}: fit it again in another --workdir") from error
+
+    def _load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         where = f"{self.directory}/{step}"
         with _reading(where):
             loaded = self._manager.restore(
@@ -182,10 +192,10 @@ def _reading(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        if isinstance(error, PermissionError):
-            raise
+    except FileNotFoundError as error:
         raise Damaged(f"the checkpoint {where} is damaged ({error})") from error
+    except (OSError, MemoryError):  # of this machine, not of the checkpoint
+        raise
     except Exception as error:
         reason = str(error).partition("\n")[0][:200]
         raise Damaged(f"the checkpoint {where} is damaged ({reason})") from error

@@ -84,7 +84,9 @@ def cached_features(
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    differs = steps.as_first(_differences(file, note, provenance, stored, shape))
+    differs = steps.as_first(
+        lambda: _differences(file, note, provenance, stored, shape)
+    )
     if differs is None:
         return _loaded(file, note, memory, dataset)
     if differs:
@@ -275,5 +277,7 @@ def plain_features(
     request, broken = Request(("plain",), (), "float32"), Broken(dataset)
     blocks = list(extract(task, params, batch_stats, dataset, request, log, broken))
     left_out = broken.in_all()
-    values = np.delete(np.concatenate(blocks), left_out, axis=0)
+    values = np.concatenate(blocks)
+    if left_out:
+        values = np.delete(values, left_out, axis=0)
     return Features(values[None], np.delete(dataset.labels, left_out))

@@ -135,8 +135,9 @@ def fit(
             meter.resume(notes)
             if step % per_epoch == 0:
                 meter.new_epoch()
-            log.rewind(stage.title, step)
             log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
+
+        log.rewind(stage.title, step)  # what a killed run did after its checkpoint
 
         def save(score: float | None) -> None:
             meter.fetch()  # nothing is saved after a step whose loss was not a number

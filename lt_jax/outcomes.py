@@ -59,6 +59,8 @@ def save(
         the weights; ``all`` of them; or the ``head``, whose backbone is stage 1's.
     """
     directory = session.workdir / "checkpoints" / title
+    # No mark beside weights that are not its own.
+    steps.first_does(lambda: (directory / "outcome.json").unlink(missing_ok=True))
     if keeps == "all":
         network = {"params": fitted.params, "batch_stats": fitted.batch_stats}
         write(directory / FINAL, fitted.step, network)
@@ -88,8 +90,7 @@ def save(
 def done(session: Session, title: str) -> bool:
     """Whether this fit has finished here, on these examples."""
     directory = session.workdir / "checkpoints" / title
-    # As process 0 sees it: a shared file system may show the others an older state.
-    outcome = steps.as_first(results.outcome(directory))
+    outcome = steps.as_first(lambda: results.outcome(directory))
     if outcome is None:
         return False
     now = session.task.splits.train.hash

@@ -77,7 +77,8 @@ def predict(
     broken = Broken(dataset)  # of which a config tolerates some; here each is asked for
     blocks = list(extract(task, *network, dataset, request, silent, broken))
     if broken.why:
-        raise InputError(broken.news())
+        told = "; ".join(f"{images[i]}: {why}" for i, why in broken.why.items())
+        raise InputError(f"cannot decode {told}")
     features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
     logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
     mean = logits.reshape(len(views), len(images), -1).mean(axis=0)

@@ -85,12 +85,26 @@ def outcomes(workdir: Path, method: str) -> list[dict[str, Any]]:
 
 def rows(workdir: Path) -> list[dict[str, Any]]:
     """The rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
-    found = []
+    found: dict[str, dict[str, Any]] = {}
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
         chunk = json.loads(file.read_text(encoding="utf-8"))
         beside = {"origin": chunk["origin"], "folder": str(file.parent)}
-        found += [{**row, **beside} for row in chunk["rows"]]
-    return found
+        for row in chunk["rows"]:
+            row = {**row, **beside}
+            keys = ("method", "hyper", "seeds", "origin")
+            name = json.dumps([row[key] for key in keys])
+            # Measured again on more splits: the fuller one.
+            if len(row["metrics"]) >= len(found.get(name, row)["metrics"]):
+                found[name] = row
+    return list(found.values())
+
+
+def _of(
+    workdir: Path, folder: str, name: str, hyper: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """A method's outcomes; of a sweep those of these values alone."""
+    found = outcomes(workdir, folder + name)
+    return [o for o in found if o["hyper"] == plain(hyper)] if folder else found
 
 
 def build(
@@ -111,7 +125,7 @@ def build(
     """
     first = outcomes(workdir, "stage1")
     fits = {"none": first}
-    fits |= {name: outcomes(workdir, folder + name) for name in methods}
+    fits |= {name: _of(workdir, folder, name, methods[name]) for name in methods}
     hyper = {"none": {}, **methods}
     return {
         "dataset": dataset,
@@ -289,7 +303,9 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
     header: list[str] | None = None
     folder = "chosen/" if "sweep" in result else ""
     for name in result["methods"]:
-        for run in outcomes(workdir, "stage1" if name == "none" else folder + name):
+        hyper = result["methods"][name].get("hyper", {})
+        stage1 = outcomes(workdir, "stage1")
+        for run in stage1 if name == "none" else _of(workdir, folder, name, hyper):
             columns = run["per_class"]
             if header is None:
                 header = list(columns)

@@ -75,7 +75,7 @@ def plan_chunks(jobs: Sequence[Job], batch: int, memory: float) -> list[Chunk]:
         widest = max(map(len, orders.values()))
         one = next(iter(orders.values()))[0]
         limit = heads_within(memory, one.start, batch)
-        width = steps.whole(-(-widest // -(-widest // limit)))
+        width = steps.padded(-(-widest // -(-widest // limit)))
         for group in orders.values():
             chunks += [
                 Chunk(tuple(group[i : i + width]), width)
@@ -89,7 +89,7 @@ def heads_within(memory: float, head: Params, batch: int) -> int:
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
     num_classes = head["kernel"].shape[1]
     bytes_each = 4 * COPIES * (size + batch * num_classes)
-    return max(1, int(memory / bytes_each)) * steps.whole(1)
+    return max(1, int(memory / bytes_each)) * steps.padded(1)
 
 
 def programs_of(chunks: Sequence[Chunk]) -> int:
@@ -260,7 +260,7 @@ def fit_heads(
 
 def resident(features: Features, memory: float) -> bool:
     """Whether features fit into so many bytes of each device, and so stay there."""
-    return features.values.nbytes / steps.whole(1) <= memory
+    return features.values.nbytes / steps.padded(1) <= memory
 
 
 class _Held:
@@ -279,7 +279,7 @@ def _read(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """The examples of some steps after the other, out of the file, each time anew."""
     batch, (_, _, num_features) = rows.shape[1], features.values.shape
-    row_bytes = batch * num_features * features.values.itemsize / steps.whole(1)
+    row_bytes = batch * num_features * features.values.itemsize / steps.padded(1)
     at_once = max(1, int(memory / row_bytes))
     for first in range(0, len(rows), at_once):
         piece = rows[first : first + at_once]
@@ -359,7 +359,7 @@ def measure_heads(
     for first in range(0, len(many), limit):
         part = many[first : first + limit]
         params = _spread(_stack(part))
-        width = steps.whole(len(part))
+        width = steps.padded(len(part))
         tally = _spread(_stack([metrics.empty(num_classes)] * width))
         for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
             mask = (rows >= 0).astype(np.float32)

@@ -1,6 +1,6 @@
 """A sampler is an array of indices, made anew for each epoch by a pure function.
 
-The same plan drives the training loop and (later) the cached one, gives exact resume
+The same plan drives the training loop and the cached one, gives exact resume
 (``plan(...)[step:]``) and makes comparisons paired: two methods that share a seed see
 the same examples in the same order.
 """

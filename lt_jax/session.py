@@ -62,12 +62,14 @@ class Session(NamedTuple):
     stopped: Callable[[], str]  # what asks for an end, in all processes alike; or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
-    def rates(self, lr: float, epochs: int, group: Config) -> np.ndarray:
+    def rates(self, lr: float, epochs: int, group: Config, images: int) -> np.ndarray:
         """float32[steps], under the schedule and the batch of this group.
+
+        ``images`` are passed over in an epoch.
 
         ``lr`` belongs to a batch of ``lr_batch``, and grows in proportion to the batch.
         """
-        per_epoch = -(-len(self.task.splits.train) // group.batch)
+        per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
@@ -187,6 +189,7 @@ def open_session(
         return
     text = json.dumps(plain(c.to_dict()), indent=1)
     with workdir_lock(workdir), listening() as stopped:
+        _check_same_config(c, workdir)  # of a job that came and went in the meantime
         write_whole(workdir / "config.json", text + "\n")
         session = Session(c, workdir, task, dataset, log, stopped, entries)
         _announce(session)

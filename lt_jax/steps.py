@@ -415,7 +415,7 @@ def divided(
 
 def spread(array: np.ndarray) -> jax.Array:
     """An array divided over all devices along its first axis, filled up with zeros."""
-    missing = whole(len(array)) - len(array)
+    missing = padded(len(array)) - len(array)
     if missing:
         filler = np.zeros((missing, *array.shape[1:]), array.dtype)
         array = np.concatenate([array, filler])
@@ -456,12 +456,6 @@ def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
     return jax.lax.psum(jnp.where(held[:, None], rows, 0.0), AXIS)
 
 
-def whole(size: int) -> int:
-    """The smallest multiple of the number of devices of all processes from ``size``."""
-    devices = jax.device_count()
-    return -(-size // devices) * devices
-
-
 def agreed(asked: int) -> int:
     """The largest number of all processes; all have to call it, at the same place."""
     if jax.process_count() == 1:
@@ -497,10 +491,15 @@ def first_does(work: Callable[[], None]) -> None:
         raise failed or InputError("process 0 could not write, its message says why")
 
 
-def as_first(value: Any) -> Any:
-    """What process 0 gives, a value of JSON; all of them have to call it."""
+def as_first(find: Callable[[], Any]) -> Any:
+    """What process 0 finds, a value of JSON; all of them have to call it.
+
+    For what is read from files and decides what is done next: a shared file system may
+    show the others an older state.
+    """
     if jax.process_count() == 1:
-        return value
+        return find()
+    value = find() if jax.process_index() == 0 else None
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
     padded_text = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)

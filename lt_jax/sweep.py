@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from lt_jax import checkpoint, grids, outcomes, results, weights
+from lt_jax import checkpoint, grids, outcomes, results, steps, weights
 from lt_jax.analysis import analyse
 from lt_jax.checks import CHOOSE, make_method
 from lt_jax.features import (
@@ -94,7 +94,7 @@ class Frozen:
                 task,
                 *self.network,
                 getattr(task.splits, split),
-                Request(views, (2, self.seed), m.feature_dtype),
+                Request(views, (3, self.seed), m.feature_dtype),
                 self.session.workdir / "features" / f"{self.seed}" / f"{split}.npy",
                 self.session.log,
             )
@@ -106,17 +106,17 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     frozen = Frozen(session, seed, network)
     rows = _rows(session.config, seed, grid=False)
     there = [row.name for row in rows if outcomes.done(session, row.title)]
-    fits: dict[str, tuple[Fit, float]] = {}
+    by_name, diverged = {row.name: row for row in rows}, []
     for chunk, heads, seconds in _fit_rows(frozen, rows, frozenset(there)):
         for job, fit in zip(chunk.jobs, heads, strict=True):
             if fit.diverged:
-                raise Diverged(
-                    f"{job.run}: the loss is no number at step {fit.diverged:,}"
-                )
-            fits[job.run] = fit, seconds / len(chunk.jobs)
-    for row in rows:
-        if row.name in fits:
-            _record(frozen, row, *fits[row.name], folder="")
+                where = f"the loss is no number at step {fit.diverged:,}"
+                diverged.append(f"{job.run}: {where}")
+            else:
+                share = seconds / len(chunk.jobs)
+                _record(frozen, by_name[job.run], fit, share, folder="")
+    if diverged:
+        raise Diverged("; ".join(diverged))
     _describe_stage1(frozen)
 
 
@@ -229,7 +229,7 @@ def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
         splits.append("test")
     there = {
         _row(stored).name: stored
-        for stored in results.rows(session.workdir)
+        for stored in steps.as_first(lambda: results.rows(session.workdir))
         if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
     }
     by_name = {row.name: row for row in rows}
@@ -266,6 +266,8 @@ def _keep_chunk(
     digest = hashlib.sha256("\n".join(row.name for row in rows).encode()).hexdigest()
     folder = session.workdir / "sweep" / f"{frozen.seed}" / digest[:12]
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
+    # No rows beside heads that are not theirs.
+    steps.first_does(lambda: (folder / "rows.json").unlink(missing_ok=True))
     checkpoint.write(folder, 0, {"heads": stacked})
     made = [
         plain(
@@ -335,7 +337,8 @@ def _record_stored(
 ) -> None:
     """Measures a row of the sweep on the test set, once, and marks it as finished."""
     session, title = frozen.session, folder + row.title
-    outcome = results.outcome(session.workdir / "checkpoints" / title)
+    directory = session.workdir / "checkpoints" / title
+    outcome = steps.as_first(lambda: results.outcome(directory))
     if outcome and outcomes.done(session, title):
         if outcome["hyper"] == plain(row.hyper):
             return
@@ -356,7 +359,7 @@ def _record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> 
     method = make_method(config, row.method, counts, row.hyper)
     test, budget = frozen.features("test"), _budget(config)
     (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)
-    epochs, images = row.hyper["epochs"], len(task.splits.train)
+    epochs, images = row.hyper["epochs"], len(frozen.features("train").labels)
     ended = Fitted(
         {**frozen.network.params, "head": fit.head},
         frozen.network.batch_stats,
@@ -386,7 +389,7 @@ def _analysis(frozen: Frozen, method: Method, head: Params) -> dict[str, Any]:
 def _describe_stage1(frozen: Frozen) -> None:
     """Adds to the outcome of stage 1 what its own head does, for comparison."""
     directory = frozen.session.workdir / "checkpoints" / "stage1" / f"{frozen.seed}"
-    outcome = results.outcome(directory)
+    outcome = steps.as_first(lambda: results.outcome(directory))
     if outcome and outcome.get("analysis") is None:
         method = frozen.session.methods["stage1"]
         head = frozen.network.params["head"]
@@ -500,7 +503,8 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
     def make(row: Row) -> Job:
         method = make_method(c, row.method, counts, row.hyper)
         run, hyper = (2, *row.seeds), row.hyper
-        rates, epochs = session.rates(hyper["lr"], hyper["epochs"], m), hyper["epochs"]
+        epochs, images = hyper["epochs"], len(frozen.features("train").labels)
+        rates = session.rates(hyper["lr"], epochs, m, images)
         return Job(
             row.name,
             method,

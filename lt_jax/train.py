@@ -26,7 +26,7 @@ from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import corrected, in_blocks
 from lt_jax.session import Session, open_session
-from lt_jax.stopping import Interrupted
+from lt_jax.stopping import Interrupted, workdir_lock
 from lt_jax.types import Config, InputError
 from lt_jax.weights import Source, Weights
 
@@ -94,7 +94,8 @@ def evaluate_all(
         if not len(dataset):
             raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
         if heads:
-            return sweeping.evaluate_rows(session, split, heads)
+            with workdir_lock(workdir):  # features may have to be made
+                return sweeping.evaluate_rows(session, split, heads)
         like = weights.fresh(task, init, (1, 0))
         names = config.method.names
         folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
@@ -150,7 +151,7 @@ def _stage1(session: Session) -> None:
             method=session.methods["stage1"],
             epochs=o.epochs,
             batch=o.batch,
-            rates=session.rates(o.lr, o.epochs, o),
+            rates=session.rates(o.lr, o.epochs, o, len(session.task.splits.train)),
             sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
             trains=o.trains,
             batch_norm=o.batch_norm,
@@ -185,7 +186,9 @@ def _stage2(session: Session) -> None:
                     method=method,
                     epochs=m[name].epochs,
                     batch=m.batch,
-                    rates=session.rates(m[name].lr, m[name].epochs, m),
+                    rates=session.rates(
+                        m[name].lr, m[name].epochs, m, len(session.task.splits.train)
+                    ),
                     sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -107,7 +108,7 @@ class Dataset:
         """int64[K], the number of examples of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
-    @property
+    @functools.cached_property
     def hash(self) -> str:
         """16 hex digits of the SHA-256 of the sorted ids: names the set of examples."""
         text = "\n".join(sorted(str(i) for i in self.ids))

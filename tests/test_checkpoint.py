@@ -170,7 +170,7 @@ def test_values_that_changed_are_damage_though_the_file_is_sound(saved, monkeypa
         return loaded
 
     monkeypatch.setattr(store._manager, "restore", changed)
-    with pytest.raises(checkpoint.Damaged, match="content has changed"):
+    with pytest.raises(InputError, match="content has changed"):
         store.restore(5, state(0.0))
     store.close()
 

@@ -57,12 +57,13 @@ class Broken:
     def _named(self, late: list[tuple[int, str]]) -> str:
         return "; ".join(f"{self._dataset.ids[i]} ({why})" for i, why in late)
 
-    def check(self, count: int, total: int) -> None:
-        """Raises InputError if ``count`` in ``total`` is more than is tolerated."""
-        decoder = self._dataset.decoder
+    def check(self) -> None:
+        """Raises InputError if they are more than is tolerated of the whole set."""
+        decoder, total = self._dataset.decoder, len(self._dataset)
+        late = list(self.why.items())
+        count = len(late)
         if decoder is None or count <= decoder.broken * total:
             return
-        late = list(self.why.items())
         more = f"; and {len(late) - NAMED:,} more" if len(late) > NAMED else ""
         raise InputError(
             f"{self._dataset.name}: {count:,} images cannot be decoded, of {total:,} "
@@ -101,11 +102,11 @@ def feed(
       float32}`` as placed.
 
     Raises:
-      InputError: more images are broken than ``decoder.broken`` allows of all the
-        images of ``rows``; as soon as they are.
+      InputError: more images are broken than ``decoder.broken`` allows of the whole
+        set; as soon as they are.
     """
     broken = Broken(dataset) if broken is None else broken
-    total, count, width = int((rows >= 0).sum()), 0, rows.shape[1]
+    width = rows.shape[1]
     decoder = dataset.decoder
 
     def begin(step: int) -> Callable[[], Batch]:
@@ -143,14 +144,12 @@ def feed(
             )
 
         def gather() -> Batch:
-            nonlocal count
             for chosen, done in parts:
                 for row, why in zip(chosen, done.result(), strict=True):
                     if why:
                         mask[row] = label[row] = 0
                         broken.why.setdefault(int(indices[row]), why)
-                        count += 1
-            broken.check(count, total)
+            broken.check()
             return place({**batch, "image": image})
 
         return gather
