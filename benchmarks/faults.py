@@ -259,8 +259,9 @@ def damages(folder: Path, number: int, seed: int) -> dict[str, Any]:
         if codes == [0]:
             told = re.search(r"damaged|is not used", run.text)
             kind = "mended" if told else "harmless"
-            # Training begins again at the step before: the sweep's files are whole.
-            if compare(workdir, expected):
+            # `train` alone writes a result.json of its own.
+            part = "checkpoints/stage1" if command == "train" else ""
+            if any(name.startswith(part) for name in compare(workdir, expected)):
                 kind = "undetected"
         elif codes == [2] and "Traceback" not in run.text:
             kind = "refused"
