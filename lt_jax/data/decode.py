@@ -197,6 +197,8 @@ def _by_pillow(data: bytes) -> tuple[np.ndarray, int]:
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             pixels = np.asarray(image.convert("RGB"))
+    except MemoryError:  # of this machine, not of the image
+        raise
     except Exception as error:  # Pillow's readers raise whatever a bad file makes them
         raise Undecodable(str(error) or type(error).__name__) from error
     return pixels, orientation if orientation in TURNS else 1
