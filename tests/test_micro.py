@@ -305,6 +305,6 @@ def test_twice_the_batch_has_twice_the_rate(tmp_path):
     config = tiny_digits.config()
     config.optim.batch = 2 * config.optim.lr_batch
     with open_session(config, tmp_path, talks=False) as session:
-        rates = session.rates(0.1, 1, config.optim)
+        rates = session.rates(0.1, 1, config.optim, 1000)
         assert rates[0] == pytest.approx(0.2)
-        assert session.rates(0.1, 1, config.method)[0] == pytest.approx(0.1)
+        assert session.rates(0.1, 1, config.method, 1000)[0] == pytest.approx(0.1)
