@@ -47,6 +47,7 @@ def analyse(
       ``confusion``: for the test examples of each group of classes how many were
       predicted right, and wrongly as a class of each group.
     """
+    params = jax.device_put(params)  # once, not with every batch
     before, counts = _describe(head.apply, params, test, groups, 1.0, batch)
     found: dict[str, Any] = {
         "temperature": None,

@@ -94,7 +94,10 @@ def _main(argv: Sequence[str] | None) -> int:
     except KeyboardInterrupt:
         lost = ", without a checkpoint" if options.configured else ""
         print(f"lt-jax: stopped at once{lost}", file=sys.stderr)
-        return 130
+        from lt_jax import cluster
+
+        # The others may know nothing of it, and would be waited for.
+        return cluster.leave(130, alone=True)
     except Exception as error:
         from lt_jax.meter import Diverged
         from lt_jax.stopping import EXITS, Interrupted

@@ -41,7 +41,7 @@ SHUTDOWN_SECONDS = 300
 # SHUTDOWN_SECONDS and turn every exit code into SIGABRT.
 LEAVE_SECONDS = 10
 
-# Ends that all processes come to together.
+# Ends that all processes come to together, but for one that was stopped at once.
 TOGETHER = (0, 75, 130)
 
 
@@ -178,14 +178,17 @@ def talks() -> bool:
     return jax.process_index() == 0
 
 
-def leave(code: int) -> int:
+def leave(code: int, alone: bool = False) -> int:
     """Ends this process's part in a job; returns the exit code, or does not return.
+
+    Args:
+      alone: whether others may not come to this end, though the code looks like it.
 
     After an error that all processes have, such as a wrong config, they end together
     with their code. One that fails alone does not wait for others that wait for it: it
     ends at once, its connections close, and the runtime ends the others.
     """
-    if not joined() or code in TOGETHER:
+    if not joined() or (code in TOGETHER and not alone):
         return code
     import jax
 

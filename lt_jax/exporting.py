@@ -65,11 +65,6 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         )
     names = [".".join(map(str, fit["seeds"])) for fit in fits]
     outcome = fits[names.index(known("seeds", seeds, names)) if seeds else 0]
-    if method == "stage1" and outcome.get("skip"):
-        raise InputError(
-            f"the stage 1 of {workdir} is another's but for {outcome['skip']!r} "
-            "(init.skip), which was drawn and not kept: convert a method's fit instead"
-        )
     file = workdir / "config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     model = told["model"] if told else outcome["model"]

@@ -9,7 +9,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from lt_jax import models, samplers, seeds, steps, trees
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.log import Log, write_whole
 from lt_jax.loop import Task
+from lt_jax.stopping import heeding, unasked
 from lt_jax.types import Dataset, Params
 
 # How a feature is computed with, and what stands in the file: NumPy's format does not
@@ -59,6 +60,7 @@ def cached_features(
     request: Request,
     file: Path,
     log: Log,
+    stopped: Callable[[], str] = unasked,
 ) -> Features:
     """The features of a split, from the file if it holds these very ones.
 
@@ -69,6 +71,7 @@ def cached_features(
 
     Raises:
       InputError: more of them than the data set tolerates.
+      Interrupted: ``stopped`` named a signal; there is no file then.
     """
     provenance = {
         "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
@@ -97,8 +100,8 @@ def cached_features(
         file.parent.mkdir(parents=True, exist_ok=True)
 
     steps.first_does(begin)
-    broken = Broken(dataset)
-    blocks = extract(task, params, batch_stats, dataset, request, log, broken)
+    broken, network = Broken(dataset), (params, batch_stats)
+    blocks = extract(task, *network, dataset, request, log, broken, stopped)
     blocks = (block.astype(memory).view(stored) for block in blocks)
     provenance |= _write(file, shape, stored, blocks, broken)
     write_whole(note, json.dumps(provenance, indent=1) + "\n")
@@ -231,6 +234,7 @@ def extract(
     request: Request,
     log: Log,
     broken: Broken,
+    stopped: Callable[[], str] = unasked,
 ) -> Iterator[np.ndarray]:
     """float[n, D], all views one after the other, each in the order of the data set.
 
@@ -258,6 +262,8 @@ def extract(
             if view == "random":
                 crops = Crops((*request.run, number), 0, mine)
             batches = feed(dataset, mine, steps.shard, crops=crops, broken=broken)
+            doing = f"the features of {dataset.name}, which begin anew"
+            batches = heeding(batches, stopped, doing)
             for row, batch in zip(rows, batches, strict=True):
                 first = steps.replicate(jnp.asarray(row[0]))
                 part = step(params, batch_stats, batch, key, first)
@@ -271,11 +277,17 @@ def extract(
 
 
 def plain_features(
-    task: Task, params: Params, batch_stats: Params, dataset: Dataset, log: Log
+    task: Task,
+    params: Params,
+    batch_stats: Params,
+    dataset: Dataset,
+    log: Log,
+    stopped: Callable[[], str] = unasked,
 ) -> Features:
     """The features of the images as they are, kept nowhere."""
     request, broken = Request(("plain",), (), "float32"), Broken(dataset)
-    blocks = list(extract(task, params, batch_stats, dataset, request, log, broken))
+    network = params, batch_stats
+    blocks = list(extract(task, *network, dataset, request, log, broken, stopped))
     left_out = broken.in_all()
     values = np.concatenate(blocks)
     if left_out:

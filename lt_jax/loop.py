@@ -23,7 +23,7 @@ from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.stopping import Interrupted
+from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
 
@@ -255,6 +255,7 @@ def evaluate(
     batch_stats: Params,
     dataset: Dataset,
     log: Log,
+    stopped: Callable[[], str] = unasked,
 ) -> Tally:
     """The tally of a whole data set: every example once, one sync at the end.
 
@@ -263,6 +264,7 @@ def evaluate(
 
     Raises:
       InputError: more of them than the data set tolerates.
+      Interrupted: ``stopped`` named a signal.
       meter.Diverged: logits are nan or infinite, where the parameters need not be.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
@@ -272,7 +274,9 @@ def evaluate(
     wait = steps.throttle()
     rows = steps.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
     broken = Broken(dataset)
-    for batch in feed(dataset, rows, steps.shard, broken=broken):
+    batches = feed(dataset, rows, steps.shard, broken=broken)
+    doing = f"the evaluation on {dataset.name}, which begins anew"
+    for batch in heeding(batches, stopped, doing):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
     if news := broken.news():

@@ -49,8 +49,9 @@ class Method(NamedTuple):
     project: Callable[[Params, Params], Params] | None = None
     project_every: str = "step"
     # (head's params, features in blocks, labels int32[N]) -> params of the same shapes,
-    # once after training, from all examples that were fitted
+    # once after training, from all examples that were fitted, un-augmented
     correct: Correct | None = None
+    looks: bool = True  # whether ``correct`` looks at features, which cost a pass
 
 
 def projects(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
@@ -313,7 +314,7 @@ def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
     The code of weight balancing (CVPR 2022) keeps the bias; it is not followed.
     """
     correct = _tau_norm(within("tau", tau, -np.inf, np.inf))
-    return Method(losses.cross_entropy(len(counts)), correct=correct)
+    return Method(losses.cross_entropy(len(counts)), correct=correct, looks=False)
 
 
 def ncm(counts: np.ndarray, *, kind: str) -> Method:
@@ -333,7 +334,8 @@ def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
     A shift of the bias of the stage-1 head.
     """
     correct = _minus_log_prior(within("tau", tau, -np.inf, np.inf))
-    return Method(losses.cross_entropy(len(filled(counts))), correct=correct)
+    adjust = losses.cross_entropy(len(filled(counts)))
+    return Method(adjust, correct=correct, looks=False)
 
 
 # --- compositions -------------------------------------------------------------
@@ -362,7 +364,8 @@ def los_tau_norm(
 ) -> Method:
     """LOS (ICLR 2025), then tau-normalisation (ICLR 2020)."""
     method = los(counts, delta=delta, start=start, sampler=sampler)
-    return method._replace(correct=_tau_norm(within("tau", tau, -np.inf, np.inf)))
+    correct = _tau_norm(within("tau", tau, -np.inf, np.inf))
+    return method._replace(correct=correct, looks=False)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

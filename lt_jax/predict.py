@@ -70,7 +70,7 @@ def predict(
         like = weights.with_head(task, init, like, stage2, (1, 0))
         head = stage2.head
     source = Source(workdir / "checkpoints" / run, outcome)
-    network = weights.loaded(source, like, outcome.get("skip", ""))
+    network = weights.loaded(source, like, "")
     views = ("plain", "mirror") if task.flip else ("plain",)
     request = Request(views, (), "float32")
     silent = Log(workdir, talks=False)

@@ -195,6 +195,7 @@ def fit_heads(
     batch: int,
     memory: float,
     after_epoch: Callable[[int], None],
+    plain: Callable[[], Features] | None = None,
 ) -> Iterator[tuple[Chunk, list[Fit]]]:
     """Fits chunk after chunk; the heads of each in the order of its jobs.
 
@@ -204,6 +205,8 @@ def fit_heads(
       memory: bytes of each device that features may take; beyond it, they are read
         from their file as the steps go on.
       after_epoch: called with the number of heads whose epoch is over.
+      plain: gives the features of the same images as they are, which corrections look
+        at; None: ``features`` are these.
     """
     held = _Held(features) if resident(features, memory) else None
     for chunk in chunks:
@@ -212,8 +215,7 @@ def fit_heads(
         fit = make_fit(*_program(one))
         stacked = _stack([job.start for job in filled])
         start, params = (_spread(stacked) for _ in range(2))  # the second is donated
-        trained, _ = trees.partition(stacked, one.method.head.trains)
-        opt_state = _spread(jax.device_get(one.sgd.transform().init(trained)))
+        opt_state = _make_begin(one.sgd.program(), one.method.head.trains)(start)
         rates = np.stack([job.rates for job in filled])  # [H, steps]
         projects = np.stack([job.projects for job in filled])
         adjusts, losses = _Adjusts(filled), []
@@ -244,18 +246,23 @@ def fit_heads(
                 losses.append(steps.fetch(loss))
             after_epoch(len(chunk.jobs))
         heads, bad = steps.fetch(params), _first_bad(losses, len(filled))
-        yield (
-            chunk,
-            [
-                Fit(
-                    corrected(
-                        job.method, _at(heads, i), in_blocks(features), features.labels
-                    ),
-                    bad[i],
-                )
-                for i, job in enumerate(chunk.jobs)
-            ],
-        )
+        seen = plain or (lambda: features)
+        fits = [
+            Fit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
+            for i, job in enumerate(chunk.jobs)
+        ]
+        yield chunk, fits
+
+
+@functools.cache
+def _make_begin(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
+    """The optimiser's state before the first step, made where the heads lie."""
+
+    def begin(params: Params) -> Any:
+        trained, _ = trees.partition(params, trains)
+        return sgd.transform().init(trained)
+
+    return steps.divided(begin, (True,))
 
 
 def resident(features: Features, memory: float) -> bool:
@@ -326,16 +333,21 @@ def _first_bad(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
 
 
 def corrected(
-    method: Method, head: Params, blocks: Blocks, labels: np.ndarray
+    method: Method, head: Params, labels: np.ndarray, plain: Callable[[], Features]
 ) -> Params:
     """The head as the method leaves it: some change it once after training.
 
     Args:
-      blocks: the features of the examples that were fitted.
-      labels: int32[N], theirs.
+      labels: int32[N], of the examples that were fitted.
+      plain: gives the features of these, un-augmented; called only where the method
+        looks at them.
     """
     if method.correct is None:
         return head
+    blocks: Blocks = lambda: iter(())  # noqa: E731
+    if method.looks:
+        seen = plain()
+        blocks, labels = in_blocks(seen), seen.labels
     return jax.device_get(method.correct(head, blocks, labels))
 
 

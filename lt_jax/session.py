@@ -28,7 +28,7 @@ from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
-from lt_jax.stopping import listening, workdir_lock
+from lt_jax.stopping import EXITS, listening, workdir_lock
 from lt_jax.types import Config, InputError, Splits
 
 # May change between two commands in one workdir: no result depends on them.
@@ -160,7 +160,8 @@ def open_session(
     Args:
       check: what the command checks beside.
       talks: whether the command tells and writes; one that does not only reads the
-        workdir, and Ctrl-C stops it at once.
+        workdir, and Ctrl-C stops it at once; SIGTERM, which may come to one of several
+        processes, at the next batch.
     """
     c = config
     if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has eaten a slash
@@ -185,10 +186,11 @@ def open_session(
     dataset = results.describe(c.data.name, splits, groups)
     log = Log(workdir, talks)
     if not talks:
-        yield Session(c, workdir, task, dataset, log, lambda: "", entries)
+        with listening("SIGTERM") as stopped:
+            yield Session(c, workdir, task, dataset, log, stopped, entries)
         return
     text = json.dumps(plain(c.to_dict()), indent=1)
-    with workdir_lock(workdir), listening() as stopped:
+    with workdir_lock(workdir), listening(*EXITS) as stopped:
         _check_same_config(c, workdir)  # of a job that came and went in the meantime
         write_whole(workdir / "config.json", text + "\n")
         session = Session(c, workdir, task, dataset, log, stopped, entries)

@@ -8,8 +8,9 @@ import fcntl
 import os
 import signal
 import socket
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from lt_jax.types import InputError
 # goes on when it suits; after SIGTERM (preemption, a time limit) the launcher should:
 # EX_TEMPFAIL of sysexits.h, "try again".
 EXITS = {"SIGINT": 130, "SIGTERM": 75}
+
+# What is under way at the second signal has so long to unwind. A save, or a step that
+# waits for another process, may take any time, and no exception reaches into it.
+UNWIND_SECONDS = 10
 
 
 class Interrupted(Exception):
@@ -36,8 +41,14 @@ class Interrupted(Exception):
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Callable[[], str]]:
-    """Turns the first SIGINT or SIGTERM into an answer; the second stops at once.
+def listening(*names: str) -> Iterator[Callable[[], str]]:
+    """Turns the first of these signals into an answer; the second stops at once.
+
+    At once: by ``KeyboardInterrupt``, and where that has not led out of here after
+    ``UNWIND_SECONDS``, by the end of the process, code 130.
+
+    Args:
+      names: keys of ``EXITS``.
 
     Yields:
       A function that all processes call at the same places; it gives all the same
@@ -59,12 +70,70 @@ def listening() -> Iterator[Callable[[], str]]:
         return signal.Signals(number).name if number else ""
 
     # After jax.distributed, whose own handler would swallow SIGTERM.
-    before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.Signals[name] for name in names]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
-        yield stopped
+        with _ends_after_two(numbers):
+            yield stopped
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _ends_after_two(numbers: list[signal.Signals]) -> Iterator[None]:
+    """Ends the process ``UNWIND_SECONDS`` after the second signal, if still in here.
+
+    A thread, because a handler has to wait for the main one to come back from
+    whatever library it is in.
+    """
+    reads, writes = socket.socketpair()
+    writes.setblocking(False)
+    left = threading.Event()
+
+    def watch() -> None:
+        came = 0
+        while came < 2 and (byte := reads.recv(1)):
+            came += byte[0] in numbers
+        if came == 2 and not left.wait(UNWIND_SECONDS):
+            text = (
+                f"\nlt-jax: what was under way did not end in {UNWIND_SECONDS} s; left "
+                "alone. Checkpoints that were finished are whole\n"
+            )
+            os.write(2, text.encode())
+            os._exit(EXITS["SIGINT"])
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    outer = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(outer)
+        left.set()
+        writes.close()
+        watcher.join()
+        reads.close()
+
+
+def unasked() -> str:
+    """The answer where nobody can ask for an end."""
+    return ""
+
+
+def heeding(
+    batches: Iterable[Any], stopped: Callable[[], str], doing: str
+) -> Iterator[Any]:
+    """The same batches, as many in all processes, unless a signal comes between them.
+
+    Args:
+      stopped: of ``listening``.
+      doing: what is given up, told of ``Interrupted``.
+    """
+    for number, batch in enumerate(batches):
+        if steps.meets_at(number) and (by := stopped()):
+            raise Interrupted(doing, by)
+        yield batch
 
 
 @contextlib.contextmanager

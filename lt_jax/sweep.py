@@ -85,20 +85,30 @@ class Frozen:
 
     def features(self, split: str) -> Features:
         """The features of ``train``, ``valid`` or ``test``, made where they lack."""
+        views = ("plain", "mirror") if self.session.task.flip else ("plain",)
+        if split == "train":
+            views = random_views(self.session.config.method.views)
+        return self._made(split, split, views)
+
+    def plain(self) -> Features:
+        """Those of the training images as they are, whatever heads are fitted on."""
+        views = self.session.config.method.views
+        name = "train" if random_views(views) == ("plain",) else "plain"
+        return self._made(name, "train", ("plain",))
+
+    def _made(self, name: str, split: str, views: tuple[str, ...]) -> Features:
         task, m = self.session.task, self.session.config.method
-        if split not in self._features:
-            views = ("plain", "mirror") if task.flip else ("plain",)
-            if split == "train":
-                views = random_views(m.views)
-            self._features[split] = cached_features(
+        if name not in self._features:
+            self._features[name] = cached_features(
                 task,
                 *self.network,
                 getattr(task.splits, split),
                 Request(views, (3, self.seed), m.feature_dtype),
-                self.session.workdir / "features" / f"{self.seed}" / f"{split}.npy",
+                self.session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
                 self.session.log,
+                self.session.stopped,
             )
-        return self._features[split]
+        return self._features[name]
 
 
 def retrain_cached(session: Session, seed: int, network: Weights) -> None:
@@ -132,12 +142,13 @@ def sweep(session: Session) -> dict[str, Any]:
     chosen = choose(found, config.eval.choose)
     fixed = own_values(config)
     for frozen in kept:
-        for name, hyper in chosen.items():
-            for seed in _seeds(config):
-                row = Row(name, hyper, (frozen.seed, seed))
-                _record_stored(frozen, row, found, "chosen/")
-                row = row._replace(hyper=fixed[name])
-                _record_stored(frozen, row, found, "fixed/")
+        rows = [
+            (folder, Row(name, values[name], (frozen.seed, seed)))
+            for name in chosen
+            for seed in _seeds(config)
+            for folder, values in (("chosen/", chosen), ("fixed/", fixed))
+        ]
+        _record_stored(frozen, rows, found)
         _describe_stage1(frozen)
     diverged = sum(row["diverged"] is not None for row in found)
     metric = config.eval.choose
@@ -203,9 +214,8 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
     """The metrics of the stored heads of a sweep whose name the pattern matches."""
     found = {}
-    stored = [
-        r for r in results.rows(session.workdir) if re.search(pattern, _row(r).name)
-    ]
+    everything = steps.as_first(lambda: results.rows(session.workdir))
+    stored = [r for r in everything if re.search(pattern, _row(r).name)]
     for seed, network in weights.representations(session):
         frozen = Frozen(session, seed, network)
         own = [_row(r) for r in stored if r["seeds"][0] == seed]
@@ -311,44 +321,85 @@ def _measure(
 def _measure_stored(
     frozen: Frozen, rows: Sequence[Row], split: str, stored: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """Rows by name, those of one kind of head measured together."""
+    """Rows by name, those of one chunk, which are of one kind of head, together."""
     config, counts = frozen.session.config, frozen.session.task.splits.train.counts
-    kinds: dict[Any, list[tuple[Row, Method]]] = {}
-    for row in rows:
-        method = make_method(config, row.method, counts, row.hyper)
-        kinds.setdefault(method.head.apply, []).append((row, method))
-    found = {}
-    for group in kinds.values():
-        heads = [stored_head(_find(row, stored)) for row, _ in group]
-        values = _measure(frozen, group[0][1], heads, split)
-        found |= {row.name: v for (row, _), v in zip(group, values, strict=True)}
-    return found
+    by_name = {}
+    for group in _by_chunk([_find(row, stored) for row in rows]):
+        _stop_if_asked(frozen.session, "the heads of the sweep")
+        first = _row(group[0])
+        method = make_method(config, first.method, counts, first.hyper)
+        values = _measure(frozen, method, stored_heads(group), split)
+        by_name |= {_row(s).name: v for s, v in zip(group, values, strict=True)}
+    return {row.name: by_name[row.name] for row in rows}
 
 
-def stored_head(stored: dict[str, Any]) -> Params:
-    """The parameters of a row of ``results.rows``."""
-    leaves = checkpoint.read(Path(stored["folder"]) / "0")
-    at = stored["index"]
-    return {name.removeprefix("heads/"): leaf[at] for name, leaf in leaves.items()}
+def _by_chunk(stored: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of ``results.rows`` by the folder that holds their heads."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in stored:
+        groups.setdefault(row["folder"], []).append(row)
+    return list(groups.values())
+
+
+def stored_heads(stored: Sequence[dict[str, Any]]) -> list[Params]:
+    """The parameters of rows of one chunk of ``results.rows``, which is read once."""
+    leaves = checkpoint.read(Path(stored[0]["folder"]) / "0")
+    named = {name.removeprefix("heads/"): leaf for name, leaf in leaves.items()}
+    return [
+        {name: leaf[row["index"]] for name, leaf in named.items()} for row in stored
+    ]
 
 
 def _record_stored(
-    frozen: Frozen, row: Row, found: Sequence[dict[str, Any]], folder: str
+    frozen: Frozen,
+    rows: Sequence[tuple[str, Row]],
+    found: Sequence[dict[str, Any]],
 ) -> None:
-    """Measures a row of the sweep on the test set, once, and marks it as finished."""
-    session, title = frozen.session, folder + row.title
+    """Measures rows of the sweep on the test set, once, and marks them as finished.
+
+    Args:
+      rows: each with the folder that its outcome goes to.
+      found: as in ``rows.json``, all of the sweep.
+    """
+    session = frozen.session
+    due = [
+        (folder, row, _find(row, found))
+        for folder, row in rows
+        if _is_due(session, folder + row.title, row)
+    ]
+    for folder, row, stored in due:
+        if (step := stored["diverged"]) is not None:
+            session.log.say(
+                f"{folder}{row.title} diverged at step {step:,}: no figures"
+            )
+    whole = [entry for entry in due if entry[2]["diverged"] is None]
+    for group in _by_chunk([stored for *_, stored in whole]):
+        heads = {_row(s).name: head for s, head in zip(group, stored_heads(group))}
+        for folder, row, stored in whole:
+            if stored["folder"] == group[0]["folder"]:
+                _stop_if_asked(
+                    session, "the chosen heads, of which those measured stay"
+                )
+                fit = Fit(heads[row.name], None)
+                _record(frozen, row, fit, stored["seconds"], folder)
+
+
+def _is_due(session: Session, title: str, row: Row) -> bool:
+    """Whether a row has not been measured under this title yet."""
     directory = session.workdir / "checkpoints" / title
     outcome = steps.as_first(lambda: results.outcome(directory))
-    if outcome and outcomes.done(session, title):
-        if outcome["hyper"] == plain(row.hyper):
-            return
-        session.log.say(f"{title}: another setting is chosen now, measured again")
-    stored = _find(row, found)
-    if stored["diverged"] is not None:
-        session.log.say(f"{title} diverged at step {stored['diverged']:,}: no figures")
-        return
-    fit = Fit(stored_head(stored), None)
-    _record(frozen, row, fit, stored["seconds"], folder)
+    if not (outcome and outcomes.done(session, title)):
+        return True
+    if outcome["hyper"] == plain(row.hyper):
+        return False
+    session.log.say(f"{title}: another setting is chosen now, measured again")
+    return True
+
+
+def _stop_if_asked(session: Session, where: str) -> None:
+    """Raises ``Interrupted`` where a signal has come; of all processes together."""
+    if by := session.stopped():
+        raise Interrupted(where, by)
 
 
 def _record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> None:
@@ -414,12 +465,14 @@ def _fit_rows(
     train = frozen.features("train")
     for split in ("valid", "test"):
         frozen.features(split)
+    job = _job_maker(frozen)
+    if any(j.method.correct and j.method.looks for j in map(job, rows)):
+        frozen.plain()
     say(
         f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
         f"{train.values.shape[-1]} to fit on, {len(train.values)} view(s), "
         f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
     )
-    job = _job_maker(frozen)
     budget = _budget(session.config)
     planned = plan_chunks([job(row) for row in rows], m.batch, budget)
     left = [tuple(j for j in chunk.jobs if j.run not in there) for chunk in planned]
@@ -438,22 +491,20 @@ def _fit_rows(
         say("the features are larger than the devices may hold, and stream from disk")
     total = sum(job.epochs for job in jobs)
     with _Progress(session.log, total, session.config.log.seconds) as progress:
-
-        def stop_if_asked() -> None:
-            if by := session.stopped():
-                where = "the heads on cached features; finished chunks stay"
-                raise Interrupted(where, by)
+        where = "the heads on cached features; finished chunks stay"
 
         def after_epoch(heads: int) -> None:
             progress.add(heads)
-            stop_if_asked()
+            _stop_if_asked(session, where)
 
         begun = time.monotonic()
-        for chunk, fits in fit_heads(chunks, train, m.batch, budget, after_epoch):
+        for chunk, fits in fit_heads(
+            chunks, train, m.batch, budget, after_epoch, frozen.plain
+        ):
             seconds, begun = time.monotonic() - begun, time.monotonic()
             yield chunk, fits, seconds
             begun = time.monotonic()
-            stop_if_asked()
+            _stop_if_asked(session, where)
     say(
         f"{len(jobs):,} heads fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"

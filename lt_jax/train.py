@@ -10,21 +10,23 @@ the loop.
 
 from __future__ import annotations
 
+import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, models, outcomes, results, trees, weights
+from lt_jax import metrics, models, outcomes, results, steps, trees, weights
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
-from lt_jax.features import plain_features
+from lt_jax.features import Features, plain_features
 from lt_jax.log import duration, overview
 from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
-from lt_jax.retrain import corrected, in_blocks
+from lt_jax.retrain import corrected
 from lt_jax.session import Session, open_session
 from lt_jax.stopping import Interrupted, workdir_lock
 from lt_jax.types import Config, InputError
@@ -101,7 +103,8 @@ def evaluate_all(
         folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         found = {}
         for name in ("stage1", *names, *folders):
-            for outcome in results.outcomes(workdir, name):
+            find = functools.partial(results.outcomes, workdir, name)
+            for outcome in steps.as_first(find):
                 source = Source(workdir / "checkpoints" / outcome["run"], outcome)
                 method = session.methods["stage1"]
                 if name != "stage1":
@@ -112,8 +115,9 @@ def evaluate_all(
                         outcome["hyper"],
                     )
                 shaped = weights.with_head(task, init, like, method, (1, 0))
-                network = weights.loaded(source, shaped, outcome.get("skip", ""))
-                tally = evaluate(task, method.head, *network, dataset, session.log)
+                network = weights.loaded(source, shaped, "")
+                given = *network, dataset, session.log, session.stopped
+                tally = evaluate(task, method.head, *given)
                 head = network.params["head"]
                 found[outcome["run"]] = {
                     **outcomes.summary(session, tally, head),
@@ -221,12 +225,17 @@ def _fit(
     keeps = "checkpoint"
     if stage.method.correct is not None:
         keeps, network = "all", (fitted.params, fitted.batch_stats)
-        seen = plain_features(task, *network, task.splits.train, session.log)
-        head = fitted.params["head"]
-        head = corrected(stage.method, head, in_blocks(seen), seen.labels)
+
+        def plain() -> Features:
+            given = *network, task.splits.train, session.log, session.stopped
+            return plain_features(task, *given)
+
+        head, labels = fitted.params["head"], task.splits.train.labels
+        head = corrected(stage.method, head, labels, plain)
         fitted = fitted._replace(params={**fitted.params, "head": head})
     head, test = stage.method.head, task.splits.test
-    tally = evaluate(task, head, fitted.params, fitted.batch_stats, test, session.log)
+    ended = fitted.params, fitted.batch_stats
+    tally = evaluate(task, head, *ended, test, session.log, session.stopped)
     outcomes.save(
         session,
         stage.title,
@@ -246,6 +255,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
     c, task, say = session.config, session.task, session.log.say
+    if interrupted and (before := steps.as_first(lambda: _swept(session.workdir))):
+        say(f"{session.workdir / 'result.json'} keeps what the sweep before this found")
+        return before
 
     def build(hyper: dict[str, Any], folder: str) -> dict[str, Any]:
         return results.build(
@@ -274,3 +286,12 @@ def _finish(
     say(results.text(result))
     say(f"report: {report}")
     return result
+
+
+def _swept(workdir: Path) -> dict[str, Any] | None:
+    """The ``result.json`` of a sweep that has ended; None if there is none."""
+    file = workdir / "result.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found if "sweep" in found else None

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from lt_jax import checkpoint, models, outcomes, results, seeds
+from lt_jax import checkpoint, models, outcomes, results, seeds, steps
 from lt_jax.heads import Head, linear
 from lt_jax.loop import Task, evaluate
 from lt_jax.methods import Method
@@ -78,13 +78,18 @@ def _head(
 def finished(path: Path) -> list[Source]:
     """The finished stage 1 of a workdir, by seed, or the one in this directory.
 
+    What process 0 finds: all of them have to call this.
+
     Raises:
       InputError: there is none.
     """
-    found = []
-    for directory in [*(path / "checkpoints" / "stage1").glob("*"), path]:
-        if (outcome := results.outcome(directory)) is not None:
-            found.append(Source(directory, outcome))
+
+    def find() -> list[tuple[str, dict[str, Any]]]:
+        folders = [*(path / "checkpoints" / "stage1").glob("*"), path]
+        each = [(str(folder), results.outcome(folder)) for folder in folders]
+        return [(folder, outcome) for folder, outcome in each if outcome is not None]
+
+    found = [Source(Path(folder), o) for folder, o in steps.as_first(find)]
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
@@ -154,7 +159,7 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
       InputError: there are none, or of another network.
     """
     c, task = session.config, session.task
-    stage1 = results.outcomes(session.workdir, "stage1")
+    stage1 = steps.as_first(lambda: results.outcomes(session.workdir, "stage1"))
     own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
     path, skip = Path(c.init.path).expanduser(), c.init.skip
     if own or not c.init.path:
@@ -177,13 +182,18 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({outcome['fitted_on']}) than are fitted here "
             f"({task.splits.train.hash}); it may have seen what is held out"
         )
-    tally = evaluate(task, linear, *network, task.splits.test, session.log)
+    given = *network, task.splits.test, session.log, session.stopped
+    tally = evaluate(task, linear, *given)
+    directory = session.workdir / "checkpoints" / outcome["run"]
+    kept = str(source.kept().resolve())
+    if skip:  # what was skipped lies nowhere else
+        kept = outcomes.FINAL
+        checkpoint.write(directory / kept, outcome["step"], network._asdict())
     adopted = {
         **outcome,
-        "weights": str(source.kept().resolve()),
-        "skip": skip,
+        "weights": kept,
         "adopted_for": task.splits.train.hash,
         **outcomes.figures(session, tally, network.params["head"]),
         "analysis": None,
     }
-    results.save_outcome(session.workdir / "checkpoints" / outcome["run"], adopted)
+    results.save_outcome(directory, adopted)

@@ -160,7 +160,7 @@ def test_the_lock_of_a_dead_job_holds_nobody(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_is_an_answer_and_the_second_one_stops(name):
     before = signal.getsignal(signal.SIGTERM)
-    with stopping.listening() as stopped:
+    with stopping.listening("SIGINT", "SIGTERM") as stopped:
         assert stopped() == ""
         signal.raise_signal(signal.Signals[name])
         assert stopped() == name
