@@ -374,13 +374,12 @@ def _record_stored(
             )
     whole = [entry for entry in due if entry[2]["diverged"] is None]
     for group in _by_chunk([stored for *_, stored in whole]):
-        heads = {_row(s).name: head for s, head in zip(group, stored_heads(group))}
+        indices = [stored["index"] for stored in group]
+        heads = dict(zip(indices, stored_heads(group), strict=True))
         for folder, row, stored in whole:
             if stored["folder"] == group[0]["folder"]:
-                _stop_if_asked(
-                    session, "the chosen heads, of which those measured stay"
-                )
-                fit = Fit(heads[row.name], None)
+                _stop_if_asked(session, "the chosen heads; those measured stay")
+                fit = Fit(heads[stored["index"]], None)
                 _record(frozen, row, fit, stored["seconds"], folder)
 
 

@@ -116,8 +116,8 @@ def evaluate_all(
                     )
                 shaped = weights.with_head(task, init, like, method, (1, 0))
                 network = weights.loaded(source, shaped, "")
-                given = *network, dataset, session.log, session.stopped
-                tally = evaluate(task, method.head, *given)
+                log, stopped = session.log, session.stopped
+                tally = evaluate(task, method.head, *network, dataset, log, stopped)
                 head = network.params["head"]
                 found[outcome["run"]] = {
                     **outcomes.summary(session, tally, head),

@@ -182,8 +182,8 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({outcome['fitted_on']}) than are fitted here "
             f"({task.splits.train.hash}); it may have seen what is held out"
         )
-    given = *network, task.splits.test, session.log, session.stopped
-    tally = evaluate(task, linear, *given)
+    test, log = task.splits.test, session.log
+    tally = evaluate(task, linear, *network, test, log, session.stopped)
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
     if skip:  # what was skipped lies nowhere else
