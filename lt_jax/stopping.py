@@ -25,6 +25,7 @@ EXITS = {"SIGINT": 130, "SIGTERM": 75}
 # What is under way at the second signal has so long to unwind. A save, or a step that
 # waits for another process, may take any time, and no exception reaches into it.
 UNWIND_SECONDS = 10
+WATCHER = "lt_jax signals"  # the thread that sees to it
 
 
 class Interrupted(Exception):
@@ -103,7 +104,7 @@ def _ends_after_two(numbers: list[signal.Signals]) -> Iterator[None]:
             os.write(2, text.encode())
             os._exit(EXITS["SIGINT"])
 
-    watcher = threading.Thread(target=watch, daemon=True)
+    watcher = threading.Thread(target=watch, name=WATCHER, daemon=True)
     watcher.start()
     outer = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
     try:

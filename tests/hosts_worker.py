@@ -43,7 +43,27 @@ def slow_train(c, workdir):
     return train.train(c, workdir)
 
 
-CALLS = {"train": train.train, "slow_train": slow_train, "sweep": train.sweep}
+def slow_sweep(c, workdir):
+    """Features that a signal meets."""
+    make, pause = steps.make_feature_step, time.sleep
+
+    def made(*args):
+        print("features begin", flush=True)
+        step = make(*args)
+        return lambda *given: (pause(0.2), step(*given))[1]
+
+    steps.make_feature_step = made
+    with c.unlocked():
+        c.eval.batch = 8  # of several batches between two answers
+    return train.sweep(c.lock(), workdir)
+
+
+CALLS = {
+    "train": train.train,
+    "slow_train": slow_train,
+    "sweep": train.sweep,
+    "slow_sweep": slow_sweep,
+}
 
 
 def main() -> int:

@@ -323,6 +323,13 @@ ports += [line.split()[1] for line in open("/proc/net/tcp6") if line.split()[3] 
 mine = f":{int(sys.argv[1].split(':')[1]):04X}"
 if cluster.talks():
     print("listens", *[port for port in ports if port.endswith(mine)])
+if sys.argv[3] == "stopped" and jax.process_index() == 1:
+    from lt_jax import cli
+    def interrupted(*_):
+        raise KeyboardInterrupt  # a second Ctrl-C, of which the other knows nothing
+    cli._config = interrupted
+    cluster.join = lambda *_: True
+    raise SystemExit(cli.main(["train", "--config", "x", "--workdir", "x"]))
 if sys.argv[3] == "together" or jax.process_index() == 1:
     raise SystemExit(cluster.leave(2))
 try:
@@ -388,6 +395,14 @@ def test_one_that_fails_alone_ends_all(two):
     assert code1 == 2, err1
     assert code0 in (69, 128 + signal.SIGABRT, -signal.SIGABRT), err0
     assert "lost" in err0 or "another task died" in err0
+
+
+def test_one_that_is_stopped_at_once_waits_for_nobody(two):
+    """Its code is that of an end that all come to; they do not come to this one."""
+    (code0, _, err0), (code1, _, err1) = start(two, "stopped", 1)
+    assert code1 == 130, err1
+    assert "stopped at once" in err1
+    assert code0 in (69, 128 + signal.SIGABRT, -signal.SIGABRT), err0
 
 
 # Compiled programs.

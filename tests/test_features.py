@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import features, models, steps, weights
+from lt_jax import features, loop, models, steps, weights
 from lt_jax.data import augment
 from lt_jax.features import Request
+from lt_jax.heads import linear
 from lt_jax.log import Log
 from lt_jax.session import open_session
+from lt_jax.stopping import Interrupted
 
 PLAIN = Request(("plain",), (2, 0), "float32")
 
@@ -141,6 +143,26 @@ def test_a_write_that_fails_leaves_nothing(task_and_network, tmp_path, monkeypat
     with pytest.raises(OSError, match="No space left"):
         made(task_and_network, tmp_path / "f.npy")
     assert not list(tmp_path.glob("*.npy*"))
+
+
+def test_a_signal_between_two_batches_leaves_no_file(task_and_network, tmp_path):
+    task, network = task_and_network
+    request, log, file = PLAIN, Log(tmp_path), tmp_path / "f.npy"
+    given = task, *network, task.splits.train, request, file, log
+    answers = iter(["", "", "SIGTERM"])
+    with pytest.raises(Interrupted, match="the features of digits"):
+        features.cached_features(*given, lambda: next(answers))
+    assert not list(tmp_path.glob("f.*"))
+    assert len(features.cached_features(*given).labels) == len(task.splits.train)
+
+
+def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_path):
+    task, network = task_and_network
+    given = task, linear, *network, task.splits.test, Log(tmp_path)
+    answers = iter(["", "", "SIGTERM"])
+    with pytest.raises(Interrupted, match="the evaluation on digits"):
+        loop.evaluate(*given, lambda: next(answers))
+    assert loop.evaluate(*given).seen.sum() == len(task.splits.test)
 
 
 def test_rows_of_an_array_divided_over_the_devices():

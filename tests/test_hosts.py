@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -184,6 +185,80 @@ def test_a_signal_is_an_answer_and_the_second_one_stops(name):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.Signals[name])
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+TWICE = """
+import os, signal, time
+from lt_jax import stopping
+stopping.UNWIND_SECONDS = 1
+with stopping.listening("SIGINT", "SIGTERM"):
+    try:
+        print("listens", flush=True)
+        time.sleep(600)
+    except KeyboardInterrupt:  # as a library may, or a barrier on the way out
+        print("unwinds", flush=True)
+        time.sleep(600)
+"""
+
+
+def test_a_second_signal_ends_what_does_not_unwind():
+    job = subprocess.Popen(
+        [sys.executable, "-c", TWICE],
+        env={**os.environ, "PYTHONPATH": str(HERE.parent)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert job.stdout.readline() == "listens\n"
+    job.send_signal(signal.SIGTERM)
+    assert any("SIGTERM: saves and stops" in line for line in job.stderr)
+    job.send_signal(signal.SIGINT)
+    try:
+        out, err = job.communicate(timeout=LIMIT)
+    finally:
+        job.kill()
+    assert (job.returncode, out) == (130, "unwinds\n")
+    assert "did not end in 1 s" in err
+
+
+def test_what_unwinds_in_time_lives_on():
+    with stopping.listening("SIGINT") as stopped:
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert stopped() == "SIGINT"
+    assert not [t for t in threading.enumerate() if t.name == stopping.WATCHER]
+
+
+def test_batches_stop_together(monkeypatch):
+    """Of several processes at every 16th batch, where all ask."""
+    heard = iter(["", "SIGTERM"])
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    batches = stopping.heeding(range(100), lambda: next(heard), "the work")
+    assert [next(batches) for _ in range(16)] == [*range(16)]
+    with pytest.raises(stopping.Interrupted, match="the work") as found:
+        next(batches)
+    assert found.value.by == "SIGTERM"
+    assert [*stopping.heeding(range(40), lambda: "", "")] == [*range(40)]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sigterm_in_the_features_stops_both_processes(alone, tmp_path):
+    """One of two is told, while features are made: both exit with 75; run again."""
+    parts = start(tmp_path, 2, 2, "train", "slow_sweep")
+    lines = iter(parts[1].stdout.readline, "")
+    assert any("features begin" in line for line in lines)
+    parts[1].send_signal(signal.SIGTERM)
+    for code, text in end(parts):
+        assert code == 75, text
+    assert not [*tmp_path.glob("features/*/*.npy*")]
+    for code, text in end(start(tmp_path, 2, 2, "sweep")):
+        assert code == 0, text
+    tables = [json.loads((w / "result.json").read_text()) for w in (alone, tmp_path)]
+    assert tables[0]["methods"].keys() == tables[1]["methods"].keys()
+    for name, method in tables[0]["methods"].items():
+        assert method["all"]["values"] == tables[1]["methods"][name]["all"]["values"]
 
 
 def test_a_bucket_is_no_workdir():

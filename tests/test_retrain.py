@@ -11,7 +11,7 @@ import pytest
 import tiny_digits
 from test_train import arrays
 
-from lt_jax import methods, optim, retrain, train
+from lt_jax import methods, optim, retrain, steps, train
 from lt_jax.features import Features
 from lt_jax.types import InputError
 
@@ -126,6 +126,39 @@ def assert_close(one, other):
     assert one.diverged == other.diverged
     for name, leaf in one.head.items():
         np.testing.assert_allclose(leaf, other.head[name], rtol=1e-5, atol=1e-6)
+
+
+def test_the_optimiser_begins_where_the_heads_lie():
+    several, _ = jobs([0.0, 0.5, 0.9, 0.95])
+    start = retrain._spread(retrain._stack([job.start for job in several]))
+    state = retrain._make_begin(SGD.program(), ".*")(start)
+    leaves = jax.tree.leaves(state)
+    assert leaves
+    for leaf in leaves:
+        assert len(leaf.sharding.device_set) == jax.device_count()
+        assert not leaf.sharding.is_fully_replicated
+
+
+def test_corrections_look_at_images_as_they_are():
+    """With crops to fit on, class means are those of the plain images."""
+    (job,), features = jobs([0.5], epochs=0)
+    crops = features._replace(values=np.stack([features.values[0] + 1] * 2))
+    ncm = methods.make("ncm", np.bincount(features.labels), {"kind": "raw"})
+    chunk = retrain.Chunk((job._replace(method=ncm),), steps.padded(1))
+    found = []
+    for given, plain in ((features, None), (crops, lambda: features), (crops, None)):
+        ((_, (fit,)),) = retrain.fit_heads([chunk], given, 16, GIB, lambda _: 0, plain)
+        found.append(fit.head["kernel"])
+    np.testing.assert_array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2])
+
+
+def test_what_looks_at_no_feature_asks_for_none():
+    (job,), features = jobs([0.5])
+    for name in ("tau_norm", "logit_adjust_posthoc"):
+        method = methods.make(name, np.bincount(features.labels), {"tau": 1.0})
+        head = retrain.corrected(method, job.start, features.labels, None)
+        assert not np.array_equal(head["bias"], job.start["bias"])
 
 
 def test_many_at_once_equal_one_by_one():

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import cli, results, sweep, train, weights
+from lt_jax import checkpoint, cli, results, sweep, train, weights
+from lt_jax.log import plain
 from lt_jax.meter import Diverged
 from lt_jax.stopping import Interrupted
 from lt_jax.types import InputError
@@ -123,6 +125,38 @@ def test_stored_heads_and_outcomes_evaluate_again(swept):
         expected = stored[name]["metrics"]["test"]
         assert values["all"] == expected["all"]
         assert values["nll"] == pytest.approx(expected["nll"], rel=1e-5)
+
+
+def test_a_chunk_is_read_once_for_all_of_its_heads(swept, monkeypatch):
+    workdir, _ = swept
+    read, folders = checkpoint.read, []
+    monkeypatch.setattr(
+        sweep.checkpoint, "read", lambda step: folders.append(step) or read(step)
+    )
+    found = train.evaluate_all(config(), workdir, "test", heads=".*")
+    of_chunks = [folder for folder in folders if "sweep" in folder.parts]
+    rows = results.rows(workdir)
+    assert len(found) == len(rows) == 34
+    assert sorted(of_chunks) == sorted({Path(row["folder"]) / "0" for row in rows})
+
+
+def test_an_interrupted_repeat_keeps_the_result(swept, tmp_path, monkeypatch):
+    workdir, result = swept
+    copy = tmp_path / "copy"
+    shutil.copytree(workdir, copy)
+    larger = config(method__los__grid={"lr": (5e-3, 5e-2), "delta": (0.5, 0.7, 0.83)})
+
+    def stopped(*_):
+        raise Interrupted("a repeat", "SIGINT")
+
+    monkeypatch.setattr(sweep, "_fit_rows", stopped)
+    for again in (train.sweep, train.retrain):
+        monkeypatch.setattr(train, "_stage2", stopped)
+        with pytest.raises(Interrupted):
+            again(larger, copy)
+        kept = json.loads((copy / "result.json").read_text())
+        for part in ("methods", "fixed", "sweep"):
+            assert kept[part] == plain(result[part])
 
 
 def test_analysis_stands_in_every_outcome(swept):
