@@ -489,6 +489,50 @@ def test_pretrained_weights_do_not_leak_into_stage_2(finished, tmp_path):
     assert none != finished[1]["methods"]["none"]["nll"]["mean"]
 
 
+def test_an_adopted_stage_1_keeps_what_was_drawn_for_it(tmp_path):
+    """What init.skip leaves fresh is evaluated and exported as it was fitted on."""
+    source, workdir = tmp_path / "source", tmp_path / "work"
+    train.train(tiny_digits.config(optim__epochs=1, seed=3), source)
+    config = tiny_digits.config(
+        init__path=str(source), init__skip="head/.*|backbone/stem_conv/kernel",
+        method__features="cached", method__names=("ce",), seed=5,
+    )  # fmt: skip
+    result = train.retrain(config, workdir)
+    found = train.evaluate_all(config, workdir, "test")
+    for run, name in (("stage1/3", "none"), ("ce/3.5", "ce")):
+        assert found[run]["all"] == result["methods"][name]["all"]["values"][0]
+        nll = result["methods"][name]["nll"]["values"][0]
+        assert found[run]["nll"] == pytest.approx(nll, rel=1e-5)
+    (one,), (other,) = weights.finished(source), weights.finished(workdir)
+    one, other = weights.kept_leaves(one), weights.kept_leaves(other)
+    skipped = {"params/head/kernel", "params/head/bias"}
+    skipped |= {"params/backbone/stem_conv/kernel"}
+    differ = {name for name in one if not np.array_equal(one[name], other[name])}
+    assert differ == skipped
+
+
+def test_the_finished_are_those_that_process_0_sees(tmp_path, monkeypatch):
+    """A shared file system may show the others an older state."""
+    sees = [
+        ["elsewhere/stage1/1", {"seeds": [1]}],
+        ["elsewhere/stage1/0", {"seeds": [0]}],
+    ]
+    monkeypatch.setattr("lt_jax.steps.as_first", lambda find: (find(), sees)[1])
+    found = weights.finished(tmp_path)
+    assert [source.outcome["seeds"] for source in found] == [[0], [1]]
+    assert found[0].directory == Path("elsewhere/stage1/0")
+
+
+def test_what_corrects_no_features_makes_none(several, tmp_path, monkeypatch):
+    """tau-normalisation looks at the head alone: no pass over the images for it."""
+    config, workdir, _ = several
+    shutil.copytree(workdir, tmp_path / "again")
+    monkeypatch.setattr(train, "plain_features", None)  # would fail if it were called
+    for name in ("tau_norm", "logit_adjust_posthoc", "los_tau_norm"):
+        (tmp_path / "again/checkpoints" / name / "0.0/outcome.json").unlink()
+    train.run(config, tmp_path / "again")
+
+
 def test_init_skip_that_matches_nothing(finished, tmp_path):
     config = tiny_digits.config(init__path=str(finished[0]), init__skip="fc.*")
     with pytest.raises(InputError, match=r"'fc.\*' matches no parameter.*head/kernel"):
