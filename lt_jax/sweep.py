@@ -464,14 +464,12 @@ def _fit_rows(
     train = frozen.features("train")
     for split in ("valid", "test"):
         frozen.features(split)
-    job = _job_maker(frozen)
-    if any(j.method.correct and j.method.looks for j in map(job, rows)):
-        frozen.plain()
     say(
         f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
         f"{train.values.shape[-1]} to fit on, {len(train.values)} view(s), "
         f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
     )
+    job = _job_maker(frozen)
     budget = _budget(session.config)
     planned = plan_chunks([job(row) for row in rows], m.batch, budget)
     left = [tuple(j for j in chunk.jobs if j.run not in there) for chunk in planned]
@@ -481,6 +479,8 @@ def _fit_rows(
         if jobs
     ]
     jobs = [job for chunk in chunks for job in chunk.jobs]
+    if any(job.method.correct and job.method.looks for job in jobs):
+        frozen.plain()
     most = max(len(chunk.jobs) for chunk in chunks)
     say(
         f"{len(jobs):,} heads in {len(chunks):,} chunks of at most {most:,} "
