@@ -17,12 +17,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lt_jax import inits
+from lt_jax.models import onednn
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
 from lt_jax.types import InputError, Params, known
 
 DTYPES = ("float32", "bfloat16", "float64")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
+
+CONVOLUTIONS = {"xla": None, "onednn": onednn.conv_general_dilated}
 
 _BASIC = {"bottleneck": False, "groups": 1, "group_width": 64}
 _DEEP = {"bottleneck": True, "groups": 1, "group_width": 64}
@@ -55,6 +58,7 @@ def convolution(
     *,
     init_name: str,
     dtype: Any,
+    engine: str,
     name: str | None = None,
 ) -> nn.Module:
     """The one convolution of this file: square, no bias, [B,H,W,C] -> [B,H',W',F].
@@ -73,6 +77,7 @@ def convolution(
         dtype=dtype,
         param_dtype=jnp.promote_types(jnp.float32, dtype),
         kernel_init=inits.kernel(init_name),
+        conv_general_dilated=CONVOLUTIONS[engine],
         name=name,
     )
 
@@ -145,6 +150,7 @@ class ResNet(nn.Module):
     init_name: str  # "torch" or "flax"; `init` is a method of every Flax module
     dtype: Any  # of the activations; parameters and statistics are at least float32
     axis_name: str | None  # the pmap axis that batch norm reduces over
+    engine: str = "xla"  # of the convolutions, a key of CONVOLUTIONS
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
@@ -153,7 +159,10 @@ class ResNet(nn.Module):
         ``mask`` (float32[B]) and ``moving`` are those of `BatchNorm`.
         """
         conv = functools.partial(
-            convolution, init_name=self.init_name, dtype=self.dtype
+            convolution,
+            init_name=self.init_name,
+            dtype=self.dtype,
+            engine=self.engine,
         )
         norm = functools.partial(BatchNorm, self.axis_name, dtype=self.dtype)
         size, stride, pool = STEMS[self.stem]

@@ -1,0 +1,330 @@
+"""A training step, an evaluation step and an epoch, beside PyTorch in one run.
+
+    python benchmarks/train_step.py [--json] [--quick] [--rounds N] [--platform cpu|gpu]
+
+The networks of CIFAR100-LT at batch 64: ResNet-32 and the paper's wide ResNet-34. Ours
+is the package's own step, with crop, flip and normalisation from uint8 images, as
+`lt-jax train` runs it; PyTorch's gets normalised float images that lie ready. Both:
+cross-entropy, SGD with momentum 0.9 and weight decay 5e-3, float32. Every variant lives
+in a process of its own and waits while another one works; in a round each takes its
+turn, and a ratio is within one round. PyTorch's best variant of a round counts.
+
+An epoch is the 10,847 images of CIFAR100-LT at IR 100 (made of noise), read, augmented
+and fitted: ours by the loop's feed and resident on the device, PyTorch's by crops and
+flips of NumPy, one call a batch, which is faster than torchvision's, an image a call.
+
+JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step), `eval_over_torch`
+(the lower of the two networks), `epoch_over_torch` (ResNet-32), rates of ours over
+PyTorch's, medians over the rounds; `rounds`: all of it.
+
+On a GPU (`--platform gpu`) ours runs in bfloat16, PyTorch with `torch.compile`,
+channels_last and bfloat16 autocast, batch 64 and 512; that needs a PyTorch with CUDA,
+which no extra of this package installs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+CLASSES, SIDE = 100, 32
+NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
+TORCH = ("channels_first", "channels_last")
+MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+EPOCH = 10_847  # images of CIFAR100-LT at IR 100
+
+
+def made_images(number: int) -> tuple[Any, Any]:
+    """uint8[number, 32, 32, 3] and int32[number]."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (number, SIDE, SIDE, 3), np.uint8)
+    return images, rng.integers(0, CLASSES, number, np.int32)
+
+
+def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
+    """What the package does, by name: each does so many steps, or one epoch."""
+    import jax
+    import numpy as np
+
+    from lt_jax import heads, losses, metrics, models, optim, samplers, steps
+    from lt_jax.data.augment import Augment
+    from lt_jax.data.feed import feed
+    from lt_jax.types import Dataset
+
+    images, labels = made_images(number)
+    dataset = Dataset(
+        "made",
+        tuple(map(str, range(CLASSES))),
+        labels,
+        np.arange(number),
+        images.shape[1:],
+        lambda rows: images[rows],
+    )
+    backbone = models.create(
+        net, "cifar", NETS[net], False, "torch", dtype, steps.AXIS
+    )
+    backbone = backbone.clone(engine=os.environ.get("ENG","xla"))
+    params, stats = models.init(backbone, jax.random.key(0), dataset.shape)
+    head = heads.linear.init(
+        jax.random.key(1), None, models.features_of(backbone), CLASSES, "torch"
+    )
+    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
+    state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
+    most = 100_000  # steps that may be asked for
+    knobs = steps.replicate(
+        steps.Knobs(
+            jax.random.key(2),
+            np.full(most, 0.01, np.float32),
+            losses.cross_entropy(CLASSES),
+            head,
+            np.zeros(most, bool),
+        )
+    )
+    augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
+    train = steps.make_train_step(
+        backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
+    )
+    evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
+    ready = steps.shard(
+        {
+            "image": images[:batch],
+            "label": labels[:batch],
+            "mask": np.ones(batch, np.float32),
+        }
+    )
+
+    def step(count: int) -> None:
+        nonlocal state
+        wait, measured = steps.throttle(), None
+        for _ in range(count):
+            state, measured = train(state, ready, knobs)
+            wait(measured)
+        jax.block_until_ready(measured)
+
+    def score(count: int) -> None:
+        tally = steps.replicate(metrics.empty(CLASSES))
+        wait = steps.throttle()
+        for _ in range(count):
+            tally = evaluate(state.params, state.batch_stats, ready, tally)
+            wait(tally.seen)
+        jax.block_until_ready(tally)
+
+    def epoch(count: int) -> None:
+        nonlocal state
+        rows = samplers.plan(labels, "instance", batch, (1, 0), 0)[:count]
+        rows = steps.part(steps.arrange(rows, 1, pairs=False))
+        wait, measured = steps.throttle(), None
+        for one in feed(dataset, rows, steps.shard):
+            state, measured = train(state, one, knobs)
+            wait(measured)
+        jax.block_until_ready(measured)
+
+    return {"step": step, "eval": score, "epoch": epoch}
+
+
+def theirs(
+    net: str, batch: int, layout: str, number: int, device: str
+) -> dict[str, Callable]:
+    """The same in PyTorch."""
+    import numpy as np
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from torch_networks import network
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    images, labels = made_images(number)
+    memory = getattr(
+        torch, "channels_last" if layout == "channels_last" else "contiguous_format"
+    )
+    model = network(net, NETS[net], CLASSES).to(device, memory_format=memory)
+    forward = torch.compile(model) if device == "cuda" else model
+    loss = torch.nn.CrossEntropyLoss()
+    optimiser = torch.optim.SGD(
+        model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-3
+    )
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+
+    def pixels(some: Any) -> Any:
+        moved = torch.from_numpy(some.transpose(0, 3, 1, 2).astype(np.float32))
+        return ((moved / 255 - mean) / std).to(device).contiguous(memory_format=memory)
+
+    ready = pixels(images[:batch]), torch.from_numpy(labels[:batch]).long().to(device)
+
+    def low() -> Any:
+        return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
+
+    def fit(x: Any, y: Any) -> None:
+        optimiser.zero_grad(set_to_none=True)
+        with low():
+            value = loss(forward(x), y)
+        value.backward()
+        optimiser.step()
+
+    def sync() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def step(count: int) -> None:
+        model.train()
+        for _ in range(count):
+            fit(*ready)
+        sync()
+
+    def score(count: int) -> None:
+        model.eval()
+        with torch.inference_mode(), low():
+            right = torch.zeros((), dtype=torch.long, device=device)
+            for _ in range(count):
+                right += (forward(ready[0]).argmax(1) == ready[1]).sum()
+        sync()
+
+    def epoch(count: int) -> None:
+        model.train()
+        rng = np.random.default_rng(0)
+        order = rng.permutation(number)
+        for at in range(count):
+            rows = order[at * batch : (at + 1) * batch]
+            wide = np.pad(images[rows], ((0, 0), (4, 4), (4, 4), (0, 0)))
+            where = rng.integers(0, 9, (len(rows), 2))
+            mirrored = rng.random(len(rows)) < 0.5
+            cut = np.stack(
+                [w[i : i + SIDE, j : j + SIDE] for w, (i, j) in zip(wide, where)]
+            )
+            cut[mirrored] = cut[mirrored, :, ::-1]
+            fit(pixels(cut), torch.from_numpy(labels[rows]).long().to(device))
+        sync()
+
+    return {"step": step, "eval": score, "epoch": epoch}
+
+
+def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
+    """A worker: does what a line asks for, answers with the seconds it took."""
+    if kind.startswith("lt_jax"):
+        dtype = "float32" if device == "cpu" else "bfloat16"
+        what = ours(net, batch, dtype, number)
+    else:
+        what = theirs(net, batch, kind, number, device)
+    for line in sys.stdin:
+        name, count = line.split()
+        begun = time.perf_counter()
+        what[name](int(count))
+        print(time.perf_counter() - begun, flush=True)
+
+
+class Worker:
+    """A process that works when asked."""
+
+    def __init__(self, kind: str, net: str, batch: int, number: int, device: str):
+        words = ["--worker", kind, net, str(batch), str(number), device]
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, *words],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def take(self, name: str, count: int) -> float:
+        """Seconds of so many steps."""
+        process: Any = self._process
+        process.stdin.write(f"{name} {count}\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            sys.exit("a worker died; its message is above")
+        return float(answer)
+
+    def close(self) -> None:
+        process: Any = self._process
+        process.stdin.close()
+        process.wait()
+
+
+def measure(
+    net: str, batch: int, rounds: int, counts: dict[str, int], number: int, device: str
+) -> dict[str, list[dict[str, float]]]:
+    """For every task the images a second of every variant, round by round."""
+    workers = {
+        kind: Worker(kind, net, batch, number, device) for kind in ("lt_jax", *TORCH)
+    }
+    rates: dict[str, list[dict[str, float]]] = {name: [] for name in counts}
+    try:
+        for name in counts:
+            for worker in workers.values():
+                worker.take(name, 2)  # compiles, fills caches
+        for _ in range(rounds):
+            for name, count in counts.items():
+                seen = min(count * batch, number) if name == "epoch" else count * batch
+                rates[name].append(
+                    {k: seen / w.take(name, count) for k, w in workers.items()}
+                )
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return rates
+
+
+def ratio(rates: list[dict[str, float]]) -> float:
+    """Median over the rounds of ours over the best of PyTorch's."""
+    return statistics.median(
+        one["lt_jax"] / max(one[kind] for kind in TORCH) for one in rates
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="one JSON object, last")
+    parser.add_argument("--quick", action="store_true", help="one round, few steps")
+    parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
+    parser.add_argument("--nets", nargs="+", choices=NETS, default=[*NETS])
+    parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if importlib.util.find_spec("torch") is None:
+        sys.exit("benchmarks/train_step.py needs PyTorch: 'lt_jax[parity]'")
+    if options.worker:
+        kind, net, batch, number, device = options.worker
+        return work(kind, net, int(batch), int(number), device)
+    rounds = 1 if options.quick else options.rounds
+    number = 256 if options.quick else EPOCH
+    device = "cpu" if options.platform == "cpu" else "cuda"
+    found: dict[str, Any] = {}
+    for net in options.nets:
+        for batch in (64,) if device == "cpu" else (64, 512):
+            much = 4 if options.quick else {"resnet32": 20, "resnet34": 5}[net]
+            counts = {"step": much, "eval": 2 * much}
+            if net == "resnet32":
+                counts["epoch"] = -(-number // batch)
+            rates = measure(net, batch, rounds, counts, number, device)
+            found[f"{net}_{batch}"] = rates
+            for name, some in rates.items():
+                middle = {
+                    k: round(statistics.median(one[k] for one in some)) for k in some[0]
+                }
+                told = " ".join(f"{k} {v:,}" for k, v in middle.items())
+                print(f"{net} batch {batch} {name}: {told} img/s, {ratio(some):.2f}")
+    result: dict[str, Any] = {
+        f"{net}_over_torch": ratio(found[f"{net}_64"]["step"]) for net in options.nets
+    }
+    result["eval_over_torch"] = min(
+        ratio(found[f"{net}_64"]["eval"]) for net in options.nets
+    )
+    if "resnet32" in options.nets:
+        result["epoch_over_torch"] = ratio(found["resnet32_64"]["epoch"])
+    if options.json:
+        print(json.dumps({**result, "rounds": found}))
+
+
+if __name__ == "__main__":
+    main()
