@@ -18,6 +18,7 @@ import tiny_digits
 from test_train import arrays
 
 from lt_jax import (
+    artefacts,
     checkpoint,
     cli,
     exporting,
@@ -387,6 +388,8 @@ def test_the_artefact_of_features_takes_features(tmp_path):
     for size in (1, 7):
         given = np.ones((size, 8), np.float32)
         np.testing.assert_allclose(again.call(given), program(given), rtol=1e-5)
+    with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
+        artefacts.predict(file, [], 1)
 
 
 def test_safetensors_of_every_float(tmp_path):
