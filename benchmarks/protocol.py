@@ -66,11 +66,7 @@ ROWS = {
 
 
 def command(words: list[str], changes: dict[str, Any]) -> str:
-    """Runs one command of ``lt-jax``; its lines go to stderr. What it printed.
-
-    Raises:
-      SystemExit: it failed, or was stopped: with its exit code.
-    """
+    """What a command of ``lt-jax`` printed; ends with its code where it failed."""
     from lt_jax import cli
 
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
@@ -84,11 +80,7 @@ def command(words: list[str], changes: dict[str, Any]) -> str:
 
 
 def noted(there: Path, here: Path, pattern: str, last: bool = False) -> None:
-    """Notes in a workdir the finished fits of another, whose weights stay there.
-
-    Args:
-      last: their last epochs, in place of the best that were kept.
-    """
+    """Notes in a workdir the finished fits of another, or their last epochs."""
     for file in there.glob(f"checkpoints/{pattern}/outcome.json"):
         outcome = json.loads(file.read_text(encoding="utf-8"))
         if last:
@@ -113,14 +105,9 @@ def accuracies(config: str, base: dict[str, Any], at: Path) -> dict[str, Any]:
             noted(at / "clean", workdir, "*/*")
             words = ["evaluate", config, f"--workdir={workdir}", "--json"]
             seen = json.loads(command(words, changes).splitlines()[-1])
-            found[name] = {
-                head: [
-                    metrics["all"]
-                    for fit, metrics in seen.items()
-                    if fit.startswith(folder)
-                ]
-                for head, folder in FOLDERS.items()
-            }
+            for head, folder in FOLDERS.items():
+                own = [seen[fit]["all"] for fit in seen if fit.startswith(folder)]
+                found.setdefault(name, {})[head] = own
             continue
         kept = at / ("last" if row.kept == "last" else "stage1") / row.stage1
         changes["init.path"] = str(kept)
@@ -138,20 +125,16 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
     """Means, deviations, and differences to the clean protocol seed by seed."""
-    accuracy, difference = {}, {}
-    for name in ROWS:
-        own, clean = found[name], found["clean"]
-        accuracy[name] = {head: spread(own[head]) for head in HEADS}
-        difference[name] = {
-            head: spread([a - b for a, b in zip(own[head], clean[head], strict=True)])
-            for head in HEADS
+    result: dict[str, Any] = {"split": found["split"], "rows": {}}
+    result |= {"accuracy": {}, "difference": {}}
+    for name, row in ROWS.items():
+        pairs = {h: zip(found[name][h], found["clean"][h], strict=True) for h in HEADS}
+        result["rows"][name] = row.title
+        result["accuracy"][name] = {h: spread(found[name][h]) for h in HEADS}
+        result["difference"][name] = {
+            h: spread([own - clean for own, clean in pairs[h]]) for h in HEADS
         }
-    return {
-        "accuracy": accuracy,
-        "difference": difference,
-        "rows": {name: row.title for name, row in ROWS.items()},
-        "split": found["split"],
-    }
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
@@ -185,29 +168,25 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="digits, 2 seeds, tiny")
     options = parser.parse_args()
     argument = f":ir={options.imbalance:g},net={options.net}"
-    config = [f"--config={CONFIGS / 'cifar100_lt.py'}{argument}"]
-    epochs, retrain_epochs, seeds = (
-        options.epochs,
-        options.retrain_epochs,
-        options.seeds,
-    )
+    config = f"--config={CONFIGS / 'cifar100_lt.py'}{argument}"
+    epochs, more, seeds = options.epochs, options.retrain_epochs, options.seeds
     base: dict[str, Any] = {}
     if options.quick:
         config = f"--config={CONFIGS / 'digits_lt.py'}"
-        epochs, retrain_epochs, seeds, base = 3, 2, 2, {"model.width": 4}
+        epochs, more, seeds, base = 3, 2, 2, {"model.width": 4}
     base |= {
         "optim.epochs": epochs,
         "optim.repeats": seeds,
         "method.repeats": 1,
         "method.names": "('ce','los')",
         "eval.every": epochs,  # where nothing is chosen by it
-        **{f"method.{name}.epochs": retrain_epochs for name in ("ce", "los")},
+        **{f"method.{name}.epochs": more for name in ("ce", "los")},
     }
     began = time.monotonic()
     result = summary(accuracies(config, base, options.workdir))
     result["seconds"] = time.monotonic() - began
     what = "digits" if options.quick else f"CIFAR100-LT{argument}"
-    print(f"{what}, {epochs} + {retrain_epochs} epochs, {seeds} seeds of both stages,")
+    print(f"{what}, {epochs} + {more} epochs, {seeds} seeds of both stages,")
     print(f"split {result['split']}; accuracy over all test images, per cent\n")
     print(table(result))
     if options.json:
