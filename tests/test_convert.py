@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -469,13 +470,26 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
         (b"rubbish", "no file of weights that PyTorch wrote"),
         (b"", "no file of weights that PyTorch wrote"),
         (b"PK\3\4rubbish", "no file of weights that PyTorch wrote"),
+        (pickle.dumps({"a": 1}), "no file of weights that PyTorch wrote"),
+        (pickle.dumps(Path("x")), "no file of weights that PyTorch wrote"),
+        (["no", "weights"], "no residual network in it"),
+        ({"epoch": 3}, "no arrays at all"),
     ],
 )
-def test_files_that_torch_did_not_write(tmp_path, capsys, content, message):
+def test_files_that_hold_no_weights(tmp_path, capsys, content, message):
+    import torch
+
     file = tmp_path / "net.pth"
-    file.write_bytes(content)
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
     assert cli.main(["convert", str(file), str(tmp_path / "x"), "--arch=resnet8"]) == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told
+    for word in ("Traceback", "Warning", "will likely succeed"):
+        assert word not in told
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parity
