@@ -87,6 +87,7 @@ def test_the_protocol_table_compares_seed_by_seed() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # fifteen commands, each with all of its compilation
 def test_what_the_protocol_table_shares_is_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
