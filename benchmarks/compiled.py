@@ -184,7 +184,8 @@ def measure(case: Case) -> dict[str, Any]:
         )
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
-        return state, steps.Knobs(key, one, adjust, head, one > 0)
+        numbers = jax.random.key_data(key)  # as steps.replicate sends it
+        return state, steps.Knobs(numbers, one, adjust, head, one > 0)
 
     state, knobs = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
     rows = case.batch // DEVICES

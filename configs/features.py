@@ -107,6 +107,8 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optim.schedule = "epoch"
     config.optim.warmup = 0.0
     config.optim.sampler = "instance"  # "instance", "class" or "sqrt"
+    # Leaves out the last batch of an epoch where it is smaller than the others.
+    config.optim.drop_last = False
     config.optim.trains = ".*"  # regex of the parameters that are trained
     config.optim.batch_norm = "train"
 

@@ -141,6 +141,8 @@ def get_config(argument: str = "") -> ConfigDict:
     # Alpha of mixing images and targets by pairs; 0: none. MiSLAS: 0.2.
     config.optim.mixup = 0.0
     config.optim.sampler = "instance"  # "instance", "class" or "sqrt"
+    # Leaves out the last batch of an epoch where it is smaller than the others.
+    config.optim.drop_last = False
     config.optim.trains = ".*"  # regex of the parameters that are trained
     config.optim.batch_norm = "train"
 

@@ -210,7 +210,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     command = add(
-        "predict", _predict, "classes of images", workdir=True, configured=False
+        "predict", _predict, "classes of images", workdir=False, configured=False
+    )
+    network = command.add_mutually_exclusive_group(required=True)
+    network.add_argument("--workdir", type=_path, help="of a finished run")
+    network.add_argument(
+        "--artefact",
+        type=_path,
+        metavar="FILE",
+        help="a .stablehlo of `lt-jax convert`, in place of a workdir",
     )
     command.add_argument("images", metavar="IMAGE", nargs="+", type=_path)
     command.add_argument(
@@ -414,11 +422,17 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from lt_jax import predict
+    from lt_jax import artefacts, predict
+    from lt_jax.types import InputError
 
-    found = predict.predict(
-        options.workdir, options.images, options.method, options.top
-    )
+    if options.artefact is None:
+        found = predict.predict(
+            options.workdir, options.images, options.method, options.top
+        )
+    elif options.method:
+        raise InputError("an artefact holds one head: leave --method out")
+    else:
+        found = artefacts.predict(options.artefact, options.images, options.top)
     if options.json:
         print(json.dumps(found))
         return

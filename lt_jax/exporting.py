@@ -16,7 +16,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from lt_jax import interop, methods, models, results, trees, weightfiles, weights
+from lt_jax import (
+    artefacts,
+    data,
+    interop,
+    methods,
+    models,
+    results,
+    trees,
+    weightfiles,
+    weights,
+)
 from lt_jax.checks import RECIPE
 from lt_jax.data.augment import Augment, normalise
 from lt_jax.heads import Head, linear
@@ -38,6 +48,10 @@ class Finished(NamedTuple):
     model: dict[str, Any]  # as in the config, or in the outcome of a converted file
     augment: Augment | None  # None where no config says how images are normalised
     outcome: dict[str, Any]
+    dataset: str  # its name; "" where no config says so
+    # How an image becomes pixels: ``size`` [H, W], ``resize`` of photographs before the
+    # centre crop, ``flip``. None where no config says so, and for features.
+    images: dict[str, Any] | None
 
 
 def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
@@ -94,11 +108,18 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         )
     like = weights.blank(backbone, head, shape, kernel.shape[1])
     network = weights.loaded(source, like, "")
-    augment = None
+    augment, images, name = None, None, ""
     if told:
-        data = told["data"]
-        augment = Augment(0, False, tuple(data["mean"]), tuple(data["std"]))
-    return Finished(backbone, head, network, model, augment, outcome)
+        read, name = told["data"], told["data"]["name"]
+        augment = Augment(0, False, tuple(read["mean"]), tuple(read["std"]))
+        if model["name"] != "none":
+            photos = name in data.PHOTOS
+            images = {
+                "size": [read["size"]] * 2 if photos else list(data.SHAPES[name][:2]),
+                "resize": read["resize"] if photos else None,
+                "flip": told["eval"]["flip"],
+            }
+    return Finished(backbone, head, network, model, augment, outcome, name, images)
 
 
 def write(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
@@ -157,10 +178,12 @@ def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
         "classes": fit.outcome.get("per_class", {}).get("class"),
         "run": fit.outcome["run"],
         "model": fit.model,
+        "dataset": fit.dataset,
+        "images": fit.images,
     }
     with weightfiles.whole(target) as draft:
         draft.write_bytes(written)
-    with weightfiles.whole(target.with_name(target.name + ".json")) as draft:
+    with weightfiles.whole(artefacts.note_of(target)) as draft:
         draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     tell(
         f"{fit.outcome['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} "

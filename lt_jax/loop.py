@@ -63,6 +63,7 @@ class Stage(NamedTuple):
     batch_norm: str  # see steps.BATCH_NORM
     accumulate: int  # micro-batches that a step is computed in
     mixup: float  # alpha of mixup; 0: none
+    drop_last: bool  # leaves out the last batch of an epoch where it is smaller
 
 
 class Fitted(NamedTuple):
@@ -92,7 +93,8 @@ def fit(
         written before it stand.
     """
     train = task.splits.train
-    per_epoch = -(-len(train) // stage.batch)
+    images = samplers.passed_over(len(train), stage.batch, stage.drop_last)
+    per_epoch = -(-images // stage.batch)
     total = stage.epochs * per_epoch
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
@@ -155,7 +157,7 @@ def fit(
                 epoch = step // per_epoch
                 rows = samplers.plan(
                     train.labels, method.sampler, stage.batch, stage.run, epoch
-                )
+                )[:per_epoch]
                 # The place of an image in the plan draws its crop.
                 places = np.arange(rows.size).reshape(rows.shape)
                 rows, places = (

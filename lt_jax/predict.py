@@ -13,20 +13,18 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps
 
 from lt_jax import data, results, weights
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken
-from lt_jax.data.photos import photographs
 from lt_jax.features import Request, extract
 from lt_jax.heads import linear
 from lt_jax.log import Log
+from lt_jax.pictures import check_top, pictures, ranked
 from lt_jax.session import make_task, view_of
 from lt_jax.types import Config, Dataset, InputError, Splits, near
 from lt_jax.weights import Source
 
-UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises
 FOLDERS = ("chosen/", "", "fixed/")  # where a method's fits lie, what is best first
 
 
@@ -54,8 +52,7 @@ def predict(
     config = _config(workdir)
     outcome = _outcome(workdir, config, method)
     classes = tuple(outcome["per_class"]["class"])
-    if top < 1:
-        raise InputError(f"--top must be at least 1, found {top}")
+    check_top(top)
     dataset = _dataset(config, classes, images)
     counts = np.array(outcome["per_class"]["train_count"])
     splits = Splits(dataset, dataset, dataset, counts, "")
@@ -82,21 +79,7 @@ def predict(
     features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
     logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
     mean = logits.reshape(len(views), len(images), -1).mean(axis=0)
-    probability = np.asarray(jax.nn.softmax(mean, axis=-1))
-    order = np.argsort(-mean, axis=-1, kind="stable")[:, :top]
-    return {
-        "head": run,
-        "images": [
-            {
-                "path": str(path),
-                "top": [
-                    {"class": classes[k], "probability": float(probability[i, k])}
-                    for k in order[i]
-                ],
-            }
-            for i, path in enumerate(images)
-        ],
-    }
+    return ranked(run, images, classes, mean, top)
 
 
 def _config(workdir: Path) -> Config:
@@ -133,42 +116,5 @@ def _dataset(
     config: Config, classes: tuple[str, ...], images: Sequence[Path]
 ) -> Dataset:
     """The images as a data set whose labels mean nothing."""
-    contents = [_checked(path) for path in images]
-    labels = np.zeros(len(images), np.int32)
-    ids = np.array([str(path) for path in images])
-
-    def encoded(rows: np.ndarray) -> list[bytes]:
-        return [images[row].read_bytes() for row in rows]
-
-    if config.data.name in data.PHOTOS:
-        return photographs("images", classes, labels, ids, encoded, view_of(config))
-    height, width, channels = shape = data.SHAPES[config.data.name]
-    for path, size in zip(images, contents, strict=True):
-        if size != (width, height):
-            raise InputError(
-                f"{path} has {size[0]} x {size[1]} pixels, expected {width} x {height}:"
-                f" the network was trained on {config.data.name}, whose images all "
-                "have this size"
-            )
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        pixels, mode = [], "RGB" if channels > 1 else "L"
-        for row in rows:
-            with Image.open(images[row]) as image:
-                turned = ImageOps.exif_transpose(image).convert(mode)
-                pixels.append(np.asarray(turned))
-        return np.stack(pixels).reshape(len(rows), *shape)
-
-    return Dataset("images", classes, labels, ids, shape, read)
-
-
-def _checked(path: Path) -> tuple[int, int]:
-    """Width and height of an image that can be decoded to its end."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except FileNotFoundError as error:
-        raise InputError(f"no image {path}") from error
-    except UNREADABLE as error:
-        raise InputError(f"{path} cannot be read as an image: {error}") from error
+    looks = data.SHAPES.get(config.data.name)
+    return pictures(images, classes, looks or view_of(config), config.data.name)

@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, models, outcomes, results, steps, trees, weights
+from lt_jax import (
+    metrics,
+    models,
+    outcomes,
+    results,
+    samplers,
+    steps,
+    trees,
+    weights,
+)
 from lt_jax import sweep as sweeping
 from lt_jax.checks import check_sweep, make_method
 from lt_jax.features import Features, plain_features
@@ -135,7 +144,8 @@ def _lowest(tally: Tally, classes: tuple[str, ...]) -> list[tuple[str, float]]:
 
 def _stage1(session: Session) -> None:
     c, o, init = session.config, session.config.optim, session.config.model.init
-    told = False
+    size, told = len(session.task.splits.train), False
+    images = samplers.passed_over(size, o.batch, o.drop_last)
     for seed in range(c.seed, c.seed + o.repeats):
         run = (1, seed)
         if outcomes.done(session, f"stage1/{seed}"):
@@ -155,12 +165,13 @@ def _stage1(session: Session) -> None:
             method=session.methods["stage1"],
             epochs=o.epochs,
             batch=o.batch,
-            rates=session.rates(o.lr, o.epochs, o, len(session.task.splits.train)),
+            rates=session.rates(o.lr, o.epochs, o, images),
             sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
             trains=o.trains,
             batch_norm=o.batch_norm,
             accumulate=o.accumulate,
             mixup=o.mixup,
+            drop_last=o.drop_last,
         )
         _fit(session, stage, [seed], start, {})
 
@@ -198,6 +209,7 @@ def _stage2(session: Session) -> None:
                     batch_norm=m.batch_norm,
                     accumulate=m.accumulate,
                     mixup=0.0,
+                    drop_last=False,
                 )
                 start = weights.with_head(session.task, init, stage1, method, stage.run)
                 hyper = sweeping.own_values(c)[name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import pickle
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,9 @@ def _pytorch(file: Path) -> Any:
         old = f"numpy.core.multiarray.{call.__name__}"
         harmless += [call, (call, old)]
     try:
-        with torch.serialization.safe_globals(harmless):
+        # PyTorch warns of pickles that it did not write; they are refused, or read.
+        with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise InputError(_told(file, str(error))) from error
@@ -104,8 +107,13 @@ def _told(file: Path, error: str) -> str:
     """What to do about a pickle that PyTorch will not open."""
     refused = [part for part in error.split("GLOBAL ")[1:2] if part.strip()]
     if not refused:
-        first = error.strip().splitlines()[0]
-        return f"{file} is no file of weights that PyTorch wrote: {first}"
+        # PyTorch's own advice is to open it all the same, which would run its code.
+        _, _, why = error.partition("WeightsUnpickler error: ")
+        first = (why.strip() or "a pickle of something else").splitlines()[0]
+        return (
+            f"{file} is no file of weights that PyTorch wrote ({first}): expected what "
+            "torch.save(model.state_dict(), FILE) writes, or .safetensors"
+        )
     return (
         f"{file} is a pickle that holds more than weights ({refused[0].split()[0]}), "
         "and opening it would run code of its maker. If you trust it, save the weights "

@@ -10,17 +10,21 @@ from types import ModuleType
 import jax
 import pytest
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "stage2.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.fixture(scope="module")
-def stage2() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("stage2", SCRIPT)
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def stage2() -> ModuleType:
+    return script("stage2")
 
 
 @pytest.mark.parity
@@ -56,13 +60,7 @@ def test_against_authors_starts_equal_and_draws(stage2: ModuleType, tmp_path: Pa
     """Two steps from the same weights: the first losses agree to rounding."""
     from lt_jax.types import Splits
 
-    spec = importlib.util.spec_from_file_location(
-        "against_authors", SCRIPT.with_name("against_authors.py")
-    )
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = script("against_authors")
     part = stage2.long_tail(2)
     splits = Splits(part, part.take(part.labels[:0]), part, part.counts, part.hash)
     result = module.measure("resnet32", 300, 2, splits)
@@ -73,3 +71,50 @@ def test_against_authors_starts_equal_and_draws(stage2: ModuleType, tmp_path: Pa
     assert ours == pytest.approx(theirs, rel=1e-5)
     assert other == pytest.approx(theirs, rel=1e-5)
     assert (tmp_path / "curve.png").stat().st_size < 50_000
+
+
+def test_the_protocol_table_compares_seed_by_seed() -> None:
+    protocol = script("protocol")
+    by_head = {head: [0.3, 0.5] for head in protocol.HEADS}
+    found = {"split": "abc", **dict.fromkeys(protocol.ROWS, by_head)}
+    found["flip"] = {**by_head, "los": [0.35, 0.53]}
+    result = protocol.summary(found)
+    assert result["difference"]["flip"]["los"]["mean"] == pytest.approx(0.04)
+    lines = protocol.table(result).splitlines()
+    assert len(lines) == 2 + len(protocol.ROWS)
+    assert lines[2].startswith("| clean | 40.0 ± 14.1 | 40.0 ± 14.1 | 40.0 ± 14.1 |  |")
+    assert lines[4].endswith("| 44.0 ± 12.7 | +0.0 ± 0.0 | +0.0 ± 0.0 | +4.0 ± 1.4 |")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)  # fifteen commands, each with all of its compilation
+def test_what_the_protocol_table_shares_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows out of shared trainings equal runs of their own."""
+    import json
+
+    import tiny_digits
+
+    from lt_jax import train
+
+    protocol = script("protocol")
+    arguments = ["--quick", "--json", f"--workdir={tmp_path / 'table'}"]
+    monkeypatch.setattr(sys, "argv", ["protocol.py", *arguments])
+    protocol.main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["accuracy"]
+    assert set(found) == set(protocol.ROWS)
+    assert found["flip"] != found["clean"]
+    changes = {"optim__epochs": 3, "optim__repeats": 2}
+    for row, more in {
+        "clean": {},
+        "flip": {"eval__flip": True},
+        "drop_last": {"optim__drop_last": True},
+        "paper": {key.replace(".", "__"): v for key, v in protocol.PAPER.items()},
+    }.items():
+        config = tiny_digits.config(**changes, **more)
+        config.method.los.lr = config.method.ce.lr
+        own = train.run(config, tmp_path / row)["methods"]
+        for head in protocol.HEADS:
+            expected = own[head]["all"]["values"]
+            assert found[row][head]["values"] == expected, (row, head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import tiny_digits
 from test_train import arrays
 
 from lt_jax import (
+    artefacts,
     checkpoint,
     cli,
     exporting,
@@ -387,6 +389,8 @@ def test_the_artefact_of_features_takes_features(tmp_path):
     for size in (1, 7):
         given = np.ones((size, 8), np.float32)
         np.testing.assert_allclose(again.call(given), program(given), rtol=1e-5)
+    with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
+        artefacts.predict(file, [], 1)
 
 
 def test_safetensors_of_every_float(tmp_path):
@@ -466,13 +470,26 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
         (b"rubbish", "no file of weights that PyTorch wrote"),
         (b"", "no file of weights that PyTorch wrote"),
         (b"PK\3\4rubbish", "no file of weights that PyTorch wrote"),
+        (pickle.dumps({"a": 1}), "no file of weights that PyTorch wrote"),
+        (pickle.dumps(Path("x")), "no file of weights that PyTorch wrote"),
+        (["no", "weights"], "no residual network in it"),
+        ({"epoch": 3}, "no arrays at all"),
     ],
 )
-def test_files_that_torch_did_not_write(tmp_path, capsys, content, message):
+def test_files_that_hold_no_weights(tmp_path, capsys, content, message):
+    import torch
+
     file = tmp_path / "net.pth"
-    file.write_bytes(content)
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        torch.save(content, file)
     assert cli.main(["convert", str(file), str(tmp_path / "x"), "--arch=resnet8"]) == 2
-    assert message in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert message in told
+    for word in ("Traceback", "Warning", "will likely succeed"):
+        assert word not in told
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parity

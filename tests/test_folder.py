@@ -13,7 +13,7 @@ import tiny_digits
 import tiny_photos
 from PIL import Image
 
-from lt_jax import cli, data, predict, train
+from lt_jax import artefacts, cli, data, predict, train
 from lt_jax.data import folder, listing
 from lt_jax.data.photos import View
 from lt_jax.types import InputError, Splits
@@ -412,6 +412,81 @@ def test_predict_agrees_with_evaluate(run, capsys):
     flags = ["--workdir", str(workdir), str(images[0])]
     assert cli.main(["predict", *flags, "--method", "ce/0.0"]) == 0
     assert "by ce/0.0" in capsys.readouterr().out
+
+
+def test_predict_by_the_artefact(run, tmp_path, capsys):
+    """Without the workdir, from photographs of several sizes: the same as with it."""
+    _, workdir, root, _ = run
+    file, away = tmp_path / "net.stablehlo", tmp_path / "away"
+    assert cli.main(["convert", str(workdir), str(file), "--method=los"]) == 0
+    images = sorted((root / "test").rglob("bild*"))
+    Image.new("RGB", (30, 61), (40, 200, 40)).save(tmp_path / "high.png")
+    images.append(tmp_path / "high.png")
+    expected = predict.predict(workdir, images, "los", 3)
+    capsys.readouterr()
+    shutil.move(workdir, away)
+    try:
+        arguments = ["predict", "--artefact", str(file), *map(str, images)]
+        assert cli.main([*arguments, "--top=3", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+    finally:
+        shutil.move(away, workdir)
+    assert_same_guesses(found, expected)
+
+
+def test_predict_by_the_artefact_of_small_images(tmp_path, monkeypatch):
+    """Averaged over mirror images; more images than are computed at once."""
+    workdir, file = tmp_path / "run", tmp_path / "net.stablehlo"
+    train.train(tiny_digits.config(optim__epochs=1, eval__flip=True), workdir)
+    assert cli.main(["convert", str(workdir), str(file)]) == 0
+    _, test = data.SOURCES["digits"]("")
+    images = [tmp_path / f"{row}.png" for row in range(7)]
+    for path, image in zip(images, test.read(np.arange(7)), strict=True):
+        Image.fromarray(image[..., 0]).save(path)
+    monkeypatch.setattr(artefacts, "AT_ONCE", 3)
+    found = artefacts.predict(file, images, 10)
+    assert_same_guesses(found, predict.predict(workdir, images, "", 10))
+
+
+def assert_same_guesses(found, expected):
+    assert found["head"] == expected["head"]
+    assert len(found["images"]) == len(expected["images"])
+    for one, other in zip(found["images"], expected["images"], strict=True):
+        assert one["path"] == other["path"]
+        # By name: two classes may be equally probable up to rounding.
+        ours, theirs = (
+            {guess["class"]: guess["probability"] for guess in image["top"]}
+            for image in (one, other)
+        )
+        assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_predict_refuses_what_is_no_artefact(run, tmp_path, capsys):
+    _, workdir, root, _ = run
+    image = str(next((root / "test").rglob("bild*")))
+    file = tmp_path / "net.stablehlo"
+    assert cli.main(["convert", str(workdir), str(file)]) == 0
+    note = tmp_path / "net.stablehlo.json"
+    told = note.read_text()
+
+    def refused(*arguments):
+        capsys.readouterr()
+        assert cli.main(["predict", "--artefact", str(file), image, *arguments]) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    assert "holds one head" in refused("--method=los")
+    assert "--top must be at least 1" in refused("--top=0")
+    note.write_text(told.replace('"images"', '"pictures"'))
+    assert "net.stablehlo.json is not there or does not fit" in refused()
+    note.unlink()
+    assert "convert the workdir again" in refused()
+    note.write_text(told)
+    file.write_bytes(file.read_bytes()[:1000])
+    assert "is damaged or no artefact" in refused()
+    file.unlink()
+    assert "there is no file" in refused()
 
 
 def test_evaluate_names_classes(run):

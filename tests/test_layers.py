@@ -62,6 +62,8 @@ FLOORS = {
     "results.py": 3,
     "info.py": 3,
     "predict.py": 3,
+    "pictures.py": 3,
+    "artefacts.py": 3,
     "workdirs.py": 3,
     "report_tables.py": 3,
     "report_figures.py": 3,

@@ -404,7 +404,11 @@ def test_nearest_mean(nets, kind):
     rng = np.random.default_rng(0)
     labels = np.arange(20) % K
     features = rng.normal(size=(20, D)).astype(np.float32)
-    head = heads.nearest_mean(jnp.asarray(features), jnp.asarray(labels), K, kind)
+
+    def blocks():  # 20 rows in two
+        yield from (jnp.asarray(features[:13]), jnp.asarray(features[13:]))
+
+    head = heads.nearest_mean(blocks, labels, (D, K), kind)
     ours = heads.NEAREST[kind].apply(head, jnp.asarray(features))
     f = torch.tensor(features)
     f = f - f.mean(0) if kind == "cl2" else f
@@ -601,7 +605,8 @@ def test_the_same_offsets_give_the_same_pixels(nets):
     ours = augmentation.normalise(augment, ours)
     x = torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 255
     x = torch.nn.functional.pad(x, (4, 4, 4, 4))  # black, before normalisation
-    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in augment[2:])
+    pair = (augment.mean, augment.std)
+    mean, std = (torch.tensor(v).reshape(3, 1, 1) for v in pair)
     for i in range(40):
         t, s = int(top[i]), int(left[i])
         crop = x[i, :, t : t + 32, s : s + 32]

@@ -356,6 +356,17 @@ def test_a_diverging_run_stops_and_names_the_step(tmp_path):
     assert results.outcome(tmp_path / "checkpoints/stage1/0") is None
 
 
+def test_the_last_batch_of_an_epoch_may_be_left_out(tmp_path):
+    """307 examples in batches of 32 are 10 steps, or 9 full ones."""
+    config = tiny_digits.config(optim__drop_last=True, optim__epochs=2)
+    train.train(config, tmp_path)
+    outcome = results.outcome(tmp_path / "checkpoints/stage1/0")
+    assert outcome is not None
+    assert outcome["step"] == 2 * (STEPS - 1)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2 * (STEPS - 1)]
+
+
 def test_a_bad_last_update_behind_a_good_loss_is_not_a_result(tmp_path):
     """The loss of a step is of the parameters before it."""
     config = tiny_digits.config(
@@ -402,6 +413,10 @@ def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
         ({"optim__decay_on": "nothing"}, "acts on nothing"),
         ({"optim__trains": "heads/.*"}, "no parameter matches"),
         ({"optim__sampler": "balanced"}, "unknown optim.sampler"),
+        (
+            {"optim__drop_last": True, "optim__batch": 400},
+            "optim.drop_last leaves nothing of 307 training images in batches of 400",
+        ),
         ({"optim__schedule": "linear"}, "unknown schedule"),
         ({"optim__warmup": 4.0}, "warm-up"),
         ({"method__los__lr": 0.0}, "method 'los': the learning rate must be positive"),

@@ -14,11 +14,12 @@ import pyarrow.parquet
 import pytest
 import tiny_digits
 
-from lt_jax import data, train
+from lt_jax import cli, data, train
 from lt_jax.data import vectors
 from lt_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
+CONFIG = tiny_digits.CONFIGS / "features.py"
 COUNTS = (40, 20, 10, 6)
 
 
@@ -155,6 +156,31 @@ def test_what_is_wrong_with_parquet_is_told(tmp_path):
     file.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="cannot be read"):
         vectors.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["retrain", "sweep"])
+def test_bad_features_end_a_command_with_one_message(tmp_path, capsys, command):
+    """Exit code 2, no traceback, no workdir begun."""
+    folder = write(tmp_path / "f", train=changed(features=with_nan))
+    arguments = [command, "--config", f"{CONFIG}:path={folder}"]
+    assert cli.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lt-jax: ")
+    assert "the features of example 3 are not all finite numbers" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_width_than_the_head_was_fitted_on(folder, tmp_path):
+    train.retrain(config(folder), tmp_path / "narrow")
+    wide = write(
+        tmp_path / "wide",
+        train=arrays(width=12),
+        test=arrays((10,) * 4, seed=1, width=12),
+    )
+    there = config(wide, init__path=str(tmp_path / "narrow"))
+    with pytest.raises(InputError, match=r"params/head/kernel: \(8, 4\).*\(12, 4\)"):
+        train.retrain(there, tmp_path / "other")
 
 
 def test_whole_is_not_cut(tmp_path):
