@@ -13,9 +13,10 @@ An epoch is the 10,847 images of CIFAR100-LT at IR 100 (made of noise), read, au
 and fitted: ours by the loop's feed and resident on the device, PyTorch's by crops and
 flips of NumPy, one call a batch, which is faster than torchvision's, an image a call.
 
-JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step), `eval_over_torch`
-(the lower of the two networks), `epoch_over_torch` (ResNet-32), rates of ours over
-PyTorch's, medians over the rounds; `rounds`: all of it.
+JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
+`eval_over_torch` (the lower of the two networks), `epoch_over_torch` and
+`resident_over_torch` (ResNet-32), rates of ours over PyTorch's, medians over the
+rounds; `rounds`: all of it.
 
 On a GPU (`--platform gpu`) ours runs in bfloat16, PyTorch with `torch.compile`,
 channels_last and bfloat16 autocast, batch 64 and 512; that needs a PyTorch with CUDA,
@@ -25,6 +26,7 @@ which no extra of this package installs.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import json
 import os
@@ -40,6 +42,7 @@ CLASSES, SIDE = 100, 32
 NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
 TORCH = ("channels_first", "channels_last")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+EPOCHS = ("epoch", "resident")
 EPOCH = 10_847  # images of CIFAR100-LT at IR 100
 
 
@@ -52,14 +55,18 @@ def made_images(number: int) -> tuple[Any, Any]:
     return images, rng.integers(0, CLASSES, number, np.int32)
 
 
+def print_to_stderr(compiled: Any) -> None:
+    print(f"compiled in {compiled.seconds:.1f} s", file=sys.stderr)
+
+
 def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
     """What the package does, by name: each does so many steps, or one epoch."""
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, metrics, models, optim, samplers, steps
+    from lt_jax import heads, losses, metrics, models, optim, samplers, stepping, steps
     from lt_jax.data.augment import Augment
-    from lt_jax.data.feed import feed
+    from lt_jax.data.feed import Broken, Crops
     from lt_jax.types import Dataset
 
     images, labels = made_images(number)
@@ -71,10 +78,8 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
         images.shape[1:],
         lambda rows: images[rows],
     )
-    backbone = models.create(
-        net, "cifar", NETS[net], False, "torch", dtype, steps.AXIS
-    )
-    backbone = backbone.clone(engine=os.environ.get("ENG","xla"))
+    backbone = models.create(net, "cifar", NETS[net], False, "torch", dtype, steps.AXIS)
+    backbone = backbone.clone(engine=models.fastest_engine())
     params, stats = models.init(backbone, jax.random.key(0), dataset.shape)
     head = heads.linear.init(
         jax.random.key(1), None, models.features_of(backbone), CLASSES, "torch"
@@ -92,9 +97,17 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
         )
     )
     augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-    train = steps.make_train_step(
-        backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
+    made = (
+        backbone,
+        heads.linear,
+        losses.adjusted_xent,
+        None,
+        sgd,
+        ".*",
+        "train",
+        augment,
     )
+    train: Any = steps.make_train_step(*made)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     ready = steps.shard(
         {
@@ -103,6 +116,20 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
             "mask": np.ones(batch, np.float32),
         }
     )
+
+    train = steps.compile_ahead(train, state, ready, knobs).run
+    takers = {
+        "epoch": stepping.streamed(
+            steps.make_train_step(*made), dataset, Broken(dataset), print_to_stderr
+        ),
+        "resident": stepping.resident(
+            steps.make_train_step(*made),
+            steps.make_train_steps(*made),
+            dataset,
+            steps.at_once(0),
+            print_to_stderr,
+        ),
+    }
 
     def step(count: int) -> None:
         nonlocal state
@@ -120,17 +147,19 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
             wait(tally.seen)
         jax.block_until_ready(tally)
 
-    def epoch(count: int) -> None:
+    def epoch(kind: str, count: int) -> None:
         nonlocal state
         rows = samplers.plan(labels, "instance", batch, (1, 0), 0)[:count]
         rows = steps.part(steps.arrange(rows, 1, pairs=False))
+        crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
         wait, measured = steps.throttle(), None
-        for one in feed(dataset, rows, steps.shard):
-            state, measured = train(state, one, knobs)
+        for after, measured, _ in takers[kind](state, rows, crops, knobs):
+            state = after
             wait(measured)
         jax.block_until_ready(measured)
 
-    return {"step": step, "eval": score, "epoch": epoch}
+    whole = {kind: functools.partial(epoch, kind) for kind in takers}
+    return {"step": step, "eval": score, **whole}
 
 
 def theirs(
@@ -200,13 +229,16 @@ def theirs(
             where = rng.integers(0, 9, (len(rows), 2))
             mirrored = rng.random(len(rows)) < 0.5
             cut = np.stack(
-                [w[i : i + SIDE, j : j + SIDE] for w, (i, j) in zip(wide, where)]
+                [
+                    w[i : i + SIDE, j : j + SIDE]
+                    for w, (i, j) in zip(wide, where, strict=True)
+                ]
             )
             cut[mirrored] = cut[mirrored, :, ::-1]
             fit(pixels(cut), torch.from_numpy(labels[rows]).long().to(device))
         sync()
 
-    return {"step": step, "eval": score, "epoch": epoch}
+    return {"step": step, "eval": score, "epoch": epoch, "resident": epoch}
 
 
 def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
@@ -265,7 +297,7 @@ def measure(
                 worker.take(name, 2)  # compiles, fills caches
         for _ in range(rounds):
             for name, count in counts.items():
-                seen = min(count * batch, number) if name == "epoch" else count * batch
+                seen = min(count * batch, number) if name in EPOCHS else count * batch
                 rates[name].append(
                     {k: seen / w.take(name, count) for k, w in workers.items()}
                 )
@@ -305,7 +337,7 @@ def main() -> None:
             much = 4 if options.quick else {"resnet32": 20, "resnet34": 5}[net]
             counts = {"step": much, "eval": 2 * much}
             if net == "resnet32":
-                counts["epoch"] = -(-number // batch)
+                counts |= dict.fromkeys(EPOCHS, -(-number // batch))
             rates = measure(net, batch, rounds, counts, number, device)
             found[f"{net}_{batch}"] = rates
             for name, some in rates.items():
@@ -322,6 +354,7 @@ def main() -> None:
     )
     if "resnet32" in options.nets:
         result["epoch_over_torch"] = ratio(found["resnet32_64"]["epoch"])
+        result["resident_over_torch"] = ratio(found["resnet32_64"]["resident"])
     if options.json:
         print(json.dumps({**result, "rounds": found}))
 

@@ -143,6 +143,10 @@ def get_config(argument: str = "") -> ConfigDict:
     config.optim.sampler = "instance"  # "instance", "class" or "sqrt"
     # Leaves out the last batch of an epoch where it is smaller than the others.
     config.optim.drop_last = False
+    # GiB of training images that each device may hold; larger sets are streamed.
+    config.optim.resident = 1.0
+    # Steps in one call, where the devices hold the images; 0: 1 on CPUs, else 16.
+    config.optim.at_once = 0
     config.optim.trains = ".*"  # regex of the parameters that are trained
     config.optim.batch_norm = "train"
 

@@ -23,6 +23,7 @@ from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
+from lt_jax.stepping import holds, resident, streamed
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
@@ -39,6 +40,8 @@ class Task(NamedTuple):
     eval_every: int  # epochs
     save_every: int  # epochs
     select: str  # the checkpoint that is kept: "last", or best on "validation"/"test"
+    resident: float  # GiB of training images that a device may hold; 0: streamed
+    at_once: int  # steps in one call where they do; 0: what is fastest
     log_seconds: float  # between progress lines where there is no progress bar
 
     @property
@@ -110,7 +113,7 @@ def fit(
     )
     late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    train_step = steps.make_train_step(
+    made = (
         task.backbone,
         method.head,
         method.loss,
@@ -122,6 +125,21 @@ def fit(
         stage.accumulate,
         stage.mixup,
     )
+    broken = Broken(train)
+
+    def tell(compiled: steps.Compiled) -> None:
+        log.say(
+            f"{stage.title}: the step was compiled in {compiled.seconds:.1f} s; "
+            f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
+        )
+
+    step_of = steps.make_train_step(*made)
+    if holds(train, task.resident):
+        several = steps.make_train_steps(*made)
+        at_once = steps.at_once(task.at_once)
+        stepper = resident(step_of, several, train, at_once, tell)
+    else:
+        stepper = streamed(step_of, train, broken, tell)
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         meter = Meter(stage.title, total)
@@ -150,7 +168,6 @@ def fit(
             return f"{stage.title}: step {step:,} of {total:,}"
 
         by = ""
-        broken = Broken(train)
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
         with bar, jax.transfer_guard("disallow"):
             while step < total:
@@ -172,13 +189,11 @@ def fit(
                 )
                 crops = Crops(stage.run, epoch, places)
                 knobs = early if epoch < late_from else late
-                batches = feed(train, rows, steps.shard, crops=crops, broken=broken)
-                for batch in batches:
-                    state, measured = train_step(state, batch, knobs)
-                    step += 1
-                    meter.add(step, measured)
-                    bar.update(stage.batch)
-                    if steps.meets_at(step) and (by := stopped()):
+                for after, measured, count in stepper(state, rows, crops, knobs):
+                    state, step = after, step + count
+                    meter.add(step, measured, count)
+                    bar.update(count * stage.batch)
+                    if steps.meets_at(step, count) and (by := stopped()):
                         break
                     if news := broken.news():
                         log.warn(news)

@@ -23,7 +23,7 @@ class Meter:
         self._title = title
         self._total = total  # steps of the run
         self._wait = steps.throttle()
-        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
+        self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._begun = self._told = time.monotonic()
         self._mark: float | None = None  # training is timed from here; None: compiling
         # Of the steps after the first one, which compiles; evaluation left out.
@@ -52,10 +52,14 @@ class Meter:
         if self._mark is not None:
             self._mark = time.monotonic()
 
-    def add(self, step: int, measured: dict[str, jax.Array]) -> None:
-        """Takes what a step measured; waits only for a step of long ago."""
+    def add(self, step: int, measured: dict[str, jax.Array], count: int = 1) -> None:
+        """Takes what a step measured; waits only for a step of long ago.
+
+        With ``count`` above 1 what so many steps measured, the last of them ``step``:
+        arrays with a leading axis of steps.
+        """
         self._wait(measured)
-        self._pending.append((step, measured))
+        self._pending.append((step, count, measured))
         if self._mark is None:
             self.fetch()
             self._mark = time.monotonic()
@@ -66,7 +70,11 @@ class Meter:
         Raises:
           Diverged: a loss or a parameter is nan or infinite; names the step.
         """
-        fetched = jax.device_get(self._pending)
+        fetched = [
+            (last - count + 1 + at, {k: v.reshape(-1)[at] for k, v in each.items()})
+            for last, count, each in jax.device_get(self._pending)
+            for at in range(count)
+        ]
         self._pending = []
         if self._mark is not None:
             now = time.monotonic()

@@ -36,6 +36,8 @@ FREE = (
     "data.dir",
     "data.table",
     "data.workers",
+    "optim.resident",
+    "optim.at_once",
     "save.*",
     "log.*",
     "eval.batch",
@@ -108,7 +110,7 @@ def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
         init=m.init,
         dtype=m.dtype,
         axis_name=steps.AXIS,
-    )
+    ).clone(engine=models.fastest_engine())
 
 
 def view_of(config: Config) -> View:
@@ -144,6 +146,8 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
         eval_every=c.eval.every,
         save_every=c.save.every,
         select=c.eval.select,
+        resident=c.optim.resident,
+        at_once=c.optim.at_once,
         log_seconds=c.log.seconds,
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import collections
 import functools
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -62,8 +63,8 @@ class Knobs(NamedTuple):
 
 
 @functools.cache
-def make_train_step(
-    backbone: ResNet,
+def _train_step(
+    backbone: Any,  # a ResNet, which pyright takes for unhashable
     head: Head,
     loss: Loss,
     project: Callable[[Params, Params], Params] | None,
@@ -73,29 +74,8 @@ def make_train_step(
     augment: Augment,
     parts: int = 1,
     mixup: float = 0.0,
-) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step of SGD on the parameters that ``trains`` matches.
-
-    Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
-    The loss is the mean over the global batch, ``sum of losses / sum of weights``.
-    ``project`` maps the head's parameters after the steps that ``projects`` names.
-
-    With ``parts`` above 1 the batch is computed in so many micro-batches one after the
-    other, in the memory of one; rows must be put in order by ``arrange``. The gradients
-    are added up, so the step is the same, but for what looks at several examples:
-    moving batch norm has the statistics of each micro-batch, and the running ones move
-    that many times; LADE's regulariser is of each micro-batch.
-
-    With ``mixup`` above 0, its alpha, every image is mixed with its neighbour in the
-    batch, and the loss is that of its label and of its neighbour's label, in the same
-    shares: for a cross-entropy the very loss of the mixed target.
-
-    Returns:
-      ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
-      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` (of the
-      example's own label) and ``seen`` (int32), and whether the new parameters are
-      ``finite``.
-    """
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """What one device does in a step, see `make_train_step`."""
     moving = BATCH_NORM[batch_norm]
     sum_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
 
@@ -199,9 +179,168 @@ def make_train_step(
         finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
         return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
 
+    return step
+
+
+@functools.cache
+def make_train_step(
+    backbone: Any,  # a ResNet
+    head: Head,
+    loss: Loss,
+    project: Callable[[Params, Params], Params] | None,
+    sgd: Sgd,
+    trains: str,
+    batch_norm: str,
+    augment: Augment,
+    parts: int = 1,
+    mixup: float = 0.0,
+) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
+    """One step of SGD on the parameters that ``trains`` matches.
+
+    Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
+    The loss is the mean over the global batch, ``sum of losses / sum of weights``.
+    ``project`` maps the head's parameters after the steps that ``projects`` names.
+
+    With ``parts`` above 1 the batch is computed in so many micro-batches one after the
+    other, in the memory of one; rows must be put in order by ``arrange``. The gradients
+    are added up, so the step is the same, but for what looks at several examples:
+    moving batch norm has the statistics of each micro-batch, and the running ones move
+    that many times; LADE's regulariser is of each micro-batch.
+
+    With ``mixup`` above 0, its alpha, every image is mixed with its neighbour in the
+    batch, and the loss is that of its label and of its neighbour's label, in the same
+    shares: for a cross-entropy the very loss of the mixed target.
+
+    Returns:
+      ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
+      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` (of the
+      example's own label) and ``seen`` (int32), and whether the new parameters are
+      ``finite``.
+    """
+    step = _train_step(
+        backbone,
+        head,
+        loss,
+        project,
+        sgd,
+        trains,
+        batch_norm,
+        augment,
+        parts,
+        mixup,
+    )
     return jax.pmap(
         step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
     )
+
+
+@functools.cache
+def make_train_steps(
+    backbone: Any,  # a ResNet
+    head: Head,
+    loss: Loss,
+    project: Callable[[Params, Params], Params] | None,
+    sgd: Sgd,
+    trains: str,
+    batch_norm: str,
+    augment: Augment,
+    parts: int = 1,
+    mixup: float = 0.0,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Several steps of `make_train_step` in one call, on images held by the devices.
+
+    The batches are those that `feed` would have brought, to the bit. The body of a loop
+    is another program than a step alone, so that sums may be rounded otherwise. Not for
+    CPUs, whose compiler gives a loop's body one thread and plain loops.
+
+    Returns:
+      ``(state, held, rows, count, knobs) -> (state, measured)``; the state is donated.
+      ``held``: ``{"image": [N, H, W, C], "label": int32[N]}``, all examples, on every
+      device; ``rows``: int32[devices, T, B / devices] from ``shard_rows``; ``count``:
+      int32[], of the T steps so many are taken. What is measured has a leading axis of
+      T, its values from ``count`` on without meaning.
+    """
+    step = _train_step(
+        backbone,
+        head,
+        loss,
+        project,
+        sgd,
+        trains,
+        batch_norm,
+        augment,
+        parts,
+        mixup,
+    )
+
+    def several(
+        state: TrainState, held: Batch, rows: jax.Array, count: jax.Array, knobs: Knobs
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        def one(carry: Any) -> Any:
+            number, state, measured = carry
+            state, new = step(state, _picked(held, rows[number]), knobs)
+            measured = jax.tree.map(lambda m, n: m.at[number].set(n), measured, new)
+            return number + 1, state, measured
+
+        batch = jax.eval_shape(_picked, held, rows[0])
+        _, shapes = jax.eval_shape(step, state, batch, knobs)
+        nothing = jax.tree.map(
+            lambda a: jnp.zeros((len(rows), *a.shape), a.dtype), shapes
+        )
+        begin = jnp.zeros((), jnp.int32), state, nothing
+        _, state, measured = jax.lax.while_loop(lambda c: c[0] < count, one, begin)
+        return state, measured
+
+    return jax.pmap(
+        several,
+        axis_name=AXIS,
+        in_axes=(None, None, 0, None, None),
+        out_axes=None,
+        donate_argnums=0,
+    )
+
+
+@functools.cache
+def make_pick() -> Callable[[Batch, jax.Array], Batch]:
+    """``(held, int32[devices, 1, B / devices]) -> batch``, as ``shard`` places it."""
+    return jax.pmap(
+        lambda held, rows: _picked(held, rows[0]), axis_name=AXIS, in_axes=(None, 0)
+    )
+
+
+def _picked(held: Batch, rows: jax.Array) -> Batch:
+    """The batch of these rows of all examples, -1 for padding, as `feed` makes it."""
+    real = rows >= 0
+    places = jnp.where(real, rows, 0)
+    return {
+        "image": jnp.where(real[:, None, None, None], held["image"][places], 0),
+        "label": jnp.where(real, held["label"][places], 0),
+        "mask": real.astype(jnp.float32),
+    }
+
+
+class Compiled(NamedTuple):
+    """A step, compiled before its first call, and what that took."""
+
+    run: Callable[..., Any]
+    seconds: float
+    temporary: int  # bytes of a device beside arguments and results; 0: not told
+
+
+# XLA's CPU compiler removes the barriers that `models.onednn` sets, and then computes
+# the activations of a whole stage anew for every gradient of a kernel: by a third
+# slower. Other compilers keep barriers by themselves.
+CPU_OPTIONS: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+
+
+def compile_ahead(step: Any, *arguments: Any) -> Compiled:
+    """Compiles a maker's step for arguments like these, or finds it in the cache."""
+    begun = time.monotonic()
+    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    compiled = step.lower(*arguments).compile(options)
+    memory = compiled.memory_analysis()
+    size = getattr(memory, "temp_size_in_bytes", 0)
+    return Compiled(compiled, time.monotonic() - begun, size)
 
 
 @functools.cache
@@ -350,6 +489,12 @@ def shard(batch: Batch) -> Batch:
     return jax.device_put(jax.tree.map(split, batch), _here(PartitionSpec(AXIS)))
 
 
+def shard_rows(rows: np.ndarray) -> jax.Array:
+    """int32[T, B], this process's part of T steps -> [devices, T, B / devices]."""
+    dealt = rows.reshape(len(rows), jax.local_device_count(), -1).swapaxes(0, 1)
+    return jax.device_put(np.ascontiguousarray(dealt), _here(PartitionSpec(AXIS)))
+
+
 def part_rows(batch: int, parts: int, pairs: bool) -> int:
     """Rows of each of the micro-batches that a batch is cut into, but for the last.
 
@@ -470,9 +615,12 @@ def anywhere(mask: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(mask).any(axis=0)
 
 
-def meets_at(step: int) -> bool:
-    """Whether processes agree after this step: not each, as all have to wait for it."""
-    return jax.process_count() == 1 or step % 16 == 0
+def meets_at(step: int, count: int = 1) -> bool:
+    """Whether processes agree after this step: not each, as all have to wait for it.
+
+    ``count`` steps were taken since it was last asked.
+    """
+    return jax.process_count() == 1 or step // 16 > (step - count) // 16
 
 
 def first_does(work: Callable[[], None]) -> None:
@@ -504,6 +652,11 @@ def as_first(find: Callable[[], Any]) -> Any:
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
     padded_text = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)
     return json.loads(multihost_utils.broadcast_one_to_all(padded_text).tobytes())
+
+
+def at_once(asked: int) -> int:
+    """Steps in one call: as many as asked for; for 0 what is fastest here."""
+    return asked or (1 if jax.default_backend() == "cpu" else 16)
 
 
 def throttle(ahead: int = 16) -> Callable[[Any], None]:

@@ -33,13 +33,13 @@ def config():
 
 def slow_train(c, workdir):
     """Training that a signal meets."""
-    make, pause = steps.make_train_step, time.sleep
+    compiles, pause = steps.compile_ahead, time.sleep
 
-    def made(*args):
-        step = make(*args)
-        return lambda *given: (pause(0.2), step(*given))[1]
+    def slowed(*args):
+        step = compiles(*args)
+        return step._replace(run=lambda *given: (pause(0.2), step.run(*given))[1])
 
-    steps.make_train_step = made
+    steps.compile_ahead = slowed
     return train.train(c, workdir)
 
 

@@ -37,6 +37,7 @@ FLOORS = {
     "data/*.py": 1,
     # Devices, disk, time.
     "steps.py": 2,
+    "stepping.py": 2,
     "checkpoint.py": 2,
     "weightfiles.py": 2,
     "log.py": 2,

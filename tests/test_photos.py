@@ -308,8 +308,8 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
     train.train(c, tmp_path / "whole")
     add = Meter.add
 
-    def pressing(self, step, measured):
-        add(self, step, measured)
+    def pressing(self, step, *measured):
+        add(self, step, *measured)
         if step == 7:  # in the second of two epochs of 5 steps
             os.kill(os.getpid(), signal.SIGINT)
 

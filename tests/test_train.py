@@ -49,8 +49,8 @@ def press_ctrl_c(monkeypatch, title: str, at: int) -> None:
     """Sends the signal of Ctrl-C after this step of this fit."""
     add = Meter.add
 
-    def pressing(self, step, measured):
-        add(self, step, measured)
+    def pressing(self, step, *measured):
+        add(self, step, *measured)
         if self._title == title and step == at:
             os.kill(os.getpid(), signal.SIGINT)
 
@@ -380,10 +380,10 @@ def test_a_bad_last_update_behind_a_good_loss_is_not_a_result(tmp_path):
 def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
     add = Meter.add
 
-    def poison(self, step, measured):
+    def poison(self, step, measured, *count):
         if step == 2 * STEPS + 3:
             measured = {**measured, "loss_sum": np.float32(np.nan)}
-        add(self, step, measured)
+        add(self, step, measured, *count)
 
     monkeypatch.setattr(Meter, "add", poison)
     monkeypatch.setattr(

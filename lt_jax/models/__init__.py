@@ -1,5 +1,6 @@
 """Backbones: images to features. `resnet` holds the networks, `norm` their batch norm,
-`identity` what stands in for one where the examples are features already.
+`onednn` their convolutions on CPUs, `identity` what stands in for a network where the
+examples are features already.
 
     module = create("resnet34", "cifar", 64, False, "torch", "float32", None)
     params, batch_stats = init(module, jax.random.key(0), (32, 32, 3))
@@ -17,6 +18,7 @@ from lt_jax.models.resnet import (
     ARCHS,
     ResNet,
     create,
+    fastest_engine,
     features_of,
     init,
 )
@@ -27,6 +29,7 @@ __all__ = [
     "Identity",
     "ResNet",
     "create",
+    "fastest_engine",
     "features_of",
     "init",
 ]

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
 import numpy as np
 from jax import lax
 
@@ -31,12 +31,12 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @functools.cache
-def works() -> bool:
+def onednn_works() -> bool:
     """Whether the devices are CPUs whose jaxlib has the call, and it is right."""
     if (
         jax.default_backend() != "cpu"
         or platform.machine() not in ("x86_64", "AMD64")
-        or jaxlib.__version__ not in TESTED
+        or jaxlib.version.__version__ not in TESTED
     ):
         return False
     rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ def works() -> bool:
     return all(jax.tree.leaves(same))
 
 
-def conv_general_dilated(
+def by_onednn(
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
@@ -107,9 +107,8 @@ def _backward(
     stride: int, pad: int, kept: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, w = kept
-    import os
-    if 'd' in os.environ.get('BAR',''):
-        x, grad = lax.optimization_barrier((x, grad))
+    # Not to be computed anew, for which XLA takes everything since the last sum.
+    x, grad = lax.optimization_barrier((x, grad))
     _, kernel_gradient = jax.vjp(lambda w: _plain(x, w, stride, pad), w)
     (to_kernel,) = kernel_gradient(grad)
     # Each input pixel collects from the outputs that saw it: the outputs, `stride`

@@ -17,15 +17,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lt_jax import inits
-from lt_jax.models import onednn
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
+from lt_jax.models.onednn import by_onednn, onednn_works
 from lt_jax.types import InputError, Params, known
 
 DTYPES = ("float32", "bfloat16", "float64")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
 
-CONVOLUTIONS = {"xla": None, "onednn": onednn.conv_general_dilated}
+# Who computes convolutions: None is Flax's own choice, XLA.
+CONVOLUTIONS = {"xla": None, "onednn": by_onednn}
 
 _BASIC = {"bottleneck": False, "groups": 1, "group_width": 64}
 _DEEP = {"bottleneck": True, "groups": 1, "group_width": 64}
@@ -187,6 +188,11 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x, mask, moving)
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
+
+
+def fastest_engine() -> str:
+    """The key of `CONVOLUTIONS` that suits the devices."""
+    return "onednn" if onednn_works() else "xla"
 
 
 def create(
