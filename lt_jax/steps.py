@@ -336,11 +336,14 @@ CPU_OPTIONS: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 def compile_ahead(step: Any, *arguments: Any) -> Compiled:
     """Compiles a maker's step for arguments like these, or finds it in the cache."""
     begun = time.monotonic()
-    options = CPU_OPTIONS if jax.default_backend() == "cpu" else None
+    on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
+    options = CPU_OPTIONS if on_cpu else None
     compiled = step.lower(*arguments).compile(options)
-    memory = compiled.memory_analysis()
-    size = getattr(memory, "temp_size_in_bytes", 0)
-    return Compiled(compiled, time.monotonic() - begun, size)
+    size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
+    # Of several processes pmap alone makes the arrays of all; it finds the program in
+    # the cache.
+    run = compiled if jax.process_count() == 1 else step
+    return Compiled(run, time.monotonic() - begun, size)
 
 
 @functools.cache
