@@ -250,6 +250,7 @@ def bars(
             )
         if not known.any():
             axis.text(0.5, 0.5, "no such class", transform=axis.transAxes, ha="center")
+            axis.set_xticks([])  # there is no scale either
         axis.set_title(title)
         axis.set_xlim(0, 1.28 * top)
         axis.grid(axis="y", visible=False)
