@@ -23,6 +23,7 @@ from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
+from lt_jax.profiling import Profile
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
@@ -40,6 +41,7 @@ class Task(NamedTuple):
     save_every: int  # epochs
     select: str  # the checkpoint that is kept: "last", or best on "validation"/"test"
     log_seconds: float  # between progress lines where there is no progress bar
+    profile: str = ""  # folder for a trace of some steps of each fit; "": none
 
     @property
     def chooser(self) -> Dataset | None:
@@ -152,7 +154,9 @@ def fit(
         by = ""
         broken = Broken(train)
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
-        with bar, jax.transfer_guard("disallow"):
+        traces = Path(task.profile, stage.title) if task.profile else None
+        profile = Profile(traces, total - step, log)
+        with bar, profile, jax.transfer_guard("disallow"):
             while step < total:
                 epoch = step // per_epoch
                 rows = samplers.plan(
@@ -173,10 +177,11 @@ def fit(
                 crops = Crops(stage.run, epoch, places)
                 knobs = early if epoch < late_from else late
                 batches = feed(train, rows, steps.shard, crops=crops, broken=broken)
-                for batch in batches:
+                for batch in meter.timed(batches):
                     state, measured = train_step(state, batch, knobs)
                     step += 1
                     meter.add(step, measured)
+                    profile.step(step, measured)
                     bar.update(stage.batch)
                     if steps.meets_at(step) and (by := stopped()):
                         break
