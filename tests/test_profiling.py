@@ -45,7 +45,7 @@ def test_a_fit_is_traced_where_the_config_asks(tmp_path, capsys):
     train.train(config, tmp_path / "run")
     told = capsys.readouterr().out.splitlines()
     at = next(i for i, line in enumerate(told) if line.startswith("profile of steps"))
-    assert told[at].startswith("profile of steps 11 to 15, ")
+    assert told[at].startswith("profile of steps 6 to 10, ")
     shares = [float(line.split("%")[0]) for line in told[at + 1 : at + 11]]
     assert shares == sorted(shares, reverse=True)
     assert 50 < sum(shares) <= 100.5
