@@ -44,7 +44,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -288,7 +288,7 @@ def _stage1(
     }
 
 
-def _batches(train: Dataset, stage: Stage) -> Iterator[Batch]:
+def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     """The batches of epoch after epoch, the full ones alone where there are any."""
     for epoch in itertools.count():
         rows = samplers.plan(
@@ -335,8 +335,9 @@ def _images(
         begun = time.monotonic()
         run(some)
         if size == len(dataset) or 2 * ROUNDS * (time.monotonic() - begun) > seconds:
-            return size / _median(lambda: run(some), seconds)
+            break
         size = min(2 * size, len(dataset))
+    return size / _median(lambda: run(some), seconds)
 
 
 def _heads(

@@ -107,7 +107,7 @@ def slowest(events: Iterable[dict[str, Any]]) -> list[tuple[str, int, float]]:
             name = re.sub(r"(?:[._]\d+|\.clone)+$", "", arguments["hlo_op"])
             threads[event["pid"], event["tid"]].append((begin, last, name))
     calls: dict[str, int] = collections.Counter()
-    own: dict[str, float] = collections.Counter()
+    own: dict[str, float] = collections.defaultdict(float)
     for each in threads.values():
         outer: list[tuple[float, str]] = []  # end and name of what is going on
         for begin, last, name in sorted(each, key=lambda e: (e[0], -e[1])):

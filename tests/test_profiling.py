@@ -6,6 +6,7 @@ import pytest
 import tiny_digits
 
 from lt_jax import meter, profiling, train
+from lt_jax.log import Log
 
 
 def event(name: str, begin: float, last: float, thread: int = 1) -> dict:
@@ -65,14 +66,8 @@ def test_which_steps_are_traced(tmp_path, monkeypatch, steps, traced):
     monkeypatch.setattr(profiler, "start_trace", lambda _: found.append(now))
     monkeypatch.setattr(profiler, "stop_trace", lambda: found.append(now))
 
-    class Told:
-        talks = True
-
-        def say(self, text: str) -> None:
-            assert "no trace" in text
-
-    with profiling.Profile(tmp_path, steps, Told()) as profile:
-        for now in range(1, steps + 1):  # noqa: B007
+    with profiling.Profile(tmp_path, steps, Log(tmp_path)) as profile:
+        for now in range(1, steps + 1):
             profile.step(now + 40, ())  # of a fit that goes on from step 40
     assert tuple(found) == (traced or ())
 
