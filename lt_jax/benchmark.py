@@ -8,7 +8,7 @@ The object of ``--json``; speeds are medians, ``null`` is what does not apply:
 
     config, device, versions   what was measured, where; ``versions`` as in result.json
     seconds                    for each part, asked for
-    peak.flops                 FLOP/s of a large matmul in ``peak.dtype``, all devices
+    peak.flops, .dtype         FLOP/s of a large matmul in that type, all devices
     peak.bytes                 bytes/s of a large copy, read and written, all devices
     stage1.batch               images of a step
     stage1.lower_seconds       to trace the step and turn it into XLA's language
