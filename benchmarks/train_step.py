@@ -120,7 +120,11 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
     train = steps.compile_ahead(train, state, ready, knobs).run
     takers = {
         "epoch": stepping.streamed(
-            steps.make_train_step(*made), dataset, Broken(dataset), print_to_stderr
+            steps.make_train_step(*made),
+            dataset,
+            Broken(dataset),
+            print_to_stderr,
+            iter,
         ),
         "resident": stepping.resident(
             steps.make_train_step(*made),

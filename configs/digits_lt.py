@@ -110,6 +110,8 @@ def get_config() -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.seconds = 30.0  # between progress lines where there is no terminal
+    # Folder for a profiler trace of five steps of each fit, see README; "": none.
+    config.log.profile = ""
     return config
 
 

@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 import os
@@ -200,6 +201,16 @@ def _parser() -> argparse.ArgumentParser:
         help="instead of the fits, the heads of the sweep whose name this matches",
     )
     command.add_argument("--json", action="store_true", help="one JSON object")
+
+    command = add(
+        "benchmark", _benchmark, "speed of a config on this machine", workdir=False
+    )
+    command.add_argument(
+        "--seconds", type=float, default=5.0, help="for each part; %(default)g"
+    )
+    command.add_argument(
+        "--json", type=_path, metavar="FILE", help="writes one JSON object there"
+    )
 
     command = add(
         "report", _report, "figures, tables and one page", False, configured=False
@@ -398,6 +409,13 @@ def _evaluate(config: Config, options: argparse.Namespace) -> None:
         if "lowest" in values:
             named = ", ".join(f"{name} {100 * a:.1f}" for name, a in values["lowest"])
             print(f"lowest of {run}: {named}")
+
+
+def _benchmark(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax import benchmark
+
+    tell = functools.partial(print, flush=True)
+    benchmark.benchmark(config, options.seconds, tell, options.json)
 
 
 def _report(options: argparse.Namespace) -> None:

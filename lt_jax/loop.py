@@ -23,6 +23,7 @@ from lt_jax.meter import Diverged, Meter
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
+from lt_jax.profiling import Profile
 from lt_jax.stepping import holds, resident, streamed
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
@@ -43,6 +44,7 @@ class Task(NamedTuple):
     resident: float  # GiB of training images that a device may hold; 0: streamed
     at_once: int  # steps in one call where they do; 0: what is fastest
     log_seconds: float  # between progress lines where there is no progress bar
+    profile: str = ""  # folder for a trace of some steps of each fit; "": none
 
     @property
     def chooser(self) -> Dataset | None:
@@ -126,6 +128,7 @@ def fit(
         stage.mixup,
     )
     broken = Broken(train)
+    meter = Meter(stage.title, total)
 
     def tell(compiled: steps.Compiled) -> None:
         log.say(
@@ -139,10 +142,9 @@ def fit(
         at_once = steps.at_once(task.at_once)
         stepper = resident(step_of, several, train, at_once, tell)
     else:
-        stepper = streamed(step_of, train, broken, tell)
+        stepper = streamed(step_of, train, broken, tell, meter.timed)
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        meter = Meter(stage.title, total)
         step = 0
         if (found := checkpoints.resume(state, log.say)) is not None:
             step, state, notes = found
@@ -169,7 +171,9 @@ def fit(
 
         by = ""
         bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
-        with bar, jax.transfer_guard("disallow"):
+        traces = Path(task.profile, stage.title) if task.profile else None
+        profile = Profile(traces, total - step, log)
+        with bar, profile, jax.transfer_guard("disallow"):
             while step < total:
                 epoch = step // per_epoch
                 rows = samplers.plan(
@@ -192,6 +196,7 @@ def fit(
                 for after, measured, count in stepper(state, rows, crops, knobs):
                     state, step = after, step + count
                     meter.add(step, measured, count)
+                    profile.step(step, measured)
                     bar.update(count * stage.batch)
                     if steps.meets_at(step, count) and (by := stopped()):
                         break

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 
 from lt_jax import steps
 from lt_jax.log import duration
+from lt_jax.types import Batch
 
 
 class Diverged(Exception):
@@ -28,6 +30,7 @@ class Meter:
         self._mark: float | None = None  # training is timed from here; None: compiling
         # Of the steps after the first one, which compiles; evaluation left out.
         self._seconds, self._images, self._steps = 0.0, 0, 0
+        self._waited = 0.0  # of these seconds, for the next batch
         self._earlier = 0.0  # seconds before a stop
         self.new_epoch()
 
@@ -38,6 +41,7 @@ class Meter:
             "seconds": self._seconds,
             "images": self._images,
             "steps": self._steps,
+            "waited": self._waited,
             "epoch": self._epoch,
         }
 
@@ -45,6 +49,23 @@ class Meter:
         self._earlier = notes["wall"]
         self._seconds, self._images = notes["seconds"], notes["images"]
         self._steps, self._epoch = notes["steps"], notes["epoch"]
+        self._waited = notes.get("waited", 0.0)  # older checkpoints do not tell
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; what they let the host wait is noted."""
+        source = iter(batches)
+        while True:
+            before = time.monotonic()
+            batch = next(source, None)
+            self.waiting(time.monotonic() - before)
+            if batch is None:
+                return
+            yield batch
+
+    def waiting(self, seconds: float) -> None:
+        """Takes how long the host waited for a batch, of the steps that are timed."""
+        if self._mark is not None:
+            self._waited += seconds
 
     def new_epoch(self) -> None:
         """Starts the sums anew, and the clock where evaluation stopped it."""
@@ -71,7 +92,7 @@ class Meter:
           Diverged: a loss or a parameter is nan or infinite; names the step.
         """
         fetched = [
-            (last - count + 1 + at, {k: v.reshape(-1)[at] for k, v in each.items()})
+            (last - count + 1 + at, {k: np.reshape(v, -1)[at] for k, v in each.items()})
             for last, count, each in jax.device_get(self._pending)
             for at in range(count)
         ]
@@ -114,6 +135,14 @@ class Meter:
         """Training images a second, compilation and evaluation left out."""
         return self._images / self._seconds if self._seconds else float("nan")
 
+    def starved(self) -> float:
+        """Share of the timed seconds in which the host waited for data.
+
+        The devices have work of up to 16 steps when it begins to wait, so much of it
+        means that they wait as well, a little of it does not.
+        """
+        return self._waited / self._seconds if self._seconds else 0.0
+
     def silence(self) -> float:
         """Seconds since the last line."""
         return time.monotonic() - self._told
@@ -126,5 +155,6 @@ class Meter:
         return (
             f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
             f"train {self.accuracy:.1%} | {self.rate():,.0f} img/s | "
+            f"data {self.starved():.0%} | "
             f"{duration((self._total - step) * pace)} left"
         )

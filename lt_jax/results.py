@@ -147,12 +147,17 @@ def build(
             for name, runs in fits.items()
             if runs or name == "none"
         },
-        "versions": {
-            "python": platform.python_version(),
-            "lt_jax": __version__,
-            **{name: importlib.metadata.version(name) for name in PACKAGES},
-        },
+        "versions": versions(),
         "device": steps.device_name(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that results hang on."""
+    return {
+        "python": platform.python_version(),
+        "lt_jax": __version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 

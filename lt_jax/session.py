@@ -178,7 +178,7 @@ def open_session(
     check_values(c, splits)
     # Photographs stay where they are, and encoded.
     held = splits if c.data.name in data.PHOTOS else splits.in_memory()
-    task = make_task(c, held, groups)
+    task = make_task(c, held, groups)._replace(profile=c.log.profile)
     counts = splits.train.counts
     entries = {name: make_method(c, name, counts) for name in c.method.names}
     check_training(c, splits, task.backbone, entries)

@@ -15,7 +15,7 @@ import numpy as np
 from lt_jax import steps
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.steps import Compiled, Knobs
-from lt_jax.types import Dataset, TrainState
+from lt_jax.types import Batch, Dataset, TrainState
 
 # The state after some steps, what they measured (with a leading axis of steps where the
 # devices took several at once), and how many they were.
@@ -35,20 +35,26 @@ def holds(dataset: Dataset, most: float) -> bool:
 
 
 def streamed(
-    step: Any, dataset: Dataset, broken: Broken, tell: Callable[[Compiled], None]
+    step: Any,
+    dataset: Dataset,
+    broken: Broken,
+    tell: Callable[[Compiled], None],
+    timed: Callable[[Iterator[Batch]], Iterator[Batch]],
 ) -> Stepper:
     """A step at a time; batches are read while the devices are busy.
 
     Args:
       step: of ``steps.make_train_step``.
       tell: hears once of the compilation.
+      timed: passes the batches on, and may note how long each let wait.
     """
     ready: list[Compiled] = []
 
     def take(
         state: TrainState, rows: np.ndarray, crops: Crops, knobs: Knobs
     ) -> Iterator[Taken]:
-        for batch in feed(dataset, rows, steps.shard, crops=crops, broken=broken):
+        batches = feed(dataset, rows, steps.shard, crops=crops, broken=broken)
+        for batch in timed(batches):
             if not ready:
                 ready.append(steps.compile_ahead(step, state, batch, knobs))
                 tell(ready[0])

@@ -333,12 +333,16 @@ class Compiled(NamedTuple):
 CPU_OPTIONS: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
 
 
+def compiler_options() -> dict[str, Any] | None:
+    """What a step is compiled with, if it is compiled before its first call."""
+    on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
+    return CPU_OPTIONS if on_cpu else None
+
+
 def compile_ahead(step: Any, *arguments: Any) -> Compiled:
     """Compiles a maker's step for arguments like these, or finds it in the cache."""
     begun = time.monotonic()
-    on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
-    options = CPU_OPTIONS if on_cpu else None
-    compiled = step.lower(*arguments).compile(options)
+    compiled = step.lower(*arguments).compile(compiler_options())
     size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
     # Of several processes pmap alone makes the arrays of all; it finds the program in
     # the cache.

@@ -144,8 +144,7 @@ def _lowest(tally: Tally, classes: tuple[str, ...]) -> list[tuple[str, float]]:
 
 def _stage1(session: Session) -> None:
     c, o, init = session.config, session.config.optim, session.config.model.init
-    size, told = len(session.task.splits.train), False
-    images = samplers.passed_over(size, o.batch, o.drop_last)
+    told = False
     for seed in range(c.seed, c.seed + o.repeats):
         run = (1, seed)
         if outcomes.done(session, f"stage1/{seed}"):
@@ -159,21 +158,27 @@ def _stage1(session: Session) -> None:
             trained, _ = trees.partition(start.params, o.trains)
             session.log.say(overview(start.params, trained))
             told = True
-        stage = Stage(
-            title=f"stage1/{seed}",
-            run=run,
-            method=session.methods["stage1"],
-            epochs=o.epochs,
-            batch=o.batch,
-            rates=session.rates(o.lr, o.epochs, o, images),
-            sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
-            trains=o.trains,
-            batch_norm=o.batch_norm,
-            accumulate=o.accumulate,
-            mixup=o.mixup,
-            drop_last=o.drop_last,
-        )
-        _fit(session, stage, [seed], start, {})
+        _fit(session, first_stage(session, seed), [seed], start, {})
+
+
+def first_stage(session: Session, seed: int) -> Stage:
+    """Stage 1 of a seed as the config has it."""
+    o, size = session.config.optim, len(session.task.splits.train)
+    images = samplers.passed_over(size, o.batch, o.drop_last)
+    return Stage(
+        title=f"stage1/{seed}",
+        run=(1, seed),
+        method=session.methods["stage1"],
+        epochs=o.epochs,
+        batch=o.batch,
+        rates=session.rates(o.lr, o.epochs, o, images),
+        sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
+        trains=o.trains,
+        batch_norm=o.batch_norm,
+        accumulate=o.accumulate,
+        mixup=o.mixup,
+        drop_last=o.drop_last,
+    )
 
 
 def _probe(session: Session) -> None:

@@ -34,14 +34,39 @@ def test_help_is_light():
         "import sys; from lt_jax import cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets', 'orbax'}\n"
+        "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets', 'orbax', 'torch',"
+        " 'matplotlib', 'tensorflow'}\n"
         "sys.exit(len(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "COMMAND" in done.stdout
-    for name in ("run", "train", "retrain", "evaluate", "data"):
+    for name in ("run", "train", "retrain", "evaluate", "benchmark", "data"):
         assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        (
+            "lt_jax",
+            {"PIL", "cv2", "jax", "flax", "numpy", "optax", "orbax", "tqdm", "absl"},
+        ),
+        # What a training command imports before it reads its data.
+        ("lt_jax.train", set()),
+    ],
+)
+def test_imports_are_light(module, absent):
+    """What only some data, a report or a conversion takes is imported there."""
+    absent = absent | {
+        "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "pyarrow",
+        "pandas", "sklearn", "grain", "array_record", "safetensors",
+    }  # fmt: skip
+    code = f"import sys, {module}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    found = set(done.stdout.split())
+    assert "lt_jax" in found, done.stderr
+    assert not absent & found
 
 
 def test_no_command(capsys):
