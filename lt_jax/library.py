@@ -1,4 +1,4 @@
-"""Heads on features of one's own, and metrics of logits of one's own: arrays in and out.
+"""Heads on one's own features and metrics of one's own logits: arrays in and out.
 
 No config, no workdir, no files. It is the engine of cached stage 2, so what comes out
 is what ``lt-jax retrain`` finds on the same features (a test compares them).
@@ -216,6 +216,7 @@ def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
         )
     # A copy: the compiled program takes over what it is given.
     kernel, bias = (np.array(params[k], np.float32) for k in ("kernel", "bias"))
+    bias = np.atleast_1d(bias)
     if (
         kernel.ndim != 2
         or len(kernel) != num_features
