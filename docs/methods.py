@@ -20,9 +20,9 @@ Made by `python docs/methods.py` from the docstrings of `lt_jax/methods.py`: cha
 there.
 
 A method is a function of the class counts and of its own numbers, which stand in its
-entry of a config beside `lr`, `epochs`, `decay` and `grid`. Notation: logits z = W f + b
-of features f, label y, K classes, n the class counts, prior = n / sum n, p the softmax
-of z, delta the smoothed mass.
+entry of a config beside `lr`, `epochs`, `decay` and `grid`. Notation: logits
+z = W f + b of features f, label y, K classes, n the class counts, prior = n / sum n, p
+the softmax of z, delta the smoothed mass.
 
 Most losses are five vectors of length K (`lt_jax/losses.py`), with e the one-hot label:
 
@@ -38,7 +38,7 @@ Most losses are five vectors of length K (`lt_jax/losses.py`), with e the one-ho
 | logit adjustment | offset = tau log prior; balanced softmax: tau 1 |
 | vector scaling | scale = (n / max n) ** gamma, offset = tau log prior |
 | LDAM | margin in proportion to n ** -1/4, on the cosine head |
-| label-aware smoothing | smooth = tail + (head - tail) sin(pi/2 (n - min) / (max - min)) |
+| label-aware smoothing | smooth = tail + (head - tail) sin(pi/2 s), s from 0 to 1 |
 
 A loss is averaged over a batch by its weights: sum of losses / sum of weight[y]. With
 delta, tau, power or gamma 0 these are plain cross-entropy (tests hold that).

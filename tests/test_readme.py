@@ -112,6 +112,8 @@ def test_every_other_command_names_what_is_there():
     known = {"python3", "source", "pip", "pipx", "sbatch", "kubectl", "mpirun", "git"}
     for command, _ in COMMANDS:
         split = words(command)
+        if split[0] == "sed":  # mends the authors' code, which is not here
+            continue
         for word in split:
             if re.match(r"(launch|benchmarks|configs|tests|docs)/", word):
                 assert (ROOT / word.split(":")[0]).exists(), command
