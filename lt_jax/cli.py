@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 CONFIG_HELP = """\
 config flags:
-  --config FILE[:ARG]      a Python file with get_config(ARG); a config is code
+  --config FILE[:ARG]      a Python file with get_config(ARG); a config is code.
+                           Not there: the one that an installed package brings
   --config.KEY.KEY=VALUE   changes one value; an unknown key is an error
 """
 EXAMPLE = """\
@@ -522,6 +523,8 @@ def _config_file(path: str) -> str:
     Raises:
       InputError: there is neither.
     """
+    from lt_jax.types import InputError
+
     if os.path.isfile(path):
         return path
     # In a wheel; a checkout has them beside the package.
