@@ -44,7 +44,7 @@ def commands() -> list[tuple[str, str]]:
             # What is given in the authors' checkout, which is not here.
             text = "".join(
                 line
-                for line in text.splitlines(keepends=True)
+                for line in text.replace("\\\n", "").splitlines(keepends=True)
                 if not re.match(r"(python main_|sed |git |cd )", line)
             )
         for block in blocks(text, "sh"):
