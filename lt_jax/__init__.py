@@ -3,6 +3,24 @@
 The way of the data: ``data`` makes a long-tailed task, ``samplers`` plan an order,
 ``steps`` run ``models`` and ``heads`` on the devices under ``losses``, ``metrics`` add
 up, ``methods`` say what differs, ``loop`` repeats, ``train`` makes commands of it.
+Without configs and workdirs, on features and logits of one's own: ``library``.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lt_jax.library import FittedHead, Recipe, evaluate, fit_head, fit_heads
+
 __version__ = "0.1.0"
+__all__ = ["FittedHead", "Recipe", "evaluate", "fit_head", "fit_heads"]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of ``library``, on first use: ``lt-jax --help`` waits for no JAX."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lt_jax import library
+
+    return getattr(library, name)

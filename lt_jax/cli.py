@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 CONFIG_HELP = """\
 config flags:
-  --config FILE[:ARG]      a Python file with get_config(ARG); a config is code
+  --config FILE[:ARG]      a Python file with get_config(ARG); a config is code.
+                           Not there: the one that an installed package brings
   --config.KEY.KEY=VALUE   changes one value; an unknown key is an error
 """
 EXAMPLE = """\
@@ -522,15 +523,36 @@ def _config(config_args: list[str]) -> Config:
             raise InputError(
                 "expected --config FILE once, for example --config configs/digits_lt.py"
             )
-        path = files[0].removeprefix("--config=").split(":")[0]
-        if not os.path.isfile(path):
-            raise InputError(f"no config file {path!r} here ({os.getcwd()})")
+        path, colon, argument = files[0].removeprefix("--config=").partition(":")
+        file = f"--config={_config_file(path)}{colon}{argument}"
+        config_args = [file if arg in files else arg for arg in config_args]
+        files = [file]
         known = _keys(_parsed(files))
         for arg in config_args:
             key = arg.split("=")[0].removeprefix("--config.")
             if arg not in files and key not in known:
                 raise InputError(f"unknown config key {key!r}{near(key, known)}")
         return _parsed(config_args)
+
+
+def _config_file(path: str) -> str:
+    """The file at hand, else the one of this name that the package brought along.
+
+    Raises:
+      InputError: there is neither.
+    """
+    from lt_jax.types import InputError
+
+    if os.path.isfile(path):
+        return path
+    # In a wheel; a checkout has them beside the package.
+    shipped = Path(__file__).parent / "configs"
+    own = shipped / path.removeprefix("configs/")
+    if own.is_file():
+        return str(own)
+    names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))
+    with_it = f"; with the package came {names}" if names else ""
+    raise InputError(f"no config file {path!r} here ({os.getcwd()}){with_it}")
 
 
 def _parsed(config_args: list[str]) -> Config:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 import tiny_digits
 
 from lt_jax import cli
+from lt_jax.types import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
 SMALL = [
     "--config.model.width=4",
@@ -125,6 +130,32 @@ def test_bad_values(tmp_path, capsys, flags, message):
     assert message in told
     assert "Traceback" not in told
     assert not (tmp_path / "w/result.json").exists()
+
+
+def test_a_config_that_came_with_the_package_is_found(tmp_path, monkeypatch):
+    """As a wheel brings it; one in the folder at hand comes first."""
+    folder = tmp_path / "site"
+    shutil.copytree(ROOT / "configs", folder / "configs")
+    monkeypatch.setattr(cli, "__file__", str(folder / "cli.py"))
+    monkeypatch.chdir(tmp_path)
+    found = cli._config(["--config=configs/cifar100_lt.py:ir=50", "--config.seed=3"])
+    assert (found.data.imbalance, found.seed) == (50.0, 3)
+    with pytest.raises(InputError, match=r"came configs/cifar100_lt\.py, configs/dig"):
+        cli._config(["--config=configs/nothing.py"])
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs/cifar100_lt.py"
+    own.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n    return ConfigDict({'seed': 7})\n"
+    )
+    assert cli._config(["--config=configs/cifar100_lt.py"]).seed == 7
+
+
+def test_the_wheel_brings_the_configs_along():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    wheel = build["build"]["targets"]["wheel"]
+    assert wheel["force-include"] == {"configs": "lt_jax/configs"}
+    assert (ROOT / "lt_jax/py.typed").is_file()
 
 
 @pytest.mark.parametrize(

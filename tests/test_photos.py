@@ -189,10 +189,9 @@ def test_more_broken_images_than_the_share_stop_the_run():
     with pytest.raises(InputError) as caught:
         fed(made((4, 5, 6), share=2.9 / 72), plan())
     message = str(caught.value)
-    assert "made: 3 images" in message
-    assert "of 72" in message
+    assert "made: 3 of 72 images" in message
     assert "made/0005.jpg" in message
-    assert "--config.data.broken" in message
+    assert message.endswith("--config.data.broken=0.05")
     with pytest.raises(InputError, match=r"made/0008\.jpg"):
         fed(made((8,)), plan())
 
@@ -329,7 +328,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
 def test_a_step_that_sees_no_image_moves_on_without_one(tmp_path, monkeypatch):
     """58 images in batches of 57: a last step with a single one, and that is broken."""
     source(monkeypatch, broken=tuple(range(72)), share=0.99)
-    with pytest.raises(InputError, match="at most the share"):
+    with pytest.raises(InputError, match=r"more than the share.*data\.broken=[\d.]+$"):
         train.train(config(method__names=()), tmp_path / "all")
     lost = int(plan_of_the_run(57)[-1, 0])
     source(monkeypatch, broken=(int(fitted_rows()[lost]),), share=0.1)
@@ -353,7 +352,7 @@ def plan_of_the_run(batch):
 
 def test_too_many_broken_test_images_end_an_evaluation(tmp_path, monkeypatch):
     source(monkeypatch, test_broken=(0, 1, 2))
-    with pytest.raises(InputError, match="test: 3 images"):
+    with pytest.raises(InputError, match=r"test: 3 of .* images"):
         train.train(config(optim__epochs=1, method__names=()), tmp_path)
 
 

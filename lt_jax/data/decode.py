@@ -16,7 +16,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from lt_jax.data.crops import Box
 
@@ -199,6 +199,8 @@ def _by_pillow(data: bytes) -> tuple[np.ndarray, int]:
             pixels = np.asarray(image.convert("RGB"))
     except MemoryError:  # of this machine, not of the image
         raise
+    except UnidentifiedImageError as error:  # its own words name an object in memory
+        raise Undecodable("no image of any format that Pillow knows") from error
     except Exception as error:  # Pillow's readers raise whatever a bad file makes them
         raise Undecodable(str(error) or type(error).__name__) from error
     return pixels, orientation if orientation in TURNS else 1

@@ -66,11 +66,17 @@ class Broken:
             return
         more = f"; and {len(late) - NAMED:,} more" if len(late) > NAMED else ""
         raise InputError(
-            f"{self._dataset.name}: {count:,} images cannot be decoded, of {total:,} "
-            f"at most the share data.broken = {decoder.broken:g} may be: "
-            f"{self._named(late[:NAMED])}{more}. Restore them, or tolerate a larger "
-            "share with --config.data.broken"
+            f"{self._dataset.name}: {count:,} of {total:,} images cannot be decoded, "
+            f"more than the share data.broken = {decoder.broken:g}: "
+            f"{self._named(late[:NAMED])}{more}. Restore or remove them, or tolerate "
+            f"them with --config.data.broken={_above(count / total):g}"
         )
+
+
+def _above(share: float) -> float:
+    """A round share above this one: 1, 2 or 5 and zeros."""
+    steps = [n * 10.0**-power for power in range(6, 0, -1) for n in (1, 2, 5)]
+    return next((step for step in steps if step > share), 1.0)
 
 
 def feed(

@@ -119,7 +119,7 @@ def _files(split: str, found: list[File], where: str) -> list[File]:
     empty = [file.id for file in found if not file.size]
     if empty:
         raise InputError(
-            f"{where}: {len(empty)} image files have no content: {some(empty)}. They "
+            f"{where}: image files without content ({len(empty)}): {some(empty)}. They "
             "look half extracted or half copied; get them again, or remove them"
         )
     if not found:

@@ -94,7 +94,7 @@ def _class_folders(path: Path, root: Path, skipped: list[str]) -> list[File]:
             empty.append(folder.name)
     if empty:
         raise InputError(
-            f"{len(empty)} class folders in {path} hold no image: {some(empty)}. "
+            f"class folders without an image in {path}: {some(empty)}. "
             "Remove them, or finish extracting or copying"
         )
     return found

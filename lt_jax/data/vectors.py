@@ -13,6 +13,7 @@ import hashlib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -76,7 +77,7 @@ def _read(folder: Path, split: str) -> Arrays:
     """float32[N, D] and int32[N], checked."""
     for suffix, read in FORMS.items():
         if (file := folder / f"{split}{suffix}").is_file():
-            return _checked(file, *read(file))
+            return checked(file, *read(file))
     names = " or ".join(f"{split}{suffix}" for suffix in FORMS)
     raise InputError(
         f"no features in {folder}: expected {names} there, with the features [N, D] "
@@ -154,7 +155,15 @@ FORMS: dict[str, Callable[[Path], Arrays]] = {
 }
 
 
-def _checked(file: Path, features: np.ndarray, labels: np.ndarray) -> Arrays:
+def checked(file: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
+    """float32[N, D] and int32[N], if they are features and labels.
+
+    Args:
+      file: what messages call them by.
+
+    Raises:
+      InputError: they are not; names the first example at fault.
+    """
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise InputError(
             f"{file}: features are {features.dtype}{list(features.shape)}; expected "
