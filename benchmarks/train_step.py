@@ -16,7 +16,8 @@ flips of NumPy, one call a batch, which is faster than torchvision's, an image a
 JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
 `eval_over_torch` (the lower of the two networks), `epoch_over_torch` and
 `resident_over_torch` (ResNet-32), rates of ours over PyTorch's, medians over the
-rounds; `rounds`: all of it.
+rounds; `step_over_100_classes`: the time of our ResNet-32 step under 1,000 and 8,142
+classes over that under 100; `rounds`: all of it.
 
 On a GPU (`--platform gpu`) ours runs in bfloat16, PyTorch with `torch.compile`,
 channels_last and bfloat16 autocast, batch 64 and 512; that needs a PyTorch with CUDA,
@@ -42,6 +43,7 @@ CLASSES, SIDE = 100, 32
 NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
 TORCH = ("channels_first", "channels_last")
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+MANY = (1000, 8142)  # classes, beside 100
 EPOCHS = ("epoch", "resident")
 EPOCH = 10_847  # images of CIFAR100-LT at IR 100
 
@@ -59,7 +61,9 @@ def print_to_stderr(compiled: Any) -> None:
     print(f"compiled in {compiled.seconds:.1f} s", file=sys.stderr)
 
 
-def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
+def ours(
+    net: str, batch: int, dtype: str, number: int, classes: int
+) -> dict[str, Callable]:
     """What the package does, by name: each does so many steps, or one epoch."""
     import jax
     import numpy as np
@@ -72,7 +76,7 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
     images, labels = made_images(number)
     dataset = Dataset(
         "made",
-        tuple(map(str, range(CLASSES))),
+        tuple(map(str, range(classes))),
         labels,
         np.arange(number),
         images.shape[1:],
@@ -82,7 +86,7 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
     backbone = backbone.clone(engine=models.fastest_engine())
     params, stats = models.init(backbone, jax.random.key(0), dataset.shape)
     head = heads.linear.init(
-        jax.random.key(1), None, models.features_of(backbone), CLASSES, "torch"
+        jax.random.key(1), None, models.features_of(backbone), classes, "torch"
     )
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
     state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
@@ -91,7 +95,7 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
         steps.Knobs(
             jax.random.key(2),
             np.full(most, 0.01, np.float32),
-            losses.cross_entropy(CLASSES),
+            losses.cross_entropy(classes),
             head,
             np.zeros(most, bool),
         )
@@ -144,7 +148,7 @@ def ours(net: str, batch: int, dtype: str, number: int) -> dict[str, Callable]:
         jax.block_until_ready(measured)
 
     def score(count: int) -> None:
-        tally = steps.replicate(metrics.empty(CLASSES))
+        tally = steps.replicate(metrics.empty(classes))
         wait = steps.throttle()
         for _ in range(count):
             tally = evaluate(state.params, state.batch_stats, ready, tally)
@@ -249,7 +253,8 @@ def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
     """A worker: does what a line asks for, answers with the seconds it took."""
     if kind.startswith("lt_jax"):
         dtype = "float32" if device == "cpu" else "bfloat16"
-        what = ours(net, batch, dtype, number)
+        _, _, classes = kind.partition(":")
+        what = ours(net, batch, dtype, number, int(classes or CLASSES))
     else:
         what = theirs(net, batch, kind, number, device)
     for line in sys.stdin:
@@ -311,6 +316,29 @@ def measure(
     return rates
 
 
+def over_classes(rounds: int, count: int, number: int, device: str) -> dict[int, float]:
+    """Seconds of a ResNet-32 step under so many classes, over those under 100."""
+    workers = {
+        k: Worker(f"lt_jax:{k}", "resnet32", 64, number, device) for k in (100, *MANY)
+    }
+    times: dict[int, list[float]] = {k: [] for k in workers}
+    try:
+        for worker in workers.values():
+            worker.take("step", 2)
+        for _ in range(rounds):
+            for k, worker in workers.items():
+                times[k].append(worker.take("step", count))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return {
+        k: statistics.median(
+            t / one for t, one in zip(times[k], times[100], strict=True)
+        )
+        for k in MANY
+    }
+
+
 def ratio(rates: list[dict[str, float]]) -> float:
     """Median over the rounds of ours over the best of PyTorch's."""
     return statistics.median(
@@ -359,6 +387,10 @@ def main() -> None:
     if "resnet32" in options.nets:
         result["epoch_over_torch"] = ratio(found["resnet32_64"]["epoch"])
         result["resident_over_torch"] = ratio(found["resnet32_64"]["resident"])
+    slower = over_classes(rounds, 4 if options.quick else 20, number, device)
+    for k, value in slower.items():
+        print(f"resnet32 step under {k:,} classes over that under 100: {value:.2f}")
+    result["step_over_100_classes"] = slower
     if options.json:
         print(json.dumps({**result, "rounds": found}))
 

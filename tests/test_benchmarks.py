@@ -118,3 +118,25 @@ def test_what_the_protocol_table_shares_is_the_same(
         for head in protocol.HEADS:
             expected = own[head]["all"]["values"]
             assert found[row][head]["values"] == expected, (row, head)
+
+
+def test_a_ratio_of_train_step_is_over_the_best_of_a_round():
+    train_step = script("train_step")
+    rounds = [
+        {"lt_jax": 8.0, "channels_first": 10.0, "channels_last": 5.0},
+        {"lt_jax": 6.0, "channels_first": 5.0, "channels_last": 10.0},
+        {"lt_jax": 9.0, "channels_first": 1.0, "channels_last": 10.0},
+    ]
+    assert train_step.ratio(rounds) == pytest.approx(0.8)
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_train_step_measures_all_sides():
+    train_step = script("train_step")
+    counts = {"step": 1, "eval": 1, "epoch": 1, "resident": 1}
+    rates = train_step.measure("resnet32", 8, 1, counts, 16, "cpu")
+    assert rates.keys() == counts.keys()
+    for (one,) in rates.values():
+        assert one.keys() == {"lt_jax", *train_step.TORCH}
+        assert all(rate > 0 for rate in one.values())
