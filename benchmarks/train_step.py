@@ -289,6 +289,7 @@ class Worker:
     def close(self) -> None:
         process: Any = self._process
         process.stdin.close()
+        process.stdout.close()
         process.wait()
 
 
