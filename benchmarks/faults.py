@@ -236,22 +236,31 @@ def damages(folder: Path, number: int, seed: int) -> dict[str, Any]:
     """Damages one file at a time; the command has to end the same or to refuse."""
     random.seed(seed)
     count: Counter[str] = Counter({"damages": number})
-    whole = folder / "reference1"
-    expected = essence(whole)
-    for i in range(number):
-        workdir = folder / "damaged"
+    whole, workdir = folder / "reference1", folder / "damaged"
+
+    def unfinished(command: str) -> list[Path]:
+        """Makes the workdir anew, to be finished by the command; what it will read."""
         shutil.rmtree(workdir, ignore_errors=True)
         shutil.copytree(whole, workdir)
-        if i % 2:  # the newest checkpoint of a fit that goes on
-            command, fit = "train", workdir / "checkpoints" / "stage1" / "0"
+        if command == "train":  # goes on from the newest checkpoint of a fit
+            fit = workdir / "checkpoints" / "stage1" / "0"
             steps = sorted(int(p.name) for p in fit.iterdir() if p.name.isdigit())
             (fit / "outcome.json").unlink()
-            files = [p for p in (fit / f"{steps[-1]}").rglob("*") if p.stat().st_size]
-        else:
-            command, files = "sweep", list((workdir / "features").rglob("*"))
-            shutil.rmtree(workdir / "sweep")
-            shutil.rmtree(workdir / "checkpoints" / "chosen")
-            shutil.rmtree(workdir / "checkpoints" / "fixed")
+            return [p for p in (fit / f"{steps[-1]}").rglob("*") if p.stat().st_size]
+        shutil.rmtree(workdir / "sweep")
+        shutil.rmtree(workdir / "checkpoints" / "chosen")
+        shutil.rmtree(workdir / "checkpoints" / "fixed")
+        return list((workdir / "features").rglob("*"))
+
+    expected = {}
+    for command in ("sweep", "train"):
+        unfinished(command)
+        run = Run(command, workdir, 1)
+        assert run.wait() == [0], run.text
+        expected[command] = essence(workdir)
+    for i in range(number):
+        command = ("sweep", "train")[i % 2]
+        files = unfinished(command)
         file = random.choice(sorted(p for p in files if p.is_file()))
         how = damage(file)
         run = Run(command, workdir, 1)
@@ -259,9 +268,7 @@ def damages(folder: Path, number: int, seed: int) -> dict[str, Any]:
         if codes == [0]:
             told = re.search(r"damaged|is not used", run.text)
             kind = "mended" if told else "harmless"
-            # `train` alone writes a result.json of its own.
-            part = "checkpoints/stage1" if command == "train" else ""
-            if any(name.startswith(part) for name in compare(workdir, expected)):
+            if compare(workdir, expected[command]):
                 kind = "undetected"
         elif codes == [2] and "Traceback" not in run.text:
             kind = "refused"
