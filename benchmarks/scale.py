@@ -348,7 +348,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
         jax.random.key(0), fitted["head"], size.features, size.classes, "torch"
     )
     found["ncm_seconds"] = seconds(
-        lambda: retrain.corrected(ncm, like, retrain.in_blocks(seen), labels)
+        lambda: retrain.corrected(ncm, like, labels, lambda: seen)
     )
     held = seen._replace(values=values[:, : size.test], labels=labels[: size.test])
     found["measure_seconds"] = seconds(

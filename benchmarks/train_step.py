@@ -10,8 +10,9 @@ in a process of its own and waits while another one works; in a round each takes
 turn, and a ratio is within one round. PyTorch's best variant of a round counts.
 
 An epoch is 2,560 images of noise (CIFAR100-LT at IR 100 has 10,847; each costs the
-same), read, augmented and fitted: ours by the loop's feed and resident on the device, PyTorch's by crops and
-flips of NumPy, one call a batch, which is faster than torchvision's, an image a call.
+same), read, augmented and fitted: ours by the loop's feed and resident on the device,
+PyTorch's by crops and flips of NumPy, one call a batch, which is faster than
+torchvision's, an image a call.
 
 JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
 `eval_over_torch` (the lower of the two networks), `epoch_over_torch` and

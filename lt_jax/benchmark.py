@@ -53,10 +53,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import features, models, results, samplers, seeds, steps, weights
+from lt_jax import models, results, samplers, seeds, steps, weights
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
-from lt_jax.features import DTYPES, Features, Request
+from lt_jax.features import DTYPES, Features, Request, extract
 from lt_jax.log import plain, write_whole
 from lt_jax.loop import Stage, evaluate
 from lt_jax.methods import projects
@@ -368,7 +368,7 @@ def _extraction(session: Session, network: Weights, seconds: float) -> float:
 
     def run(dataset: Dataset) -> None:
         given = session.log, Broken(dataset), session.stopped
-        for _ in features.extract(task, *network, dataset, request, *given):
+        for _ in extract(task, *network, dataset, request, *given):
             pass
 
     return _images(run, task.splits.train, task.eval_batch, seconds)

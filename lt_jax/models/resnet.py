@@ -59,7 +59,7 @@ def convolution(
     *,
     init_name: str,
     dtype: Any,
-    engine: str,
+    engine: str = "xla",
     name: str | None = None,
 ) -> nn.Module:
     """The one convolution of this file: square, no bias, [B,H,W,C] -> [B,H',W',F].
