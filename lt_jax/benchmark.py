@@ -58,7 +58,7 @@ from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
 from lt_jax.log import plain, write_whole
-from lt_jax.loop import Stage, evaluate
+from lt_jax.loop import Stage, evaluate, step_arguments
 from lt_jax.methods import projects
 from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
@@ -225,18 +225,7 @@ def _stage1(
 ) -> dict[str, Any]:
     stage = first_stage(session, session.config.seed)
     task, method = session.task, stage.method
-    made = (
-        task.backbone,
-        method.head,
-        method.loss,
-        method.project,
-        stage.sgd,
-        stage.trains,
-        stage.batch_norm,
-        task.augment,
-        stage.accumulate,
-        stage.mixup,
-    )
+    made = step_arguments(task, stage)
     train_step: Any = steps.make_train_step(*made)
     state = steps.init_state(*network, stage.sgd, stage.trains)
     knobs = steps.replicate(

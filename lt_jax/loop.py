@@ -81,6 +81,22 @@ class Fitted(NamedTuple):
     images_per_second: float  # of the training steps alone, compilation left out
 
 
+def step_arguments(task: Task, stage: Stage) -> tuple[Any, ...]:
+    """What ``steps.make_train_step`` makes the step of a stage from."""
+    return (
+        task.backbone,
+        stage.method.head,
+        stage.method.loss,
+        stage.method.project,
+        stage.sgd,
+        stage.trains,
+        stage.batch_norm,
+        task.augment,
+        stage.accumulate,
+        stage.mixup,
+    )
+
+
 def fit(
     task: Task,
     stage: Stage,
@@ -115,18 +131,7 @@ def fit(
     )
     late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    made = (
-        task.backbone,
-        method.head,
-        method.loss,
-        method.project,
-        stage.sgd,
-        stage.trains,
-        stage.batch_norm,
-        task.augment,
-        stage.accumulate,
-        stage.mixup,
-    )
+    made = step_arguments(task, stage)
     broken = Broken(train)
     meter = Meter(stage.title, total)
 

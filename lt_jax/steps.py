@@ -236,22 +236,16 @@ def make_train_step(
 
 @functools.cache
 def make_train_steps(
-    backbone: Any,  # a ResNet
-    head: Head,
-    loss: Loss,
-    project: Callable[[Params, Params], Params] | None,
-    sgd: Sgd,
-    trains: str,
-    batch_norm: str,
-    augment: Augment,
-    parts: int = 1,
-    mixup: float = 0.0,
+    *made: Any,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Several steps of `make_train_step` in one call, on images held by the devices.
 
     The batches are those that `feed` would have brought, to the bit. The body of a loop
     is another program than a step alone, so that sums may be rounded otherwise. Not for
     CPUs, whose compiler gives a loop's body one thread and plain loops.
+
+    Args:
+      made: the arguments of `make_train_step`.
 
     Returns:
       ``(state, held, rows, count, knobs) -> (state, measured)``; the state is donated.
@@ -260,18 +254,7 @@ def make_train_steps(
       int32[], of the T steps so many are taken. What is measured has a leading axis of
       T, its values from ``count`` on without meaning.
     """
-    step = _train_step(
-        backbone,
-        head,
-        loss,
-        project,
-        sgd,
-        trains,
-        batch_norm,
-        augment,
-        parts,
-        mixup,
-    )
+    step = _train_step(*made)
 
     def several(
         state: TrainState, held: Batch, rows: jax.Array, count: jax.Array, knobs: Knobs
