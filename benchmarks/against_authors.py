@@ -126,14 +126,24 @@ class Jax:
         import jax.numpy as jnp
         import numpy as np
 
-        from lt_jax import heads, interop, losses, models, optim, steps, trees, weights
+        from lt_jax import (
+            heads,
+            interop,
+            losses,
+            models,
+            optim,
+            placing,
+            steps,
+            trees,
+            weights,
+        )
         from lt_jax.data.augment import Augment
 
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-        self.shard, self.splits = steps.shard, splits
+        self.shard, self.splits = placing.shard, splits
         num_classes = len(splits.counts)
         backbone = models.create(
-            net, "cifar", NETS[net][1], False, "torch", "float32", steps.AXIS
+            net, "cifar", NETS[net][1], False, "torch", "float32", placing.AXIS
         )
         like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)
         found = interop.from_torch(state, trees.leaves(like._asdict()))
@@ -149,7 +159,7 @@ class Jax:
             params["head"],
             np.zeros(len(rates), bool),
         )
-        self.knobs = steps.replicate(knobs)
+        self.knobs = placing.replicate(knobs)
         self.state = steps.init_state(params, stats, sgd, ".*")
         self.train = steps.make_train_step(
             backbone,

@@ -152,7 +152,7 @@ def measure(case: Case) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from lt_jax import heads, losses, models, optim, steps
+    from lt_jax import heads, losses, models, optim, placing, steps
     from lt_jax.data.augment import Augment
     from lt_jax.types import TrainState
 
@@ -163,7 +163,7 @@ def measure(case: Case) -> dict[str, Any]:
         zero_init=False,
         init="torch",
         dtype=case.dtype,
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     )
     augment = Augment(pad=0, flip=True, mean=(0.5,) * 3, std=(0.2,) * 3)
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=1e-4, decay_on=".*")
@@ -184,7 +184,7 @@ def measure(case: Case) -> dict[str, Any]:
         )
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
-        numbers = jax.random.key_data(key)  # as steps.replicate sends it
+        numbers = jax.random.key_data(key)  # as placing.replicate sends it
         return state, steps.Knobs(numbers, one, adjust, head, one > 0)
 
     state, knobs = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))

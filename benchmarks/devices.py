@@ -28,7 +28,17 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import data, heads, losses, metrics, models, optim, samplers, steps
+    from lt_jax import (
+        data,
+        heads,
+        losses,
+        metrics,
+        models,
+        optim,
+        placing,
+        samplers,
+        steps,
+    )
     from lt_jax.data.augment import Augment
     from lt_jax.data.feed import feed
 
@@ -43,7 +53,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         zero_init=False,
         init="torch",
         dtype="float64",
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     )
     params, stats = models.init(backbone, jax.random.key(0), splits.train.shape)
     start = head.init(
@@ -51,7 +61,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     )
     start, params = jax.tree.map(lambda a: a.astype(float), (start, params))
     state = steps.init_state({"backbone": params, "head": start}, stats, sgd, ".*")
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(2),
             np.full(num_steps, 0.01, np.float32),
@@ -68,14 +78,14 @@ def measure(num_steps: int) -> dict[str, Any]:
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
-    for one in feed(splits.train, steps.part(plan), steps.shard):
+    for one in feed(splits.train, placing.part(plan), placing.shard):
         state, measured = train(state, one, knobs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, head, augment, False)
-    tally = steps.replicate(metrics.empty(num_classes))
+    tally = placing.replicate(metrics.empty(num_classes))
     order = samplers.in_rows(np.arange(len(splits.test)), 70)
-    for one in feed(splits.test, steps.part(order), steps.shard):
+    for one in feed(splits.test, placing.part(order), placing.shard):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {
         "devices": jax.device_count(),

@@ -195,7 +195,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     """Some steps of the small network under the whole head."""
     import jax
 
-    from lt_jax import heads, losses, models, optim, samplers, steps
+    from lt_jax import heads, losses, models, optim, placing, samplers, steps
     from lt_jax.data.augment import Augment
     from lt_jax.data.feed import feed
     from lt_jax.types import Dataset
@@ -219,14 +219,14 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
         zero_init=False,
         init="torch",
         dtype="float32",
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     )
     params, stats = models.init(backbone, jax.random.key(0), shape)
     wide = models.features_of(backbone)
     head = heads.linear.init(jax.random.key(1), None, wide, size.classes, "torch")
     number = size.steps + 2
     state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(2),
             np.full(number, 0.1, np.float32),
@@ -239,9 +239,9 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
         backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
-    rows = steps.arrange(rows, 1, pairs=False)
+    rows = placing.arrange(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
-    for at, batch in enumerate(feed(dataset, rows[:number], steps.shard)):
+    for at, batch in enumerate(feed(dataset, rows[:number], placing.shard)):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, knobs)

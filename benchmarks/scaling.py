@@ -35,7 +35,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, models, optim, steps
+    from lt_jax import heads, losses, models, optim, placing, steps
     from lt_jax.data.augment import Augment
 
     num_classes, shape = 100, (32, 32, 3)
@@ -46,7 +46,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         zero_init=False,
         init="torch",
         dtype="float32",
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     )
     params, stats = models.init(backbone, jax.random.key(0), shape)
     start = heads.linear.init(
@@ -55,7 +55,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-4, decay_on=".*")
     whole = {"backbone": params, "head": start}
     state = steps.init_state(whole, stats, sgd, ".*")
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(2),
             np.full(num_steps + 2, 0.01, np.float32),
@@ -69,7 +69,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
     rng = np.random.default_rng(0)
-    one = steps.shard(
+    one = placing.shard(
         {
             "image": rng.integers(0, 256, (BATCH, *shape), np.uint8),
             "label": rng.integers(0, num_classes, BATCH, np.int32),

@@ -292,11 +292,13 @@ class Network(NamedTuple):
 def jax_network(net: str) -> Network:
     import jax
 
-    from lt_jax import models, steps
+    from lt_jax import models, placing
     from lt_jax.data.augment import Augment
 
     width = NETS[net][1]
-    backbone = models.create(net, "cifar", width, False, "torch", "float32", steps.AXIS)
+    backbone = models.create(
+        net, "cifar", width, False, "torch", "float32", placing.AXIS
+    )
     params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
     head = fresh_head(models.features_of(backbone))
     params = {"backbone": params, "head": head}
@@ -316,11 +318,11 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, samplers, steps
+    from lt_jax import heads, losses, placing, samplers, steps
     from lt_jax.data.feed import feed
 
     state = steps.init_state(network.params, network.stats, sgd(), "head/.*")
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(2),
             np.full(10**4, 5e-4, np.float32),
@@ -344,7 +346,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     def take(count: int) -> None:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
-        for batch in feed(dataset, steps.part(chosen), steps.shard):
+        for batch in feed(dataset, placing.part(chosen), placing.shard):
             state, _ = step(state, batch, knobs)
         jax.block_until_ready(state)
 

@@ -69,7 +69,17 @@ def ours(
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, metrics, models, optim, samplers, stepping, steps
+    from lt_jax import (
+        heads,
+        losses,
+        metrics,
+        models,
+        optim,
+        placing,
+        samplers,
+        stepping,
+        steps,
+    )
     from lt_jax.data.augment import Augment
     from lt_jax.data.feed import Broken, Crops
     from lt_jax.types import Dataset
@@ -83,7 +93,9 @@ def ours(
         images.shape[1:],
         lambda rows: images[rows],
     )
-    backbone = models.create(net, "cifar", NETS[net], False, "torch", dtype, steps.AXIS)
+    backbone = models.create(
+        net, "cifar", NETS[net], False, "torch", dtype, placing.AXIS
+    )
     backbone = backbone.clone(engine=models.fastest_engine())
     params, stats = models.init(backbone, jax.random.key(0), dataset.shape)
     head = heads.linear.init(
@@ -92,7 +104,7 @@ def ours(
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
     state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
     most = 100_000  # steps that may be asked for
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(2),
             np.full(most, 0.01, np.float32),
@@ -114,7 +126,7 @@ def ours(
     )
     train: Any = steps.make_train_step(*made)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
-    ready = steps.shard(
+    ready = placing.shard(
         {
             "image": images[:batch],
             "label": labels[:batch],
@@ -142,15 +154,15 @@ def ours(
 
     def step(count: int) -> None:
         nonlocal state
-        wait, measured = steps.throttle(), None
+        wait, measured = placing.throttle(), None
         for _ in range(count):
             state, measured = train(state, ready, knobs)
             wait(measured)
         jax.block_until_ready(measured)
 
     def score(count: int) -> None:
-        tally = steps.replicate(metrics.empty(classes))
-        wait = steps.throttle()
+        tally = placing.replicate(metrics.empty(classes))
+        wait = placing.throttle()
         for _ in range(count):
             tally = evaluate(state.params, state.batch_stats, ready, tally)
             wait(tally.seen)
@@ -159,9 +171,9 @@ def ours(
     def epoch(kind: str, count: int) -> None:
         nonlocal state
         rows = samplers.plan(labels, "instance", batch, (1, 0), 0)[:count]
-        rows = steps.part(steps.arrange(rows, 1, pairs=False))
+        rows = placing.part(placing.arrange(rows, 1, pairs=False))
         crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
-        wait, measured = steps.throttle(), None
+        wait, measured = placing.throttle(), None
         for after, measured, _ in takers[kind](state, rows, crops, knobs):
             state = after
             wait(measured)

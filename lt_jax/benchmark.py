@@ -53,7 +53,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import models, results, samplers, seeds, steps, weights
+from lt_jax import models, placing, results, samplers, seeds, steps, weights
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
@@ -106,7 +106,7 @@ def _measure(
     config = session.config
     found: dict[str, Any] = {
         "config": session.dataset["name"],
-        "device": steps.device_name(),
+        "device": placing.device_name(),
         "versions": results.versions(),
         "seconds": seconds,
     }
@@ -172,7 +172,7 @@ def _pace(call: Callable[[], Any], seconds: float) -> float:
     calls = max(1, round(seconds / 10 / max(once, 1e-9)))
 
     def several() -> None:
-        wait, result = steps.throttle(), None
+        wait, result = placing.throttle(), None
         for _ in range(calls):
             result = call()
             wait(result)
@@ -204,13 +204,13 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
             size *= 2
 
     def matmul(size: int) -> Callable[[], Any]:
-        square = steps.spread(np.full((count, size, size), 1e-3, jnp.dtype(dtype)))
-        product = steps.divided(lambda a: a @ a, (True,))
+        square = placing.spread(np.full((count, size, size), 1e-3, jnp.dtype(dtype)))
+        product = placing.divided(lambda a: a @ a, (True,))
         return lambda: product(square)
 
     def copy(size: int) -> Callable[[], Any]:
-        array = steps.spread(np.ones((count, size), np.float32))
-        plus = steps.divided(lambda a: a + 1, (True,))
+        array = placing.spread(np.ones((count, size), np.float32))
+        plus = placing.divided(lambda a: a + 1, (True,))
         return lambda: plus(array)
 
     work, size = grown(matmul, 512, 8192)
@@ -228,14 +228,14 @@ def _stage1(
     made = step_arguments(task, stage)
     train_step: Any = steps.make_train_step(*made)
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             seeds.key(stage.run, "augment"),
             np.zeros_like(stage.rates),
             method.adjust,
             network.params["head"],
             np.zeros(len(stage.rates), bool),
-            steps.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
+            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
@@ -312,7 +312,7 @@ def _held(
     makers = steps.make_train_step(*made), steps.make_train_steps(*made)
     stepper = resident(*makers, train, at_once, lambda compiled: None)
     rows = samplers.plan(train.labels, stage.method.sampler, stage.batch, stage.run, 0)
-    rows = steps.part(steps.arrange(rows, stage.accumulate, stage.mixup > 0))
+    rows = placing.part(placing.arrange(rows, stage.accumulate, stage.mixup > 0))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = Crops(stage.run, 0, rows)
 
@@ -336,10 +336,12 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
         rows = rows[: max(1, len(train) // stage.batch)]
         places = np.arange(rows.size).reshape(rows.shape)
         rows, places = (
-            steps.part(steps.arrange(each, stage.accumulate, stage.mixup > 0))
+            placing.part(placing.arrange(each, stage.accumulate, stage.mixup > 0))
             for each in (rows, places)
         )
-        yield from feed(train, rows, steps.shard, crops=Crops(stage.run, epoch, places))
+        yield from feed(
+            train, rows, placing.shard, crops=Crops(stage.run, epoch, places)
+        )
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:

@@ -24,7 +24,7 @@ from etils import epath
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from lt_jax import steps, trees
+from lt_jax import processes, trees
 from lt_jax.types import InputError
 
 # Orbax wants a score with every checkpoint; accuracies are never below it.
@@ -117,7 +117,7 @@ class Checkpoints:
             except Damaged as error:
                 reason = str(error)
             # All processes take the same one, also where one alone cannot read another.
-            if steps.agreed(bool(reason)):
+            if processes.agreed(bool(reason)):
                 damaged[step] = reason or f"another process cannot read step {step:,}"
                 continue
             for newer, reason in damaged.items():

@@ -6,6 +6,7 @@ Heavy imports stand inside the commands, so that ``--help`` answers at once.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import logging
@@ -13,7 +14,7 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
       SIGTERM: saved, run the same command again.
     """
     try:
-        code = _main(argv)
+        with _without_late_answers():
+            code = _main(argv)
     except Exception:
         from lt_jax import cluster
 
@@ -54,6 +56,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lt_jax import cluster
 
     return cluster.leave(code)
+
+
+@contextlib.contextmanager
+def _without_late_answers() -> Iterator[None]:
+    """Keeps quiet about reads that end after one beside them has failed.
+
+    Orbax raises the error of the first file of a damaged checkpoint and ends its event
+    loop; Python then prints a traceback for the others, from their threads.
+    """
+    before = sys.unraisablehook
+
+    def hear(told: sys.UnraisableHookArgs) -> None:
+        if str(told.exc_value) != "Event loop is closed":
+            before(told)
+
+    sys.unraisablehook = hear
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _main(argv: Sequence[str] | None) -> int:

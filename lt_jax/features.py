@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import models, samplers, seeds, steps, trees
+from lt_jax import models, placing, processes, samplers, seeds, steps, trees
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.log import Log, write_whole
 from lt_jax.loop import Task
@@ -87,7 +87,7 @@ def cached_features(
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    differs = steps.as_first(
+    differs = processes.as_first(
         lambda: _differences(file, note, provenance, stored, shape)
     )
     if differs is None:
@@ -99,7 +99,7 @@ def cached_features(
         note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    steps.first_does(begin)
+    processes.first_does(begin)
     broken, network = Broken(dataset), (params, batch_stats)
     blocks = extract(task, *network, dataset, request, log, broken, stopped)
     blocks = (block.astype(memory).view(stored) for block in blocks)
@@ -177,13 +177,13 @@ def _write(
             shape = views, size - len(left_out), num_features
             digest = _stream(thinner, shape, dtype, _without(whole, left_out))
             found = {"sha256": digest, "left_out": left_out}
-            steps.first_does(lambda: os.replace(thinner, draft))
+            processes.first_does(lambda: os.replace(thinner, draft))
     except BaseException:
         for half in (draft, thinner):
             with contextlib.suppress(OSError):
                 half.unlink()
         raise
-    steps.first_does(lambda: os.replace(draft, file))
+    processes.first_does(lambda: os.replace(draft, file))
     return found
 
 
@@ -202,9 +202,9 @@ def _stream(
             opened.write(content)
         digest.update(content)
 
-    steps.first_does(functools.partial(append, header.getvalue(), "wb"))
+    processes.first_does(functools.partial(append, header.getvalue(), "wb"))
     for block in blocks:
-        steps.first_does(functools.partial(append, block.tobytes()))
+        processes.first_does(functools.partial(append, block.tobytes()))
     return digest.hexdigest()
 
 
@@ -240,13 +240,13 @@ def extract(
 
     Rows of images that cannot be decoded hold no meaning; ``broken`` tells which.
     """
-    params, batch_stats = steps.replicate((params, batch_stats))
+    params, batch_stats = placing.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    mine = steps.part(rows)
+    mine = placing.part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
         for number, view in enumerate(request.views):
             step = steps.make_feature_step(task.backbone, task.augment, view)
-            key = steps.replicate(seeds.key((*request.run, number), "augment"))
+            key = placing.replicate(seeds.key((*request.run, number), "augment"))
             waiting: collections.deque[tuple[int, jax.Array]] = collections.deque()
 
             def next_block(
@@ -261,11 +261,11 @@ def extract(
             crops = None
             if view == "random":
                 crops = Crops((*request.run, number), 0, mine)
-            batches = feed(dataset, mine, steps.shard, crops=crops, broken=broken)
+            batches = feed(dataset, mine, placing.shard, crops=crops, broken=broken)
             doing = f"the features of {dataset.name}, which begin anew"
             batches = heeding(batches, stopped, doing)
             for row, batch in zip(rows, batches, strict=True):
-                first = steps.replicate(jnp.asarray(row[0]))
+                first = placing.replicate(jnp.asarray(row[0]))
                 part = step(params, batch_stats, batch, key, first)
                 waiting.append(((row >= 0).sum(), part))
                 if len(waiting) > 4:  # the devices work on, the host stays small

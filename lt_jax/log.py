@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from lt_jax import steps, trees
+from lt_jax import processes, trees
 from lt_jax.types import Params
 
 
@@ -107,7 +107,7 @@ def write_whole(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(draft, path)
 
-    steps.first_does(write)
+    processes.first_does(write)
 
 
 def overview(params: Params, trained: Params) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lt_jax import metrics, samplers, seeds, steps
+from lt_jax import metrics, placing, processes, samplers, seeds, steps
 from lt_jax.checkpoint import Checkpoints
 from lt_jax.data.augment import Augment
 from lt_jax.data.feed import Broken, Crops, feed
@@ -119,17 +119,17 @@ def fit(
     total = stage.epochs * per_epoch
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    early = steps.replicate(
+    early = placing.replicate(
         steps.Knobs(
             seeds.key(stage.run, "augment"),
             stage.rates,
             method.adjust,
             params["head"],
             projects(method, stage.epochs, per_epoch),
-            steps.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
+            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
-    late = early._replace(adjust=steps.replicate(method.deferred or method.adjust))
+    late = early._replace(adjust=placing.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
     made = step_arguments(task, stage)
     broken = Broken(train)
@@ -158,7 +158,7 @@ def fit(
                     f"{directory} was fitted on other examples ({notes['examples']}) "
                     f"than the data now hold ({train.hash}); use another --workdir"
                 )
-            state = steps.replicate(state)
+            state = placing.replicate(state)
             meter.resume(notes)
             if step % per_epoch == 0:
                 meter.new_epoch()
@@ -187,8 +187,8 @@ def fit(
                 # The place of an image in the plan draws its crop.
                 places = np.arange(rows.size).reshape(rows.shape)
                 rows, places = (
-                    steps.part(
-                        steps.arrange(
+                    placing.part(
+                        placing.arrange(
                             each[step % per_epoch :],
                             stage.accumulate,
                             pairs=stage.mixup > 0,
@@ -203,7 +203,7 @@ def fit(
                     meter.add(step, measured, count)
                     profile.step(step, measured)
                     bar.update(count * stage.batch)
-                    if steps.meets_at(step, count) and (by := stopped()):
+                    if processes.meets_at(step, count) and (by := stopped()):
                         break
                     if news := broken.news():
                         log.warn(news)
@@ -295,13 +295,13 @@ def evaluate(
       meter.Diverged: logits are nan or infinite, where the parameters need not be.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
-    params, batch_stats, tally = steps.replicate(
+    params, batch_stats, tally = placing.replicate(
         (params, batch_stats, metrics.empty(len(dataset.classes)))
     )
-    wait = steps.throttle()
-    rows = steps.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
+    wait = placing.throttle()
+    rows = placing.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
     broken = Broken(dataset)
-    batches = feed(dataset, rows, steps.shard, broken=broken)
+    batches = feed(dataset, rows, placing.shard, broken=broken)
     doing = f"the evaluation on {dataset.name}, which begins anew"
     for batch in heeding(batches, stopped, doing):
         tally = eval_step(params, batch_stats, batch, tally)

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lt_jax import steps
+from lt_jax import placing
 from lt_jax.log import duration
 from lt_jax.types import Batch
 
@@ -24,7 +24,7 @@ class Meter:
     def __init__(self, title: str, total: int):
         self._title = title
         self._total = total  # steps of the run
-        self._wait = steps.throttle()
+        self._wait = placing.throttle()
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._begun = self._told = time.monotonic()
         self._mark: float | None = None  # training is timed from here; None: compiling

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics, results, steps
+from lt_jax import metrics, processes, results
 from lt_jax.checkpoint import write
 from lt_jax.heads import effective_norms
 from lt_jax.loop import Fitted
@@ -60,7 +60,7 @@ def save(
     """
     directory = session.workdir / "checkpoints" / title
     # No mark beside weights that are not its own.
-    steps.first_does(lambda: (directory / "outcome.json").unlink(missing_ok=True))
+    processes.first_does(lambda: (directory / "outcome.json").unlink(missing_ok=True))
     if keeps == "all":
         network = {"params": fitted.params, "batch_stats": fitted.batch_stats}
         write(directory / FINAL, fitted.step, network)
@@ -90,7 +90,7 @@ def save(
 def done(session: Session, title: str) -> bool:
     """Whether this fit has finished here, on these examples."""
     directory = session.workdir / "checkpoints" / title
-    outcome = steps.as_first(lambda: results.outcome(directory))
+    outcome = processes.as_first(lambda: results.outcome(directory))
     if outcome is None:
         return False
     now = session.task.splits.train.hash

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import __version__, metrics, steps
+from lt_jax import __version__, metrics, placing
 from lt_jax.log import plain, write_whole
 from lt_jax.types import Splits
 
@@ -148,7 +148,7 @@ def build(
             if runs or name == "none"
         },
         "versions": versions(),
-        "device": steps.device_name(),
+        "device": placing.device_name(),
     }
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import metrics, samplers, steps, trees
+from lt_jax import metrics, placing, samplers, trees
 from lt_jax.features import Features
 from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, alone
@@ -75,7 +75,7 @@ def plan_chunks(jobs: Sequence[Job], batch: int, memory: float) -> list[Chunk]:
         widest = max(map(len, orders.values()))
         one = next(iter(orders.values()))[0]
         limit = heads_within(memory, one.start, batch)
-        width = steps.padded(-(-widest // -(-widest // limit)))
+        width = placing.padded(-(-widest // -(-widest // limit)))
         for group in orders.values():
             chunks += [
                 Chunk(tuple(group[i : i + width]), width)
@@ -89,7 +89,7 @@ def heads_within(memory: float, head: Params, batch: int) -> int:
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
     num_classes = head["kernel"].shape[1]
     bytes_each = 4 * COPIES * (size + batch * num_classes)
-    return max(1, int(memory / bytes_each)) * steps.padded(1)
+    return max(1, int(memory / bytes_each)) * placing.padded(1)
 
 
 def programs_of(chunks: Sequence[Chunk]) -> int:
@@ -174,7 +174,7 @@ def make_fit(
             indices, rate, acts = now
             chosen = jnp.maximum(indices, 0)
             mask = (indices >= 0).astype(jnp.float32)
-            batch = steps.rows_of(values, chosen), labels[chosen], mask
+            batch = placing.rows_of(values, chosen), labels[chosen], mask
             params, opt_state = carry
             *carry, losses = many(
                 params, opt_state, start, rate, acts, decay, adjust, *batch
@@ -186,7 +186,7 @@ def make_fit(
         return *carry, losses.T
 
     over = (True,) * 8 + (False,) * 2
-    return steps.divided(run, over, donate=(0, 1))
+    return placing.divided(run, over, donate=(0, 1))
 
 
 def fit_heads(
@@ -235,17 +235,17 @@ def fit_heads(
                     params,
                     opt_state,
                     start,
-                    steps.spread(rates[:, now]),
-                    steps.spread(projects[:, now]),
-                    steps.spread(decays),
+                    placing.spread(rates[:, now]),
+                    placing.spread(projects[:, now]),
+                    placing.spread(decays),
                     adjusts.at(epoch),
                     values,
                     labels,
                     local,
                 )
-                losses.append(steps.fetch(loss))
+                losses.append(placing.fetch(loss))
             after_epoch(len(chunk.jobs))
-        heads, bad = steps.fetch(params), _first_bad(losses, len(filled))
+        heads, bad = placing.fetch(params), _first_bad(losses, len(filled))
         seen = plain or (lambda: features)
         fits = [
             Fit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
@@ -262,20 +262,20 @@ def _make_begin(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
         trained, _ = trees.partition(params, trains)
         return sgd.transform().init(trained)
 
-    return steps.divided(begin, (True,))
+    return placing.divided(begin, (True,))
 
 
 def resident(features: Features, memory: float) -> bool:
     """Whether features fit into so many bytes of each device, and so stay there."""
-    return features.values.nbytes / steps.padded(1) <= memory
+    return features.values.nbytes / placing.padded(1) <= memory
 
 
 class _Held:
     """Features that stay on the devices."""
 
     def __init__(self, features: Features):
-        self._views = [steps.spread(np.asarray(view)) for view in features.values]
-        self._labels = steps.everywhere(features.labels)
+        self._views = [placing.spread(np.asarray(view)) for view in features.values]
+        self._labels = placing.everywhere(features.labels)
 
     def pieces(self, view: int, rows: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
         yield self._views[view], self._labels, rows
@@ -286,14 +286,14 @@ def _read(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """The examples of some steps after the other, out of the file, each time anew."""
     batch, (_, _, num_features) = rows.shape[1], features.values.shape
-    row_bytes = batch * num_features * features.values.itemsize / steps.padded(1)
+    row_bytes = batch * num_features * features.values.itemsize / placing.padded(1)
     at_once = max(1, int(memory / row_bytes))
     for first in range(0, len(rows), at_once):
         piece = rows[first : first + at_once]
         chosen = np.maximum(piece, 0).ravel()
         local = np.where(piece >= 0, np.arange(chosen.size).reshape(piece.shape), -1)
         yield (
-            steps.spread(features.values[view][chosen]),
+            placing.spread(features.values[view][chosen]),
             features.labels[chosen],
             local.astype(np.int32),
         )
@@ -371,14 +371,14 @@ def measure_heads(
     for first in range(0, len(many), limit):
         part = many[first : first + limit]
         params = _spread(_stack(part))
-        width = steps.padded(len(part))
+        width = placing.padded(len(part))
         tally = _spread(_stack([metrics.empty(num_classes)] * width))
         for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
             mask = (rows >= 0).astype(np.float32)
             indices = np.maximum(rows, 0)
             values = features.values[:, indices].astype(np.float32)
             tally = step(params, tally, values, features.labels[indices], mask)
-        tally = steps.fetch(tally)
+        tally = placing.fetch(tally)
         found += [_at(tally, i) for i in range(len(part))]
     return found
 
@@ -398,7 +398,7 @@ def _make_measure(
         return metrics.merge(so_far, metrics.tally(logits, label, mask))
 
     many = jax.vmap(one, in_axes=(0, 0, None, None, None))
-    return steps.divided(many, (True, True, False, False, False), donate=(1,))
+    return placing.divided(many, (True, True, False, False, False), donate=(1,))
 
 
 def _stack(many: Sequence[Any]) -> Any:
@@ -408,7 +408,7 @@ def _stack(many: Sequence[Any]) -> Any:
 
 def _spread(stacked: Any) -> Any:
     """A stack divided over the devices."""
-    return jax.tree.map(lambda leaf: steps.spread(np.array(leaf)), stacked)
+    return jax.tree.map(lambda leaf: placing.spread(np.array(leaf)), stacked)
 
 
 def _at(stacked: Any, index: int) -> Any:

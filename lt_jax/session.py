@@ -19,8 +19,8 @@ from lt_jax import (
     metrics,
     models,
     optim,
+    placing,
     results,
-    steps,
 )
 from lt_jax.checks import check_training, check_values, make_method
 from lt_jax.data.augment import Augment
@@ -109,7 +109,7 @@ def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
         zero_init=m.zero_init,
         init=m.init,
         dtype=m.dtype,
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     ).clone(engine=models.fastest_engine())
 
 
@@ -254,5 +254,5 @@ def _announce(session: Session) -> None:
     mirror = "averages over mirror images" if task.flip else "sees each image once"
     say(
         f"protocol: {kept[task.select]}; evaluation {mirror}; stage-2 batch norm "
-        f"{config.method.batch_norm}; {steps.device_name()}"
+        f"{config.method.batch_norm}; {placing.device_name()}"
     )

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from lt_jax import steps
+from lt_jax import placing, steps
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.steps import Compiled, Knobs
 from lt_jax.types import Batch, Dataset, TrainState
@@ -53,7 +53,7 @@ def streamed(
     def take(
         state: TrainState, rows: np.ndarray, crops: Crops, knobs: Knobs
     ) -> Iterator[Taken]:
-        batches = feed(dataset, rows, steps.shard, crops=crops, broken=broken)
+        batches = feed(dataset, rows, placing.shard, crops=crops, broken=broken)
         for batch in timed(batches):
             if not ready:
                 ready.append(steps.compile_ahead(step, state, batch, knobs))
@@ -81,7 +81,7 @@ def resident(
       several: of ``steps.make_train_steps``.
       tell: hears once of the compilation.
     """
-    held = steps.replicate(
+    held = placing.replicate(
         {
             "image": dataset.read(np.arange(len(dataset))),
             "label": dataset.labels.astype(np.int32),
@@ -102,12 +102,12 @@ def resident(
             some = rows[first : first + at_once]
             filled = np.full((at_once, rows.shape[1]), -1, np.int32)
             filled[: len(some)] = some
-            dealt = steps.shard_rows(filled)
+            dealt = placing.shard_rows(filled)
             if at_once == 1:
                 batch = steps.make_pick()(held, dealt)
                 state, measured = run(step, state, batch, knobs)
             else:
-                count = steps.replicate(np.asarray(len(some), np.int32))
+                count = placing.replicate(np.asarray(len(some), np.int32))
                 state, measured = run(several, state, held, dealt, count, knobs)
             yield state, measured, len(some)
 

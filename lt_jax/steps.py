@@ -1,4 +1,4 @@
-"""The steps that devices run. Nothing else in the package knows of devices or pmap.
+"""The steps that devices run. Nothing else in the package knows pmap.
 
 Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: what is replicated
 goes in and comes out as one un-stacked tree, the batch alone has a leading axis of
@@ -11,20 +11,15 @@ the loss are arguments, so another seed or method runs the same compiled step.
 
 from __future__ import annotations
 
-import collections
 import functools
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lt_jax import metrics, trees
+from lt_jax import metrics, placing, trees
 from lt_jax.data import augment as augmentation
 from lt_jax.data.augment import Augment
 from lt_jax.heads import Head
@@ -32,9 +27,7 @@ from lt_jax.losses import Adjust, Loss
 from lt_jax.metrics import Tally
 from lt_jax.models import ResNet
 from lt_jax.optim import Sgd
-from lt_jax.types import Batch, InputError, Params, TrainState
-
-AXIS = "batch"
+from lt_jax.types import Batch, Params, TrainState
 
 # Whether batch norm uses, and moves, the statistics of the batch. "drift" computes what
 # "train" does, but names the authors' second stage, where the statistics move under
@@ -77,7 +70,7 @@ def _train_step(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """What one device does in a step, see `make_train_step`."""
     moving = BATCH_NORM[batch_norm]
-    sum_devices = functools.partial(jax.lax.psum, axis_name=AXIS)
+    sum_devices = functools.partial(jax.lax.psum, axis_name=placing.AXIS)
 
     def one_part(
         state: TrainState, knobs: Knobs, stats: Params, number: Any, batch: Batch
@@ -86,7 +79,7 @@ def _train_step(
         label, mask = batch["label"], batch["mask"]
         # Augmentation goes by position in the global batch, not by device, so that
         # the number of devices does not change the images.
-        here = jax.lax.axis_index(AXIS) * len(mask) + jnp.arange(len(mask))
+        here = jax.lax.axis_index(placing.AXIS) * len(mask) + jnp.arange(len(mask))
         position = number * knobs.part + here
         key = jax.random.fold_in(_key(knobs.key), state.step)
         images = augmentation.vary(augment, key, position, batch["image"])
@@ -230,7 +223,11 @@ def make_train_step(
         mixup,
     )
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, 0, None), out_axes=None, donate_argnums=0
+        step,
+        axis_name=placing.AXIS,
+        in_axes=(None, 0, None),
+        out_axes=None,
+        donate_argnums=0,
     )
 
 
@@ -276,7 +273,7 @@ def make_train_steps(
 
     return jax.pmap(
         several,
-        axis_name=AXIS,
+        axis_name=placing.AXIS,
         in_axes=(None, None, 0, None, None),
         out_axes=None,
         donate_argnums=0,
@@ -287,7 +284,9 @@ def make_train_steps(
 def make_pick() -> Callable[[Batch, jax.Array], Batch]:
     """``(held, int32[devices, 1, B / devices]) -> batch``, as ``shard`` places it."""
     return jax.pmap(
-        lambda held, rows: _picked(held, rows[0]), axis_name=AXIS, in_axes=(None, 0)
+        lambda held, rows: _picked(held, rows[0]),
+        axis_name=placing.AXIS,
+        in_axes=(None, 0),
     )
 
 
@@ -351,9 +350,11 @@ def make_eval_step(
         ]
         mean = jnp.mean(jnp.stack(logits), axis=0)
         new = metrics.tally(mean, batch["label"], batch["mask"])
-        return metrics.merge(tally, jax.lax.psum(new, AXIS))
+        return metrics.merge(tally, jax.lax.psum(new, placing.AXIS))
 
-    return jax.pmap(step, axis_name=AXIS, in_axes=(None, None, 0, None), out_axes=None)
+    return jax.pmap(
+        step, axis_name=placing.AXIS, in_axes=(None, None, 0, None), out_axes=None
+    )
 
 
 @functools.cache
@@ -372,16 +373,16 @@ def make_feature_step(
         params: Params, stats: Params, batch: Batch, key: jax.Array, first: int
     ) -> jax.Array:
         size = len(batch["mask"])
-        positions = first + jax.lax.axis_index(AXIS) * size + jnp.arange(size)
+        positions = first + jax.lax.axis_index(placing.AXIS) * size + jnp.arange(size)
         images = turn(augment, _key(key), positions, batch["image"])
         features = _features(
             backbone, params, stats, augmentation.normalise(augment, images)
         )
         # Every process gets those of all.
-        return jax.lax.all_gather(features, AXIS, tiled=True)
+        return jax.lax.all_gather(features, placing.AXIS, tiled=True)
 
     return jax.pmap(
-        step, axis_name=AXIS, in_axes=(None, None, 0, None, None), out_axes=None
+        step, axis_name=placing.AXIS, in_axes=(None, None, 0, None, None), out_axes=None
     )
 
 
@@ -399,7 +400,7 @@ def init_state(
 ) -> TrainState:
     """The state before the first step, on every device."""
     trained, _ = trees.partition(params, trains)
-    return replicate(
+    return placing.replicate(
         TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -409,263 +410,11 @@ def init_state(
     )
 
 
-def _here(spec: PartitionSpec) -> NamedSharding:
-    """Over the devices of this process, for what goes into ``pmap``."""
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
-
-
-def _everywhere(spec: PartitionSpec) -> NamedSharding:
-    """Over the devices of all processes, for what goes into ``divided``."""
-    return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), spec)
-
-
-def replicate(tree: Any) -> Any:
-    """Copies of the arrays on every device of this process.
-
-    Always copies: the train step donates its state, and a caller's array must not
-    vanish with it; ``device_put`` alone may share the memory.
-    """
-
-    def own(leaf: Any) -> Any:
-        if not isinstance(leaf, jax.Array):
-            return leaf
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            # pmap sends a typed key through the host at each call of several processes.
-            return jax.random.key_data(leaf)
-        return leaf.copy()
-
-    return jax.device_put(jax.tree.map(own, tree), _here(PartitionSpec()))
-
-
 def _key(data: jax.Array) -> jax.Array:
     """The random key whose numbers ``replicate`` gave to the devices."""
     return jax.random.wrap_key_data(data)
 
 
-def part(rows: np.ndarray) -> np.ndarray:
-    """The columns of a plan that this process reads and gives to ``shard``.
-
-    Every process has the whole plan and takes its part of each batch in the order of
-    the processes, as ``pmap`` numbers their devices: positions in the batch, and with
-    them the augmentation, do not depend on how many processes there are.
-
-    Args:
-      rows: int32[S, B] of indices; -1 is padding.
-
-    Returns:
-      int32[S, padded(B) / processes].
-    """
-    missing = padded(rows.shape[1]) - rows.shape[1]
-    wide = np.pad(rows, ((0, 0), (0, missing)), constant_values=-1)
-    return np.split(wide, jax.process_count(), axis=1)[jax.process_index()]
-
-
-def shard(batch: Batch) -> Batch:
-    """This process's part of a batch, int/float[B, ...] -> [devices, B / devices, ...].
-
-    Raises:
-      InputError: B is not divisible by the number of devices.
-    """
-    devices = jax.local_device_count()
-
-    def split(array: np.ndarray) -> np.ndarray:
-        if len(array) % devices:
-            raise InputError(
-                f"a batch of {len(array)} rows does not divide over {devices} devices; "
-                f"pad it to {padded(len(array))} rows with mask 0"
-            )
-        return array.reshape(devices, -1, *array.shape[1:])
-
-    return jax.device_put(jax.tree.map(split, batch), _here(PartitionSpec(AXIS)))
-
-
-def shard_rows(rows: np.ndarray) -> jax.Array:
-    """int32[T, B], this process's part of T steps -> [devices, T, B / devices]."""
-    dealt = rows.reshape(len(rows), jax.local_device_count(), -1).swapaxes(0, 1)
-    return jax.device_put(np.ascontiguousarray(dealt), _here(PartitionSpec(AXIS)))
-
-
-def part_rows(batch: int, parts: int, pairs: bool) -> int:
-    """Rows of each of the micro-batches that a batch is cut into, but for the last.
-
-    ``pairs``: whether the rows 0 and 1, 2 and 3, ... have to stay together.
-    """
-    unit = 2 if pairs else 1
-    return -(-batch // (parts * unit)) * unit
-
-
-def arrange(rows: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
-    """A plan in the order in which ``shard`` deals its rows out to the devices.
-
-    A step is cut into ``parts`` micro-batches of neighbours (``part_rows``), and each
-    of these is padded and divided over the devices; so a micro-batch holds the same
-    examples on any number of devices.
-
-    Args:
-      rows: int32[steps, B] of indices; -1 is padding.
-      parts: micro-batches of a step, at least 1.
-      pairs: whether the rows 0 and 1, 2 and 3, ... have to stay on one device.
-
-    Returns:
-      int32[steps, W], W the least that divides; what was missing is -1.
-    """
-    count, batch = rows.shape
-    devices, each = jax.device_count(), part_rows(batch, parts, pairs)
-    unit = devices * (2 if pairs else 1)
-    filled = np.full((count, parts * each), -1, np.int32)
-    filled[:, :batch] = rows
-    dealt = np.full((count, parts, -(-each // unit) * unit), -1, np.int32)
-    dealt[:, :, :each] = filled.reshape(count, parts, each)
-    return dealt.reshape(count, parts, devices, -1).swapaxes(1, 2).reshape(count, -1)
-
-
-def padded(batch: int) -> int:
-    """The smallest multiple of the number of devices that holds this many rows."""
-    devices = jax.device_count()
-    return -(-batch // devices) * devices
-
-
-def divided(
-    fun: Callable[..., Any], over: Sequence[bool], donate: Sequence[int] = ()
-) -> Callable[..., Any]:
-    """Compiles a function that every device of all processes runs on its own part.
-
-    Args:
-      fun: what one device computes; its results have a leading axis, along which those
-        of all devices are put together.
-      over: for each argument whether its leading axis is divided over the devices (it
-        comes from ``spread``) or every device sees all of it (an array of NumPy, the
-        same in every process, or from ``everywhere``).
-      donate: places of the arguments whose memory the results may take.
-    """
-    split, copied = PartitionSpec(AXIS), PartitionSpec()
-    mapped = jax.shard_map(
-        fun,
-        mesh=_everywhere(split).mesh,
-        in_specs=tuple(split if each else copied for each in over),
-        out_specs=split,
-    )
-    return jax.jit(mapped, donate_argnums=tuple(donate))
-
-
-def spread(array: np.ndarray) -> jax.Array:
-    """An array divided over all devices along its first axis, filled up with zeros."""
-    missing = padded(len(array)) - len(array)
-    if missing:
-        filler = np.zeros((missing, *array.shape[1:]), array.dtype)
-        array = np.concatenate([array, filler])
-    return _placed(array, PartitionSpec(AXIS))
-
-
-def everywhere(array: np.ndarray) -> jax.Array:
-    """An array of which every device of all processes holds a copy."""
-    return _placed(array, PartitionSpec())
-
-
-def _placed(array: np.ndarray, spec: PartitionSpec) -> jax.Array:
-    # Not device_put, which sends the array around to compare it in every process.
-    return jax.make_array_from_callback(
-        array.shape, _everywhere(spec), lambda index: array[index]
-    )
-
-
-def fetch(tree: Any) -> Any:
-    """Arrays of NumPy from what ``divided`` gave, whole in every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
-    return multihost_utils.process_allgather(tree, tiled=True)
-
-
-def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
-    """float32[B, D], rows of a ``spread`` array, on every device.
-
-    Within ``divided``: each device gives the rows that it holds.
-
-    Args:
-      values: float[N / devices, D], this device's part.
-      indices: int32[B] into all N rows.
-    """
-    here = indices - jax.lax.axis_index(AXIS) * len(values)
-    held = (here >= 0) & (here < len(values))
-    rows = values[jnp.clip(here, 0, len(values) - 1)].astype(jnp.float32)
-    return jax.lax.psum(jnp.where(held[:, None], rows, 0.0), AXIS)
-
-
-def agreed(asked: int) -> int:
-    """The largest number of all processes; all have to call it, at the same place."""
-    if jax.process_count() == 1:
-        return asked
-    return int(multihost_utils.process_allgather(np.int64(asked)).max())
-
-
-def anywhere(mask: np.ndarray) -> np.ndarray:
-    """bool[N], true where it is in any process; all have to call it."""
-    if jax.process_count() == 1:
-        return mask
-    return multihost_utils.process_allgather(mask).any(axis=0)
-
-
-def meets_at(step: int, count: int = 1) -> bool:
-    """Whether processes agree after this step: not each, as all have to wait for it.
-
-    ``count`` steps were taken since it was last asked.
-    """
-    return jax.process_count() == 1 or step // 16 > (step - count) // 16
-
-
-def first_does(work: Callable[[], None]) -> None:
-    """Process 0 does something to files; the others wait until it stands.
-
-    Raises:
-      InputError: in the others, where process 0 failed, which raises its own error.
-    """
-    failed: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except Exception as error:
-            failed = error
-    if agreed(failed is not None):
-        raise failed or InputError("process 0 could not write, its message says why")
-
-
-def as_first(find: Callable[[], Any]) -> Any:
-    """What process 0 finds, a value of JSON; all of them have to call it.
-
-    For what is read from files and decides what is done next: a shared file system may
-    show the others an older state.
-    """
-    if jax.process_count() == 1:
-        return find()
-    value = find() if jax.process_index() == 0 else None
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    padded_text = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)
-    return json.loads(multihost_utils.broadcast_one_to_all(padded_text).tobytes())
-
-
 def at_once(asked: int) -> int:
     """Steps in one call: as many as asked for; for 0 what is fastest here."""
     return asked or (1 if jax.default_backend() == "cpu" else 16)
-
-
-def throttle(ahead: int = 16) -> Callable[[Any], None]:
-    """Bounds how far the host runs ahead of the devices.
-
-    Returns a function to call with a result of every step; it waits for the result of
-    ``ahead`` steps before. Without a bound the queue holds every batch it was given,
-    and several virtual CPU devices on few cores dead-lock.
-    """
-    queue: collections.deque[Any] = collections.deque()
-
-    def wait(result: Any) -> None:
-        queue.append(result)
-        if len(queue) > ahead:
-            jax.block_until_ready(queue.popleft())
-
-    return wait
-
-
-def device_name() -> str:
-    """Kind and number of the devices in use, for example ``2 x NVIDIA H100``."""
-    return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

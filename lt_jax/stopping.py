@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_jax import steps
+from lt_jax import processes
 from lt_jax.types import InputError
 
 # What a command that was asked to stop, and saved, exits with. After Ctrl-C a person
@@ -67,7 +67,7 @@ def listening(*names: str) -> Iterator[Callable[[], str]]:
         os.write(2, text.encode())
 
     def stopped() -> str:
-        number = steps.agreed(signal.Signals[heard].value if heard else 0)
+        number = processes.agreed(signal.Signals[heard].value if heard else 0)
         return signal.Signals(number).name if number else ""
 
     # After jax.distributed, whose own handler would swallow SIGTERM.
@@ -132,7 +132,7 @@ def heeding(
       doing: what is given up, told of ``Interrupted``.
     """
     for number, batch in enumerate(batches):
-        if steps.meets_at(number) and (by := stopped()):
+        if processes.meets_at(number) and (by := stopped()):
             raise Interrupted(doing, by)
         yield batch
 
@@ -170,7 +170,7 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         os.pwrite(file, text.encode(), 0)
 
     try:
-        steps.first_does(lock)
+        processes.first_does(lock)
         yield
     finally:
         for file in held:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from lt_jax import checkpoint, grids, outcomes, results, steps, weights
+from lt_jax import checkpoint, grids, outcomes, processes, results, weights
 from lt_jax.analysis import analyse
 from lt_jax.checks import CHOOSE, make_method
 from lt_jax.features import (
@@ -214,7 +214,7 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
     """The metrics of the stored heads of a sweep whose name the pattern matches."""
     found = {}
-    everything = steps.as_first(lambda: results.rows(session.workdir))
+    everything = processes.as_first(lambda: results.rows(session.workdir))
     stored = [r for r in everything if re.search(pattern, _row(r).name)]
     for seed, network in weights.representations(session):
         frozen = Frozen(session, seed, network)
@@ -239,7 +239,7 @@ def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
         splits.append("test")
     there = {
         _row(stored).name: stored
-        for stored in steps.as_first(lambda: results.rows(session.workdir))
+        for stored in processes.as_first(lambda: results.rows(session.workdir))
         if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
     }
     by_name = {row.name: row for row in rows}
@@ -277,7 +277,7 @@ def _keep_chunk(
     folder = session.workdir / "sweep" / f"{frozen.seed}" / digest[:12]
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
     # No rows beside heads that are not theirs.
-    steps.first_does(lambda: (folder / "rows.json").unlink(missing_ok=True))
+    processes.first_does(lambda: (folder / "rows.json").unlink(missing_ok=True))
     checkpoint.write(folder, 0, {"heads": stacked})
     made = [
         plain(
@@ -386,7 +386,7 @@ def _record_stored(
 def _is_due(session: Session, title: str, row: Row) -> bool:
     """Whether a row has not been measured under this title yet."""
     directory = session.workdir / "checkpoints" / title
-    outcome = steps.as_first(lambda: results.outcome(directory))
+    outcome = processes.as_first(lambda: results.outcome(directory))
     if not (outcome and outcomes.done(session, title)):
         return True
     if outcome["hyper"] == plain(row.hyper):
@@ -439,7 +439,7 @@ def _analysis(frozen: Frozen, method: Method, head: Params) -> dict[str, Any]:
 def _describe_stage1(frozen: Frozen) -> None:
     """Adds to the outcome of stage 1 what its own head does, for comparison."""
     directory = frozen.session.workdir / "checkpoints" / "stage1" / f"{frozen.seed}"
-    outcome = steps.as_first(lambda: results.outcome(directory))
+    outcome = processes.as_first(lambda: results.outcome(directory))
     if outcome and outcome.get("analysis") is None:
         method = frozen.session.methods["stage1"]
         head = frozen.network.params["head"]

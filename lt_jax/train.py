@@ -22,9 +22,9 @@ from lt_jax import (
     metrics,
     models,
     outcomes,
+    processes,
     results,
     samplers,
-    steps,
     trees,
     weights,
 )
@@ -113,7 +113,7 @@ def evaluate_all(
         found = {}
         for name in ("stage1", *names, *folders):
             find = functools.partial(results.outcomes, workdir, name)
-            for outcome in steps.as_first(find):
+            for outcome in processes.as_first(find):
                 source = Source(workdir / "checkpoints" / outcome["run"], outcome)
                 method = session.methods["stage1"]
                 if name != "stage1":
@@ -272,7 +272,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
     c, task, say = session.config, session.task, session.log.say
-    if interrupted and (before := steps.as_first(lambda: _swept(session.workdir))):
+    if interrupted and (before := processes.as_first(lambda: _swept(session.workdir))):
         say(f"{session.workdir / 'result.json'} keeps what the sweep before this found")
         return before
 

@@ -238,3 +238,25 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
         found = any(told in line for line in again.stdout)
         again.kill()
     assert found
+
+
+def test_late_answers_of_a_failed_read_are_not_printed(monkeypatch):
+    """Other faults of the same sort are, and the hook of before comes back."""
+
+    class Late:
+        def __init__(self, text):
+            self.text = text
+
+        def __del__(self):
+            raise RuntimeError(self.text)
+
+    heard = []
+    monkeypatch.setattr(
+        sys, "unraisablehook", lambda told: heard.append(told.exc_value)
+    )
+    before = sys.unraisablehook
+    with cli._without_late_answers():
+        Late("Event loop is closed")
+        Late("another fault")
+    assert [str(error) for error in heard] == ["another fault"]
+    assert sys.unraisablehook is before

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import features, loop, models, steps, weights
+from lt_jax import features, loop, models, placing, weights
 from lt_jax.data import augment
 from lt_jax.features import Request
 from lt_jax.heads import linear
@@ -167,9 +167,9 @@ def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_
 
 def test_rows_of_an_array_divided_over_the_devices():
     values = np.arange(22, dtype=np.float32).reshape(11, 2)
-    take = steps.divided(lambda v, i: steps.rows_of(v, i)[None], over=(True, False))
+    take = placing.divided(lambda v, i: placing.rows_of(v, i)[None], over=(True, False))
     indices = np.array([10, 0, 3, 3, 9], np.int32)
-    found = take(steps.spread(values), indices)
+    found = take(placing.spread(values), indices)
     assert found.shape == (jax.local_device_count(), 5, 2)
     for each in found:
         np.testing.assert_array_equal(each, values[indices])

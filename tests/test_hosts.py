@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import checkpoint, results, steps, stopping, train
+from lt_jax import checkpoint, placing, results, stopping, train
 from lt_jax.types import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -119,15 +119,20 @@ def test_layouts_agree(alone, layout):
                 )
 
 
-def test_one_process_goes_on_where_two_were_stopped(alone, tmp_path):
-    """SIGTERM to one of two: both save and ask to be run again; one then ends it."""
-    parts = start(tmp_path, 2, 2, "slow_train")
-    lines = iter(parts[0].stdout.readline, "")
-    assert any("| step" in line for line in lines)
-    parts[1].send_signal(signal.SIGTERM)
-    for code, text in end(parts):
-        assert code == stopping.EXITS["SIGTERM"] == 75, text
-    (code, text), *_ = end(start(tmp_path, 1, 1, "train"))
+@pytest.mark.parametrize(
+    "layouts", [[(2, 2), (1, 1)], [(1, 4), (1, 2), (1, 8)]], ids=str
+)
+def test_a_stopped_run_goes_on_in_another_layout(alone, tmp_path, layouts):
+    """SIGTERM to the last process: all save and ask to be run again."""
+    *stopped, last = layouts
+    for layout in stopped:
+        parts = start(tmp_path, *layout, "slow_train")
+        lines = iter(parts[0].stdout.readline, "")
+        assert any("| step" in line for line in lines)
+        parts[-1].send_signal(signal.SIGTERM)
+        for code, text in end(parts):
+            assert code == stopping.EXITS["SIGTERM"] == 75, text
+    (code, text), *_ = end(start(tmp_path, *last, "train"))
     assert code == 0
     assert "goes on from step" in text
     assert_same_state(alone, tmp_path)
@@ -139,8 +144,8 @@ def test_parts_of_all_processes_make_the_plan(monkeypatch):
     parts = []
     for i in range(2):
         monkeypatch.setattr("jax.process_index", lambda i=i: i)
-        parts.append(steps.part(rows))
-    assert parts[0].shape == (2, steps.padded(7) // 2)
+        parts.append(placing.part(rows))
+    assert parts[0].shape == (2, placing.padded(7) // 2)
     whole = np.concatenate(parts, axis=1)
     np.testing.assert_array_equal(whole[:, :7], rows)
     assert (whole[:, 7:] == -1).all()

@@ -38,6 +38,8 @@ FLOORS = {
     "data/feed.py": 2,
     "data/*.py": 1,
     # Devices, disk, time.
+    "placing.py": 2,
+    "processes.py": 2,
     "steps.py": 2,
     "stepping.py": 2,
     "checkpoint.py": 2,

@@ -12,7 +12,7 @@ import pytest
 import tiny_digits
 from test_steps import AUGMENT, COUNTS, SGD, K, _fresh_steps, on
 
-from lt_jax import heads, losses, methods, models, optim, steps, trees
+from lt_jax import heads, losses, methods, models, optim, placing, steps, trees
 from lt_jax.checks import check_values
 from lt_jax.data import augment
 from lt_jax.data.augment import Augment
@@ -32,7 +32,7 @@ def network():
     backbone = dataclasses.replace(
         models.create(
             "resnet8", stem="cifar", width=4, zero_init=False, init="torch",
-            dtype="float32", axis_name=steps.AXIS,
+            dtype="float32", axis_name=placing.AXIS,
         ),
         stages=(1,),
     )  # fmt: skip
@@ -69,17 +69,17 @@ def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
         parts, mixup,
     )  # fmt: skip
     rates = optim.rates(0.05, number, 1, 0, "step")
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(3), rates, method.adjust, params["head"],
-            np.zeros(number, bool), steps.part_rows(ROWS, parts, mixup > 0),
+            np.zeros(number, bool), placing.part_rows(ROWS, parts, mixup > 0),
         )
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, ".*")
     seen = []
     with jax.transfer_guard("disallow"):
-        for row in steps.arrange(plan(number), parts, mixup > 0):
-            state, measured = step(state, steps.shard(images_of(row)), knobs)
+        for row in placing.arrange(plan(number), parts, mixup > 0):
+            state, measured = step(state, placing.shard(images_of(row)), knobs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -145,7 +145,7 @@ def test_arrange():
     rows = np.arange(20, dtype=np.int32).reshape(2, 10)
     devices = jax.device_count()
     assert devices == 4
-    dealt = steps.arrange(rows, 3, pairs=False)
+    dealt = placing.arrange(rows, 3, pairs=False)
     assert dealt.shape == (2, 12)
     # Device by device, and each device's rows part by part.
     assert dealt[0].reshape(4, 3, 1)[:, :, 0].tolist() == [
@@ -156,11 +156,11 @@ def test_arrange():
     ]
     np.testing.assert_array_equal(np.sort(dealt, axis=1)[:, 2:], rows)
     # 11 rows in 2 parts: 6 and 5, each on 4 devices with room for 8.
-    odd = steps.arrange(np.arange(11, dtype=np.int32)[None], 2, False)
+    odd = placing.arrange(np.arange(11, dtype=np.int32)[None], 2, False)
     parts = odd.reshape(4, 2, 2).swapaxes(0, 1).reshape(2, 8)
     assert parts.tolist() == [[0, 1, 2, 3, 4, 5, -1, -1], [6, 7, 8, 9, 10, -1, -1, -1]]
-    np.testing.assert_array_equal(steps.arrange(rows, 1, False)[:, :10], rows)
-    pairs = steps.arrange(rows, 1, pairs=True)
+    np.testing.assert_array_equal(placing.arrange(rows, 1, False)[:, :10], rows)
+    pairs = placing.arrange(rows, 1, pairs=True)
     assert pairs.shape == (2, 16)
     assert pairs[0].reshape(8, 2)[:5].tolist() == rows[0].reshape(5, 2).tolist()
 
@@ -171,21 +171,21 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     delta, alpha = 0.7, 1.0
     row = plan(1)[0]
-    row = steps.arrange(row[None], 1, pairs=True)[0]
+    row = placing.arrange(row[None], 1, pairs=True)[0]
     batch = images_of(row)
     step = steps.make_train_step(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
         plain, 1, alpha,
     )  # fmt: skip
     key = jax.random.key(3)
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             key, np.ones(1, np.float32), losses.over_smooth(K, delta), params["head"],
             np.zeros(1, bool),
         )
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, steps.shard(batch), knobs)
+    _, measured = step(state, placing.shard(batch), knobs)
 
     share = augment.mix_shares(
         alpha, jax.random.fold_in(key, 0), jnp.arange(len(row)), batch["mask"]
@@ -222,11 +222,11 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
     knobs = steps.Knobs(
         jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
     )
-    batch = steps.shard(images_of(steps.arrange(plan(1), 1, False)[0]))
+    batch = placing.shard(images_of(placing.arrange(plan(1), 1, False)[0]))
     step = steps.make_train_step(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
     )
-    knobs = steps.replicate(knobs)
+    knobs = placing.replicate(knobs)
     traced = jax.make_jaxpr(step)(state, batch, knobs)
     found = [v.aval for v in variables(traced.jaxpr) if hasattr(v.aval, "shape")]
     half = [a for a in found if a.dtype == jnp.bfloat16]

@@ -19,6 +19,7 @@ from lt_jax import (
     metrics,
     models,
     optim,
+    placing,
     steps,
     trees,
     weights,
@@ -53,7 +54,7 @@ def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
 
 def cifar(name, dtype="float32"):
     """A narrow network for the steps."""
-    return models.create(name, "cifar", 8, False, "torch", dtype, steps.AXIS)
+    return models.create(name, "cifar", 8, False, "torch", dtype, placing.AXIS)
 
 
 def close(ours, theirs, tolerance):
@@ -482,12 +483,12 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     step = steps.make_train_step(
         backbone, linear, method.loss, None, sgd, trains, batch_norm, PLAIN
     )
-    knobs = steps.replicate(knobs)
+    knobs = placing.replicate(knobs)
     state = steps.init_state(params, stats, sgd, trains)
     ours = []
     for images, labels, mask in batches(5):
         batch = {"image": images, "label": labels, "mask": mask}
-        state, measured = step(state, steps.shard(batch), knobs)
+        state, measured = step(state, placing.shard(batch), knobs)
         ours.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     moved = theirs.parameters() if trains == ".*" else theirs.fc.parameters()
@@ -557,7 +558,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
     )
 
     def curve(params, stats):
-        knobs = steps.replicate(
+        knobs = placing.replicate(
             steps.Knobs(
                 jax.random.key(0), rates, adjust, params["head"], np.zeros(20, bool)
             )
@@ -568,7 +569,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
             if number == 20:
                 return seen
             batch = {"image": images, "label": labels, "mask": mask}
-            state, m = step(state, steps.shard(batch), knobs)
+            state, m = step(state, placing.shard(batch), knobs)
             seen.append(float(m["loss_sum"] / m["weight_sum"]))
         raise AssertionError
 
@@ -620,15 +621,15 @@ def test_mirror_averaging_groups_and_classes(nets):
     torch = nets.torch
     theirs = nets.network("resnet8", 8, K).eval()
     backbone = cifar("resnet8")
-    params, stats = steps.replicate(tuple(taken(theirs, nets, backbone, K)))
+    params, stats = placing.replicate(tuple(taken(theirs, nets, backbone, K)))
     augment = Augment(4, True, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 8).astype(np.int32)
     images = rng.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     evaluate = steps.make_eval_step(backbone, linear, augment, True)
     batch = {"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)}
-    empty = steps.replicate(metrics.empty(K))
-    tally = jax.device_get(evaluate(params, stats, steps.shard(batch), empty))
+    empty = placing.replicate(metrics.empty(K))
+    tally = jax.device_get(evaluate(params, stats, placing.shard(batch), empty))
     x = (torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         logits = (theirs(x) + theirs(x.flip(3))) / 2

@@ -11,7 +11,7 @@ import pytest
 import tiny_digits
 from test_train import arrays
 
-from lt_jax import methods, optim, retrain, steps, train
+from lt_jax import methods, optim, placing, retrain, train
 from lt_jax.features import Features
 from lt_jax.types import InputError
 
@@ -144,7 +144,7 @@ def test_corrections_look_at_images_as_they_are():
     (job,), features = jobs([0.5], epochs=0)
     crops = features._replace(values=np.stack([features.values[0] + 1] * 2))
     ncm = methods.make("ncm", np.bincount(features.labels), {"kind": "raw"})
-    chunk = retrain.Chunk((job._replace(method=ncm),), steps.padded(1))
+    chunk = retrain.Chunk((job._replace(method=ncm),), placing.padded(1))
     found = []
     for given, plain in ((features, None), (crops, lambda: features), (crops, None)):
         ((_, (fit,)),) = retrain.fit_heads([chunk], given, 16, GIB, lambda _: 0, plain)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import loop, steps
+from lt_jax import loop, placing, steps
 from lt_jax import train as commands
 from lt_jax.data.feed import feed
 from lt_jax.stepping import holds
@@ -69,10 +69,10 @@ def test_the_devices_pick_what_feed_brings():
         "made", ("a", "b", "c"), labels, np.arange(10), (2, 2, 1), lambda r: images[r]
     )
     rows = np.array([[3, 1, 4, 9, 7, -1, -1, -1]], np.int32)
-    rows = steps.part(steps.arrange(rows, 1, pairs=False))
-    (brought,) = feed(dataset, rows, steps.shard)
-    held = steps.replicate({"image": images, "label": labels})
-    picked = steps.make_pick()(held, steps.shard_rows(rows))
+    rows = placing.part(placing.arrange(rows, 1, pairs=False))
+    (brought,) = feed(dataset, rows, placing.shard)
+    held = placing.replicate({"image": images, "label": labels})
+    picked = steps.make_pick()(held, placing.shard_rows(rows))
     assert picked.keys() == brought.keys()
     for name in picked:
         assert picked[name].dtype == brought[name].dtype

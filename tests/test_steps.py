@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import heads, losses, methods, metrics, models, optim, steps, trees
+from lt_jax import heads, losses, methods, metrics, models, optim, placing, steps, trees
 from lt_jax.data.augment import Augment
 from lt_jax.types import InputError
 
@@ -28,7 +28,7 @@ def network():
         zero_init=False,
         init="torch",
         dtype="float32",
-        axis_name=steps.AXIS,
+        axis_name=placing.AXIS,
     )
     params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
     head = heads.linear.init(jax.random.key(1), None, 16, K, "torch")
@@ -76,7 +76,7 @@ def train(
     per_epoch=1,
 ):  # fmt: skip
     backbone, params, stats = network
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(3),
             optim.rates(0.01, number, 1, 0, "step"),
@@ -93,7 +93,7 @@ def train(
     seen = []
     with jax.transfer_guard("disallow"):
         for batch in batches(number, rows):
-            state, measured = step(state, steps.shard(batch), knobs)
+            state, measured = step(state, placing.shard(batch), knobs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -199,10 +199,10 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
         with monkeypatch.context() as patch:
             on(patch, devices)
             step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
-            tally = steps.replicate(metrics.empty(K))
-            placed = steps.replicate((params, stats))
+            tally = placing.replicate(metrics.empty(K))
+            placed = placing.replicate((params, stats))
             for batch in batches(5, 12):
-                tally = step(*placed, steps.shard(batch), tally)
+                tally = step(*placed, placing.shard(batch), tally)
             tallies[devices] = jax.device_get(tally)
     assert tallies[1].seen.sum() == sum(int(b["mask"].sum()) for b in batches(5, 12))
     for name, one, four in zip(metrics.Tally._fields, *tallies.values(), strict=True):
@@ -216,9 +216,9 @@ def test_features_are_what_the_network_computes(network):
     backbone, params, stats = network
     batch = next(batches(1, 12))
     step = steps.make_feature_step(backbone, AUGMENT, "plain")
-    placed = steps.replicate((params, stats))
-    unused = steps.replicate((jax.random.key(0), jnp.zeros((), jnp.int32)))
-    found = np.asarray(step(*placed, steps.shard(batch), *unused)).reshape(12, -1)
+    placed = placing.replicate((params, stats))
+    unused = placing.replicate((jax.random.key(0), jnp.zeros((), jnp.int32)))
+    found = np.asarray(step(*placed, placing.shard(batch), *unused)).reshape(12, -1)
     images = (batch["image"] / np.float32(255) - 0.5) / 0.25
     expected = backbone.apply(
         {"params": params["backbone"], "batch_stats": stats},
@@ -233,13 +233,13 @@ def test_mirror_averaging(network):
     """The logits of an image and of its mirror image are the same two, averaged."""
     backbone, params, stats = network
     step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
-    placed = steps.replicate((params, stats))
+    placed = placing.replicate((params, stats))
     tallies = []
     for image in (lambda b: b, lambda b: b[:, :, ::-1]):
         batch = next(batches(1, 12))
         batch["image"] = np.ascontiguousarray(image(batch["image"]))
-        empty = steps.replicate(metrics.empty(K))
-        tallies.append(step(*placed, steps.shard(batch), empty))
+        empty = placing.replicate(metrics.empty(K))
+        tallies.append(step(*placed, placing.shard(batch), empty))
     np.testing.assert_allclose(tallies[0].true_sum, tallies[1].true_sum, rtol=1e-5)
 
 
@@ -268,7 +268,7 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     backbone, params, stats = network
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     batch = next(batches(1, 12))
-    knobs = steps.replicate(
+    knobs = placing.replicate(
         steps.Knobs(
             jax.random.key(0),
             np.ones(1, np.float32),
@@ -282,10 +282,10 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
         plain,
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, steps.shard(batch), knobs)
+    _, measured = step(state, placing.shard(batch), knobs)
     evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
-    placed = steps.replicate((params, stats, metrics.empty(K)))
-    tally = evaluate(*placed[:2], steps.shard(batch), placed[2])
+    placed = placing.replicate((params, stats, metrics.empty(K)))
+    tally = evaluate(*placed[:2], placing.shard(batch), placed[2])
     loss = float(tally.loss_sum.sum() / tally.seen.sum())
     assert float(measured["loss_sum"] / measured["weight_sum"]) == pytest.approx(
         loss, rel=1e-5
@@ -309,14 +309,14 @@ def test_steps_trace_once(network):
         (losses.cross_entropy(K), losses.over_smooth(K, 0.9))
     ):
         rates = optim.rates(0.1, 4, 1, 0, "epoch")
-        knobs = steps.replicate(
+        knobs = placing.replicate(
             steps.Knobs(
                 jax.random.key(seed), rates, adjust, params["head"], np.zeros(4, bool)
             )
         )
         state = steps.init_state(params, stats, SGD, "head/.*")
         for batch in batches(4, 12):
-            state, _ = step(state, steps.shard(batch), knobs)
+            state, _ = step(state, placing.shard(batch), knobs)
     assert len(traced) == 1
     again = steps.make_train_step(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
@@ -333,6 +333,6 @@ def test_the_state_is_donated_but_not_the_callers_arrays(network):
 
 def test_batch_that_does_not_divide():
     with pytest.raises(InputError, match=r"6 rows does not divide over 4 devices.*8"):
-        steps.shard(next(batches(1, 6)))
-    assert steps.padded(6) == 8
-    assert steps.padded(8) == 8
+        placing.shard(next(batches(1, 6)))
+    assert placing.padded(6) == 8
+    assert placing.padded(8) == 8

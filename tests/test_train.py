@@ -532,7 +532,7 @@ def test_the_finished_are_those_that_process_0_sees(tmp_path, monkeypatch):
         ["elsewhere/stage1/1", {"seeds": [1]}],
         ["elsewhere/stage1/0", {"seeds": [0]}],
     ]
-    monkeypatch.setattr("lt_jax.steps.as_first", lambda find: (find(), sees)[1])
+    monkeypatch.setattr("lt_jax.processes.as_first", lambda find: (find(), sees)[1])
     found = weights.finished(tmp_path)
     assert [source.outcome["seeds"] for source in found] == [[0], [1]]
     assert found[0].directory == Path("elsewhere/stage1/0")

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lt_jax import seeds, steps
+from lt_jax import processes, seeds
 from lt_jax.types import Batch, Dataset, InputError
 
 AT_ONCE = 8  # photographs that a thread reads and decodes in one go
@@ -52,7 +52,7 @@ class Broken:
         """Their indices, of all processes, in order; all have to call it."""
         mask = np.zeros(len(self._dataset), bool)
         mask[list(self.why)] = True
-        return np.flatnonzero(steps.anywhere(mask)).tolist()
+        return np.flatnonzero(processes.anywhere(mask)).tolist()
 
     def _named(self, late: list[tuple[int, str]]) -> str:
         return "; ".join(f"{self._dataset.ids[i]} ({why})" for i, why in late)
