@@ -36,7 +36,7 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 	$(VENV)/bin/lt-jax run --config configs/digits_lt.py --workdir runs/digits
 
 test: $(DEV)
-	$(VENV)/bin/python -m pytest -q -n 2
+	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(DEV)
 	$(VENV)/bin/ruff check .

@@ -14,9 +14,15 @@ import tiny_digits
 
 from lt_jax import steps, stopping, train
 
+# With seed 0 an activation comes so near to zero that the order of sums decides its
+# sign; then a gradient differs by 15 % on 2 or 8 devices, by the compiler's version. Of
+# the seeds 1 to 6, on 1, 2, 4 and 8 devices, none does: 4e-6 at most.
+SEED = 3
+
 
 def config():
     c = tiny_digits.config(
+        seed=SEED,
         optim__epochs=1,
         optim__lr=0.01,  # calm: training amplifies roundings
         optim__batch=16,  # 20 steps, the last one ragged

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_digits
+from hosts_worker import SEED
 
 from lt_jax import checkpoint, placing, results, stopping, train
 from lt_jax.types import InputError
@@ -29,7 +30,8 @@ def start(workdir: Path, processes: int, devices: int, *commands: str):
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
-    env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    # The last of a flag given twice counts; the others are those of all tests.
+    env["XLA_FLAGS"] += f" --xla_force_host_platform_device_count={devices}"
     env["PYTHONPATH"] = os.pathsep.join([str(HERE), str(HERE.parent)])
     command = [sys.executable, str(HERE / "hosts_worker.py"), address, f"{processes}"]
     return [
@@ -84,7 +86,7 @@ def furthest(one: np.ndarray, other: np.ndarray) -> float:
 
 def assert_same_state(one: Path, other: Path) -> None:
     """Parameters, momentum and running statistics after the 20 steps, to 1e-5."""
-    found = [checkpoint.read(w / "checkpoints/stage1/0/20") for w in (one, other)]
+    found = [checkpoint.read(w / f"checkpoints/stage1/{SEED}/20") for w in (one, other)]
     assert found[0].keys() == found[1].keys()
     for name, leaf in found[0].items():
         assert furthest(leaf, found[1][name]) <= 1e-5, name
@@ -104,7 +106,7 @@ def test_layouts_agree(alone, layout):
     # Whole numbers of right answers over the same 60 images of each class.
     assert one["per_class"]["accuracy"] == other["per_class"]["accuracy"]
     for split in ("train", "valid", "test"):
-        pair = [np.load(w / f"features/0/{split}.npy") for w in (alone, layout)]
+        pair = [np.load(w / f"features/{SEED}/{split}.npy") for w in (alone, layout)]
         assert furthest(*pair) <= 1e-5, split
     tables = [json.loads((w / "result.json").read_text()) for w in (alone, layout)]
     assert tables[0]["sweep"]["heads"] == tables[1]["sweep"]["heads"]

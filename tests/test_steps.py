@@ -54,8 +54,12 @@ def _fresh_steps():
         maker.cache_clear()
 
 
-def batches(number, rows, seed=0):
-    """Ragged batches: the last rows are padding that holds rubbish."""
+def batches(number, rows, seed=2):
+    """Ragged batches: the last rows are padding that holds rubbish.
+
+    With seed 0 an activation comes so near to zero within 50 steps that roundings
+    decide its sign, and a gradient then differs by more than they do.
+    """
     rng = np.random.default_rng(seed)
     for i in range(number):
         mask = np.ones(rows, np.float32)
@@ -115,7 +119,7 @@ def test_four_devices_train_as_one(network, monkeypatch):
     assert [int(m["seen"]) for m in one[1]] == [int(m["seen"]) for m in four[1]]
     for name, leaf in trees.leaves(one[0]).items():
         np.testing.assert_allclose(
-            leaf, trees.leaves(four[0])[name], rtol=1e-3, atol=1e-4, err_msg=name
+            leaf, trees.leaves(four[0])[name], rtol=1e-4, atol=1e-5, err_msg=name
         )
 
 
