@@ -12,6 +12,7 @@ import socket
 import stat
 import sys
 import threading
+import warnings
 from pathlib import Path
 
 from lt_jax import __version__, meeting, schedulers
@@ -209,6 +210,11 @@ def keep_compiled() -> None:
     """
     import jax
 
+    # A program that calls oneDNN (`models.onednn`) has no form on disk: it is compiled
+    # at each start, which is told with the time that it took.
+    warnings.filterwarnings(
+        "ignore", "Error writing persistent compilation cache entry.*bad_alloc"
+    )
     asked = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if asked:
         return  # JAX has read it

@@ -463,7 +463,11 @@ def test_kept_programs_compute_the_same_bits(tmp_path):
         env["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / cache) if cache else ""
         env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
         command = [sys.executable, "-m", "lt_jax", "train", "--config", config, *small]
-        subprocess.run([*command, "--workdir", str(workdir)], env=env, check=True)
+        done = subprocess.run(
+            [*command, "--workdir", str(workdir)],
+            env=env, check=True, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        assert "Error writing" not in done.stderr, done.stderr
         result = json.loads((workdir / "result.json").read_text())
         found.append(result["methods"]["none"]["nll"]["values"])
         if cache:
