@@ -27,6 +27,8 @@ from matplotlib.ticker import (
     NullFormatter,
 )
 
+from lt_jax.losses import smoothing_gap
+
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#8A8A8A", "#222222"
 WIDTH = 7.5  # inches, of a figure that fills a page
@@ -266,7 +268,7 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
 
     Args:
       curves: one for each choice of learning rate, with every metric that is drawn.
-      num_classes: K of the gap that a perfect fit has, see ``gap``.
+      num_classes: K of the gap that a perfect fit has, see ``smoothing_gap``.
       split: on which the values were measured.
     """
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
@@ -307,7 +309,7 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
     reached = [0.0]
     for curve, dash in zip(curves, dashes, strict=False):
         mean = curve.values["loma_row"][0]
-        x = gap(curve.x, num_classes)
+        x = smoothing_gap(num_classes, curve.x)
         shown = np.isfinite(x) & np.isfinite(mean)
         face = BLUE if dash == "-" else "white"
         axis.plot(x[shown], mean[shown], color=BLUE, ls=dash, marker="o", mfc=face)
@@ -546,12 +548,6 @@ def confusion(
     figure.supxlabel("share of the group's test examples (per cent)", fontsize=8)
     _legend(figure, axes[0])
     return figure
-
-
-def gap(delta: np.ndarray, num_classes: int) -> np.ndarray:
-    """ln(1 + K (1 - delta) / delta): what a perfect fit puts between two logits."""
-    with np.errstate(divide="ignore"):
-        return np.log1p(num_classes * (1 - delta) / delta)
 
 
 def trend(

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from lt_jax import figures, workdirs
+from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
 from lt_jax.page import Part, Table
 from lt_jax.report_tables import ACCURACIES, LOS, cell, listed
@@ -148,7 +149,7 @@ def delta(run: Run) -> Part:
             curves.append(
                 figures.Curve(label, x, lr, {k: (o[0], o[1]) for k, o in over.items()})
             )
-        asked = figures.gap(x, num_classes)
+        asked = smoothing_gap(num_classes, x)
         for i in range(len(found)):
             both = [float(v) for k in keys for v in over[k][:, i]]
             numbers.append([label, x[i], lr[i], asked[i], len(found[i].rows), *both])
