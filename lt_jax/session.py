@@ -30,6 +30,7 @@ from lt_jax.loop import Task
 from lt_jax.methods import Method
 from lt_jax.stopping import EXITS, listening, workdir_lock
 from lt_jax.types import Config, InputError, Splits
+from lt_jax.workdirs import flattened
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
@@ -206,8 +207,8 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuses a config that would mix two experiments in one workdir."""
     file = workdir / "config.json"
     if file.exists():
-        old = _flat(json.loads(file.read_text(encoding="utf-8")))
-        now = _flat(plain(config.to_dict()))
+        old = flattened(json.loads(file.read_text(encoding="utf-8")))
+        now = flattened(plain(config.to_dict()))
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())
@@ -220,17 +221,6 @@ def _check_same_config(config: Config, workdir: Path) -> None:
                 + "\n".join(lines)
                 + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
             )
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _announce(session: Session) -> None:
