@@ -24,9 +24,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from lt_jax import checkpoint, grids, outcomes, processes, results, weights
+from lt_jax import checkpoint, grids, outcomes, processes, results, weights, workdirs
 from lt_jax.analysis import analyse
-from lt_jax.checks import CHOOSE, make_method
+from lt_jax.checks import make_method
 from lt_jax.features import (
     Features,
     Request,
@@ -190,24 +190,18 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
 
     Args:
       rows: as in ``rows.json``.
-      metric: of ``metrics.summary``.
+      metric: of ``metrics.CHOOSE``.
 
     Raises:
       Diverged: all settings of a method did.
     """
-    sign = CHOOSE[metric]
-    scores: dict[str, dict[str, list[float]]] = {}
-    for row in rows:
-        value = row["metrics"]["valid"][metric] if row["diverged"] is None else None
-        settings = scores.setdefault(row["method"], {})
-        score = -np.inf if value is None else sign * value
-        settings.setdefault(_text(row["hyper"]), []).append(score)
+    tried = workdirs.settings(rows)
     chosen = {}
-    for method, settings in scores.items():
-        best = max(settings, key=lambda setting: float(np.mean(settings[setting])))
-        if not np.isfinite(np.mean(settings[best])):
+    for method in dict.fromkeys(setting.method for setting in tried):
+        best = workdirs.best((s for s in tried if s.method == method), metric)
+        if best is None:
             raise Diverged(f"every setting of {method} in the sweep diverged")
-        chosen[method] = json.loads(best)
+        chosen[method] = best.hyper
     return chosen
 
 
