@@ -64,7 +64,6 @@ from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
 from lt_jax.session import Session, open_session
 from lt_jax.stepping import holds, resident
-from lt_jax.stopping import Interrupted
 from lt_jax.sweep import own_values
 from lt_jax.train import first_stage
 from lt_jax.types import Batch, Config, Dataset, InputError, TrainState
@@ -72,6 +71,7 @@ from lt_jax.weights import Weights
 
 HEADS = 8  # of the sweep
 ROUNDS = 3  # that each part is measured at least
+GIVEN_UP = "the benchmark, which keeps nothing"  # said after a signal
 
 
 def benchmark(
@@ -128,13 +128,13 @@ def _measure(
         f"  compiled   in {s['lower_seconds']:.1f} s (tracing) + "
         f"{s['compile_seconds']:.1f} s"
     )
-    _go_on(session)
+    session.heed(GIVEN_UP)
     found["evaluation"] = _evaluation(session, network, seconds)
     tell(f"evaluation   {found['evaluation']:,.0f} img/s")
     found["extraction"] = _extraction(session, network, seconds)
     tell(f"extraction   {found['extraction']:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
-        _go_on(session)
+        session.heed(GIVEN_UP)
         found[part] = h = _heads(session, network, heads, seconds)
         if h is None:
             tell(f"{part:12s} nothing to fit: no method of method.names has epochs")
@@ -152,11 +152,6 @@ def _measure(
 
 def _rate(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:,.0f}"
-
-
-def _go_on(session: Session) -> None:
-    if by := session.stopped():
-        raise Interrupted("the benchmark, which keeps nothing", by)
 
 
 def _pace(call: Callable[[], Any], seconds: float) -> float:
@@ -421,7 +416,7 @@ def _heads(
 
         def after_epoch(_: int) -> None:
             ends.append(time.monotonic())
-            _go_on(session)
+            session.heed(GIVEN_UP)
 
         for _ in fit_heads(
             chunks, cached, m.batch, budget, after_epoch, lambda: cached

@@ -28,7 +28,7 @@ from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
-from lt_jax.stopping import EXITS, listening, workdir_lock
+from lt_jax.stopping import EXITS, Interrupted, listening, workdir_lock
 from lt_jax.types import Config, InputError, Splits
 from lt_jax.workdirs import flattened
 
@@ -75,6 +75,11 @@ class Session(NamedTuple):
         per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
+
+    def heed(self, where: str) -> None:
+        """Raises ``Interrupted`` where a signal has come; of all processes together."""
+        if by := self.stopped():
+            raise Interrupted(where, by)
 
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:

@@ -50,7 +50,6 @@ from lt_jax.retrain import (
     resident,
 )
 from lt_jax.session import Session
-from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, Params
 from lt_jax.weights import Weights
 
@@ -319,7 +318,7 @@ def _measure_stored(
     config, counts = frozen.session.config, frozen.session.task.splits.train.counts
     by_name = {}
     for group in _by_chunk([_find(row, stored) for row in rows]):
-        _stop_if_asked(frozen.session, "the heads of the sweep")
+        frozen.session.heed("the heads of the sweep")
         first = _row(group[0])
         method = make_method(config, first.method, counts, first.hyper)
         values = _measure(frozen, method, stored_heads(group), split)
@@ -372,7 +371,7 @@ def _record_stored(
         heads = dict(zip(indices, stored_heads(group), strict=True))
         for folder, row, stored in whole:
             if stored["folder"] == group[0]["folder"]:
-                _stop_if_asked(session, "the chosen heads; those measured stay")
+                session.heed("the chosen heads; those measured stay")
                 fit = Fit(heads[stored["index"]], None)
                 _record(frozen, row, fit, stored["seconds"], folder)
 
@@ -387,12 +386,6 @@ def _is_due(session: Session, title: str, row: Row) -> bool:
         return False
     session.log.say(f"{title}: another setting is chosen now, measured again")
     return True
-
-
-def _stop_if_asked(session: Session, where: str) -> None:
-    """Raises ``Interrupted`` where a signal has come; of all processes together."""
-    if by := session.stopped():
-        raise Interrupted(where, by)
 
 
 def _record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> None:
@@ -488,7 +481,7 @@ def _fit_rows(
 
         def after_epoch(heads: int) -> None:
             progress.add(heads)
-            _stop_if_asked(session, where)
+            session.heed(where)
 
         begun = time.monotonic()
         for chunk, fits in fit_heads(
@@ -497,7 +490,7 @@ def _fit_rows(
             seconds, begun = time.monotonic() - begun, time.monotonic()
             yield chunk, fits, seconds
             begun = time.monotonic()
-            _stop_if_asked(session, where)
+            session.heed(where)
     say(
         f"{len(jobs):,} heads fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"

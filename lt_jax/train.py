@@ -229,8 +229,7 @@ def _fit(
     hyper: dict[str, Any],
 ) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
-    if by := session.stopped():
-        raise Interrupted(f"{stage.title}, which has not begun", by)
+    session.heed(f"{stage.title}, which has not begun")
     task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(task, stage, *start, directory, session.log, session.stopped)
