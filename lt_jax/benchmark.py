@@ -53,12 +53,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import models, placing, results, samplers, seeds, steps, weights
+from lt_jax import models, placing, results, steps, weights
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
 from lt_jax.log import plain, write_whole
-from lt_jax.loop import Stage, evaluate, step_arguments
+from lt_jax.loop import Stage, evaluate, knobs_of, planned, step_arguments
 from lt_jax.methods import projects
 from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
@@ -219,20 +219,13 @@ def _stage1(
     session: Session, network: Weights, peak: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     stage = first_stage(session, session.config.seed)
-    task, method = session.task, stage.method
+    task = session.task
     made = step_arguments(task, stage)
     train_step: Any = steps.make_train_step(*made)
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    knobs = placing.replicate(
-        steps.Knobs(
-            seeds.key(stage.run, "augment"),
-            np.zeros_like(stage.rates),
-            method.adjust,
-            network.params["head"],
-            np.zeros(len(stage.rates), bool),
-            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
-        )
-    )
+    still = stage._replace(rates=np.zeros_like(stage.rates))
+    per_epoch = len(still.rates) // stage.epochs
+    knobs = knobs_of(still, network.params["head"], per_epoch)
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
         batch = next(batches)
         begun = time.monotonic()
@@ -306,8 +299,7 @@ def _held(
     at_once = steps.at_once(session.task.at_once)
     makers = steps.make_train_step(*made), steps.make_train_steps(*made)
     stepper = resident(*makers, train, at_once, lambda compiled: None)
-    rows = samplers.plan(train.labels, stage.method.sampler, stage.batch, stage.run, 0)
-    rows = placing.part(placing.arrange(rows, stage.accumulate, stage.mixup > 0))
+    rows, _ = planned(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = Crops(stage.run, 0, rows)
 
@@ -325,18 +317,9 @@ def _held(
 def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     """The batches of epoch after epoch, the full ones alone where there are any."""
     for epoch in itertools.count():
-        rows = samplers.plan(
-            train.labels, stage.method.sampler, stage.batch, stage.run, epoch
-        )
-        rows = rows[: max(1, len(train) // stage.batch)]
-        places = np.arange(rows.size).reshape(rows.shape)
-        rows, places = (
-            placing.part(placing.arrange(each, stage.accumulate, stage.mixup > 0))
-            for each in (rows, places)
-        )
-        yield from feed(
-            train, rows, placing.shard, crops=Crops(stage.run, epoch, places)
-        )
+        full = slice(max(1, len(train) // stage.batch))
+        rows, crops = planned(train, stage, epoch, full)
+        yield from feed(train, rows, placing.shard, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:

@@ -25,6 +25,7 @@ from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.profiling import Profile
 from lt_jax.stepping import holds, resident, streamed
+from lt_jax.steps import Knobs
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
@@ -97,6 +98,39 @@ def step_arguments(task: Task, stage: Stage) -> tuple[Any, ...]:
     )
 
 
+def knobs_of(stage: Stage, head: Params, per_epoch: int) -> Knobs:
+    """What a stage turns; ``head`` begins, ``per_epoch`` steps are an epoch."""
+    method = stage.method
+    return placing.replicate(
+        Knobs(
+            seeds.key(stage.run, "augment"),
+            stage.rates,
+            method.adjust,
+            head,
+            projects(method, stage.epochs, per_epoch),
+            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
+        )
+    )
+
+
+def planned(
+    train: Dataset, stage: Stage, epoch: int, which: slice
+) -> tuple[np.ndarray, Crops]:
+    """int32[S, B] of this process, and its crops: some steps of an epoch of a stage."""
+    rows = samplers.plan(
+        train.labels, stage.method.sampler, stage.batch, stage.run, epoch
+    )
+    # The place of an image in the plan draws its crop.
+    places = np.arange(rows.size).reshape(rows.shape)
+    rows, places = (
+        placing.part(
+            placing.arrange(each[which], stage.accumulate, pairs=stage.mixup > 0)
+        )
+        for each in (rows, places)
+    )
+    return rows, Crops(stage.run, epoch, places)
+
+
 def fit(
     task: Task,
     stage: Stage,
@@ -119,16 +153,7 @@ def fit(
     total = stage.epochs * per_epoch
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    early = placing.replicate(
-        steps.Knobs(
-            seeds.key(stage.run, "augment"),
-            stage.rates,
-            method.adjust,
-            params["head"],
-            projects(method, stage.epochs, per_epoch),
-            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
-        )
-    )
+    early = knobs_of(stage, params["head"], per_epoch)
     late = early._replace(adjust=placing.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
     made = step_arguments(task, stage)
@@ -181,22 +206,8 @@ def fit(
         with bar, profile, jax.transfer_guard("disallow"):
             while step < total:
                 epoch = step // per_epoch
-                rows = samplers.plan(
-                    train.labels, method.sampler, stage.batch, stage.run, epoch
-                )[:per_epoch]
-                # The place of an image in the plan draws its crop.
-                places = np.arange(rows.size).reshape(rows.shape)
-                rows, places = (
-                    placing.part(
-                        placing.arrange(
-                            each[step % per_epoch :],
-                            stage.accumulate,
-                            pairs=stage.mixup > 0,
-                        )
-                    )
-                    for each in (rows, places)
-                )
-                crops = Crops(stage.run, epoch, places)
+                left = slice(step % per_epoch, per_epoch)
+                rows, crops = planned(train, stage, epoch, left)
                 knobs = early if epoch < late_from else late
                 for after, measured, count in stepper(state, rows, crops, knobs):
                     state, step = after, step + count
