@@ -161,7 +161,7 @@ class Jax:
         )
         self.knobs = placing.replicate(knobs)
         self.state = steps.init_state(params, stats, sgd, ".*")
-        self.train = steps.make_train_step(
+        program = steps.Program(
             backbone,
             heads.linear,
             losses.adjusted_xent,
@@ -171,6 +171,7 @@ class Jax:
             "train",
             self.augment,
         )
+        self.train = steps.make_train_step(program)
 
     def step(self, images: Any, labels: Any, mask: Any) -> float:
         batch = {"image": images, "label": labels, "mask": mask}

@@ -198,7 +198,7 @@ def measure(case: Case) -> dict[str, Any]:
         "label": shaped(jnp.int32),
         "mask": shaped(jnp.float32),
     }
-    step: Any = steps.make_train_step(
+    program = steps.Program(
         backbone,
         heads.linear,
         losses.adjusted_xent,
@@ -209,6 +209,7 @@ def measure(case: Case) -> dict[str, Any]:
         augment,
         case.parts,
     )
+    step: Any = steps.make_train_step(program)
     begun = time.monotonic()
     compiled = step.lower(state, batch, knobs).compile()
     seconds = time.monotonic() - begun

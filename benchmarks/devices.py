@@ -70,9 +70,10 @@ def measure(num_steps: int) -> dict[str, Any]:
             np.zeros(num_steps, bool),
         )
     )
-    train = steps.make_train_step(
+    program = steps.Program(
         backbone, head, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
+    train = steps.make_train_step(program)
     labels, batch, rows = splits.train.labels, 50, []
     for epoch in range(num_steps):
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))

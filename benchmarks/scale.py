@@ -235,9 +235,10 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
             np.zeros(number, bool),
         )
     )
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
+    step = steps.make_train_step(program)
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = placing.arrange(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")

@@ -65,9 +65,10 @@ def measure(num_steps: int) -> dict[str, Any]:
         )
     )
     augment = Augment(pad=4, flip=True, mean=(0.5,) * 3, std=(0.25,) * 3)
-    train = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
     )
+    train = steps.make_train_step(program)
     rng = np.random.default_rng(0)
     one = placing.shard(
         {

@@ -331,7 +331,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
             np.zeros(10**4, bool),
         )
     )
-    step = steps.make_train_step(
+    program = steps.Program(
         network.backbone,
         heads.linear,
         losses.adjusted_xent,
@@ -341,6 +341,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
         "frozen",
         network.augment,
     )
+    step = steps.make_train_step(program)
     rows = samplers.plan(dataset.labels, "instance", BATCH, (2, 0, 0), 0)[:-1]
 
     def take(count: int) -> None:

@@ -114,7 +114,7 @@ def ours(
         )
     )
     augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-    made = (
+    program = steps.Program(
         backbone,
         heads.linear,
         losses.adjusted_xent,
@@ -124,7 +124,7 @@ def ours(
         "train",
         augment,
     )
-    train: Any = steps.make_train_step(*made)
+    train: Any = steps.make_train_step(program)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     ready = placing.shard(
         {
@@ -137,15 +137,15 @@ def ours(
     train = steps.compile_ahead(train, state, ready, knobs).run
     takers = {
         "epoch": stepping.streamed(
-            steps.make_train_step(*made),
+            steps.make_train_step(program),
             dataset,
             Broken(dataset),
             print_to_stderr,
             iter,
         ),
         "resident": stepping.resident(
-            steps.make_train_step(*made),
-            steps.make_train_steps(*made),
+            steps.make_train_step(program),
+            steps.make_train_steps(program),
             dataset,
             steps.at_once(0),
             print_to_stderr,

@@ -58,7 +58,7 @@ from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
 from lt_jax.log import plain, write_whole
-from lt_jax.loop import Stage, evaluate, knobs_of, planned, step_arguments
+from lt_jax.loop import Stage, evaluate, knobs_of, planned, program_of
 from lt_jax.methods import projects
 from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
@@ -220,8 +220,8 @@ def _stage1(
 ) -> dict[str, Any]:
     stage = first_stage(session, session.config.seed)
     task = session.task
-    made = step_arguments(task, stage)
-    train_step: Any = steps.make_train_step(*made)
+    program = program_of(task, stage)
+    train_step: Any = steps.make_train_step(program)
     state = steps.init_state(*network, stage.sgd, stage.trains)
     still = stage._replace(rates=np.zeros_like(stage.rates))
     per_epoch = len(still.rates) // stage.epochs
@@ -253,11 +253,12 @@ def _stage1(
         streamed = _pace(streaming, seconds)
         waited /= time.monotonic() - before
         # XLA sees into its own convolutions alone.
-        counted: Any = steps.make_train_step(_by_xla(task.backbone), *made[1:])
+        plain = program._replace(backbone=_by_xla(task.backbone))
+        counted: Any = steps.make_train_step(plain)
         flops = _counted(counted.lower(state, batch, knobs), "flops", stage)
     held = None
     if holds(task.splits.train, task.resident):
-        held = _held(session, stage, made, state, knobs, seconds)
+        held = _held(session, stage, program, state, knobs, seconds)
     accessed = _counted(step, "bytes accessed", stage)
     return {
         "batch": stage.batch,
@@ -289,7 +290,7 @@ def _counted(program: Any, key: str, stage: Stage) -> float | None:
 def _held(
     session: Session,
     stage: Stage,
-    made: tuple[Any, ...],
+    program: steps.Program,
     state: TrainState,
     knobs: steps.Knobs,
     seconds: float,
@@ -297,8 +298,8 @@ def _held(
     """Images a second where the images lie on the devices."""
     train = session.task.splits.train
     at_once = steps.at_once(session.task.at_once)
-    makers = steps.make_train_step(*made), steps.make_train_steps(*made)
-    stepper = resident(*makers, train, at_once, lambda compiled: None)
+    made = steps.make_train_step(program), steps.make_train_steps(program)
+    stepper = resident(*made, train, at_once, lambda compiled: None)
     rows, _ = planned(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = Crops(stage.run, 0, rows)

@@ -25,7 +25,7 @@ from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.profiling import Profile
 from lt_jax.stepping import holds, resident, streamed
-from lt_jax.steps import Knobs
+from lt_jax.steps import Knobs, Program
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
@@ -82,9 +82,9 @@ class Fitted(NamedTuple):
     images_per_second: float  # of the training steps alone, compilation left out
 
 
-def step_arguments(task: Task, stage: Stage) -> tuple[Any, ...]:
-    """What ``steps.make_train_step`` makes the step of a stage from."""
-    return (
+def program_of(task: Task, stage: Stage) -> Program:
+    """What the train step of a stage is compiled for."""
+    return Program(
         task.backbone,
         stage.method.head,
         stage.method.loss,
@@ -156,7 +156,7 @@ def fit(
     early = knobs_of(stage, params["head"], per_epoch)
     late = early._replace(adjust=placing.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    made = step_arguments(task, stage)
+    program = program_of(task, stage)
     broken = Broken(train)
     meter = Meter(stage.title, total)
 
@@ -166,9 +166,9 @@ def fit(
             f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
         )
 
-    step_of = steps.make_train_step(*made)
+    step_of = steps.make_train_step(program)
     if holds(train, task.resident):
-        several = steps.make_train_steps(*made)
+        several = steps.make_train_steps(program)
         at_once = steps.at_once(task.at_once)
         stepper = resident(step_of, several, train, at_once, tell)
     else:
