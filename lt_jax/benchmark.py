@@ -54,6 +54,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import models, placing, results, steps, weights
+from lt_jax.cached import budget_of, own_values
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
@@ -64,7 +65,6 @@ from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
 from lt_jax.session import Session, open_session
 from lt_jax.stepping import holds, resident
-from lt_jax.sweep import own_values
 from lt_jax.train import first_stage
 from lt_jax.types import Batch, Config, Dataset, InputError, TrainState
 from lt_jax.weights import Weights
@@ -370,7 +370,7 @@ def _heads(
     if not trained:
         return None
     name, hyper = next(iter(trained.items()))
-    budget, width = m.memory * 2**30 / 2, models.features_of(task.backbone)
+    budget, width = budget_of(config), models.features_of(task.backbone)
     rows = min(len(train), max(m.batch, int(budget / (4 * width))))
     labels = train.labels[np.linspace(0, len(train) - 1, rows).astype(int)]
     drawn = np.random.default_rng(0).standard_normal((1, rows, width), np.float32)

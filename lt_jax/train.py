@@ -1,7 +1,7 @@
 """The commands: train, retrain, both in one run, sweep, evaluate.
 
 Both stages are fits of the same loop; stage 2 differs in where it starts, in what it
-trains and in its method. On cached features, see ``sweep``, heads are fitted without
+trains and in its method. On cached features, see ``cached``, heads are fitted without
 the loop.
 
     workdir/checkpoints/stage1/SEED        one representation for each seed
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax import (
+    cached,
     metrics,
     models,
     outcomes,
@@ -193,7 +194,7 @@ def _stage2(session: Session) -> None:
     _probe(session)
     for stage1_seed, stage1 in weights.representations(session):
         if m.features == "cached":
-            sweeping.retrain_cached(session, stage1_seed, stage1)
+            cached.retrain_cached(session, stage1_seed, stage1)
             continue
         for name in m.names:
             for seed in range(c.seed, c.seed + m.repeats):
@@ -217,7 +218,7 @@ def _stage2(session: Session) -> None:
                     drop_last=False,
                 )
                 start = weights.with_head(session.task, init, stage1, method, stage.run)
-                hyper = sweeping.own_values(c)[name]
+                hyper = cached.own_values(c)[name]
                 _fit(session, stage, [stage1_seed, seed], start, hyper)
 
 
@@ -296,7 +297,7 @@ def _finish(
         fixed = build(sweep["fixed"], "fixed/")["methods"]
         result |= {"fixed": fixed, "sweep": sweep["sweep"]}
     else:
-        result = build(sweeping.own_values(c), "")
+        result = build(cached.own_values(c), "")
     report = results.write(session.workdir, result)
     say("")
     say(results.text(result))

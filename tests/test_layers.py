@@ -64,6 +64,7 @@ FLOORS = {
     "library.py": 3,
     "analysis.py": 3,
     "outcomes.py": 3,
+    "cached.py": 3,
     "sweep.py": 3,
     "report.py": 3,
     "results.py": 3,
