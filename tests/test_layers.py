@@ -27,6 +27,7 @@ FLOORS = {
     "trees.py": 0,
     "inits.py": 0,
     "seeds.py": 0,
+    "drawing.py": 0,
     "figures.py": 0,
     "page.py": 0,
     # What is composed of it.
@@ -88,7 +89,7 @@ ONLY = {
     "tensorflow": ["data/*"],
     "grain": ["data/*"],
     "array_record": ["data/*"],
-    "matplotlib": ["figures.py"],
+    "matplotlib": ["drawing.py", "figures.py"],
     "torch": ["weightfiles.py"],
     "safetensors": ["weightfiles.py"],
     "pyarrow": ["data/*"],
