@@ -148,7 +148,7 @@ def fit(
         written before it stand.
     """
     train = task.splits.train
-    images = samplers.passed_over(len(train), stage.batch, stage.drop_last)
+    images = samplers.shown(len(train), stage.batch, stage.drop_last)
     per_epoch = -(-images // stage.batch)
     total = stage.epochs * per_epoch
     method = stage.method
