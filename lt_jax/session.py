@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import fnmatch
 import json
 import math
+import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +25,7 @@ from lt_jax import (
     models,
     optim,
     placing,
+    processes,
     results,
 )
 from lt_jax.checks import check_training, check_values, make_method
@@ -28,7 +34,7 @@ from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
-from lt_jax.stopping import EXITS, Interrupted, listening, workdir_lock
+from lt_jax.stopping import EXITS, Interrupted, listening
 from lt_jax.types import Config, InputError, Splits
 from lt_jax.workdirs import flattened
 
@@ -206,6 +212,46 @@ def open_session(
         session = Session(c, workdir, task, dataset, log, stopped, entries)
         _announce(session)
         yield session
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir: Path) -> Iterator[None]:
+    """Keeps a second job out of a workdir; a dead job's lock goes with it.
+
+    The operating system holds the lock for process 0 as long as it lives, so there is
+    no stale one to remove. Where the file system has no locks, there is none.
+
+    Raises:
+      InputError: another job works there; tells which.
+    """
+    held: list[int] = []
+
+    def lock() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        held.append(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 1000).decode(errors="replace").strip()
+            raise InputError(
+                f"another lt-jax works in {workdir}: {owner or 'unknown'}. Wait for "
+                "it, stop it, or use another --workdir"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(file, 0)
+        text = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
+        os.pwrite(file, text.encode(), 0)
+
+    try:
+        processes.first_does(lock)
+        yield
+    finally:
+        for file in held:
+            os.close(file)
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:

@@ -37,8 +37,8 @@ from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import corrected
-from lt_jax.session import Session, open_session
-from lt_jax.stopping import Interrupted, workdir_lock
+from lt_jax.session import Session, open_session, workdir_lock
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, InputError
 from lt_jax.weights import Source, Weights
 
