@@ -80,6 +80,8 @@ FLOORS = {
     "report_figures.py": 3,
     # Flags.
     "cli.py": 4,
+    "commands.py": 4,
+    "configuring.py": 4,
     "__main__.py": 4,
 }
 
@@ -95,6 +97,8 @@ ONLY = {
     "safetensors": ["weightfiles.py"],
     "pyarrow": ["data/*"],
     "lt_jax.cli": ["__main__.py"],
+    "lt_jax.commands": ["cli.py"],
+    "lt_jax.configuring": ["cli.py"],
     "configs": [],
     "flax.training": [],  # deprecated
 }
