@@ -1,7 +1,7 @@
 """Stage 1 beside a plain PyTorch version of the authors' recipe, step by step.
 
 The authors' code is not part of this repository and is not run here;
-`against_authors.md` says how to run it. This script holds its own PyTorch version of
+`against_authors.md` says how to run it. This script holds a PyTorch version of
 their stage 1: wide ResNet-34 (or ResNet-32), SGD with momentum 0.9, weight decay 5e-3
 on everything, cosine by epochs from lr 0.01, batches of 64, crops and mirror images.
 Both sides start from the same weights and see the same pixels in the same order, step
@@ -29,66 +29,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-NETS = {"resnet34": ((3, 4, 6, 3), 64, False), "resnet32": ((5, 5, 5), 16, True)}
+import parts
+
+NETS = {"resnet34": 64, "resnet32": 16}  # width of the first stage
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 BATCH, EPOCHS, LR, DECAY = 64, 200, 0.01, 5e-3
 SIDES = ("lt_jax", "torch", "torch_channels_last")
-
-
-def torch_network(net: str, num_classes: int) -> Any:
-    """The CIFAR ResNet of He et al. in torch.nn, under torchvision's names."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    stages, width, padded = NETS[net]
-
-    class Block(nn.Module):
-        def __init__(self, inner: int, out: int, stride: int) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(inner, out, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(out)
-            self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(out)
-            self.stride, self.side, self.downsample = stride, (out - inner) // 2, None
-            if not padded and (stride != 1 or inner != out):
-                self.downsample = nn.Sequential(
-                    nn.Conv2d(inner, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-                )
-
-        def forward(self, x: Any) -> Any:
-            y = functional.relu(self.bn1(self.conv1(x)))
-            y = self.bn2(self.conv2(y))
-            if self.downsample is not None:
-                x = self.downsample(x)
-            elif self.side:
-                x = x[:, :, :: self.stride, :: self.stride]
-                x = functional.pad(x, (0, 0, 0, 0, self.side, self.side))
-            return functional.relu(x + y)
-
-    class Network(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(3, width, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(width)
-            inner = width
-            for stage, blocks in enumerate(stages):
-                made = []
-                for block in range(blocks):
-                    out = width * 2**stage
-                    made.append(Block(inner, out, 2 if stage and not block else 1))
-                    inner = out
-                setattr(self, f"layer{stage + 1}", nn.Sequential(*made))
-            self.fc = nn.Linear(inner, num_classes)
-
-        def forward(self, x: Any) -> Any:
-            x = functional.relu(self.bn1(self.conv1(x)))
-            for stage in range(len(stages)):
-                x = getattr(self, f"layer{stage + 1}")(x)
-            return self.fc(x.mean((2, 3)))
-
-    torch.manual_seed(0)
-    return Network()
 
 
 class Torch:
@@ -100,7 +46,8 @@ class Torch:
         self.torch = torch
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.layout = layout
-        self.model = torch_network(net, num_classes).to(memory_format=layout).train()
+        model = parts.torch_network(net, NETS[net], num_classes)
+        self.model = model.to(memory_format=layout).train()
         self.optimiser = torch.optim.SGD(
             self.model.parameters(), lr=LR, momentum=0.9, weight_decay=DECAY
         )
@@ -122,15 +69,13 @@ class Torch:
 class Jax:
     """The package: its own train step, which crops and mirrors by itself."""
 
-    def __init__(self, net: str, splits: Any, state: Any, key: Any):
+    def __init__(self, net: str, splits: Any, state: Any):
         import jax.numpy as jnp
-        import numpy as np
 
         from lt_jax import (
             heads,
             interop,
             losses,
-            models,
             optim,
             placing,
             steps,
@@ -142,35 +87,19 @@ class Jax:
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
         self.shard, self.splits = placing.shard, splits
         num_classes = len(splits.counts)
-        backbone = models.create(
-            net, "cifar", NETS[net][1], False, "torch", "float32", placing.AXIS
-        )
+        backbone = parts.network(net, NETS[net])
         like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)
         found = interop.from_torch(state, trees.leaves(like._asdict()))
         leaves = {name: jnp.asarray(leaf) for name, leaf in found.leaves.items()}
         params, stats = trees.rebuild(like, leaves)
-        sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=DECAY, decay_on=".*")
         per_epoch = -(-len(splits.train) // BATCH)
         rates = optim.rates(LR, EPOCHS, per_epoch, 0, "epoch")
-        knobs = steps.Knobs(
-            key,
-            rates,
-            losses.cross_entropy(num_classes),
-            params["head"],
-            np.zeros(len(rates), bool),
+        program = parts.program(backbone, self.augment, decay=DECAY)
+        adjust = losses.cross_entropy(num_classes)
+        self.state, self.knobs = parts.begin(
+            program, params, stats, adjust, rates, seed=0
         )
-        self.knobs = placing.replicate(knobs)
-        self.state = steps.init_state(params, stats, sgd, ".*")
-        self.train = steps.make_train_step(
-            backbone,
-            heads.linear,
-            losses.adjusted_xent,
-            None,
-            sgd,
-            ".*",
-            "train",
-            self.augment,
-        )
+        self.train = steps.make_train_step(program)
 
     def step(self, images: Any, labels: Any, mask: Any) -> float:
         batch = {"image": images, "label": labels, "mask": mask}
@@ -187,11 +116,12 @@ def measure(net: str, seconds: float, most: int, splits: Any) -> dict[str, Any]:
     from lt_jax import samplers
     from lt_jax.data import augment as augmentation
 
-    num_classes, key = len(splits.counts), jax.random.key(0)
+    num_classes = len(splits.counts)
+    key = jax.random.key(0)  # as `Jax` has it
     plain = Torch(net, num_classes, channels_last=False)
     other = Torch(net, num_classes, channels_last=True)
     state = {n: t.detach().numpy().copy() for n, t in plain.model.state_dict().items()}
-    ours = Jax(net, splits, state, key)
+    ours = Jax(net, splits, state)
 
     @jax.jit
     def pixels_of(step: Any, images: Any) -> Any:

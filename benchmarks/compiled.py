@@ -33,6 +33,8 @@ import os
 import time
 from typing import Any, NamedTuple
 
+import parts
+
 DEVICES = 8
 CLASSES = 8142
 
@@ -152,42 +154,25 @@ def measure(case: Case) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from lt_jax import heads, losses, models, optim, placing, steps
+    from lt_jax import losses, steps
     from lt_jax.data.augment import Augment
     from lt_jax.types import TrainState
 
-    backbone = models.create(
-        case.net,
-        stem="imagenet",
-        width=64,
-        zero_init=False,
-        init="torch",
-        dtype=case.dtype,
-        axis_name=placing.AXIS,
-    )
+    backbone = parts.network(case.net, 64, stem="imagenet", dtype=case.dtype)
     augment = Augment(pad=0, flip=True, mean=(0.5,) * 3, std=(0.2,) * 3)
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=1e-4, decay_on=".*")
+    program = parts.program(backbone, augment, decay=1e-4, parts=case.parts)
     shape = (case.size, case.size, 3)
 
-    def start(key: jax.Array) -> tuple[TrainState, steps.Knobs]:
-        params, stats = models.init(backbone, key, shape)
-        head = heads.linear.init(
-            key, None, models.features_of(backbone), CLASSES, "torch"
-        )
-        params = {"backbone": params, "head": head}
-        opt_state = sgd.transform().init(params)
-        state = TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=stats,
-            opt_state=opt_state,
-        )
+    def start() -> tuple[TrainState, steps.Knobs]:
+        params, stats = parts.fresh(backbone, shape, CLASSES)
+        opt_state = program.sgd.transform().init(params)
+        state = TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
-        numbers = jax.random.key_data(key)  # as placing.replicate sends it
-        return state, steps.Knobs(numbers, one, adjust, head, one > 0)
+        numbers = jax.random.key_data(jax.random.key(0))  # as placing.replicate sends
+        return state, steps.Knobs(numbers, one, adjust, params["head"], one > 0)
 
-    state, knobs = jax.eval_shape(start, jax.eval_shape(lambda: jax.random.key(0)))
+    state, knobs = jax.eval_shape(start)
     rows = case.batch // DEVICES
 
     def shaped(kind: Any, *rest: int) -> jax.ShapeDtypeStruct:
@@ -198,17 +183,7 @@ def measure(case: Case) -> dict[str, Any]:
         "label": shaped(jnp.int32),
         "mask": shaped(jnp.float32),
     }
-    step: Any = steps.make_train_step(
-        backbone,
-        heads.linear,
-        losses.adjusted_xent,
-        None,
-        sgd,
-        ".*",
-        "train",
-        augment,
-        case.parts,
-    )
+    step: Any = steps.make_train_step(program)
     begun = time.monotonic()
     compiled = step.lower(state, batch, knobs).compile()
     seconds = time.monotonic() - begun

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 from typing import Any
+
+import parts
 
 COUNTS = (1, 4)
 
@@ -28,51 +27,20 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import (
-        data,
-        heads,
-        losses,
-        metrics,
-        models,
-        optim,
-        placing,
-        samplers,
-        steps,
-    )
+    from lt_jax import data, heads, losses, metrics, placing, samplers, steps
     from lt_jax.data.augment import Augment
     from lt_jax.data.feed import feed
 
     splits = data.load("digits", dir="", imbalance=20, split="first", valid=0.2, seed=0)
     augment = Augment(pad=1, flip=False, mean=(0.305,), std=(0.376,))
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
-    head, num_classes = heads.linear, len(splits.counts)
-    backbone = models.create(
-        "resnet8",
-        stem="cifar",
-        width=16,
-        zero_init=False,
-        init="torch",
-        dtype="float64",
-        axis_name=placing.AXIS,
-    )
-    params, stats = models.init(backbone, jax.random.key(0), splits.train.shape)
-    start = head.init(
-        jax.random.key(1), None, models.features_of(backbone), num_classes, "torch"
-    )
-    start, params = jax.tree.map(lambda a: a.astype(float), (start, params))
-    state = steps.init_state({"backbone": params, "head": start}, stats, sgd, ".*")
-    knobs = placing.replicate(
-        steps.Knobs(
-            jax.random.key(2),
-            np.full(num_steps, 0.01, np.float32),
-            losses.cross_entropy(num_classes),
-            start,
-            np.zeros(num_steps, bool),
-        )
-    )
-    train = steps.make_train_step(
-        backbone, head, losses.adjusted_xent, None, sgd, ".*", "train", augment
-    )
+    num_classes = len(splits.counts)
+    backbone = parts.network("resnet8", 16, dtype="float64")
+    params, stats = parts.fresh(backbone, splits.train.shape, num_classes)
+    params = jax.tree.map(lambda a: a.astype(float), params)
+    program = parts.program(backbone, augment, decay=5e-3)
+    adjust = losses.cross_entropy(num_classes)
+    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    train = steps.make_train_step(program)
     labels, batch, rows = splits.train.labels, 50, []
     for epoch in range(num_steps):
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
@@ -82,7 +50,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         state, measured = train(state, one, knobs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
-    evaluate = steps.make_eval_step(backbone, head, augment, False)
+    evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     tally = placing.replicate(metrics.empty(num_classes))
     order = samplers.in_rows(np.arange(len(splits.test)), 70)
     for one in feed(splits.test, placing.part(order), placing.shard):
@@ -97,17 +65,8 @@ def measure(num_steps: int) -> dict[str, Any]:
 
 def run(devices: int, num_steps: int) -> dict[str, Any]:
     """Measures in a process with so many virtual devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
-    env["JAX_ENABLE_X64"] = "1"
-    done = subprocess.run(
-        [sys.executable, __file__, "--steps", str(num_steps)],
-        env=env,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    command = __file__, "--steps", num_steps
+    return parts.on_devices(devices, *command, JAX_ENABLE_X64="1")
 
 
 def main() -> None:

@@ -32,10 +32,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -44,6 +41,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import parts
 
 DEVIATION = 1.24  # of the logarithm of the counts
 
@@ -193,9 +191,7 @@ def tally(size: Size, folder: Path) -> dict[str, Any]:
 
 def stage1(size: Size, folder: Path) -> dict[str, Any]:
     """Some steps of the small network under the whole head."""
-    import jax
-
-    from lt_jax import heads, losses, models, optim, placing, samplers, steps
+    from lt_jax import losses, placing, samplers, steps
     from lt_jax.data.augment import Augment
     from lt_jax.data.feed import feed
     from lt_jax.types import Dataset
@@ -211,33 +207,12 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
         lambda rows: bank[rows % len(bank)],
     )
     augment = Augment(pad=4, flip=True, mean=(0.466, 0.471, 0.380), std=(0.2,) * 3)
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=1e-4, decay_on=".*")
-    backbone = models.create(
-        "resnet10",
-        stem="imagenet",
-        width=64,
-        zero_init=False,
-        init="torch",
-        dtype="float32",
-        axis_name=placing.AXIS,
-    )
-    params, stats = models.init(backbone, jax.random.key(0), shape)
-    wide = models.features_of(backbone)
-    head = heads.linear.init(jax.random.key(1), None, wide, size.classes, "torch")
-    number = size.steps + 2
-    state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
-    knobs = placing.replicate(
-        steps.Knobs(
-            jax.random.key(2),
-            np.full(number, 0.1, np.float32),
-            losses.cross_entropy(size.classes),
-            head,
-            np.zeros(number, bool),
-        )
-    )
-    step = steps.make_train_step(
-        backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
-    )
+    backbone = parts.network("resnet10", 64, stem="imagenet")
+    params, stats = parts.fresh(backbone, shape, size.classes)
+    program = parts.program(backbone, augment, decay=1e-4)
+    adjust, number = losses.cross_entropy(size.classes), size.steps + 2
+    state, knobs = parts.begin(program, params, stats, adjust, rates=0.1)
+    step = steps.make_train_step(program)
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = placing.arrange(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
@@ -393,15 +368,8 @@ def main() -> None:
     result: dict[str, Any] = {"size": size._asdict()}
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for phase in PHASES:
-            command = [sys.executable, __file__, "--phase", phase, "--folder", folder]
-            done = subprocess.run(
-                command + ["--quick"] * options.quick,
-                env=dict(os.environ),
-                check=True,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            result[phase] = json.loads(done.stdout.splitlines()[-1])
+            command = [__file__, "--phase", phase, "--folder", folder]
+            result[phase] = parts.answer(*command, *["--quick"] * options.quick)
             print(f"{phase}:", flush=True)
             for name, value in result[phase].items():
                 text = f"{value:,.4g}" if isinstance(value, float) else value

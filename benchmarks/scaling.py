@@ -17,13 +17,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 import re
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any
+
+import parts
 
 COUNTS = (1, 2, 4, 8)
 BATCH = 64
@@ -35,39 +34,17 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, models, optim, placing, steps
+    from lt_jax import losses, placing, steps
     from lt_jax.data.augment import Augment
 
     num_classes, shape = 100, (32, 32, 3)
-    backbone = models.create(
-        "resnet32",
-        stem="cifar",
-        width=16,
-        zero_init=False,
-        init="torch",
-        dtype="float32",
-        axis_name=placing.AXIS,
-    )
-    params, stats = models.init(backbone, jax.random.key(0), shape)
-    start = heads.linear.init(
-        jax.random.key(1), None, models.features_of(backbone), num_classes, "torch"
-    )
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-4, decay_on=".*")
-    whole = {"backbone": params, "head": start}
-    state = steps.init_state(whole, stats, sgd, ".*")
-    knobs = placing.replicate(
-        steps.Knobs(
-            jax.random.key(2),
-            np.full(num_steps + 2, 0.01, np.float32),
-            losses.cross_entropy(num_classes),
-            start,
-            np.zeros(num_steps + 2, bool),
-        )
-    )
+    backbone = parts.network("resnet32", 16)
+    params, stats = parts.fresh(backbone, shape, num_classes)
     augment = Augment(pad=4, flip=True, mean=(0.5,) * 3, std=(0.25,) * 3)
-    train = steps.make_train_step(
-        backbone, heads.linear, losses.adjusted_xent, None, sgd, ".*", "train", augment
-    )
+    program = parts.program(backbone, augment, decay=5e-4)
+    adjust = losses.cross_entropy(num_classes)
+    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    train: Any = steps.make_train_step(program)
     rng = np.random.default_rng(0)
     one = placing.shard(
         {
@@ -76,7 +53,7 @@ def measure(num_steps: int) -> dict[str, Any]:
             "mask": np.ones(BATCH, np.float32),
         }
     )
-    train = train.lower(state, one, knobs).compile()  # type: ignore[attr-defined]
+    train = train.lower(state, one, knobs).compile()
     for _ in range(2):
         state, measured = train(state, one, knobs)
     jax.block_until_ready(measured)
@@ -90,7 +67,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         "wall": (end[0] - begin[0]) / num_steps,
         "cpu": (end[1] - begin[1]) / num_steps,
         "bytes": summed_bytes(train.as_text()),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(whole)),
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "channels": sum(leaf.size for leaf in jax.tree.leaves(stats)) // 2,
     }
 
@@ -108,16 +85,7 @@ def summed_bytes(program: str) -> int:
 
 def run(devices: int, num_steps: int) -> dict[str, Any]:
     """Measures in a process with so many virtual devices."""
-    flag = f"--xla_force_host_platform_device_count={devices}"
-    env = {**os.environ, "XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": "16"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--steps", str(num_steps)],
-        env=env,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    return json.loads(done.stdout.splitlines()[-1])
+    return parts.on_devices(devices, __file__, "--steps", num_steps)
 
 
 def main() -> None:

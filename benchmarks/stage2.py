@@ -51,13 +51,12 @@ from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+import parts
+
 CLASSES, BATCH, EPOCHS = 100, 64, 20
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 # Blocks of each stage, width of the first one, how a shortcut changes its shape.
-NETS = {
-    "resnet32": ((5, 5, 5), 16, "pad"),
-    "resnet34": ((3, 4, 6, 3), 64, "projection"),
-}
+NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
 DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RATES = (5e-4, 2e-3, 5e-3, 2e-2)
 AUTHORS = ("authors", "authors_channels_last", "authors_one_thread")
@@ -120,50 +119,6 @@ def long_tail(largest: int) -> Any:
 # --- PyTorch ----------------------------------------------------------------------
 
 
-def torch_network(net: str) -> Any:
-    """The CIFAR ResNet of He et al., and the head behind it."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
-
-    stages, width, shortcut = NETS[net]
-
-    class Block(nn.Module):
-        def __init__(self, inner: int, out: int, stride: int) -> None:
-            super().__init__()
-            self.conv1 = nn.Conv2d(inner, out, 3, stride, 1, bias=False)
-            self.norm1 = nn.BatchNorm2d(out)
-            self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-            self.norm2 = nn.BatchNorm2d(out)
-            self.stride, self.side = stride, (out - inner) // 2
-            self.short = None
-            if shortcut == "projection" and (stride != 1 or inner != out):
-                self.short = nn.Sequential(
-                    nn.Conv2d(inner, out, 1, stride, bias=False), nn.BatchNorm2d(out)
-                )
-
-        def forward(self, x: Any) -> Any:
-            y = functional.relu(self.norm1(self.conv1(x)))
-            y = self.norm2(self.conv2(y))
-            if self.short is not None:
-                x = self.short(x)
-            elif self.side:
-                x = x[:, :, :: self.stride, :: self.stride]
-                x = functional.pad(x, (0, 0, 0, 0, self.side, self.side))
-            return functional.relu(x + y)
-
-    parts = [nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-    inner = width
-    for stage, blocks in enumerate(stages):
-        for block in range(blocks):
-            out = width * 2**stage
-            parts.append(Block(inner, out, 2 if stage and not block else 1))
-            inner = out
-    backbone = nn.Sequential(*parts, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    torch.manual_seed(0)
-    return nn.Sequential(backbone, nn.Linear(inner, CLASSES))
-
-
 def torch_batches(dataset: Any) -> Iterator[tuple[Any, Any]]:
     """Shuffled batches for ever, cropped, mirrored and normalised, [B, C, H, W]."""
     import numpy as np
@@ -200,9 +155,9 @@ def torch_way(
     import torch
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    model = torch_network(net).to(memory_format=layout).train()
-    backbone, head = model
-    backbone.train(not frozen).requires_grad_(not frozen)
+    model = parts.torch_network(net, NETS[net], CLASSES).to(memory_format=layout)
+    model.train(not frozen).requires_grad_(not frozen)
+    head = model.fc.requires_grad_()
     loss = torch.nn.CrossEntropyLoss(label_smoothing=0.98)
     optimiser = torch.optim.SGD(head.parameters(), lr=5e-4, momentum=0.9)
     batches = torch_batches(dataset)
@@ -245,6 +200,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
     from lt_jax import methods, optim, retrain
 
     jobs, counts = [], np.ones(CLASSES, int)
+    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
     per_epoch = -(-examples // BATCH)
     for i in range(count):
         delta = DELTAS[(i + 6) % len(DELTAS)]  # the first is the paper's
@@ -258,7 +214,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
                 rates=optim.rates(rate, epochs, per_epoch, 0, "epoch"),
                 projects=methods.projects(los, epochs, per_epoch),
                 epochs=epochs,
-                sgd=sgd(),
+                sgd=sgd,
                 order=(2, 0, 0),
             )
         )
@@ -276,12 +232,6 @@ def fit(jobs: list[Any], features: Any) -> list[Any]:
 # --- lt_jax: the rest -----------------------------------------------------------------
 
 
-def sgd() -> Any:
-    from lt_jax import optim
-
-    return optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
-
-
 class Network(NamedTuple):
     backbone: Any
     augment: Any
@@ -290,27 +240,11 @@ class Network(NamedTuple):
 
 
 def jax_network(net: str) -> Network:
-    import jax
-
-    from lt_jax import models, placing
     from lt_jax.data.augment import Augment
 
-    width = NETS[net][1]
-    backbone = models.create(
-        net, "cifar", width, False, "torch", "float32", placing.AXIS
-    )
-    params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
-    head = fresh_head(models.features_of(backbone))
-    params = {"backbone": params, "head": head}
+    backbone = parts.network(net, NETS[net])
+    params, stats = parts.fresh(backbone, (32, 32, 3), CLASSES)
     return Network(backbone, Augment(4, True, MEAN, STD), params, stats)
-
-
-def fresh_head(width: int) -> Any:
-    import jax
-
-    from lt_jax import heads
-
-    return heads.linear.init(jax.random.key(1), None, width, CLASSES, "torch")
 
 
 def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
@@ -318,29 +252,15 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     import jax
     import numpy as np
 
-    from lt_jax import heads, losses, placing, samplers, steps
+    from lt_jax import losses, placing, samplers, steps
     from lt_jax.data.feed import feed
 
-    state = steps.init_state(network.params, network.stats, sgd(), "head/.*")
-    knobs = placing.replicate(
-        steps.Knobs(
-            jax.random.key(2),
-            np.full(10**4, 5e-4, np.float32),
-            losses.over_smooth(CLASSES, 0.98),
-            network.params["head"],
-            np.zeros(10**4, bool),
-        )
+    program = parts.program(
+        network.backbone, network.augment, 0.0, trains="head/.*", batch_norm="frozen"
     )
-    step = steps.make_train_step(
-        network.backbone,
-        heads.linear,
-        losses.adjusted_xent,
-        None,
-        sgd(),
-        "head/.*",
-        "frozen",
-        network.augment,
-    )
+    adjust = losses.over_smooth(CLASSES, 0.98)
+    state, knobs = parts.begin(program, network.params, network.stats, adjust, 5e-4)
+    step = steps.make_train_step(program)
     rows = samplers.plan(dataset.labels, "instance", BATCH, (2, 0, 0), 0)[:-1]
 
     def take(count: int) -> None:
@@ -510,7 +430,7 @@ def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
     for width in (64, 512):
         values = np.maximum(rng.normal(size=(1, len(dataset), width)), 0)
         features = Features(values.astype(np.float32), dataset.labels)
-        start = fresh_head(width)
+        start = parts.fresh_head(width, CLASSES)
         for count in size.heads:
             jobs = make_jobs(start, count, len(dataset), size.table_epochs)
             fit(jobs, features)  # compiles

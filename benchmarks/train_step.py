@@ -37,8 +37,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
+
+import parts
 
 CLASSES, SIDE = 100, 32
 NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
@@ -74,7 +75,6 @@ def ours(
         losses,
         metrics,
         models,
-        optim,
         placing,
         samplers,
         stepping,
@@ -93,38 +93,14 @@ def ours(
         images.shape[1:],
         lambda rows: images[rows],
     )
-    backbone = models.create(
-        net, "cifar", NETS[net], False, "torch", dtype, placing.AXIS
-    )
+    backbone = parts.network(net, NETS[net], dtype=dtype)
     backbone = backbone.clone(engine=models.fastest_engine())
-    params, stats = models.init(backbone, jax.random.key(0), dataset.shape)
-    head = heads.linear.init(
-        jax.random.key(1), None, models.features_of(backbone), classes, "torch"
-    )
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=5e-3, decay_on=".*")
-    state = steps.init_state({"backbone": params, "head": head}, stats, sgd, ".*")
-    most = 100_000  # steps that may be asked for
-    knobs = placing.replicate(
-        steps.Knobs(
-            jax.random.key(2),
-            np.full(most, 0.01, np.float32),
-            losses.cross_entropy(classes),
-            head,
-            np.zeros(most, bool),
-        )
-    )
+    params, stats = parts.fresh(backbone, dataset.shape, classes)
     augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-    made = (
-        backbone,
-        heads.linear,
-        losses.adjusted_xent,
-        None,
-        sgd,
-        ".*",
-        "train",
-        augment,
-    )
-    train: Any = steps.make_train_step(*made)
+    program = parts.program(backbone, augment, decay=5e-3)
+    adjust = losses.cross_entropy(classes)
+    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    train: Any = steps.make_train_step(program)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     ready = placing.shard(
         {
@@ -137,15 +113,15 @@ def ours(
     train = steps.compile_ahead(train, state, ready, knobs).run
     takers = {
         "epoch": stepping.streamed(
-            steps.make_train_step(*made),
+            steps.make_train_step(program),
             dataset,
             Broken(dataset),
             print_to_stderr,
             iter,
         ),
         "resident": stepping.resident(
-            steps.make_train_step(*made),
-            steps.make_train_steps(*made),
+            steps.make_train_step(program),
+            steps.make_train_steps(program),
             dataset,
             steps.at_once(0),
             print_to_stderr,
@@ -190,15 +166,13 @@ def theirs(
     import numpy as np
     import torch
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from torch_networks import network
-
     torch.set_num_threads(os.cpu_count() or 1)
     images, labels = made_images(number)
     memory = getattr(
         torch, "channels_last" if layout == "channels_last" else "contiguous_format"
     )
-    model = network(net, NETS[net], CLASSES).to(device, memory_format=memory)
+    model = parts.torch_network(net, NETS[net], CLASSES)
+    model = model.to(device, memory_format=memory)
     forward = torch.compile(model) if device == "cuda" else model
     loss = torch.nn.CrossEntropyLoss()
     optimiser = torch.optim.SGD(

@@ -15,13 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import metrics, samplers
-from lt_jax.features import Features
+from lt_jax import metrics
+from lt_jax.features import Apply, Features, mean_logits
 from lt_jax.heads import Head
 from lt_jax.metrics import Tally
 from lt_jax.types import Params
-
-Apply = Callable[[Params, jax.Array], jax.Array]
 
 
 def analyse(
@@ -78,7 +76,7 @@ def fit_temperature(
 
     def slope(inverse: float) -> float:
         total = 0.0
-        for values, labels, mask in _batches(features, batch):
+        for values, labels, mask in features.batches(batch):
             total += float(step(params, values, labels, mask, inverse))
         return total
 
@@ -98,7 +96,7 @@ def _make_slope(apply: Apply) -> Callable[..., jax.Array]:
         mask: jax.Array,
         inverse: float,
     ) -> jax.Array:
-        logits = _logits(apply, params, values)
+        logits = mean_logits(apply, params, values)
         expected = jnp.sum(jax.nn.softmax(inverse * logits) * logits, axis=1)
         true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
         return jnp.sum(mask * (expected - true))
@@ -119,7 +117,7 @@ def _describe(
     group_of = np.argmax(np.stack(list(groups.values())), axis=0)
     tally = metrics.empty(len(group_of))
     counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
-    for part in _batches(features, batch):
+    for part in features.batches(batch):
         tally, counts = step(params, tally, counts, *part, group_of, 1 / temperature)
     return jax.device_get(tally), np.asarray(counts)
 
@@ -136,7 +134,7 @@ def _make_describe(apply: Apply) -> Callable[..., tuple[Tally, jax.Array]]:
         group_of: jax.Array,
         inverse: float,
     ) -> tuple[Tally, jax.Array]:
-        logits = inverse * _logits(apply, params, values)
+        logits = inverse * mean_logits(apply, params, values)
         tally = metrics.merge(tally, metrics.tally(logits, labels, mask))
         predicted = jnp.argmax(logits, axis=1)
         kind = jnp.where(predicted == labels, 0, 1 + group_of[predicted])
@@ -144,19 +142,6 @@ def _make_describe(apply: Apply) -> Callable[..., tuple[Tally, jax.Array]]:
         return tally, counts
 
     return jax.jit(describe)
-
-
-def _logits(apply: Apply, params: Params, values: jax.Array) -> jax.Array:
-    """float32[B, K], averaged over the views of [V, B, D]."""
-    each = jax.vmap(apply, in_axes=(None, 0))(params, values.astype(jnp.float32))
-    return jnp.mean(each, axis=0)
-
-
-def _batches(features: Features, batch: int) -> Any:
-    for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
-        indices = np.maximum(rows, 0)
-        mask = (rows >= 0).astype(np.float32)
-        yield features.values[:, indices], features.labels[indices], mask
 
 
 def _bins(tally: Tally) -> dict[str, list[float]]:

@@ -53,25 +53,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import models, placing, results, samplers, seeds, steps, weights
+from lt_jax import models, placing, results, steps, weights
+from lt_jax.cached import budget_of, own_values
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken, Crops, feed
 from lt_jax.features import DTYPES, Features, Request, extract
 from lt_jax.log import plain, write_whole
-from lt_jax.loop import Stage, evaluate, step_arguments
+from lt_jax.loop import Stage, evaluate, knobs_of, planned, program_of
 from lt_jax.methods import projects
 from lt_jax.optim import Sgd
 from lt_jax.retrain import Job, fit_heads, plan_chunks
 from lt_jax.session import Session, open_session
 from lt_jax.stepping import holds, resident
-from lt_jax.stopping import Interrupted
-from lt_jax.sweep import own_values
 from lt_jax.train import first_stage
 from lt_jax.types import Batch, Config, Dataset, InputError, TrainState
 from lt_jax.weights import Weights
 
 HEADS = 8  # of the sweep
 ROUNDS = 3  # that each part is measured at least
+GIVEN_UP = "the benchmark, which keeps nothing"  # said after a signal
 
 
 def benchmark(
@@ -128,13 +128,13 @@ def _measure(
         f"  compiled   in {s['lower_seconds']:.1f} s (tracing) + "
         f"{s['compile_seconds']:.1f} s"
     )
-    _go_on(session)
+    session.heed(GIVEN_UP)
     found["evaluation"] = _evaluation(session, network, seconds)
     tell(f"evaluation   {found['evaluation']:,.0f} img/s")
     found["extraction"] = _extraction(session, network, seconds)
     tell(f"extraction   {found['extraction']:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
-        _go_on(session)
+        session.heed(GIVEN_UP)
         found[part] = h = _heads(session, network, heads, seconds)
         if h is None:
             tell(f"{part:12s} nothing to fit: no method of method.names has epochs")
@@ -152,11 +152,6 @@ def _measure(
 
 def _rate(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:,.0f}"
-
-
-def _go_on(session: Session) -> None:
-    if by := session.stopped():
-        raise Interrupted("the benchmark, which keeps nothing", by)
 
 
 def _pace(call: Callable[[], Any], seconds: float) -> float:
@@ -224,20 +219,13 @@ def _stage1(
     session: Session, network: Weights, peak: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
     stage = first_stage(session, session.config.seed)
-    task, method = session.task, stage.method
-    made = step_arguments(task, stage)
-    train_step: Any = steps.make_train_step(*made)
+    task = session.task
+    program = program_of(task, stage)
+    train_step: Any = steps.make_train_step(program)
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    knobs = placing.replicate(
-        steps.Knobs(
-            seeds.key(stage.run, "augment"),
-            np.zeros_like(stage.rates),
-            method.adjust,
-            network.params["head"],
-            np.zeros(len(stage.rates), bool),
-            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
-        )
-    )
+    still = stage._replace(rates=np.zeros_like(stage.rates))
+    per_epoch = len(still.rates) // stage.epochs
+    knobs = knobs_of(still, network.params["head"], per_epoch)
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
         batch = next(batches)
         begun = time.monotonic()
@@ -265,11 +253,12 @@ def _stage1(
         streamed = _pace(streaming, seconds)
         waited /= time.monotonic() - before
         # XLA sees into its own convolutions alone.
-        counted: Any = steps.make_train_step(_by_xla(task.backbone), *made[1:])
+        plain = program._replace(backbone=_by_xla(task.backbone))
+        counted: Any = steps.make_train_step(plain)
         flops = _counted(counted.lower(state, batch, knobs), "flops", stage)
     held = None
     if holds(task.splits.train, task.resident):
-        held = _held(session, stage, made, state, knobs, seconds)
+        held = _held(session, stage, program, state, knobs, seconds)
     accessed = _counted(step, "bytes accessed", stage)
     return {
         "batch": stage.batch,
@@ -301,7 +290,7 @@ def _counted(program: Any, key: str, stage: Stage) -> float | None:
 def _held(
     session: Session,
     stage: Stage,
-    made: tuple[Any, ...],
+    program: steps.Program,
     state: TrainState,
     knobs: steps.Knobs,
     seconds: float,
@@ -309,10 +298,9 @@ def _held(
     """Images a second where the images lie on the devices."""
     train = session.task.splits.train
     at_once = steps.at_once(session.task.at_once)
-    makers = steps.make_train_step(*made), steps.make_train_steps(*made)
-    stepper = resident(*makers, train, at_once, lambda compiled: None)
-    rows = samplers.plan(train.labels, stage.method.sampler, stage.batch, stage.run, 0)
-    rows = placing.part(placing.arrange(rows, stage.accumulate, stage.mixup > 0))
+    made = steps.make_train_step(program), steps.make_train_steps(program)
+    stepper = resident(*made, train, at_once, lambda compiled: None)
+    rows, _ = planned(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = Crops(stage.run, 0, rows)
 
@@ -330,18 +318,9 @@ def _held(
 def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     """The batches of epoch after epoch, the full ones alone where there are any."""
     for epoch in itertools.count():
-        rows = samplers.plan(
-            train.labels, stage.method.sampler, stage.batch, stage.run, epoch
-        )
-        rows = rows[: max(1, len(train) // stage.batch)]
-        places = np.arange(rows.size).reshape(rows.shape)
-        rows, places = (
-            placing.part(placing.arrange(each, stage.accumulate, stage.mixup > 0))
-            for each in (rows, places)
-        )
-        yield from feed(
-            train, rows, placing.shard, crops=Crops(stage.run, epoch, places)
-        )
+        full = slice(max(1, len(train) // stage.batch))
+        rows, crops = planned(train, stage, epoch, full)
+        yield from feed(train, rows, placing.shard, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:
@@ -391,7 +370,7 @@ def _heads(
     if not trained:
         return None
     name, hyper = next(iter(trained.items()))
-    budget, width = m.memory * 2**30 / 2, models.features_of(task.backbone)
+    budget, width = budget_of(config), models.features_of(task.backbone)
     rows = min(len(train), max(m.batch, int(budget / (4 * width))))
     labels = train.labels[np.linspace(0, len(train) - 1, rows).astype(int)]
     drawn = np.random.default_rng(0).standard_normal((1, rows, width), np.float32)
@@ -421,7 +400,7 @@ def _heads(
 
         def after_epoch(_: int) -> None:
             ends.append(time.monotonic())
-            _go_on(session)
+            session.heed(GIVEN_UP)
 
         for _ in fit_heads(
             chunks, cached, m.batch, budget, after_epoch, lambda: cached

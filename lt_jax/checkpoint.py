@@ -10,7 +10,6 @@ bit.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -210,12 +209,8 @@ def _nested(state: Any, notes: dict[str, Any]) -> dict[str, Any]:
 
 def _digest(flat: dict[str, Any], notes: dict[str, Any]) -> np.ndarray:
     """uint8[32], SHA-256 of the leaves by name, and of the notes."""
-    digest = hashlib.sha256(json.dumps(notes, sort_keys=True).encode())
-    for name, leaf in sorted(flat.items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.tobytes())
-    return np.frombuffer(digest.digest(), np.uint8)
+    before = json.dumps(notes, sort_keys=True).encode()
+    return np.frombuffer(trees.digest(flat, before), np.uint8)
 
 
 def _whole(

@@ -25,16 +25,6 @@ SELECT = ("last", "validation", "test")
 FEATURES = ("online", "cached")
 FEATURE_DTYPES = ("float32", "bfloat16")
 
-# What a sweep may choose by, and whether the highest (1) or the lowest (-1) is best.
-CHOOSE = {
-    "all": 1,
-    **dict.fromkeys(metrics.GROUPS, 1),
-    "balanced": 1,
-    "worst": 1,
-    "top5": 1,
-    "nll": -1,
-    "ece": -1,
-}
 CURVES = ("valid", "test")
 
 AT_LEAST_ONE = (
@@ -83,7 +73,7 @@ def check_values(config: Config, splits: Splits) -> None:
                 f"{key} is no regular expression: {_value(c, key)!r}: {error}"
             ) from error
     known("eval.select", c.eval.select, SELECT)
-    known("eval.choose", c.eval.choose, CHOOSE)
+    known("eval.choose", c.eval.choose, metrics.CHOOSE)
     known("eval.curves", c.eval.curves, CURVES)
     known("method.features", c.method.features, FEATURES)
     known("method.feature_dtype", c.method.feature_dtype, FEATURE_DTYPES)
@@ -99,7 +89,7 @@ def check_values(config: Config, splits: Splits) -> None:
                 f"{group}.accumulate cuts a batch of {c[group].batch} images into "
                 f"parts of at least one, found {c[group].accumulate}"
             )
-    if not samplers.passed_over(len(splits.train), c.optim.batch, c.optim.drop_last):
+    if not samplers.shown(len(splits.train), c.optim.batch, c.optim.drop_last):
         raise InputError(
             f"optim.drop_last leaves nothing of {len(splits.train)} training images in "
             f"batches of {c.optim.batch}: set it to False, or optim.batch lower"

@@ -29,6 +29,7 @@ from lt_jax import (
 )
 from lt_jax.checks import RECIPE
 from lt_jax.data.augment import Augment, normalise
+from lt_jax.files import whole
 from lt_jax.heads import Head, linear
 from lt_jax.types import InputError, Params, known
 from lt_jax.weights import Source, Weights
@@ -181,9 +182,9 @@ def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
         "dataset": fit.dataset,
         "images": fit.images,
     }
-    with weightfiles.whole(target) as draft:
+    with whole(target) as draft:
         draft.write_bytes(written)
-    with weightfiles.whole(artefacts.note_of(target)) as draft:
+    with whole(artefacts.note_of(target)) as draft:
         draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     tell(
         f"{fit.outcome['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} "

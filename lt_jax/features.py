@@ -32,11 +32,27 @@ DTYPES = {
 }
 
 
+# What a head computes, see ``heads.Head``.
+Apply = Callable[[Params, jax.Array], jax.Array]
+
+
 class Features(NamedTuple):
     """A split as a frozen backbone sees it, without images that cannot be decoded."""
 
     values: np.ndarray  # float[V, N, D], one slice for each view; may map a file
     labels: np.ndarray  # int32[N]
+
+    def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """float32[V, B, D], int32[B] and the mask float32[B], every example once."""
+        for rows in samplers.in_rows(np.arange(len(self.labels)), size):
+            indices, mask = np.maximum(rows, 0), (rows >= 0).astype(np.float32)
+            values = self.values[:, indices].astype(np.float32)
+            yield values, self.labels[indices], mask
+
+
+def mean_logits(apply: Apply, params: Params, values: jax.Array) -> jax.Array:
+    """float32[B, K], what a head makes of float32[V, B, D], averaged over the views."""
+    return jnp.mean(jax.vmap(apply, in_axes=(None, 0))(params, values), axis=0)
 
 
 class Request(NamedTuple):
@@ -217,13 +233,8 @@ def _without(values: np.ndarray, left_out: list[int]) -> Iterator[np.ndarray]:
 
 
 def fingerprint(tree: Any) -> str:
-    """SHA-256 of the names, shapes and bytes of the leaves of a tree."""
-    digest = hashlib.sha256()
-    for name, leaf in sorted(trees.leaves(jax.device_get(tree)).items()):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()
+    """The ``trees.digest`` of a tree on whatever devices, as text."""
+    return trees.digest(trees.leaves(jax.device_get(tree))).hex()
 
 
 def extract(

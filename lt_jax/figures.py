@@ -1,67 +1,47 @@
-"""The report's figures: numbers in, a matplotlib figure out.
+"""The report's figures: numbers in, a matplotlib figure out; see ``drawing``.
 
-Readable in grey and by the colour-blind: colours are those of Okabe and Ito, and what a
-colour says, a marker, a line style or a hatch says too. Many methods become many small
-panels, each with the same grey reference.
+Many methods become many small panels, each with the same grey reference.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib.style
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    MaxNLocator,
-    NullFormatter,
-)
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 
-BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-SKY, PINK, GREY, INK = "#56B4E9", "#CC79A7", "#8A8A8A", "#222222"
-WIDTH = 7.5  # inches, of a figure that fills a page
+from lt_jax.drawing import (
+    BLUE,
+    GREY,
+    INK,
+    LINES,
+    ORANGE,
+    PINK,
+    RED,
+    SOFT,
+    WIDTH,
+    count_axis,
+    label_ends,
+    legend,
+    limits,
+    log_axis,
+    name_rows,
+    small_panels,
+    tell_beyond,
+    tell_nobody,
+    trend,
+)
+from lt_jax.losses import smoothing_gap
+
 MANY_CLASSES = 1500  # from here on classes are a band, as points would drown it
 QUARTILES = (0.25, 0.75)  # its edges
 MANY_POINTS = 2000  # from here on the points of a vector figure are one picture
-LINES = ((BLUE, "o", "-"), (RED, "^", "--"), (GREEN, "s", ":"), (ORANGE, "D", "-."))
-STYLE = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so it is the same everywhere
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.titlelocation": "left",
-    "axes.labelsize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7.5,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E4E4E4",
-    "grid.linewidth": 0.5,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "lines.linewidth": 1.3,
-    "lines.markersize": 3.5,
-    "hatch.linewidth": 0.5,
-    "text.parse_math": False,  # a dollar sign in a name is a dollar sign
-    "savefig.dpi": 200,
-    "svg.fonttype": "path",  # the same picture wherever it is opened
-    "svg.hashsalt": "lt_jax",  # the same numbers give the same file
-}
 
 
 class Curve(NamedTuple):
@@ -79,24 +59,6 @@ class Diagram(NamedTuple):
     seen: np.ndarray  # [bins], examples
     right: np.ndarray  # of these, predicted right
     conf: np.ndarray  # sum of the confidences
-
-
-def style() -> AbstractContextManager[None]:
-    """The look of every figure; draw and render inside it."""
-    return matplotlib.style.context(["default", STYLE])
-
-
-def render(figure: Figure) -> dict[str, bytes]:
-    """The files of a figure by kind, ``png`` and ``svg``; no dates, no addresses."""
-    png, svg = io.BytesIO(), io.BytesIO()
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once, not for each file
-    figure.savefig(png, format="png", metadata={"Software": None})
-    blank = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(svg, format="svg", metadata=blank)
-    text = svg.getvalue()  # without the address of the document type
-    drawn = b'<?xml version="1.0" encoding="utf-8"?>\n' + text[text.index(b"<svg") :]
-    return {"png": png.getvalue(), "svg": drawn}
 
 
 def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
@@ -124,7 +86,7 @@ def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
             color=INK,
             fontsize=7,
         )
-    _log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
+    log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set_xlabel("class, largest first")
     axis.set_ylabel("training images")
@@ -148,7 +110,7 @@ def per_class(
       ylabel: name and unit of the value.
       log: a logarithmic axis of values; what is not positive is beyond it.
     """
-    figure, axes, size = _panels(len(panels), 0.85)
+    figure, axes, size = small_panels(len(panels), 0.85)
     everything = [v for lines in (*panels.values(), reference) for v in lines.values()]
     low, high, beyond = limits(np.concatenate(everything), log)
     beyond = 0 if len(counts) > MANY_CLASSES else beyond
@@ -186,15 +148,15 @@ def per_class(
                 )
         axis.set_title(title, fontsize=size)
     if log:
-        _log_axis(axes[0], "y", low, high)
+        log_axis(axes[0], "y", low, high)
     axes[0].set_ylim(low, high)
-    _count_axis(axes[0], counts)
+    count_axis(axes[0], counts)
     figure.supxlabel("training examples of the class (log scale)", fontsize=8)
     figure.supylabel(ylabel, fontsize=8)
     figure.legend(
         handles=list(handles.values()), loc="outside upper left", ncols=len(handles)
     )
-    _beyond(figure, axes[-1], beyond, sum(map(len, everything)))
+    tell_beyond(figure, axes[-1], beyond, sum(map(len, everything)))
     return figure
 
 
@@ -249,14 +211,13 @@ def bars(
                 mean[names.index(reference)], color=INK, lw=0.7, ls=(0, (4, 3))
             )
         if not known.any():
-            axis.text(0.5, 0.5, "no such class", transform=axis.transAxes, ha="center")
+            tell_nobody(axis)
             axis.set_xticks([])  # there is no scale either
         axis.set_title(title)
         axis.set_xlim(0, 1.28 * top)
         axis.grid(axis="y", visible=False)
         axis.tick_params(axis="y", length=0)
-    axes[0].set_yticks(place, names)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    name_rows(axes[0], names)
     figure.supxlabel("accuracy (per cent)", fontsize=8)
     return figure
 
@@ -266,7 +227,7 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
 
     Args:
       curves: one for each choice of learning rate, with every metric that is drawn.
-      num_classes: K of the gap that a perfect fit has, see ``gap``.
+      num_classes: K of the gap that a perfect fit has, see ``smoothing_gap``.
       split: on which the values were measured.
     """
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
@@ -278,17 +239,25 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         ("Logits Magnitude (nats)", 1, {"loma_row": "row", "loma_col": "column"}),
         ("RSD", 1, {key: key[4:].replace("_", " ") for key in rsd}),
     )
-    dashes = ("-", (0, (3, 2)))
+    # The first curve is solid and filled, the second dashed and open.
+    looks: Any = (("-", True), ((0, (3, 2)), False))
+    looked = [(curve, *look) for curve, look in zip(curves, looks, strict=False)]
+
+    def line(
+        axis: Axes, x: Any, y: Any, dash: Any, filled: bool, kind: Any = (BLUE, "o")
+    ) -> None:
+        colour, marker = kind
+        face = colour if filled else "white"
+        axis.plot(x, y, color=colour, ls=dash, marker=marker, mfc=face)
+
     for axis, (ylabel, factor, keys) in zip(axes.flat, panels, strict=False):
         ends = []
         for (key, name), (colour, marker, _) in zip(keys.items(), LINES, strict=False):
-            for curve, dash in zip(curves, dashes, strict=False):
+            for curve, dash, filled in looked:
                 mean, std = (factor * a for a in curve.values[key])
                 x = 1 - curve.x
-                first = dash == "-"
-                face = colour if first else "white"
-                axis.plot(x, mean, color=colour, ls=dash, marker=marker, mfc=face)
-                if first:
+                line(axis, x, mean, dash, filled, (colour, marker))
+                if filled:
                     axis.fill_between(
                         x, mean - std, mean + std, color=colour, alpha=0.15, lw=0
                     )
@@ -300,17 +269,16 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
             [curve.values[key][0] for curve in curves for key in keys]
         )
         if ylabel == "RSD" and drawn.min() > 0:  # not so where LoMa is negative
-            _log_axis(axis, "y", *axis.get_ylim())
+            log_axis(axis, "y", *axis.get_ylim())
             axis.set_ylabel("RSD (log scale)")
-        _label_ends(axis, ends, 118)
+        label_ends(axis, ends, 118)
     axis = axes.flat[4]
     reached = [0.0]
-    for curve, dash in zip(curves, dashes, strict=False):
+    for curve, dash, filled in looked:
         mean = curve.values["loma_row"][0]
-        x = gap(curve.x, num_classes)
+        x = smoothing_gap(num_classes, curve.x)
         shown = np.isfinite(x) & np.isfinite(mean)
-        face = BLUE if dash == "-" else "white"
-        axis.plot(x[shown], mean[shown], color=BLUE, ls=dash, marker="o", mfc=face)
+        line(axis, x[shown], mean[shown], dash, filled)
         reached += [*x[shown], *mean[shown]]
     axis.axline((0, 0), slope=1, color=GREY, lw=1)
     edge = 1.06 * max(reached) or 1.0
@@ -321,15 +289,14 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
         xytext=(-4, 2),
         textcoords="offset points",
         ha="right",
-        color="#6A6A6A",
+        color=SOFT,
         size=7,
     )
     axis.set_xlabel("gap asked for, ln(1 + K(1-δ)/δ) (nats)")
     axis.set_ylabel("gap measured, LoMa row (nats)")
     axis = axes.flat[5]
-    for curve, dash in zip(curves, dashes, strict=False):
-        face = BLUE if dash == "-" else "white"
-        axis.plot(1 - curve.x, curve.lr, color=BLUE, ls=dash, marker="o", mfc=face)
+    for curve, dash, filled in looked:
+        line(axis, 1 - curve.x, curve.lr, dash, filled)
     _smoothing_axis(axis, curves)
     rates = np.unique(np.concatenate([curve.lr for curve in curves]))
     if rates[0] > 0:
@@ -339,10 +306,10 @@ def smoothing(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
     axis.set_ylabel("learning rate")
     handles = [
         Line2D([], [], color=INK, ls=dash, marker="o", mfc=face, label=curve.label)
-        for curve, dash, face in zip(curves, dashes, (INK, "white"), strict=False)
+        for (curve, dash, _), face in zip(looked, (INK, "white"), strict=False)
     ]
     figure.legend(handles=handles, loc="outside upper left", ncols=2)
-    figure.suptitle(f"{split} split", x=0.99, ha="right", size=7.5, color="#6A6A6A")
+    figure.suptitle(f"{split} split", x=0.99, ha="right", size=7.5, color=SOFT)
     return figure
 
 
@@ -439,14 +406,14 @@ def correlation(
         log = bool(len(held)) and held.min() > 0 and held.max() > 20 * held.min()
         low, high, beyond = limits(held, log)
         if log:
-            _log_axis(axis, "x", low, high)
+            log_axis(axis, "x", low, high)
         axis.set_xlim(low, high)
         axis.set_xlabel(name)
         axis.set_title(f"ρ = {rho:+.2f}".replace("-", "\N{MINUS SIGN}"))
         if beyond:
             axis.set_title(f"{beyond} beyond the axis", loc="right", size=6.5)
     figure.supylabel("accuracy (per cent)", fontsize=8)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -460,7 +427,7 @@ def reliability(
       panels: before, after, and a note, by method.
       reference: the stage-1 head before; grey in every panel.
     """
-    figure, axes, size = _panels(len(panels), 1.0)
+    figure, axes, size = small_panels(len(panels), 1.0)
     for axis, (title, (before, after, note)) in zip(axes, panels.items(), strict=True):
         axis.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=(0, (1, 2)))
         if reference is not None:
@@ -536,96 +503,15 @@ def confusion(
                     else {"fc": "white", "ec": "none", "pad": 0.6, "alpha": 0.85},
                 )
         if not np.isfinite(shares[:, g, 0]).any():
-            axis.text(0.5, 0.5, "no such class", transform=axis.transAxes, ha="center")
+            tell_nobody(axis)
         axis.set_title(f"true class: {group}")
         axis.set_xlim(0, 100)
         axis.grid(visible=False)
         axis.tick_params(axis="y", length=0)
-    axes[0].set_yticks(place, names)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    name_rows(axes[0], names)
     figure.supxlabel("share of the group's test examples (per cent)", fontsize=8)
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
-
-
-def gap(delta: np.ndarray, num_classes: int) -> np.ndarray:
-    """ln(1 + K (1 - delta) / delta): what a perfect fit puts between two logits."""
-    with np.errstate(divide="ignore"):
-        return np.log1p(num_classes * (1 - delta) / delta)
-
-
-def trend(
-    x: np.ndarray, y: np.ndarray, quantile: float = 0.5, parts: int = 12
-) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of ``parts`` runs of the points in order of x; fewer points are all.
-
-    Args:
-      quantile: what to take of y in place of the median.
-    """
-    order = np.argsort(x, kind="stable")
-    pieces = np.array_split(order, min(parts, max(len(order), 1)))
-    held = [piece for piece in pieces if len(piece)]
-    middles = np.array([np.median(x[piece]) for piece in held])
-    return middles, np.array([np.quantile(y[piece], quantile) for piece in held])
-
-
-def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:
-    """Ends of an axis that a few far values do not stretch, and how many are beyond."""
-    known = values[np.isfinite(values)]
-    inside = np.log(known[known > 0]) if log else known
-    if not len(inside):
-        return 0.1 if log else 0.0, 1.0, len(known)
-    low, high = np.percentile(inside, (5, 95))  # one method of 25 may stand far off
-    more = (high - low) / 2
-    low, high = max(inside.min(), low - more), min(inside.max(), high + more)
-    room = 0.06 * (high - low) or 0.06 * abs(high) or 1.0
-    ends = np.array([low - room, high + room])
-    low, high = map(float, np.exp(ends) if log else ends)
-    return low, high, int(((known < low) | (known > high)).sum())
-
-
-def _panels(number: int, ratio: float) -> tuple[Figure, list[Axes], float]:
-    """Panels with shared axes, and the size of their titles in points."""
-    columns = number if number <= 4 else 4 if number <= 12 else 5
-    rows = -(-number // columns)
-    width = min(WIDTH, 1.2 + 2.3 * columns)
-    panel = (width - 0.5) / columns
-    size = (width, 0.75 + rows * (panel * ratio + 0.2))
-    figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    axes = list(grid.flat)
-    for axis in axes[number:]:
-        axis.set_visible(False)
-    for axis in axes[max(0, number - columns) : number]:
-        axis.tick_params(labelbottom=True)  # also above a place that stays empty
-    return figure, axes[:number], 8 if columns < 5 else 7
-
-
-def _legend(figure: Figure, axis: Axes) -> None:
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
-
-
-def _beyond(figure: Figure, axis: Axes, beyond: int, points: int) -> None:
-    if beyond:
-        note = f"{beyond:,} of {points:,} points lie beyond the axis"
-        figure.suptitle(note, x=0.99, ha="right", size=7, color="#6A6A6A")
-
-
-def _count_axis(axis: Axes, counts: np.ndarray) -> None:
-    _log_axis(axis, "x", counts.min(), counts.max())
-    axis.set_xlim(counts.min() / 1.25, counts.max() * 1.25)
-
-
-def _log_axis(axis: Axes, which: str, low: float, high: float) -> None:
-    """Plain numbers on a logarithmic axis, not powers of ten."""
-    axis.set(**{f"{which}scale": "log"})
-    line = axis.xaxis if which == "x" else axis.yaxis
-    subs = (1.0,) if high > 60 * low else (1.0, 2.0, 5.0)
-    subs = (1.0, 2.0, 3.0, 5.0) if high < 8 * low else subs
-    line.set_major_locator(LogLocator(subs=subs))
-    line.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
-    line.set_minor_formatter(NullFormatter())
 
 
 def _smoothing_axis(axis: Axes, curves: Sequence[Curve]) -> None:
@@ -638,35 +524,6 @@ def _smoothing_axis(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{1 - x:.4g}"))
     axis.xaxis.set_minor_locator(FixedLocator([]))
     axis.set_xlabel("δ")
-
-
-def _label_ends(
-    axis: Axes, ends: Sequence[tuple[float, str, str]], height: float
-) -> None:
-    """Names of lines right of their ends, moved apart where they would overlap.
-
-    Args:
-      ends: y, text and colour.
-      height: of the axis in points, about.
-    """
-    scale = axis.transData + axis.transAxes.inverted()  # also of logarithmic axes
-    apart = 8.5 / height
-    places: list[float] = []
-    for y, _, _ in sorted(ends):
-        place = float(scale.transform((1e-3, y))[1])
-        places.append(max(place, places[-1] + apart) if places else place)
-    over = max(0.0, places[-1] - 1) if places else 0.0
-    for place, (_, text, colour) in zip(places, sorted(ends), strict=True):
-        axis.annotate(
-            text,
-            (1, place - over),
-            xycoords="axes fraction",
-            xytext=(3, 0),
-            textcoords="offset points",
-            va="center",
-            color=colour,
-            size=7,
-        )
 
 
 def _bins(diagram: Diagram) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lt_jax import figures, results, session
+from lt_jax import drawing, figures, results, session
 from lt_jax.data.cifar import original_order
 from lt_jax.types import Config
 
@@ -43,9 +43,9 @@ def text(config: Config, png: Path | None) -> str:
         lines.append(f"{'id order':12s} {ORDER[original]}")
     lines += ["", *curve(counts)]
     if png:
-        with figures.style():
+        with drawing.style():
             limits = config.data.many, config.data.few
-            drawn = figures.render(figures.sorted_counts(counts, *limits))
+            drawn = drawing.render(figures.sorted_counts(counts, *limits))
         png.parent.mkdir(parents=True, exist_ok=True)
         png.write_bytes(drawn["png"])
         lines.append(f"curve: {png}")

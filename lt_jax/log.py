@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from lt_jax import processes, trees
+from lt_jax.files import whole
 from lt_jax.types import Params
 
 
@@ -60,9 +61,8 @@ class Log:
                 record = json.loads(line)
                 if record["run"] != run or record["step"] <= step:
                     kept.append(line + "\n")
-        draft = self._lines.with_name(self._lines.name + ".tmp")
-        draft.write_text("".join(kept), encoding="utf-8")
-        os.replace(draft, self._lines)
+        with whole(self._lines) as draft:
+            draft.write_text("".join(kept), encoding="utf-8")
 
     def bar(self, title: str, done: int, total: int) -> tqdm:
         """Images done, rate and time left; on a terminal only."""
@@ -99,13 +99,10 @@ def write_whole(path: Path, text: str) -> None:
     """
 
     def write() -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        draft = path.with_name(path.name + ".tmp")
-        with draft.open("w", encoding="utf-8") as file:
+        with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(draft, path)
 
     processes.first_does(write)
 

@@ -25,6 +25,7 @@ from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.profiling import Profile
 from lt_jax.stepping import holds, resident, streamed
+from lt_jax.steps import Knobs, Program
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
@@ -81,9 +82,9 @@ class Fitted(NamedTuple):
     images_per_second: float  # of the training steps alone, compilation left out
 
 
-def step_arguments(task: Task, stage: Stage) -> tuple[Any, ...]:
-    """What ``steps.make_train_step`` makes the step of a stage from."""
-    return (
+def program_of(task: Task, stage: Stage) -> Program:
+    """What the train step of a stage is compiled for."""
+    return Program(
         task.backbone,
         stage.method.head,
         stage.method.loss,
@@ -95,6 +96,39 @@ def step_arguments(task: Task, stage: Stage) -> tuple[Any, ...]:
         stage.accumulate,
         stage.mixup,
     )
+
+
+def knobs_of(stage: Stage, head: Params, per_epoch: int) -> Knobs:
+    """What a stage turns; ``head`` begins, ``per_epoch`` steps are an epoch."""
+    method = stage.method
+    return placing.replicate(
+        Knobs(
+            seeds.key(stage.run, "augment"),
+            stage.rates,
+            method.adjust,
+            head,
+            projects(method, stage.epochs, per_epoch),
+            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
+        )
+    )
+
+
+def planned(
+    train: Dataset, stage: Stage, epoch: int, which: slice
+) -> tuple[np.ndarray, Crops]:
+    """int32[S, B] of this process, and its crops: some steps of an epoch of a stage."""
+    rows = samplers.plan(
+        train.labels, stage.method.sampler, stage.batch, stage.run, epoch
+    )
+    # The place of an image in the plan draws its crop.
+    places = np.arange(rows.size).reshape(rows.shape)
+    rows, places = (
+        placing.part(
+            placing.arrange(each[which], stage.accumulate, pairs=stage.mixup > 0)
+        )
+        for each in (rows, places)
+    )
+    return rows, Crops(stage.run, epoch, places)
 
 
 def fit(
@@ -114,24 +148,15 @@ def fit(
         written before it stand.
     """
     train = task.splits.train
-    images = samplers.passed_over(len(train), stage.batch, stage.drop_last)
+    images = samplers.shown(len(train), stage.batch, stage.drop_last)
     per_epoch = -(-images // stage.batch)
     total = stage.epochs * per_epoch
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    early = placing.replicate(
-        steps.Knobs(
-            seeds.key(stage.run, "augment"),
-            stage.rates,
-            method.adjust,
-            params["head"],
-            projects(method, stage.epochs, per_epoch),
-            placing.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
-        )
-    )
+    early = knobs_of(stage, params["head"], per_epoch)
     late = early._replace(adjust=placing.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    made = step_arguments(task, stage)
+    program = program_of(task, stage)
     broken = Broken(train)
     meter = Meter(stage.title, total)
 
@@ -141,9 +166,9 @@ def fit(
             f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
         )
 
-    step_of = steps.make_train_step(*made)
+    step_of = steps.make_train_step(program)
     if holds(train, task.resident):
-        several = steps.make_train_steps(*made)
+        several = steps.make_train_steps(program)
         at_once = steps.at_once(task.at_once)
         stepper = resident(step_of, several, train, at_once, tell)
     else:
@@ -181,22 +206,8 @@ def fit(
         with bar, profile, jax.transfer_guard("disallow"):
             while step < total:
                 epoch = step // per_epoch
-                rows = samplers.plan(
-                    train.labels, method.sampler, stage.batch, stage.run, epoch
-                )[:per_epoch]
-                # The place of an image in the plan draws its crop.
-                places = np.arange(rows.size).reshape(rows.shape)
-                rows, places = (
-                    placing.part(
-                        placing.arrange(
-                            each[step % per_epoch :],
-                            stage.accumulate,
-                            pairs=stage.mixup > 0,
-                        )
-                    )
-                    for each in (rows, places)
-                )
-                crops = Crops(stage.run, epoch, places)
+                left = slice(step % per_epoch, per_epoch)
+                rows, crops = planned(train, stage, epoch, left)
                 knobs = early if epoch < late_from else late
                 for after, measured, count in stepper(state, rows, crops, knobs):
                     state, step = after, step + count

@@ -15,7 +15,7 @@ that read two more numbers.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -264,16 +264,15 @@ def _mean_one(weight: np.ndarray) -> jax.Array:
     return jnp.asarray(weight / weight.mean(), jnp.float32)
 
 
-def smoothing_gap(num_classes: int, delta: float) -> float:
+def smoothing_gap(num_classes: int, delta: Any) -> Any:
     """The logit gap of a softmax that fits the smoothed target exactly.
 
     ``ln(1 + K (1 - delta) / delta)`` between the true logit and every other one. The
     same delta is another amount of smoothing at another K; this is the axis on which
-    data sets compare.
+    data sets compare. Of an array of deltas the gaps of all; at 0 it is infinite.
 
     >>> print(f"{smoothing_gap(100, 0.98):.3f} {smoothing_gap(8142, 0.98):.3f}")
     1.112 5.119
     """
-    if delta == 0:
-        return float("inf")
-    return float(np.log1p(num_classes * (1 - delta) / delta))
+    with np.errstate(divide="ignore"):
+        return np.log1p(num_classes * (1 - np.asarray(delta, np.float64)) / delta)

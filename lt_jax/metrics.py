@@ -17,6 +17,11 @@ import optax
 
 GROUPS = ("many", "medium", "few")
 RSD = ("row_true", "row_false", "col_true", "col_false")  # reading, deviation
+# What a sweep may choose by, and whether the highest (1) or the lowest (-1) is best.
+CHOOSE = {
+    **dict.fromkeys(("all", *GROUPS, "balanced", "worst", "top5"), 1),
+    **dict.fromkeys(("nll", "ece"), -1),
+}
 NUM_BINS = 15  # of the calibration error (Guo et al., ICML 2017)
 
 Array = Any  # of jax on the devices, of numpy on the host; no checker follows both

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from lt_jax import figures, page, report_tables, results, workdirs
+from lt_jax import drawing, page, report_tables, results, workdirs
 from lt_jax import report_figures as drawn
 from lt_jax.log import write_whole
 from lt_jax.page import Chapter, Part
@@ -30,7 +30,7 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     runs = workdirs.read(paths)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
-        with figures.style():
+        with drawing.style():
             chapters = _chapters(runs)
         for part in (part for chapter in chapters for part in chapter.parts):
             for kind, content in part.picture.items():

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lt_jax import figures, workdirs
+from lt_jax import drawing, figures, workdirs
+from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
 from lt_jax.page import Part, Table
 from lt_jax.report_tables import ACCURACIES, LOS, cell, listed
@@ -50,7 +51,7 @@ def groups(run: Run) -> Part:
         f"{limits['many']} training images), medium- and few-shot (fewer than "
         f"{limits['few']}) classes; whiskers: standard deviation over seeds; dashed: "
         "the stage-1 head.",
-        picture=figures.render(figure),
+        picture=drawing.render(figure),
         alt=f"Bars of the accuracy of {listed(run.fits)}, over all and by group.",
         numbers=Table(
             ["method", "seeds", *(f"{k}{e}" for k in ACCURACIES for e in ("", "_std"))],
@@ -93,7 +94,7 @@ def per_class(
         name,
         title,
         words + PANELS,
-        picture=figures.render(figure),
+        picture=drawing.render(figure),
         alt=f"{title}, a panel for each of {listed(panels)}; none in grey.",
         numbers=Table(["method", "class", "train_count", *both], numbers),
     )
@@ -148,7 +149,7 @@ def delta(run: Run) -> Part:
             curves.append(
                 figures.Curve(label, x, lr, {k: (o[0], o[1]) for k, o in over.items()})
             )
-        asked = figures.gap(x, num_classes)
+        asked = smoothing_gap(num_classes, x)
         for i in range(len(found)):
             both = [float(v) for k in keys for v in over[k][:, i]]
             numbers.append([label, x[i], lr[i], asked[i], len(found[i].rows), *both])
@@ -161,7 +162,7 @@ def delta(run: Run) -> Part:
         f"validation ({run.choose}); open and dashed: the config's. Bands: standard "
         "deviation over seeds. Fifth panel: the gap between the logits that a perfect "
         "fit has against LoMa (δ = 0 asks for an infinite one and is not in it).",
-        picture=figures.render(figures.smoothing(curves, num_classes, SPLITS[split])),
+        picture=drawing.render(figures.smoothing(curves, num_classes, SPLITS[split])),
         alt="Accuracy, Logits Magnitude, RSD, gap and learning rate of LOS against "
         f"delta from {curves[0].x.min():g} to {curves[0].x.max():g}.",
         numbers=Table(["line", "delta", "lr", "gap_asked", "seeds", *both], numbers),
@@ -202,7 +203,7 @@ def rates(run: Run) -> Part:
         "seeds; at each learning rate the other hyper-parameters are those that are "
         f"best on validation ({run.choose}). Frame: chosen; dot: the config's; empty: "
         "not tried, or diverged.",
-        picture=figures.render(figure),
+        picture=drawing.render(figure),
         alt=f"Heat map of accuracy for {len(names)} methods and {len(rates)} learning "
         "rates.",
         numbers=Table(["method", "lr", "all", "all_std", "hyper"], numbers),
@@ -250,7 +251,7 @@ def correlation(run: Run) -> Part:
         "split. ρ is Spearman's rank correlation with accuracy: +1 and -1 are the same "
         "and the opposite order. Heads of one method resemble each other, so it "
         "describes these heads and tests nothing.",
-        picture=figures.render(
+        picture=drawing.render(
             figures.correlation(panels, accuracy, ours, LOS if ours.any() else "")
         ),
         alt="Scatter of accuracy against LoMa, its balance over classes, RSD and the "
@@ -306,7 +307,7 @@ def reliability(run: Run) -> Part:
         "it is too sure. Logits are divided by T, which minimises NLL on validation; "
         "test examples of all seeds in 15 bins of confidence."
         + (f" Not measured for {listed(absent)}." if absent else ""),
-        picture=figures.render(figures.reliability(panels, stage1)),
+        picture=drawing.render(figures.reliability(panels, stage1)),
         alt=f"Reliability diagrams of {listed(panels)}; temperatures and ECE stand in "
         "the table.",
         table=Table(["method", "T", "ECE before", "ECE after"], shown),
@@ -335,7 +336,7 @@ def confusion(run: Run) -> Part:
         read="For the test examples of each group: predicted right (the number), or "
         "wrong, by the group of the class they were taken for; all seeds together."
         + (f" Not measured for {listed(absent)}." if absent else ""),
-        picture=figures.render(figure),
+        picture=drawing.render(figure),
         alt=f"Stacked bars for {listed(held)}: right, and wrong by the group of the "
         "predicted class, for each true group.",
         numbers=Table(

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import __version__, metrics, placing
+from lt_jax import __version__, metrics, placing, workdirs
 from lt_jax.log import plain, write_whole
 from lt_jax.types import Splits
 
@@ -131,7 +131,8 @@ def build(
         "dataset": dataset,
         "protocol": {
             **protocol,
-            "seeds": max((_seeds(runs) for runs in fits.values()), key=len),
+            # [of stage 1] or [of stage 1, of stage 2] for each value.
+            "seeds": [run["seeds"] for run in max(fits.values(), key=len)],
         },
         "stage1": {
             "epochs": first[0]["epochs"] if first else None,
@@ -161,19 +162,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def _seeds(runs: list[dict[str, Any]]) -> list[list[int]]:
-    """[stage-1 seed] or [stage-1 seed, stage-2 seed] of each value."""
-    return [run["seeds"] for run in runs]
-
-
 def spread(values: list[float | None]) -> dict[str, Any]:
     """Mean and sample standard deviation over the seeds; the latter needs two."""
-    array = np.array([math.nan if v is None else v for v in values], np.float64)
-    return {
-        "mean": float(array.mean()) if len(array) else math.nan,
-        "std": float(array.std(ddof=1)) if len(array) > 1 else math.nan,
-        "values": array.tolist(),
-    }
+    mean, std = workdirs.spread(values)
+    return {"mean": mean, "std": std, "values": [*map(workdirs.number, values)]}
 
 
 def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
@@ -307,9 +299,9 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
     writer = csv.writer(file, lineterminator="\n")
     header: list[str] | None = None
     folder = "chosen/" if "sweep" in result else ""
-    for name in result["methods"]:
-        hyper = result["methods"][name].get("hyper", {})
-        stage1 = outcomes(workdir, "stage1")
+    stage1 = outcomes(workdir, "stage1")
+    for name, values in result["methods"].items():
+        hyper = values.get("hyper", {})
         for run in stage1 if name == "none" else _of(workdir, folder, name, hyper):
             columns = run["per_class"]
             if header is None:

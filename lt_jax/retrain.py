@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import metrics, placing, samplers, trees
-from lt_jax.features import Features
+from lt_jax.features import Apply, Features, mean_logits
 from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, alone
 from lt_jax.methods import Method
@@ -105,7 +105,7 @@ def _program(job: Job) -> tuple[Any, ...]:
 
 @functools.cache
 def make_fit(
-    apply: Callable[[Params, jax.Array], jax.Array],
+    apply: Apply,
     trains: str,
     loss: Loss,
     project: Callable[[Params, Params], Params] | None,
@@ -373,20 +373,15 @@ def measure_heads(
         params = _spread(_stack(part))
         width = placing.padded(len(part))
         tally = _spread(_stack([metrics.empty(num_classes)] * width))
-        for rows in samplers.in_rows(np.arange(len(features.labels)), batch):
-            mask = (rows >= 0).astype(np.float32)
-            indices = np.maximum(rows, 0)
-            values = features.values[:, indices].astype(np.float32)
-            tally = step(params, tally, values, features.labels[indices], mask)
+        for values, labels, mask in features.batches(batch):
+            tally = step(params, tally, values, labels, mask)
         tally = placing.fetch(tally)
         found += [_at(tally, i) for i in range(len(part))]
     return found
 
 
 @functools.cache
-def _make_measure(
-    apply: Callable[[Params, jax.Array], jax.Array],
-) -> Callable[..., Tally]:
+def _make_measure(apply: Apply) -> Callable[..., Tally]:
     def one(
         params: Params,
         so_far: Tally,
@@ -394,7 +389,7 @@ def _make_measure(
         label: jax.Array,
         mask: jax.Array,
     ) -> Tally:
-        logits = jnp.mean(jax.vmap(apply, in_axes=(None, 0))(params, values), axis=0)
+        logits = mean_logits(apply, params, values)
         return metrics.merge(so_far, metrics.tally(logits, label, mask))
 
     many = jax.vmap(one, in_axes=(0, 0, None, None, None))

@@ -57,14 +57,14 @@ def in_rows(order: np.ndarray, batch: int) -> np.ndarray:
     return rows.reshape(steps, batch)
 
 
-def passed_over(size: int, batch: int, drop_last: bool) -> int:
+def shown(size: int, batch: int, drop_last: bool) -> int:
     """How many of so many examples an epoch shows.
 
     Args:
       drop_last: whether a last batch that is smaller than the others is left out; those
         that it would have held are others in every epoch.
 
-    >>> passed_over(130, 64, True), passed_over(130, 64, False)
+    >>> shown(130, 64, True), shown(130, 64, False)
     (128, 130)
     """
     return size - size % batch if drop_last else size

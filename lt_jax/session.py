@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import fnmatch
 import json
 import math
+import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +25,7 @@ from lt_jax import (
     models,
     optim,
     placing,
+    processes,
     results,
 )
 from lt_jax.checks import check_training, check_values, make_method
@@ -28,8 +34,9 @@ from lt_jax.data.photos import View
 from lt_jax.log import Log, plain, write_whole
 from lt_jax.loop import Task
 from lt_jax.methods import Method
-from lt_jax.stopping import EXITS, listening, workdir_lock
+from lt_jax.stopping import EXITS, Interrupted, listening
 from lt_jax.types import Config, InputError, Splits
+from lt_jax.workdirs import flattened
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
@@ -74,6 +81,11 @@ class Session(NamedTuple):
         per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
+
+    def heed(self, where: str) -> None:
+        """Raises ``Interrupted`` where a signal has come; of all processes together."""
+        if by := self.stopped():
+            raise Interrupted(where, by)
 
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
@@ -202,12 +214,52 @@ def open_session(
         yield session
 
 
+@contextlib.contextmanager
+def workdir_lock(workdir: Path) -> Iterator[None]:
+    """Keeps a second job out of a workdir; a dead job's lock goes with it.
+
+    The operating system holds the lock for process 0 as long as it lives, so there is
+    no stale one to remove. Where the file system has no locks, there is none.
+
+    Raises:
+      InputError: another job works there; tells which.
+    """
+    held: list[int] = []
+
+    def lock() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        held.append(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 1000).decode(errors="replace").strip()
+            raise InputError(
+                f"another lt-jax works in {workdir}: {owner or 'unknown'}. Wait for "
+                "it, stop it, or use another --workdir"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(file, 0)
+        text = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
+        os.pwrite(file, text.encode(), 0)
+
+    try:
+        processes.first_does(lock)
+        yield
+    finally:
+        for file in held:
+            os.close(file)
+
+
 def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuses a config that would mix two experiments in one workdir."""
     file = workdir / "config.json"
     if file.exists():
-        old = _flat(json.loads(file.read_text(encoding="utf-8")))
-        now = _flat(plain(config.to_dict()))
+        old = flattened(json.loads(file.read_text(encoding="utf-8")))
+        now = flattened(plain(config.to_dict()))
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())
@@ -220,17 +272,6 @@ def _check_same_config(config: Config, workdir: Path) -> None:
                 + "\n".join(lines)
                 + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
             )
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The values of a config by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat.update(_flat(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
 
 
 def _announce(session: Session) -> None:

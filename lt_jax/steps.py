@@ -44,6 +44,22 @@ VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]
 }
 
 
+class Program(NamedTuple):
+    """What a train step is compiled for. Hashable: a cache key."""
+
+    backbone: Any  # a ResNet, which pyright takes for unhashable
+    head: Head
+    loss: Loss
+    # Maps the head's parameters after the steps that ``Knobs.projects`` names.
+    project: Callable[[Params, Params], Params] | None
+    sgd: Sgd
+    trains: str  # regular expression over whole names of parameters
+    batch_norm: str  # a key of BATCH_NORM
+    augment: Augment
+    parts: int = 1  # micro-batches
+    mixup: float = 0.0  # its alpha; 0: none
+
+
 class Knobs(NamedTuple):
     """What a run turns without another compilation."""
 
@@ -57,18 +73,11 @@ class Knobs(NamedTuple):
 
 @functools.cache
 def _train_step(
-    backbone: Any,  # a ResNet, which pyright takes for unhashable
-    head: Head,
-    loss: Loss,
-    project: Callable[[Params, Params], Params] | None,
-    sgd: Sgd,
-    trains: str,
-    batch_norm: str,
-    augment: Augment,
-    parts: int = 1,
-    mixup: float = 0.0,
+    program: Program,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """What one device does in a step, see `make_train_step`."""
+    backbone, head, loss, project, sgd, trains, batch_norm, augment, *rest = program
+    parts, mixup = rest
     moving = BATCH_NORM[batch_norm]
     sum_devices = functools.partial(jax.lax.psum, axis_name=placing.AXIS)
 
@@ -177,22 +186,12 @@ def _train_step(
 
 @functools.cache
 def make_train_step(
-    backbone: Any,  # a ResNet
-    head: Head,
-    loss: Loss,
-    project: Callable[[Params, Params], Params] | None,
-    sgd: Sgd,
-    trains: str,
-    batch_norm: str,
-    augment: Augment,
-    parts: int = 1,
-    mixup: float = 0.0,
+    program: Program,
 ) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of SGD on the parameters that ``trains`` matches.
 
     Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
     The loss is the mean over the global batch, ``sum of losses / sum of weights``.
-    ``project`` maps the head's parameters after the steps that ``projects`` names.
 
     With ``parts`` above 1 the batch is computed in so many micro-batches one after the
     other, in the memory of one; rows must be put in order by ``arrange``. The gradients
@@ -210,20 +209,8 @@ def make_train_step(
       example's own label) and ``seen`` (int32), and whether the new parameters are
       ``finite``.
     """
-    step = _train_step(
-        backbone,
-        head,
-        loss,
-        project,
-        sgd,
-        trains,
-        batch_norm,
-        augment,
-        parts,
-        mixup,
-    )
     return jax.pmap(
-        step,
+        _train_step(program),
         axis_name=placing.AXIS,
         in_axes=(None, 0, None),
         out_axes=None,
@@ -233,16 +220,13 @@ def make_train_step(
 
 @functools.cache
 def make_train_steps(
-    *made: Any,
+    program: Program,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Several steps of `make_train_step` in one call, on images held by the devices.
 
     The batches are those that `feed` would have brought, to the bit. The body of a loop
     is another program than a step alone, so that sums may be rounded otherwise. Not for
     CPUs, whose compiler gives a loop's body one thread and plain loops.
-
-    Args:
-      made: the arguments of `make_train_step`.
 
     Returns:
       ``(state, held, rows, count, knobs) -> (state, measured)``; the state is donated.
@@ -251,7 +235,7 @@ def make_train_steps(
       int32[], of the T steps so many are taken. What is measured has a leading axis of
       T, its values from ``count`` on without meaning.
     """
-    step = _train_step(*made)
+    step = _train_step(program)
 
     def several(
         state: TrainState, held: Batch, rows: jax.Array, count: jax.Array, knobs: Knobs

@@ -1,21 +1,16 @@
-"""How a command ends before its end: signals, the lock of its workdir, exit codes."""
+"""How a command ends before its end: signals and exit codes."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import os
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 from lt_jax import processes
-from lt_jax.types import InputError
 
 # What a command that was asked to stop, and saved, exits with. After Ctrl-C a person
 # goes on when it suits; after SIGTERM (preemption, a time limit) the launcher should:
@@ -135,43 +130,3 @@ def heeding(
         if processes.meets_at(number) and (by := stopped()):
             raise Interrupted(doing, by)
         yield batch
-
-
-@contextlib.contextmanager
-def workdir_lock(workdir: Path) -> Iterator[None]:
-    """Keeps a second job out of a workdir; a dead job's lock goes with it.
-
-    The operating system holds the lock for process 0 as long as it lives, so there is
-    no stale one to remove. Where the file system has no locks, there is none.
-
-    Raises:
-      InputError: another job works there; tells which.
-    """
-    held: list[int] = []
-
-    def lock() -> None:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-        held.append(file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            owner = os.read(file, 1000).decode(errors="replace").strip()
-            raise InputError(
-                f"another lt-jax works in {workdir}: {owner or 'unknown'}. Wait for "
-                "it, stop it, or use another --workdir"
-            ) from error
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
-                raise
-        now = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.ftruncate(file, 0)
-        text = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
-        os.pwrite(file, text.encode(), 0)
-
-    try:
-        processes.first_does(lock)
-        yield
-    finally:
-        for file in held:
-            os.close(file)

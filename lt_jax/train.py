@@ -1,7 +1,7 @@
 """The commands: train, retrain, both in one run, sweep, evaluate.
 
 Both stages are fits of the same loop; stage 2 differs in where it starts, in what it
-trains and in its method. On cached features, see ``sweep``, heads are fitted without
+trains and in its method. On cached features, see ``cached``, heads are fitted without
 the loop.
 
     workdir/checkpoints/stage1/SEED        one representation for each seed
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax import (
+    cached,
     metrics,
     models,
     outcomes,
@@ -36,8 +37,8 @@ from lt_jax.loop import Stage, evaluate, fit
 from lt_jax.metrics import Tally
 from lt_jax.optim import Sgd
 from lt_jax.retrain import corrected
-from lt_jax.session import Session, open_session
-from lt_jax.stopping import Interrupted, workdir_lock
+from lt_jax.session import Session, open_session, workdir_lock
+from lt_jax.stopping import Interrupted
 from lt_jax.types import Config, InputError
 from lt_jax.weights import Source, Weights
 
@@ -164,7 +165,7 @@ def _stage1(session: Session) -> None:
 def first_stage(session: Session, seed: int) -> Stage:
     """Stage 1 of a seed as the config has it."""
     o, size = session.config.optim, len(session.task.splits.train)
-    images = samplers.passed_over(size, o.batch, o.drop_last)
+    images = samplers.shown(size, o.batch, o.drop_last)
     return Stage(
         title=f"stage1/{seed}",
         run=(1, seed),
@@ -193,7 +194,7 @@ def _stage2(session: Session) -> None:
     _probe(session)
     for stage1_seed, stage1 in weights.representations(session):
         if m.features == "cached":
-            sweeping.retrain_cached(session, stage1_seed, stage1)
+            cached.retrain_cached(session, stage1_seed, stage1)
             continue
         for name in m.names:
             for seed in range(c.seed, c.seed + m.repeats):
@@ -217,7 +218,7 @@ def _stage2(session: Session) -> None:
                     drop_last=False,
                 )
                 start = weights.with_head(session.task, init, stage1, method, stage.run)
-                hyper = sweeping.own_values(c)[name]
+                hyper = cached.own_values(c)[name]
                 _fit(session, stage, [stage1_seed, seed], start, hyper)
 
 
@@ -229,8 +230,7 @@ def _fit(
     hyper: dict[str, Any],
 ) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
-    if by := session.stopped():
-        raise Interrupted(f"{stage.title}, which has not begun", by)
+    session.heed(f"{stage.title}, which has not begun")
     task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(task, stage, *start, directory, session.log, session.stopped)
@@ -297,7 +297,7 @@ def _finish(
         fixed = build(sweep["fixed"], "fixed/")["methods"]
         result |= {"fixed": fixed, "sweep": sweep["sweep"]}
     else:
-        result = build(sweeping.own_values(c), "")
+        result = build(cached.own_values(c), "")
     report = results.write(session.workdir, result)
     say("")
     say(results.text(result))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 
 from lt_jax.types import InputError, Params
@@ -60,6 +62,16 @@ def join(one: Params, other: Params) -> Params:
 
 def _flat(params: Params) -> dict[str, Any]:
     return traverse_util.flatten_dict(params, keep_empty_nodes=True, sep="/")
+
+
+def digest(named: dict[str, Any], before: bytes = b"") -> bytes:
+    """SHA-256 of ``before``, then of the names, shapes, types and bytes of leaves."""
+    total = hashlib.sha256(before)
+    for name, leaf in sorted(named.items()):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        total.update(array.tobytes())
+    return total.digest()
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import pickle
 import warnings
 from collections.abc import Iterator, Mapping
@@ -15,6 +14,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from lt_jax.files import whole
 from lt_jax.types import InputError
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
@@ -164,15 +164,3 @@ def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) ->
     tensors = {name: torch.from_numpy(leaf.copy()) for name, leaf in state.items()}
     with whole(file) as draft:
         torch.save(tensors, draft)
-
-
-@contextlib.contextmanager
-def whole(file: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its own name once it is complete."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + ".tmp")
-    try:
-        yield draft
-        draft.replace(file)
-    finally:
-        draft.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lt_jax.metrics import CHOOSE
 from lt_jax.types import InputError
 
 OUTCOME = ("seeds", "metrics", "per_class")
@@ -95,8 +96,7 @@ class Setting(NamedTuple):
     def score(self, choose: str) -> float:
         """How well it does on validation, more is better; -inf if it diverged."""
         mean, _ = self.over("valid", choose)
-        sign = -1 if choose in ("nll", "ece") else 1
-        return sign * mean if math.isfinite(mean) else -math.inf
+        return CHOOSE[choose] * mean if math.isfinite(mean) else -math.inf
 
 
 def read(paths: Sequence[Path]) -> list[Run]:

@@ -104,7 +104,7 @@ def test_the_head_goes_to_the_devices_once(monkeypatch):
             yield features.values, features.labels, np.ones(len(features.labels))
 
     features = random()
-    monkeypatch.setattr(analysis, "_batches", batches)
+    monkeypatch.setattr(Features, "batches", batches)
     for make in ("_make_slope", "_make_describe"):
         made = getattr(analysis, make)
 

@@ -5,38 +5,27 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import against_authors
 import jax
+import parts
+import protocol
 import pytest
-
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-
-
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def stage2() -> ModuleType:
-    return script("stage2")
+import stage2
+import train_step
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("net", ["resnet32", "resnet34"])
-def test_both_sides_have_the_same_parameters(stage2: ModuleType, net: str) -> None:
-    theirs = sorted(p.numel() for p in stage2.torch_network(net).parameters())
+def test_both_sides_have_the_same_parameters(net: str) -> None:
+    network = parts.torch_network(net, stage2.NETS[net], stage2.CLASSES)
+    theirs = sorted(p.numel() for p in network.parameters())
     ours = sorted(p.size for p in jax.tree.leaves(stage2.jax_network(net).params))
     assert ours == theirs
 
 
 @pytest.mark.parity
-def test_stage2_measures_every_ratio(stage2: ModuleType) -> None:
+def test_stage2_measures_every_ratio() -> None:
     size = stage2.Size(largest=2, rounds=1, steps=1, heads=(2,), table_epochs=1)
     result = stage2.measure("resnet32", size)
     stage2.show(result)
@@ -45,9 +34,7 @@ def test_stage2_measures_every_ratio(stage2: ModuleType) -> None:
         assert result["spread"][name] == [result[name]] * 2
 
 
-def test_without_torch_stage2_says_what_to_install(
-    stage2: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_torch_stage2_says_what_to_install(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["stage2.py"])
     with pytest.raises(SystemExit, match="parity"):
@@ -56,16 +43,15 @@ def test_without_torch_stage2_says_what_to_install(
 
 @pytest.mark.parity
 @pytest.mark.slow
-def test_against_authors_starts_equal_and_draws(stage2: ModuleType, tmp_path: Path):
+def test_against_authors_starts_equal_and_draws(tmp_path: Path):
     """Two steps from the same weights: the first losses agree to rounding."""
     from lt_jax.types import Splits
 
-    module = script("against_authors")
     part = stage2.long_tail(2)
     splits = Splits(part, part.take(part.labels[:0]), part, part.counts, part.hash)
-    result = module.measure("resnet32", 300, 2, splits)
-    module.show(result)
-    module.plot(result, tmp_path / "curve.png")
+    result = against_authors.measure("resnet32", 300, 2, splits)
+    against_authors.show(result)
+    against_authors.plot(result, tmp_path / "curve.png")
     assert result["steps"] == 2
     ours, theirs, other = result["losses"][0]
     assert ours == pytest.approx(theirs, rel=1e-5)
@@ -74,7 +60,6 @@ def test_against_authors_starts_equal_and_draws(stage2: ModuleType, tmp_path: Pa
 
 
 def test_the_protocol_table_compares_seed_by_seed() -> None:
-    protocol = script("protocol")
     by_head = {head: [0.3, 0.5] for head in protocol.HEADS}
     found = {"split": "abc", **dict.fromkeys(protocol.ROWS, by_head)}
     found["flip"] = {**by_head, "los": [0.35, 0.53]}
@@ -98,7 +83,6 @@ def test_what_the_protocol_table_shares_is_the_same(
 
     from lt_jax import train
 
-    protocol = script("protocol")
     arguments = ["--quick", "--json", f"--workdir={tmp_path / 'table'}"]
     monkeypatch.setattr(sys, "argv", ["protocol.py", *arguments])
     protocol.main()
@@ -121,7 +105,6 @@ def test_what_the_protocol_table_shares_is_the_same(
 
 
 def test_a_ratio_of_train_step_is_over_the_best_of_a_round():
-    train_step = script("train_step")
     rounds = [
         {"lt_jax": 8.0, "channels_first": 10.0, "channels_last": 5.0},
         {"lt_jax": 6.0, "channels_first": 5.0, "channels_last": 10.0},
@@ -133,7 +116,6 @@ def test_a_ratio_of_train_step_is_over_the_best_of_a_round():
 @pytest.mark.parity
 @pytest.mark.slow
 def test_train_step_measures_all_sides():
-    train_step = script("train_step")
     counts = {"step": 1, "eval": 1, "epoch": 1, "resident": 1}
     rates = train_step.measure("resnet32", 8, 1, counts, 16, "cpu")
     assert rates.keys() == counts.keys()

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import tiny_digits
 
-from lt_jax import cli
+from lt_jax import cli, configuring
 from lt_jax.types import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -136,19 +136,21 @@ def test_a_config_that_came_with_the_package_is_found(tmp_path, monkeypatch):
     """As a wheel brings it; one in the folder at hand comes first."""
     folder = tmp_path / "site"
     shutil.copytree(ROOT / "configs", folder / "configs")
-    monkeypatch.setattr(cli, "__file__", str(folder / "cli.py"))
+    monkeypatch.setattr(configuring, "__file__", str(folder / "configuring.py"))
     monkeypatch.chdir(tmp_path)
-    found = cli._config(["--config=configs/cifar100_lt.py:ir=50", "--config.seed=3"])
+    found = configuring.read(
+        ["--config=configs/cifar100_lt.py:ir=50", "--config.seed=3"]
+    )
     assert (found.data.imbalance, found.seed) == (50.0, 3)
     with pytest.raises(InputError, match=r"came configs/cifar100_lt\.py, configs/dig"):
-        cli._config(["--config=configs/nothing.py"])
+        configuring.read(["--config=configs/nothing.py"])
     (tmp_path / "configs").mkdir()
     own = tmp_path / "configs/cifar100_lt.py"
     own.write_text(
         "from ml_collections import ConfigDict\n"
         "def get_config():\n    return ConfigDict({'seed': 7})\n"
     )
-    assert cli._config(["--config=configs/cifar100_lt.py"]).seed == 7
+    assert configuring.read(["--config=configs/cifar100_lt.py"]).seed == 7
 
 
 def test_the_wheel_brings_the_configs_along():

@@ -327,7 +327,7 @@ if sys.argv[3] == "stopped" and jax.process_index() == 1:
     from lt_jax import cli
     def interrupted(*_):
         raise KeyboardInterrupt  # a second Ctrl-C, of which the other knows nothing
-    cli._config = interrupted
+    cli.configuring.read = interrupted
     cluster.join = lambda *_: True
     raise SystemExit(cli.main(["train", "--config", "x", "--workdir", "x"]))
 if sys.argv[3] == "together" or jax.process_index() == 1:

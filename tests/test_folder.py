@@ -13,7 +13,7 @@ import tiny_digits
 import tiny_photos
 from PIL import Image
 
-from lt_jax import artefacts, cli, data, predict, train
+from lt_jax import artefacts, cli, configuring, data, predict, train
 from lt_jax.data import folder, listing
 from lt_jax.data.photos import View
 from lt_jax.types import InputError, Splits
@@ -548,7 +548,9 @@ def test_predict_on_digits(tmp_path):
 
 
 def test_info_draws_the_curve(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_config", lambda _: tiny_photos.config(three(tmp_path)))
+    monkeypatch.setattr(
+        configuring, "read", lambda _: tiny_photos.config(three(tmp_path))
+    )
     png = tmp_path / "new/counts.png"
     assert cli.main(["data", "info", "--config=x", "--png", str(png)]) == 0
     told = capsys.readouterr().out

@@ -213,5 +213,5 @@ def test_values_of_a_sweep(key, value, message):
 
 def test_every_choice_is_a_metric():
     groups = dict.fromkeys(metrics.GROUPS, np.ones(3, bool))
-    assert checks.CHOOSE.keys() <= metrics.summary(metrics.empty(3), groups).keys()
-    assert {k for k, sign in checks.CHOOSE.items() if sign < 0} == {"nll", "ece"}
+    assert metrics.CHOOSE.keys() <= metrics.summary(metrics.empty(3), groups).keys()
+    assert {k for k, sign in metrics.CHOOSE.items() if sign < 0} == {"nll", "ece"}

@@ -17,7 +17,7 @@ import pytest
 import tiny_digits
 from hosts_worker import SEED
 
-from lt_jax import checkpoint, placing, results, stopping, train
+from lt_jax import checkpoint, placing, results, session, stopping, train
 from lt_jax.types import InputError
 
 HERE = Path(__file__).resolve().parent
@@ -155,7 +155,7 @@ def test_parts_of_all_processes_make_the_plan(monkeypatch):
 
 def test_a_second_job_in_a_workdir_is_refused(tmp_path):
     with (
-        stopping.workdir_lock(tmp_path),
+        session.workdir_lock(tmp_path),
         pytest.raises(InputError, match=rf"another lt-jax.*process {os.getpid()} on"),
     ):
         train.train(tiny_digits.config(), tmp_path)
@@ -164,8 +164,8 @@ def test_a_second_job_in_a_workdir_is_refused(tmp_path):
 
 def test_the_lock_of_a_dead_job_holds_nobody(tmp_path):
     code = (
-        "import sys, time; from pathlib import Path; from lt_jax import stopping\n"
-        "with stopping.workdir_lock(Path(sys.argv[1])):\n"
+        "import sys, time; from pathlib import Path; from lt_jax import session\n"
+        "with session.workdir_lock(Path(sys.argv[1])):\n"
         "    print('held', flush=True); time.sleep(600)"
     )
     job = subprocess.Popen(
@@ -174,12 +174,12 @@ def test_the_lock_of_a_dead_job_holds_nobody(tmp_path):
     assert job.stdout.readline() == "held\n"
     with (
         pytest.raises(InputError, match=f"process {job.pid}"),
-        stopping.workdir_lock(tmp_path),
+        session.workdir_lock(tmp_path),
     ):
         pass
     job.kill()
     job.communicate()
-    with stopping.workdir_lock(tmp_path):
+    with session.workdir_lock(tmp_path):
         assert f"process {os.getpid()} on" in (tmp_path / "lock").read_text()
 
 

@@ -3,30 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
+import input_pipeline as bench
 import numpy as np
-import pytest
 from made_photos import encoded, scene
 
 from lt_jax.data.decode import decode
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "input_pipeline.py"
 
-
-@pytest.fixture(scope="module")
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("input_pipeline", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_all_ways_make_the_same_picture(bench):
+def test_all_ways_make_the_same_picture():
     data = encoded(scene(bench.WIDE, bench.HIGH))
     ways = {
         "pillow": bench.pillow,
@@ -41,7 +26,7 @@ def test_all_ways_make_the_same_picture(bench):
             assert np.abs(way(data, box) - ours).mean() < 2, (name, box)
 
 
-def test_it_measures_every_ratio(bench, monkeypatch, capsys):
+def test_it_measures_every_ratio(monkeypatch, capsys):
     monkeypatch.setattr(bench, "importable", lambda name: False)
     monkeypatch.setattr(bench, "memory", lambda scale: iter(()))
     found = bench.measure(bench.Scale(files=2, images=8, rounds=1, memory=0))

@@ -25,8 +25,10 @@ FLOORS = {
     "samplers.py": 0,
     "metrics.py": 0,
     "trees.py": 0,
+    "files.py": 0,
     "inits.py": 0,
     "seeds.py": 0,
+    "drawing.py": 0,
     "figures.py": 0,
     "page.py": 0,
     # What is composed of it.
@@ -64,6 +66,7 @@ FLOORS = {
     "library.py": 3,
     "analysis.py": 3,
     "outcomes.py": 3,
+    "cached.py": 3,
     "sweep.py": 3,
     "report.py": 3,
     "results.py": 3,
@@ -77,6 +80,8 @@ FLOORS = {
     "report_figures.py": 3,
     # Flags.
     "cli.py": 4,
+    "commands.py": 4,
+    "configuring.py": 4,
     "__main__.py": 4,
 }
 
@@ -87,11 +92,13 @@ ONLY = {
     "tensorflow": ["data/*"],
     "grain": ["data/*"],
     "array_record": ["data/*"],
-    "matplotlib": ["figures.py"],
+    "matplotlib": ["drawing.py", "figures.py"],
     "torch": ["weightfiles.py"],
     "safetensors": ["weightfiles.py"],
     "pyarrow": ["data/*"],
     "lt_jax.cli": ["__main__.py"],
+    "lt_jax.commands": ["cli.py"],
+    "lt_jax.configuring": ["cli.py"],
     "configs": [],
     "flax.training": [],  # deprecated
 }

@@ -64,10 +64,11 @@ def images_of(rows):
 def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
     """What ``number`` steps end with, and what they measured."""
     backbone, params, stats = network
-    step = steps.make_train_step(
-        backbone, method.head, method.loss, None, SGD, ".*", batch_norm, AUGMENT,
-        parts, mixup,
+    program = steps.Program(
+        backbone, method.head, method.loss, None, SGD, ".*", batch_norm, AUGMENT, parts,
+        mixup,
     )  # fmt: skip
+    step = steps.make_train_step(program)
     rates = optim.rates(0.05, number, 1, 0, "step")
     knobs = placing.replicate(
         steps.Knobs(
@@ -173,10 +174,11 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
     row = plan(1)[0]
     row = placing.arrange(row[None], 1, pairs=True)[0]
     batch = images_of(row)
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
         plain, 1, alpha,
     )  # fmt: skip
+    step = steps.make_train_step(program)
     key = jax.random.key(3)
     knobs = placing.replicate(
         steps.Knobs(
@@ -223,9 +225,10 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
         jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
     )
     batch = placing.shard(images_of(placing.arrange(plan(1), 1, False)[0]))
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
     )
+    step = steps.make_train_step(program)
     knobs = placing.replicate(knobs)
     traced = jax.make_jaxpr(step)(state, batch, knobs)
     found = [v.aval for v in variables(traced.jaxpr) if hasattr(v.aval, "shape")]

@@ -480,9 +480,10 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     knobs = steps.Knobs(
         jax.random.key(0), rates, method.adjust, params["head"], np.zeros(STEPS, bool)
     )
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, linear, method.loss, None, sgd, trains, batch_norm, PLAIN
     )
+    step = steps.make_train_step(program)
     knobs = placing.replicate(knobs)
     state = steps.init_state(params, stats, sgd, trains)
     ours = []
@@ -553,9 +554,10 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
     sgd = optim.Sgd(0.9, False, 5e-3, ".*")
     rates = optim.rates(0.01, 2, 10, 0, "epoch")
     adjust = losses.cross_entropy(5)
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, linear, losses.adjusted_xent, None, sgd, ".*", "train", PLAIN
     )
+    step = steps.make_train_step(program)
 
     def curve(params, stats):
         knobs = placing.replicate(

@@ -14,7 +14,7 @@ import tiny_digits
 from made_photos import VIEW, dataset, patterned
 from test_steps import on
 
-from lt_jax import data, features, results, samplers, steps, train
+from lt_jax import cached, data, features, results, samplers, steps, train
 from lt_jax.data.feed import AT_ONCE, Broken, Crops, feed
 from lt_jax.data.photos import photographs
 from lt_jax.meter import Meter
@@ -385,7 +385,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
         seen.append((args[3], load(*args)))
         return seen[-1][1]
 
-    monkeypatch.setattr(train.sweeping, "cached_features", keeping)
+    monkeypatch.setattr(cached, "cached_features", keeping)
     for path in tmp_path.glob("checkpoints/los/*/outcome.json"):
         path.unlink()
     train.run(c, tmp_path)

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import cli, methods
+from lt_jax import cli, configuring, methods
+from lt_jax.workdirs import flattened
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {
@@ -96,11 +97,11 @@ def test_a_command_of_ours_is_one(command, monkeypatch):
         if word == "...":
             is_config = arguments[i - 1] == "--config"
             arguments[i] = "configs/digits_lt.py" if is_config else "runs/any"
-    config, rest = cli._split(arguments)
+    config, rest = configuring.split(arguments)
     options = cli._parser().parse_args(rest)  # exits where a flag is unknown
     assert options.command
     if options.configured:
-        assert cli._config(config).seed == 0  # raises where a key is unknown
+        assert configuring.read(config).seed == 0  # raises where a key is unknown
     else:
         assert not config
 
@@ -162,7 +163,7 @@ def test_keys_that_are_named_are_there():
     known = {
         key
         for file in ("digits_lt", "folder", "features")
-        for key in cli._keys(tiny_digits.load(file))
+        for key in flattened(tiny_digits.load(file).to_dict())
     }
     groups = r"(?:data|model|init|method|optim|eval|save|log)"
     count = 0

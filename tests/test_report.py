@@ -16,7 +16,7 @@ import pytest
 
 from lt_jax import (
     cli,
-    figures,
+    drawing,
     page,
     report,
     report_figures,
@@ -115,7 +115,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves out the drawing, which takes most of the time."""
     files = {"png": b"png", "svg": b'<svg width="9pt"/>'}
-    monkeypatch.setattr(figures, "render", lambda _: files)
+    monkeypatch.setattr(drawing, "render", lambda _: files)
 
 
 def numbers(workdir: Path, name: str) -> list[dict[str, str]]:
@@ -265,16 +265,16 @@ def test_spearman(x: list[float], y: list[float], expected: float):
 
 def test_limits_leave_out_what_is_far_and_count_it():
     values = np.append(np.linspace(0, 1, 200), [1e6, np.nan])
-    low, high, beyond = figures.limits(values)
+    low, high, beyond = drawing.limits(values)
     assert -0.1 < low < 0.01
     assert 1.0 < high < 1.6
     assert beyond == 1
-    assert figures.limits(np.array([-1.0, 1.0, 10.0]), log=True)[2] == 1
-    assert figures.limits(np.array([np.nan])) == (0.0, 1.0, 0)
+    assert drawing.limits(np.array([-1.0, 1.0, 10.0]), log=True)[2] == 1
+    assert drawing.limits(np.array([np.nan])) == (0.0, 1.0, 0)
 
 
 def test_a_trend_of_few_points_goes_through_them():
-    x, y = figures.trend(np.array([3.0, 1.0, 2.0]), np.array([30.0, 10.0, 20.0]))
+    x, y = drawing.trend(np.array([3.0, 1.0, 2.0]), np.array([30.0, 10.0, 20.0]))
     assert (x.tolist(), y.tolist()) == ([1, 2, 3], [10, 20, 30])
 
 

@@ -5,16 +5,16 @@ Times are compared with each other, never with a clock.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
+import compiled
 import numpy as np
 import pytest
+import scale
 
 from lt_jax import metrics
 from lt_jax.data import longtail
@@ -25,21 +25,7 @@ from lt_jax.retrain import in_blocks
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def scale() -> ModuleType:
-    return load("scale")
-
-
-def test_the_made_counts_are_those_asked_for(scale):
+def test_the_made_counts_are_those_asked_for():
     counts = scale.made_counts(scale.FULL)
     assert counts.sum() == 437_513
     assert (len(counts), counts[0], counts[-1]) == (8142, 1000, 2)
@@ -52,7 +38,7 @@ def test_the_made_counts_are_those_asked_for(scale):
 TINY = (60, 1500, 100, 2, 16, 200, 64, 16, 2, 4, 2**12)
 
 
-def test_the_phases_measure(scale, tmp_path):
+def test_the_phases_measure(tmp_path):
     size = scale.Size(*TINY)
     phases = [phase for phase in scale.PHASES if phase != "stage1"]
     found = {phase: scale.rehearse(size, tmp_path, phase) for phase in phases}
@@ -65,7 +51,7 @@ def test_the_phases_measure(scale, tmp_path):
 
 
 @pytest.mark.slow
-def test_stage_one_steps(scale, tmp_path):
+def test_stage_one_steps(tmp_path):
     found = scale.rehearse(scale.Size(*TINY), tmp_path, "stage1")
     assert found["step_seconds"] > 0
     assert found["steps_epoch"] == 24
@@ -124,7 +110,6 @@ def test_nearest_mean_never_holds_all_features(kind):
 
 def test_hand_counts_of_resnet50():
     """Against what everybody says of it: 4.09 GMAC at 224 px, 23.5 M weights."""
-    compiled = load("compiled")
     layers = compiled.layers("resnet50", 224)
     assert len(layers) == 53
     whole = sum(2 * layer.out**2 * layer.weights for layer in layers)

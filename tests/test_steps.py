@@ -89,10 +89,11 @@ def train(
             methods.projects(method, number, per_epoch)[:number],
         )
     )
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, method.head, method.loss, method.project, SGD, trains, batch_norm,
         AUGMENT,
     )  # fmt: skip
+    step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, trains)
     seen = []
     with jax.transfer_guard("disallow"):
@@ -281,10 +282,11 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
             np.zeros(1, bool),
         )
     )
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
         plain,
     )  # fmt: skip
+    step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, placing.shard(batch), knobs)
     evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
@@ -306,9 +308,10 @@ def test_steps_trace_once(network):
         traced.append(1)
         return losses.adjusted_xent(logits, labels, mask, adjust, total)
 
-    step = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
+    step = steps.make_train_step(program)
     for seed, adjust in enumerate(
         (losses.cross_entropy(K), losses.over_smooth(K, 0.9))
     ):
@@ -322,9 +325,10 @@ def test_steps_trace_once(network):
         for batch in batches(4, 12):
             state, _ = step(state, placing.shard(batch), knobs)
     assert len(traced) == 1
-    again = steps.make_train_step(
+    program = steps.Program(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
+    again = steps.make_train_step(program)
     assert again is step
 
 

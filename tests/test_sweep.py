@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import checkpoint, cli, results, sweep, train, weights
+from lt_jax import cached, checkpoint, cli, results, sweep, train, weights
 from lt_jax.log import plain
 from lt_jax.meter import Diverged
 from lt_jax.stopping import Interrupted
@@ -81,7 +81,7 @@ def test_the_choice_is_the_best_on_validation(swept):
 def test_the_table_is_the_chosen_heads_on_test(swept):
     workdir, result = swept
     rows = results.rows(workdir)
-    for part, own in (("methods", None), ("fixed", sweep.own_values(config()))):
+    for part, own in (("methods", None), ("fixed", cached.own_values(config()))):
         for name in NAMES:
             entry = result[part][name]
             hyper = entry["hyper"] if own is None else own[name]
@@ -149,7 +149,7 @@ def test_an_interrupted_repeat_keeps_the_result(swept, tmp_path, monkeypatch):
     def stopped(*_):
         raise Interrupted("a repeat", "SIGINT")
 
-    monkeypatch.setattr(sweep, "_fit_rows", stopped)
+    monkeypatch.setattr(sweep, "fit_rows", stopped)
     for again in (train.sweep, train.retrain):
         monkeypatch.setattr(train, "_stage2", stopped)
         with pytest.raises(Interrupted):
@@ -173,7 +173,7 @@ def test_analysis_stands_in_every_outcome(swept):
 
 def test_again_fits_nothing_and_gives_the_same(swept, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr(sweep, "fit_heads", None)  # would fail if anything were fitted
+    monkeypatch.setattr(cached, "fit_heads", None)  # would fail if anything were fitted
     again = train.sweep(config(), workdir)
     for part in ("methods", "fixed", "sweep"):
         assert again[part] == result[part]

@@ -18,6 +18,7 @@ from typing import Any
 
 import lt_jax.data.records as records
 from lt_jax.data.prepare import Say, bar, check_written, drafted
+from lt_jax.files import whole
 from lt_jax.types import InputError
 
 
@@ -71,10 +72,8 @@ def convert(folder: Path, say: Say = print) -> None:
         os.replace(file, folder / file.name)
     (folder / "array_record").rmdir()
     info["alternativeFileFormats"] = [*also, "array_record"]
-    text = json.dumps(info, indent=2)
-    with_new = info_file.with_name(info_file.name + ".tmp")
-    with_new.write_text(text, encoding="utf-8")
-    os.replace(with_new, info_file)
+    with whole(info_file) as draft:
+        draft.write_text(json.dumps(info, indent=2), encoding="utf-8")
     say(f"{name}: {total:,} records are in array_record files too, in {folder}")
 
 

@@ -1,0 +1,115 @@
+"""What several benchmarks are made of: our training step, PyTorch's network, a process.
+
+Imports stand in the functions: the scripts set JAX's variables first.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def network(net: str, width: int, stem: str = "cifar", dtype: str = "float32") -> Any:
+    """One of our backbones."""
+    from lt_jax import models, placing
+
+    return models.create(net, stem, width, False, "torch", dtype, placing.AXIS)
+
+
+def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any, Any]:
+    """Its parameters with those of a linear head, and its batch statistics."""
+    import jax
+
+    from lt_jax import models
+
+    params, stats = models.init(backbone, jax.random.key(0), shape)
+    head = fresh_head(models.features_of(backbone), num_classes)
+    return {"backbone": params, "head": head}, stats
+
+
+def fresh_head(width: int, num_classes: int) -> Any:
+    """The parameters of a linear head on so many features."""
+    import jax
+
+    from lt_jax import heads
+
+    return heads.linear.init(jax.random.key(1), None, width, num_classes, "torch")
+
+
+def program(
+    backbone: Any,
+    augment: Any,
+    decay: float,
+    trains: str = ".*",
+    batch_norm: str = "train",
+    parts: int = 1,
+) -> Any:
+    """The step of SGD with momentum 0.9 on the cross-entropy of a linear head."""
+    from lt_jax import heads, losses, optim, steps
+
+    return steps.Program(
+        backbone=backbone,
+        head=heads.linear,
+        loss=losses.adjusted_xent,
+        project=None,
+        sgd=optim.Sgd(momentum=0.9, nesterov=False, decay=decay, decay_on=".*"),
+        trains=trains,
+        batch_norm=batch_norm,
+        augment=augment,
+        parts=parts,
+    )
+
+
+def begin(
+    program: Any, params: Any, stats: Any, adjust: Any, rates: Any, seed: int = 2
+) -> tuple[Any, Any]:
+    """The state before the first step, and what turns it; both on the devices.
+
+    Args:
+      rates: float32[steps], or a rate of as many steps as anybody asks for.
+      seed: of the augmentation.
+    """
+    import jax
+    import numpy as np
+
+    from lt_jax import placing, steps
+
+    if np.ndim(rates) == 0:
+        rates = np.full(100_000, rates, np.float32)
+    none = np.zeros(len(rates), bool)
+    knobs = steps.Knobs(jax.random.key(seed), rates, adjust, params["head"], none)
+    state = steps.init_state(params, stats, program.sgd, program.trains)
+    return state, placing.replicate(knobs)
+
+
+def torch_network(net: str, width: int, num_classes: int) -> Any:
+    """The same network in torch.nn, under torchvision's names, as PyTorch begins it."""
+    import torch
+
+    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+    from torch_networks import Network
+
+    torch.manual_seed(0)
+    return Network(net, width, num_classes)
+
+
+def answer(*words: object, **env: str) -> Any:
+    """The JSON in the last line of what a script prints, in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, *map(str, words)],
+        env=os.environ | env,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def on_devices(devices: int, *words: object, **env: str) -> Any:
+    """The same with so many virtual CPU devices."""
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    return answer(*words, XLA_FLAGS=flag, JAX_PLATFORMS="cpu", NPROC="16", **env)
