@@ -14,7 +14,7 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter
 
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PINK, GREY, INK = "#CC79A7", "#8A8A8A", "#222222"
@@ -149,7 +149,9 @@ def log_axis(axis: Axes, which: str, low: float, high: float) -> None:
     line = axis.xaxis if which == "x" else axis.yaxis
     subs = (1.0,) if high > 60 * low else (1.0, 2.0, 5.0)
     subs = (1.0, 2.0, 3.0, 5.0) if high < 8 * low else subs
-    line.set_major_locator(LogLocator(subs=subs))
+    # Between so near ends LogLocator finds no round numbers, then far too many.
+    ends = FixedLocator(sorted({low, high}))
+    line.set_major_locator(LogLocator(subs=subs) if high > 2 * low else ends)
     line.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,g}"))
     line.set_minor_formatter(NullFormatter())
 

@@ -13,6 +13,7 @@ from typing import Any
 import made_workdirs as made
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lt_jax import (
     cli,
@@ -531,3 +532,12 @@ def test_the_command_tells_where_the_page_is(plain: Path, tmp_path: Path, capsys
     assert cli.main(["report", str(plain), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'index.html'}\n"
     assert (tmp_path / "index.html").exists()
+
+
+def test_a_scale_of_one_count_has_one_number():
+    """As in a balanced set, where a logarithmic scale finds no round numbers."""
+    axis = Figure().subplots()
+    drawing.count_axis(axis, np.array([500, 500]))
+    assert [f"{x:g}" for x in axis.get_xticks()] == ["500"]
+    drawing.count_axis(axis, np.array([5, 500]))
+    assert {10, 100} <= set(axis.get_xticks())
