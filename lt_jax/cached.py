@@ -115,7 +115,7 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
 
 
 def fit_rows(
-    frozen: Frozen, rows: Sequence[Row], there: frozenset[str] = frozenset()
+    frozen: Frozen, rows: Sequence[Row], there: frozenset[str]
 ) -> Iterator[tuple[Chunk, list[Fit], float]]:
     """Chunk after chunk of fitted rows, and the seconds each took.
 
