@@ -18,7 +18,13 @@ from typing import Any, NamedTuple, Self
 from lt_jax import grids, outcomes, processes, results, weights
 from lt_jax.analysis import analyse
 from lt_jax.checks import make_method
-from lt_jax.features import Features, Request, cached_features, random_views
+from lt_jax.features import (
+    Features,
+    Request,
+    cached_features,
+    evaluated_views,
+    random_views,
+)
 from lt_jax.log import Log, duration
 from lt_jax.loop import Fitted
 from lt_jax.meter import Diverged
@@ -69,7 +75,7 @@ class Frozen:
 
     def features(self, split: str) -> Features:
         """The features of ``train``, ``valid`` or ``test``, made where they lack."""
-        views = ("plain", "mirror") if self.session.task.flip else ("plain",)
+        views = evaluated_views(self.session.task.flip)
         if split == "train":
             views = random_views(self.session.config.method.views)
         return self._made(split, split, views)
@@ -115,7 +121,7 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
 
 
 def fit_rows(
-    frozen: Frozen, rows: Sequence[Row], there: frozenset[str] = frozenset()
+    frozen: Frozen, rows: Sequence[Row], there: frozenset[str]
 ) -> Iterator[tuple[Chunk, list[Fit], float]]:
     """Chunk after chunk of fitted rows, and the seconds each took.
 

@@ -70,15 +70,15 @@ def render(figure: Figure) -> dict[str, bytes]:
 
 
 def trend(
-    x: np.ndarray, y: np.ndarray, quantile: float = 0.5, parts: int = 12
+    x: np.ndarray, y: np.ndarray, quantile: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Medians of ``parts`` runs of the points in order of x; fewer points are all.
+    """Medians of 12 runs of the points in order of x; fewer points are all.
 
     Args:
       quantile: what to take of y in place of the median.
     """
     order = np.argsort(x, kind="stable")
-    pieces = np.array_split(order, min(parts, max(len(order), 1)))
+    pieces = np.array_split(order, min(12, max(len(order), 1)))
     held = [piece for piece in pieces if len(piece)]
     middles = np.array([np.median(x[piece]) for piece in held])
     return middles, np.array([np.quantile(y[piece], quantile) for piece in held])

@@ -68,6 +68,11 @@ def random_views(count: int) -> tuple[str, ...]:
     return ("plain",) if count == 1 else ("random",) * count
 
 
+def evaluated_views(flip: bool) -> tuple[str, ...]:
+    """The views that logits are averaged over in an evaluation."""
+    return ("plain", "mirror") if flip else ("plain",)
+
+
 def cached_features(
     task: Task,
     params: Params,

@@ -32,6 +32,7 @@ class Init(Protocol):
         num_features: int,
         num_classes: int,
         init: str,
+        /,
     ) -> Params:
         """Parameters that go on from ``start``, the stage-1 head, or fresh ones.
 
@@ -55,13 +56,22 @@ def _linear_init(
     num_features: int,
     num_classes: int,
     init: str,
+    *,
+    ones: tuple[str, ...] = (),
+    zeros: tuple[str, ...] = (),
+    directions: tuple[str, ...] = (),
 ) -> Params:
-    if start is not None:
-        return {"kernel": start["kernel"], "bias": start["bias"]}
+    """A linear head, and beside it neutral leaves [K] and [D] of these names."""
     keys = jax.random.split(key)
-    return {
+    own = start or {
         "kernel": inits.kernel(init)(keys[0], (num_features, num_classes)),
         "bias": inits.bias(init, num_features)(keys[1], (num_classes,)),
+    }
+    return {
+        **{name: own[name] for name in ("kernel", "bias")},
+        **{name: jnp.ones(num_classes) for name in ones},
+        **{name: jnp.zeros(num_classes) for name in zeros},
+        **{name: jnp.zeros(num_features) for name in directions},
     }
 
 
@@ -78,17 +88,9 @@ def _unit(vectors: jax.Array, axis: int) -> jax.Array:
     return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
-def _cosine_init(
-    key: jax.Array,
-    start: Params | None,
-    num_features: int,
-    num_classes: int,
-    init: str,
-    *,
-    scale: float,
-) -> Params:
-    params = _linear_init(key, start, num_features, num_classes, init)
-    return {"kernel": params["kernel"], "scale": jnp.asarray(scale, jnp.float32)}
+def _cosine_init(*given: Any, scale: float) -> Params:
+    kernel = _linear_init(*given)["kernel"]
+    return {"kernel": kernel, "scale": jnp.asarray(scale, jnp.float32)}
 
 
 def _cosine_apply(params: Params, features: jax.Array) -> jax.Array:
@@ -109,33 +111,13 @@ def cosine(scale: float) -> Head:
     return Head(init=init, apply=_cosine_apply, trains="kernel")
 
 
-def _init_beside(
-    key: jax.Array,
-    start: Params | None,
-    num_features: int,
-    num_classes: int,
-    init: str,
-    *,
-    ones: tuple[str, ...] = (),
-    zeros: tuple[str, ...] = (),
-    directions: tuple[str, ...] = (),
-) -> Params:
-    """A linear head, and beside it neutral leaves [K] and [D] of these names."""
-    return {
-        **_linear_init(key, start, num_features, num_classes, init),
-        **{name: jnp.ones(num_classes) for name in ones},
-        **{name: jnp.zeros(num_classes) for name in zeros},
-        **{name: jnp.zeros(num_features) for name in directions},
-    }
-
-
 def _scaled_apply(params: Params, features: jax.Array) -> jax.Array:
     return params["scale"][None, :] * _linear_apply(params, features)
 
 
 # s_k (w_k f + b_k), learnable weight scaling; s alone is trained, or all of it.
 scaled = Head(
-    init=functools.partial(_init_beside, ones=("scale",)),
+    init=functools.partial(_linear_init, ones=("scale",)),
     apply=_scaled_apply,
     trains="scale",
 )
@@ -152,7 +134,7 @@ def _aligned_apply(params: Params, features: jax.Array) -> jax.Array:
 # sigma(v f) (s_k z_k + o_k) + (1 - sigma(v f)) z_k with z = W f + b; s, o, v trained.
 aligned = Head(
     init=functools.partial(
-        _init_beside, ones=("scale",), zeros=("offset",), directions=("confidence",)
+        _linear_init, ones=("scale",), zeros=("offset",), directions=("confidence",)
     ),
     apply=_aligned_apply,
     trains="scale|offset|confidence",
@@ -166,7 +148,7 @@ def _marc_apply(params: Params, features: jax.Array) -> jax.Array:
 
 # omega_k z_k + beta_k |w_k| with z = W f + b; omega and beta trained.
 marc = Head(
-    init=functools.partial(_init_beside, ones=("omega",), zeros=("beta",)),
+    init=functools.partial(_linear_init, ones=("omega",), zeros=("beta",)),
     apply=_marc_apply,
     trains="omega|beta",
 )
@@ -178,7 +160,7 @@ def _centred_apply(params: Params, features: jax.Array) -> jax.Array:
 
 # W u + b of the features moved by a centre and scaled to length 1.
 centred = Head(
-    init=functools.partial(_init_beside, directions=("centre",)),
+    init=functools.partial(_linear_init, directions=("centre",)),
     apply=_centred_apply,
     trains="kernel|bias",
 )

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from lt_jax.types import Batch, InputError
 
 AXIS = "batch"
+AHEAD = 16  # steps that the host may be ahead of the devices
 
 
 def _here(spec: PartitionSpec) -> NamedSharding:
@@ -198,18 +199,18 @@ def rows_of(values: jax.Array, indices: jax.Array) -> jax.Array:
     return jax.lax.psum(jnp.where(held[:, None], rows, 0.0), AXIS)
 
 
-def throttle(ahead: int = 16) -> Callable[[Any], None]:
+def throttle() -> Callable[[Any], None]:
     """Bounds how far the host runs ahead of the devices.
 
     Returns a function to call with a result of every step; it waits for the result of
-    ``ahead`` steps before. Without a bound the queue holds every batch it was given,
+    ``AHEAD`` steps before. Without a bound the queue holds every batch it was given,
     and several virtual CPU devices on few cores dead-lock.
     """
     queue: collections.deque[Any] = collections.deque()
 
     def wait(result: Any) -> None:
         queue.append(result)
-        if len(queue) > ahead:
+        if len(queue) > AHEAD:
             jax.block_until_ready(queue.popleft())
 
     return wait

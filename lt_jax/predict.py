@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from lt_jax import data, results, weights
 from lt_jax.checks import make_method
 from lt_jax.data.feed import Broken
-from lt_jax.features import Request, extract
+from lt_jax.features import Request, evaluated_views, extract
 from lt_jax.heads import linear
 from lt_jax.log import Log
 from lt_jax.pictures import check_top, pictures, ranked
@@ -68,7 +68,7 @@ def predict(
         head = stage2.head
     source = Source(workdir / "checkpoints" / run, outcome)
     network = weights.loaded(source, like, "")
-    views = ("plain", "mirror") if task.flip else ("plain",)
+    views = evaluated_views(task.flip)
     request = Request(views, (), "float32")
     silent = Log(workdir, talks=False)
     broken = Broken(dataset)  # of which a config tolerates some; here each is asked for

@@ -208,7 +208,10 @@ def fit_heads(
       plain: gives the features of the same images as they are, which corrections look
         at; None: ``features`` are these.
     """
-    held = _Held(features) if resident(features, memory) else None
+    if resident(features, memory):
+        pieces = _held(features)
+    else:
+        pieces = functools.partial(_read, features, memory)
     for chunk in chunks:
         filled = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
         one, decays = filled[0], np.array([j.sgd.decay for j in filled], np.float32)
@@ -224,11 +227,7 @@ def fit_heads(
                 features.labels, one.method.sampler, batch, one.order, epoch
             )
             view, at = epoch % len(features.values), epoch * len(rows)
-            if held:
-                pieces = held.pieces(view, rows)
-            else:
-                pieces = _read(features, view, rows, memory)
-            for values, labels, local in pieces:
+            for values, labels, local in pieces(view, rows):
                 now = slice(at, at + len(local))
                 at += len(local)
                 params, opt_state, loss = fit(
@@ -270,19 +269,19 @@ def resident(features: Features, memory: float) -> bool:
     return features.values.nbytes / placing.padded(1) <= memory
 
 
-class _Held:
+# (view, int32[S, B]) -> features, labels and rows into them, for some steps each.
+Pieces = Callable[[int, np.ndarray], Iterator[tuple[Any, Any, Any]]]
+
+
+def _held(features: Features) -> Pieces:
     """Features that stay on the devices."""
-
-    def __init__(self, features: Features):
-        self._views = [placing.spread(np.asarray(view)) for view in features.values]
-        self._labels = placing.everywhere(features.labels)
-
-    def pieces(self, view: int, rows: np.ndarray) -> Iterator[tuple[Any, Any, Any]]:
-        yield self._views[view], self._labels, rows
+    views = [placing.spread(np.asarray(view)) for view in features.values]
+    labels = placing.everywhere(features.labels)
+    return lambda view, rows: iter([(views[view], labels, rows)])
 
 
 def _read(
-    features: Features, view: int, rows: np.ndarray, memory: float
+    features: Features, memory: float, view: int, rows: np.ndarray
 ) -> Iterator[tuple[Any, Any, Any]]:
     """The examples of some steps after the other, out of the file, each time anew."""
     batch, (_, _, num_features) = rows.shape[1], features.values.shape

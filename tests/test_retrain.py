@@ -224,7 +224,7 @@ def test_features_that_do_not_fit_stream(monkeypatch):
     held = fitted(several, features)
     assert not retrain.resident(features, 100)
     chunks = retrain.plan_chunks(several, 16, GIB)
-    monkeypatch.setattr(retrain, "_Held", None)  # would fail if it were used
+    monkeypatch.setattr(retrain, "_held", None)  # would fail if it were used
     for chunk, fits in retrain.fit_heads(chunks, features, 16, 100, lambda _: None):
         for job, fit in zip(chunk.jobs, fits, strict=True):
             assert_close(fit, held[job.run])

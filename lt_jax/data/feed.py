@@ -22,9 +22,8 @@ class Crops(NamedTuple):
 
     run: tuple[int, ...]  # see seeds
     epoch: int
-    positions: (
-        np.ndarray
-    )  # int[steps, B], places in the plan; what is drawn hangs on it
+    # int[steps, B], places in the plan; what is drawn hangs on it
+    positions: np.ndarray
 
 
 class Broken:
@@ -41,11 +40,10 @@ class Broken:
         self._told += len(late)
         if not late:
             return ""
-        some = len(late) == 1
+        what, counts = ("image", "counts") if len(late) == 1 else ("images", "count")
         return (
-            f"{self._dataset.name}: {len(late):,} {'image' if some else 'images'} "
-            f"cannot be decoded and {'counts' if some else 'count'} nowhere: "
-            + self._named(late)
+            f"{self._dataset.name}: {len(late):,} {what} cannot be decoded and "
+            f"{counts} nowhere: " + self._named(late)
         )
 
     def in_all(self) -> list[int]:
@@ -60,15 +58,15 @@ class Broken:
     def check(self) -> None:
         """Raises InputError if they are more than is tolerated of the whole set."""
         decoder, total = self._dataset.decoder, len(self._dataset)
-        late = list(self.why.items())
-        count = len(late)
+        count = len(self.why)
         if decoder is None or count <= decoder.broken * total:
             return
-        more = f"; and {len(late) - NAMED:,} more" if len(late) > NAMED else ""
+        more = f"; and {count - NAMED:,} more" if count > NAMED else ""
+        named = self._named(list(self.why.items())[:NAMED])
         raise InputError(
             f"{self._dataset.name}: {count:,} of {total:,} images cannot be decoded, "
             f"more than the share data.broken = {decoder.broken:g}: "
-            f"{self._named(late[:NAMED])}{more}. Restore or remove them, or tolerate "
+            f"{named}{more}. Restore or remove them, or tolerate "
             f"them with --config.data.broken={_above(count / total):g}"
         )
 

@@ -136,7 +136,7 @@ def _check_space(folder: Path, needed: float) -> None:
 
 
 @contextlib.contextmanager
-def drafted(final: Path, say: Say = print) -> Iterator[Path]:
+def drafted(final: Path, say: Say) -> Iterator[Path]:
     """A folder that becomes ``final`` when all went well, and vanishes otherwise.
 
     Raises:
