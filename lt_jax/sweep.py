@@ -156,10 +156,14 @@ def sweep(session: Session) -> dict[str, Any]:
         f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
         f"on {len(session.task.splits.valid):,} validation images:"
     )
+    scores = _scores(found, metric)
     for name, hyper in chosen.items():
         moving = [k for k in config.method[name].grid if k in hyper]
         numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
-        say(f"  {name}: {numbers or 'nothing to choose'}")
+        means = list(scores[name].values())
+        alike = means.count(max(means))
+        tied = f" (the first of {alike} of {len(means)} settings with the best mean)"
+        say(f"  {name}: {numbers or 'nothing to choose'}{tied if alike > 1 else ''}")
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -195,6 +199,17 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
     Raises:
       Diverged: all settings of a method did.
     """
+    chosen = {}
+    for method, means in _scores(rows, metric).items():
+        best = max(means, key=lambda setting: means[setting])
+        if not np.isfinite(means[best]):
+            raise Diverged(f"every setting of {method} in the sweep diverged")
+        chosen[method] = json.loads(best)
+    return chosen
+
+
+def _scores(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, float]]:
+    """What `choose` compares: by method and setting, as text, the mean over seeds."""
     sign = CHOOSE[metric]
     scores: dict[str, dict[str, list[float]]] = {}
     for row in rows:
@@ -202,13 +217,10 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
         settings = scores.setdefault(row["method"], {})
         score = -np.inf if value is None else sign * value
         settings.setdefault(_text(row["hyper"]), []).append(score)
-    chosen = {}
-    for method, settings in scores.items():
-        best = max(settings, key=lambda setting: float(np.mean(settings[setting])))
-        if not np.isfinite(np.mean(settings[best])):
-            raise Diverged(f"every setting of {method} in the sweep diverged")
-        chosen[method] = json.loads(best)
-    return chosen
+    return {
+        method: {setting: float(np.mean(each)) for setting, each in settings.items()}
+        for method, settings in scores.items()
+    }
 
 
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
@@ -466,7 +478,7 @@ def _fit_rows(
         frozen.features(split)
     say(
         f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
-        f"{train.values.shape[-1]} to fit on, {len(train.values)} view(s), "
+        f"{train.values.shape[-1]} to fit on, {_some(len(train.values), 'view')}, "
         f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
     )
     job = _job_maker(frozen)
@@ -483,8 +495,9 @@ def _fit_rows(
         frozen.plain()
     most = max(len(chunk.jobs) for chunk in chunks)
     say(
-        f"{len(jobs):,} heads in {len(chunks):,} chunks of at most {most:,} "
-        f"(method.memory {m.memory} GiB), {programs_of(chunks)} compiled programs"
+        f"{_some(len(jobs), 'head')} in {_some(len(chunks), 'chunk')} of at most "
+        f"{most:,} (method.memory {m.memory} GiB), "
+        f"{_some(programs_of(chunks), 'program')} to compile"
     )
     if not resident(train, budget):
         say("the features are larger than the devices may hold, and stream from disk")
@@ -505,9 +518,14 @@ def _fit_rows(
             begun = time.monotonic()
             _stop_if_asked(session, where)
     say(
-        f"{len(jobs):,} heads fitted and measured in "
+        f"{_some(len(jobs), 'head')} fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"
     )
+
+
+def _some(count: int, what: str) -> str:
+    """``1 view``, ``2 views``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 class _Progress:
