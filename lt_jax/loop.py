@@ -28,7 +28,6 @@ from lt_jax.stepping import holds, resident, streamed
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
-
 # A compilation that took less is nothing to tell of.
 TOLD_SECONDS = 1.0
 
