@@ -443,7 +443,8 @@ def _report(options: argparse.Namespace) -> None:
     from lt_jax import report
 
     out = options.out or options.runs[0] / "report"
-    print(f"drawing into {out}", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(f"drawing into {out}", file=sys.stderr, flush=True)
     page = report.write(options.runs, out)
     print(f"report: {page}")
 

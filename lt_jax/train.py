@@ -307,6 +307,9 @@ def _finish(
     else:
         result = build(sweeping.own_values(c), "")
     report = results.write(session.workdir, result)
+    if not any(found["all"]["values"] for found in result["methods"].values()):
+        say("no fit has ended so far, so there is nothing to show")
+        return result
     say("")
     say(results.text(result))
     say(
