@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,10 @@ def test_run_and_evaluate(tmp_path, capsys):
     for word in ("none", "ce", "los", "many", "medium", "few", "worst", "ECE", "LoMa"):
         assert word in table
     assert f"report: {tmp_path}/report" in table
+    assert re.search(r"parameters: backbone [\d,]+ trained, head [\d,]+ trained", table)
+    assert "stem_conv/kernel" not in table
+    assert "stem_conv/kernel" in (tmp_path / "log.txt").read_text()
+    assert "stage1/0: 2 epochs of 10 steps" in table
     assert cli.main(["run", *arguments]) == 0  # finds everything done
     capsys.readouterr()
     assert cli.main(["evaluate", *arguments, "--json"]) == 0
@@ -109,7 +114,11 @@ def test_run_and_evaluate(tmp_path, capsys):
     stored = json.loads((tmp_path / "result.json").read_text())
     assert found["los/0.0"]["all"] == stored["methods"]["los"]["all"]["mean"]
     assert cli.main(["evaluate", *arguments, "--split=valid"]) == 0
-    assert "los/0.0" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert re.search(
+        r"^los/0\.0 .*\d  \d \d+\.\d, \d \d+\.\d, ", told.out, re.MULTILINE
+    )
+    assert "measuring 3 fits on 76 images" in told.err
 
 
 @pytest.mark.parametrize(
