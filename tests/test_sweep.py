@@ -258,6 +258,10 @@ def test_choice_by_hand():
     ]
     assert sweep.choose(rows, "balanced") == {"a": {"lr": 0.1}}
     assert sweep.choose(rows[:4], "nll") == {"a": {"lr": 0.2}}
+    tied = [{**r, "hyper": {"lr": lr}} for lr in (1.0, 2.0) for r in rows[:1]]
+    assert sweep.choose(tied, "balanced") == {"a": {"lr": 1.0}}
+    first, second = sweep._scores(tied, "balanced")["a"].values()
+    assert first == second
     with pytest.raises(Diverged, match="every setting of b"):
         sweep.choose([*rows, row("b", 0.1, 0, None, diverged=1)], "balanced")
 
