@@ -15,9 +15,12 @@
 #   launch/local.sh 2 -- lt-jax retrain $c
 #   launch/local.sh 2 -- lt-jax sweep $c
 #
-# iNaturalist2018 on eight:
+# iNaturalist2018 on eight; the data once, by one process (README). Each process decodes
+# with data.workers threads, so eight get an eighth of the cores each, here of 96:
 #
-#   c="--config configs/inat2018.py --workdir runs/inat"
+#   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds
+#   export TFDS_DATA_DIR=/data/tfds
+#   c="--config configs/inat2018.py --config.data.workers=12 --workdir runs/inat"
 #   launch/local.sh 8 -- lt-jax train $c
 #   launch/local.sh 8 -- lt-jax retrain $c
 #   launch/local.sh 8 -- lt-jax sweep $c

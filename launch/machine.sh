@@ -12,8 +12,10 @@
 #   launch/machine.sh lt-jax retrain $c
 #   launch/machine.sh lt-jax sweep $c
 #
-# iNaturalist2018 (data prepared, see the README):
+# iNaturalist2018, the data first (README):
 #
+#   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds
+#   export TFDS_DATA_DIR=/data/tfds
 #   c="--config configs/inat2018.py --workdir runs/inat"
 #   launch/machine.sh lt-jax train $c
 #   launch/machine.sh lt-jax retrain $c

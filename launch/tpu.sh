@@ -15,14 +15,22 @@
 # CIFAR100-LT (one host of 4 or 8 chips is plenty), stage 1, stage 2, sweep; the workdir
 # and the data must be one folder for all hosts, such as a mounted Filestore:
 #
-#   c="--config configs/cifar100_lt.py:ir=100 --workdir /shared/runs/c100"
+#   c="--config configs/cifar100_lt.py:ir=100 --config.data.dir=/shared/tfds"
+#   c="$c --workdir /shared/runs/c100"
 #   launch/tpu.sh lt us-west4-a lt-jax train $c
 #   launch/tpu.sh lt us-west4-a lt-jax retrain $c
 #   launch/tpu.sh lt us-west4-a lt-jax sweep $c
 #
-# iNaturalist2018:
+# To edit: OWNER, the slice's name and zone, the folders /shared/... A variable exported
+# here does not travel, so the folder of the data is a flag.
 #
-#   c="--config configs/inat2018.py --workdir /shared/runs/inat"
+# iNaturalist2018, the data first, on one host (--worker=0 in place of this script):
+#
+#   gcloud compute tpus tpu-vm ssh lt --zone=us-west4-a --worker=0 --command='
+#     cd lt_jax && .venv/bin/lt-jax data prepare i_naturalist2018 \
+#       --from=/shared/archives --dir=/shared/tfds'
+#   c="--config configs/inat2018.py --config.data.dir=/shared/tfds"
+#   c="$c --workdir /shared/runs/inat"
 #   launch/tpu.sh lt us-west4-a lt-jax train $c
 #   launch/tpu.sh lt us-west4-a lt-jax retrain $c
 #   launch/tpu.sh lt us-west4-a lt-jax sweep $c

@@ -117,6 +117,7 @@ def _measure(
         f"{_si(peak['bytes'])}B/s (copy), measured"
     )
     network = weights.fresh(session.task, config.model.init, (1, config.seed))
+    tell("             stage 1 is compiled anew, without the cache, and takes longest")
     found["stage1"] = s = _stage1(session, network, peak, seconds)
     tell(
         f"stage 1      batch {s['batch']}: {s['synthetic']:,.0f} img/s on the device, "

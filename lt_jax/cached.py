@@ -139,7 +139,7 @@ def fit_rows(
         frozen.features(split)
     say(
         f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
-        f"{train.values.shape[-1]} to fit on, {len(train.values)} view(s), "
+        f"{train.values.shape[-1]} to fit on, {_some(len(train.values), 'view')}, "
         f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
     )
     job = _job_maker(frozen)
@@ -156,8 +156,9 @@ def fit_rows(
         frozen.plain()
     most = max(len(chunk.jobs) for chunk in chunks)
     say(
-        f"{len(jobs):,} heads in {len(chunks):,} chunks of at most {most:,} "
-        f"(method.memory {m.memory} GiB), {programs_of(chunks)} compiled programs"
+        f"{_some(len(jobs), 'head')} in {_some(len(chunks), 'chunk')} of at most "
+        f"{most:,} (method.memory {m.memory} GiB), "
+        f"{_some(programs_of(chunks), 'program')} to compile"
     )
     if not resident(train, budget):
         say("the features are larger than the devices may hold, and stream from disk")
@@ -178,9 +179,14 @@ def fit_rows(
             begun = time.monotonic()
             session.heed(where)
     say(
-        f"{len(jobs):,} heads fitted and measured in "
+        f"{_some(len(jobs), 'head')} fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"
     )
+
+
+def _some(count: int, what: str) -> str:
+    """``1 view``, ``2 views``."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 class _Progress:

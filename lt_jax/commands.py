@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -40,14 +41,12 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
     names = ("all", "many", "medium", "few", "balanced", "worst", "ece")
     print(f"{options.split} split, per cent")
     wide = max([16, *(len(run) + 2 for run in found)])
-    print(f"{'fit':{wide}s}" + "".join(f"{name:>10s}" for name in names))
+    last = "" if options.heads else "  lowest classes"
+    print(f"{'fit':{wide}s}" + "".join(f"{name:>10s}" for name in names) + last)
     for run, values in found.items():
         cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
-        print(f"{run:{wide}s}{cells}")
-    for run, values in found.items():
-        if "lowest" in values:
-            named = ", ".join(f"{name} {100 * a:.1f}" for name, a in values["lowest"])
-            print(f"lowest of {run}: {named}")
+        lowest = (f"{name} {100 * a:.1f}" for name, a in values.get("lowest", ()))
+        print(f"{run:{wide}s}{cells}  {', '.join(lowest)}".rstrip())
 
 
 def benchmark(config: Config, options: argparse.Namespace) -> None:
@@ -60,7 +59,10 @@ def benchmark(config: Config, options: argparse.Namespace) -> None:
 def report(options: argparse.Namespace) -> None:
     from lt_jax import report
 
-    page = report.write(options.runs, options.out or options.runs[0] / "report")
+    out = options.out or options.runs[0] / "report"
+    if sys.stderr.isatty():
+        print(f"drawing into {out}", file=sys.stderr, flush=True)
+    page = report.write(options.runs, out)
     print(f"report: {page}")
 
 

@@ -147,9 +147,10 @@ def per_class(
                     [], [], color=colour, ls=dash, marker=marker, label=name
                 )
         axis.set_title(title, fontsize=size)
+    # The limits first: the first panel may show nothing above 0 where others do.
+    axes[0].set_ylim(low, high)
     if log:
         log_axis(axes[0], "y", low, high)
-    axes[0].set_ylim(low, high)
     count_axis(axes[0], counts)
     figure.supxlabel("training examples of the class (log scale)", fontsize=8)
     figure.supylabel(ylabel, fontsize=8)

@@ -15,7 +15,8 @@ WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
 ORDER = {
     True: "that of the original archive: `first` picks the authors' images",
-    False: "not that of the original archive: `first` picks other images",
+    False: "not that of the original archive: `first` picks other images than the "
+    "authors'; a copy made by `lt-jax data prepare` has their order",
 }
 
 

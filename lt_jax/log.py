@@ -35,11 +35,16 @@ class Log:
         if self.talks:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """In ``log.txt`` alone: what would push everything else off the terminal."""
+        if self.talks:
             with self._text.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def warn(self, text: str) -> None:
-        """One line that is told even by a command that otherwise only reads."""
+        """One line that is told, on stderr, even by a command that only reads."""
         if self.talks:
             self.say(text)
         elif jax.process_index() == 0:
@@ -107,16 +112,23 @@ def write_whole(path: Path, text: str) -> None:
     processes.first_does(write)
 
 
-def overview(params: Params, trained: Params) -> str:
-    """A line for each parameter: name, shape, trained or frozen; and the totals."""
+def overview(params: Params, trained: Params) -> tuple[str, str]:
+    """A line for each parameter: name, shape, trained or frozen; and their sums in one.
+
+    Returns:
+      The lines, and as in ``75,002 parameters: backbone 74,352 trained, head 650
+      trained``.
+    """
     moving = trees.leaves(trained)
-    lines, sizes = [], {True: 0, False: 0}
+    lines: list[str] = []
+    sums: dict[tuple[str, str], int] = {}
     for name, leaf in trees.leaves(params).items():
-        sizes[name in moving] += leaf.size
         state = "trained" if name in moving else "frozen"
+        group = name.split("/")[0], state
+        sums[group] = sums.get(group, 0) + leaf.size
         lines.append(f"  {name:44s} {leaf.shape!s:20s} {state}")
-    total = f"{sum(sizes.values()):,} parameters, {sizes[True]:,} trained"
-    return "\n".join([*lines, total])
+    parts = ", ".join(f"{part} {n:,} {state}" for (part, state), n in sums.items())
+    return "\n".join(lines), f"{sum(sums.values()):,} parameters: {parts}"
 
 
 def duration(seconds: float) -> str:

@@ -29,6 +29,9 @@ from lt_jax.steps import Knobs, Program
 from lt_jax.stopping import Interrupted, heeding, unasked
 from lt_jax.types import Dataset, InputError, Params, Splits, TrainState
 
+# A compilation that took less is nothing to tell of.
+TOLD_SECONDS = 1.0
+
 
 class Task(NamedTuple):
     """What all stages of a run share."""
@@ -161,6 +164,8 @@ def fit(
     meter = Meter(stage.title, total)
 
     def tell(compiled: steps.Compiled) -> None:
+        if compiled.seconds < TOLD_SECONDS:  # as a rule of every seed but the first
+            return
         log.say(
             f"{stage.title}: the step was compiled in {compiled.seconds:.1f} s; "
             f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
@@ -188,6 +193,11 @@ def fit(
             if step % per_epoch == 0:
                 meter.new_epoch()
             log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
+        elif total:
+            log.say(
+                f"{stage.title}: {stage.epochs:,} epochs of {per_epoch:,} steps; "
+                "the first waits for the compiler"
+            )
 
         log.rewind(stage.title, step)  # what a killed run did after its checkpoint
 

@@ -151,10 +151,14 @@ class Meter:
         """One line of progress; fetches what is pending."""
         self.fetch()
         self._told = time.monotonic()
-        pace = self._seconds / self._steps if self._steps else 0.0
-        return (
+        line = (
             f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
-            f"train {self.accuracy:.1%} | {self.rate():,.0f} img/s | "
-            f"data {self.starved():.0%} | "
-            f"{duration((self._total - step) * pace)} left"
+            f"train {self.accuracy:.1%}"
+        )
+        if not self._steps:  # the first one compiles, and tells nothing of the pace
+            return line
+        left = duration((self._total - step) * self._seconds / self._steps)
+        return (
+            f"{line} | {self.rate():,.0f} img/s | data {self.starved():.0%} | "
+            f"{left} left"
         )

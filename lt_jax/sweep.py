@@ -68,10 +68,14 @@ def sweep(session: Session) -> dict[str, Any]:
         f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
         f"on {len(session.task.splits.valid):,} validation images:"
     )
+    tried = workdirs.settings(found)
     for name, hyper in chosen.items():
         moving = [k for k in config.method[name].grid if k in hyper]
         numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
-        say(f"  {name}: {numbers or 'nothing to choose'}")
+        scores = [s.score(metric) for s in tried if s.method == name]
+        alike = scores.count(max(scores))
+        tied = f" (the first of {alike} of {len(scores)} settings with the best mean)"
+        say(f"  {name}: {numbers or 'nothing to choose'}{tied if alike > 1 else ''}")
     return {
         "chosen": chosen,
         "fixed": fixed,

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,10 +112,15 @@ def evaluate_all(
         like = weights.fresh(task, init, (1, 0))
         names = config.method.names
         folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
+        fits = {
+            name: processes.as_first(functools.partial(results.outcomes, workdir, name))
+            for name in ("stage1", *names, *folders)
+        }
+        count = sum(map(len, fits.values()))
+        session.log.warn(f"measuring {count} fits on {len(dataset):,} images")
         found = {}
-        for name in ("stage1", *names, *folders):
-            find = functools.partial(results.outcomes, workdir, name)
-            for outcome in processes.as_first(find):
+        for name, outcomes_of in fits.items():
+            for outcome in outcomes_of:
                 source = Source(workdir / "checkpoints" / outcome["run"], outcome)
                 method = session.methods["stage1"]
                 if name != "stage1":
@@ -157,7 +163,9 @@ def _stage1(session: Session) -> None:
             start = weights.loaded(source, start, c.init.skip)
         if not told:
             trained, _ = trees.partition(start.params, o.trains)
-            session.log.say(overview(start.params, trained))
+            table, sums = overview(start.params, trained)
+            session.log.note(table)
+            session.log.say(f"{sums} (each: {session.workdir / 'log.txt'})")
             told = True
         _fit(session, first_stage(session, seed), [seed], start, {})
 
@@ -299,9 +307,15 @@ def _finish(
     else:
         result = build(cached.own_values(c), "")
     report = results.write(session.workdir, result)
+    if not any(found["all"]["values"] for found in result["methods"].values()):
+        say("no fit has ended so far, so there is nothing to show")
+        return result
     say("")
     say(results.text(result))
-    say(f"report: {report}")
+    say(
+        f"report: {report} (tables; figures and a page: "
+        f"lt-jax report {shlex.quote(str(session.workdir))})"
+    )
     return result
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -102,6 +103,10 @@ def test_run_and_evaluate(tmp_path, capsys):
     for word in ("none", "ce", "los", "many", "medium", "few", "worst", "ECE", "LoMa"):
         assert word in table
     assert f"report: {tmp_path}/report" in table
+    assert re.search(r"parameters: backbone [\d,]+ trained, head [\d,]+ trained", table)
+    assert "stem_conv/kernel" not in table
+    assert "stem_conv/kernel" in (tmp_path / "log.txt").read_text()
+    assert "stage1/0: 2 epochs of 10 steps" in table
     assert cli.main(["run", *arguments]) == 0  # finds everything done
     capsys.readouterr()
     assert cli.main(["evaluate", *arguments, "--json"]) == 0
@@ -109,7 +114,10 @@ def test_run_and_evaluate(tmp_path, capsys):
     stored = json.loads((tmp_path / "result.json").read_text())
     assert found["los/0.0"]["all"] == stored["methods"]["los"]["all"]["mean"]
     assert cli.main(["evaluate", *arguments, "--split=valid"]) == 0
-    assert "los/0.0" in capsys.readouterr().out
+    told = capsys.readouterr()
+    (row,) = [line for line in told.out.splitlines() if line.startswith("los/0.0")]
+    assert re.search(r"\d  \d \d+\.\d, \d \d+\.\d, \d \d+\.\d$", row)
+    assert "measuring 3 fits on 76 images" in told.err
 
 
 @pytest.mark.parametrize(
@@ -222,8 +230,10 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
         assert time.monotonic() < limit
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=120)
     assert process.returncode == 130
+    assert "no fit has ended so far" in out
+    assert "| method |" not in out
     assert "stopped and saved at stage1/0: step" in err
     assert "Traceback" not in err
     stored = json.loads((tmp_path / "result.json").read_text())

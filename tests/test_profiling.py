@@ -90,6 +90,8 @@ def test_the_time_waited_for_data_is_in_the_line(monkeypatch):
     for step, _ in enumerate(first.timed(batches()), start=1):
         now += 1.0
         first.add(step, measured)
+        if step == 1:  # nothing is known of the pace
+            assert first.line(1).endswith("| train 100.0%")
     # Four times three seconds of waiting and one of work; the first step compiles.
     assert "| data 75% |" in first.line(5)
     again = meter.Meter("stage1/0", 5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import cached, checkpoint, cli, results, sweep, train, weights
+from lt_jax import cached, checkpoint, cli, results, sweep, train, weights, workdirs
 from lt_jax.log import plain
 from lt_jax.meter import Diverged
 from lt_jax.stopping import Interrupted
@@ -258,6 +258,10 @@ def test_choice_by_hand():
     ]
     assert sweep.choose(rows, "balanced") == {"a": {"lr": 0.1}}
     assert sweep.choose(rows[:4], "nll") == {"a": {"lr": 0.2}}
+    tied = [{**r, "hyper": {"lr": lr}} for lr in (1.0, 2.0) for r in rows[:1]]
+    assert sweep.choose(tied, "balanced") == {"a": {"lr": 1.0}}
+    first, second = (s.score("balanced") for s in workdirs.settings(tied))
+    assert first == second
     with pytest.raises(Diverged, match="every setting of b"):
         sweep.choose([*rows, row("b", 0.1, 0, None, diverged=1)], "balanced")
 

@@ -1,0 +1,196 @@
+"""The commands of the README run, in its order and in one folder, on small data.
+
+Each goes through the command line as it stands there; what makes it small is appended.
+Those that are run elsewhere, or cannot be, are listed with where and why.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from glob import glob
+from pathlib import Path
+
+import numpy as np
+import pytest
+import test_readme
+import tiny_archives
+import tiny_photos
+from PIL import Image
+from test_readme import ROOT, ours, words
+
+from lt_jax import cli
+
+COMMANDS = list(
+    dict.fromkeys(
+        re.sub(r"\s+", " ", command)
+        for block in test_readme.blocks(test_readme.DOCUMENTS["README.md"], "sh")
+        for line in block.replace("\\\n", "").splitlines()
+        if (command := line.partition("#")[0].strip())
+    )
+)
+
+# By how a command begins; the file that runs it or what it starts, and a word of that.
+ELSEWHERE = {
+    "lt-jax retrain --config configs/features.py": ("test_vectors.py", "of_the_readme"),
+    "lt-jax sweep --config configs/features.py": ("test_vectors.py", "of_the_readme"),
+    "lt-jax benchmark": ("test_benchmark_command.py", "test_all_parts"),
+    "launch/local.sh": ("test_launch.py", "local.sh"),
+    "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
+    "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
+    "lt-jax train --config ...": ("test_hosts.py", "hosts_worker"),
+    "python benchmarks/stage2.py": ("test_benchmarks.py", '"stage2"'),
+    "python benchmarks/input_pipeline.py": (
+        "test_input_benchmark.py",
+        "input_pipeline.py",
+    ),
+    "make demo": (".ci/run", "make demo"),
+    "make test": (".ci/run", "make test"),
+}
+# What no test and no .ci/run can do, and why.
+NOT_RUN = {
+    "python3 -m venv": "what `make` does, from the Makefile",
+    ".venv/bin/pip install": "what `make` does; [cuda] needs an NVIDIA GPU",
+    "kubectl": "needs a cluster; test_launch.py holds the manifest to its schema",
+    "mpirun": "needs Open MPI; test_cluster.py sets its environment",
+    "python benchmarks/devices.py": "minutes; test_steps.py holds what it measures",
+    "python benchmarks/faults.py": "nearly an hour; test_hosts.py holds what it asks",
+}
+
+SMALL = [
+    "--config.model.width=4",
+    "--config.optim.epochs=1",
+    "--config.optim.repeats=1",
+]
+STAGE2 = ["--config.method.ce.epochs=1", "--config.method.los.epochs=1"]
+FEW = ["--config.method.repeats=1"]
+# What is appended, by the config of the command.
+SMALLER = {
+    "digits_lt": [
+        *SMALL,
+        *STAGE2,
+        "--config.method.ce.grid.lr=(1e-3,1e-2)",
+        "--config.method.los.grid.lr=(1e-3,)",
+        "--config.method.los.grid.delta=(0.5,0.83)",
+    ],
+    "cifar100_lt": [
+        *SMALL,
+        *STAGE2,
+        *FEW,
+        "--config.data.imbalance=5",
+        "--config.method.names=('los',)",
+    ],
+    "folder": [
+        *SMALL,
+        *STAGE2,
+        *FEW,
+        "--config.model.name=resnet8",
+        "--config.model.stem=cifar",
+        "--config.data.size=16",
+        "--config.data.resize=20",
+        "--config.data.workers=1",
+        "--config.optim.batch=16",
+        "--config.method.batch=16",
+    ],
+    "inat2018": [],
+}
+
+
+def listed(command: str, where: dict[str, object]) -> bool:
+    return any(command.startswith(start) for start in where)
+
+
+HERE = [c for c in COMMANDS if not listed(c, ELSEWHERE) and not listed(c, NOT_RUN)]
+
+
+def test_every_command_is_run_somewhere():
+    for command in COMMANDS:
+        assert listed(command, ELSEWHERE) + listed(command, NOT_RUN) < 2, command
+    for start in (*ELSEWHERE, *NOT_RUN):
+        assert any(command.startswith(start) for command in COMMANDS), start
+    for file, word in ELSEWHERE.values():
+        path = ROOT / file if "/" in file else ROOT / "tests" / file
+        assert word in path.read_text(encoding="utf-8"), file
+    assert len(HERE) > 20
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Miniatures of everything the commands look for, where they look for it."""
+    root = tmp_path_factory.mktemp("readme")
+    (root / "configs").symlink_to(ROOT / "configs")
+    for name in ("Downloads", "archives", "lists", "new", "runs"):
+        (root / name).mkdir()
+    tiny_archives.cifar(root / "Downloads", 100, 500, 100)
+    tiny_archives.inat(root / "archives", list(range(8142)), [0, 1])
+    tiny_archives.imagenet(root / "archives", [0, 0, 1], [1, 0], 2)
+    for path in (root / "archives").glob("*.txt"):
+        shutil.move(path, root / "lists")
+    classes = list(tiny_photos.COLOURS)
+    tiny_photos.write(
+        root / "photos/train", dict(zip(classes, (12, 6, 3), strict=True))
+    )
+    tiny_photos.write(root / "photos/test", dict.fromkeys(classes, 2), 5000)
+    # Of the size of CIFAR's, which the network in net.stablehlo asks for.
+    Image.new("RGB", (32, 32), (200, 40, 40)).save(root / "new/any.jpg")
+    for run, other in (("a", "digits"), ("b", "digits_delta_05")):
+        (root / "runs" / run).symlink_to(root / "runs" / other)
+    return root
+
+
+def weights_of_theirs(path: Path) -> None:
+    torch = pytest.importorskip("torch", reason="the extra parity is not installed")
+    from torch_networks import network
+
+    torch.save(network("resnet34", 4, 100).state_dict(), path)
+
+
+@pytest.mark.parametrize("command", HERE)
+def test_a_command_of_the_readme(command, folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "cifar"))
+    command = command.replace("$HOME", str(folder))
+    command = re.sub(r"(?<==)/(?=archives|lists|data)", f"{folder}/", command)
+    for name, value in re.findall(r"^([A-Z_]+)=(\S+) ", command):
+        monkeypatch.setenv(name, value)
+    arguments = ours(command)
+    assert arguments, words(command)
+    arguments = [path for a in arguments for path in (glob(a) if "*." in a else [a])]
+    if config := re.search(r"configs/(\w+)\.py", command):
+        arguments += SMALLER[config[1]]
+        if config[1] == "cifar100_lt" and "init.path" not in command:
+            arguments += ["--config.model.name=resnet8"]
+    if arguments[:2] == ["data", "prepare"]:
+        arguments += ["--partial"]
+    if "runs/c" in arguments:
+        shutil.copytree("runs/digits_delta_05", "runs/c")
+    if (theirs := Path("best_model_stage1.pth")).name in arguments:
+        weights_of_theirs(theirs)
+    needed = [a for a in arguments if a in ("runs/los", "net.stablehlo")]
+    if needed and "init.path" not in command and not (folder / "runs/theirs").exists():
+        pytest.skip("the weights of the authors need the extra parity")
+
+    assert cli.main(arguments) == 0, capsys.readouterr().err
+    told = capsys.readouterr().out
+    assert told
+    if arguments[0] in ("run", "retrain", "sweep"):
+        assert "| los " in told
+    if arguments[0] == "predict":
+        assert len(re.findall(r"\d %  \S", told)) >= 3
+    if arguments[0] == "report":
+        page = Path(told.removeprefix("report: ").strip())
+        assert "</html>" in page.read_text(encoding="utf-8")
+    if arguments[0] == "convert" and arguments[2].startswith("net."):
+        assert Path(arguments[2]).stat().st_size > 10_000
+
+
+def test_what_the_commands_left_goes_together(folder):
+    """Workdirs on one representation share it, and nothing is half-done."""
+    if not (folder / "runs/digits/result.json").exists():
+        pytest.skip("the commands above were not run")
+    other = folder / "runs/digits_delta_05/checkpoints/stage1/0"
+    weights = json.loads((other / "outcome.json").read_text())["weights"]
+    assert Path(weights).samefile(folder / "runs/digits/checkpoints/stage1/0")
+    assert list((folder / "traces").rglob("*.trace.json.gz"))
+    assert np.array([p.suffix != ".tmp" for p in (folder / "runs").rglob("*")]).all()
