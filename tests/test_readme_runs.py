@@ -36,7 +36,7 @@ ELSEWHERE = {
     "lt-jax retrain --config configs/features.py": ("test_vectors.py", "of_the_readme"),
     "lt-jax sweep --config configs/features.py": ("test_vectors.py", "of_the_readme"),
     "lt-jax benchmark": ("test_benchmark_command.py", "test_all_parts"),
-    "lt-jax report runs/a": ("test_report.py", '"--out"'),
+    "lt-jax report runs/a": ("test_report.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
     "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
