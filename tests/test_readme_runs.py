@@ -36,6 +36,7 @@ ELSEWHERE = {
     "lt-jax retrain --config configs/features.py": ("test_vectors.py", "of_the_readme"),
     "lt-jax sweep --config configs/features.py": ("test_vectors.py", "of_the_readme"),
     "lt-jax benchmark": ("test_benchmark_command.py", "test_all_parts"),
+    "lt-jax report runs/a": ("test_report.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
     "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
@@ -134,8 +135,6 @@ def folder(tmp_path_factory):
     tiny_photos.write(root / "photos/test", dict.fromkeys(classes, 2), 5000)
     # Of the size of CIFAR's, which the network in net.stablehlo asks for.
     Image.new("RGB", (32, 32), (200, 40, 40)).save(root / "new/any.jpg")
-    for run, other in (("a", "digits"), ("b", "digits_delta_05")):
-        (root / "runs" / run).symlink_to(root / "runs" / other)
     return root
 
 
@@ -163,8 +162,6 @@ def test_a_command_of_the_readme(command, folder, monkeypatch, capsys):
             arguments += ["--config.model.name=resnet8"]
     if arguments[:2] == ["data", "prepare"]:
         arguments += ["--partial"]
-    if "runs/c" in arguments:
-        shutil.copytree("runs/digits_delta_05", "runs/c")
     if (theirs := Path("best_model_stage1.pth")).name in arguments:
         weights_of_theirs(theirs)
     needed = [a for a in arguments if a in ("runs/los", "net.stablehlo")]
