@@ -41,7 +41,7 @@ ELSEWHERE = {
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
     "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
     "lt-jax train --config ...": ("test_hosts.py", "hosts_worker"),
-    "python benchmarks/stage2.py": ("test_benchmarks.py", '"stage2"'),
+    "python benchmarks/stage2.py": ("test_benchmarks.py", "stage2.measure"),
     "python benchmarks/input_pipeline.py": (
         "test_input_benchmark.py",
         "input_pipeline.py",
