@@ -44,7 +44,7 @@ ELSEWHERE = {
     "python benchmarks/stage2.py": ("test_benchmarks.py", "stage2.measure"),
     "python benchmarks/input_pipeline.py": (
         "test_input_benchmark.py",
-        "input_pipeline.py",
+        "bench.measure",
     ),
     "make demo": (".ci/run", "make demo"),
     "make test": (".ci/run", "make test"),
