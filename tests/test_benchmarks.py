@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import against_authors
+import authors_curves
 import jax
 import parts
 import protocol
@@ -104,11 +105,26 @@ def test_what_the_protocol_table_shares_is_the_same(
             assert found[row][head]["values"] == expected, (row, head)
 
 
-def test_a_ratio_of_train_step_is_over_the_best_of_a_round():
+def test_a_ratio_of_train_step_is_best_over_best_of_a_round():
     rounds = [
-        {"lt_jax": 8.0, "channels_first": 10.0, "channels_last": 5.0},
-        {"lt_jax": 6.0, "channels_first": 5.0, "channels_last": 10.0},
-        {"lt_jax": 9.0, "channels_first": 1.0, "channels_last": 10.0},
+        {
+            "lt_jax": 8.0,
+            "lt_jax_split": 1.0,
+            "channels_first": 10.0,
+            "channels_last": 5.0,
+        },
+        {
+            "lt_jax": 6.0,
+            "lt_jax_split": 1.0,
+            "channels_first": 5.0,
+            "channels_last": 10.0,
+        },
+        {
+            "lt_jax": 5.0,
+            "lt_jax_split": 9.0,
+            "channels_first": 1.0,
+            "channels_last": 10.0,
+        },
     ]
     assert train_step.ratio(rounds) == pytest.approx(0.8)
 
@@ -120,5 +136,28 @@ def test_train_step_measures_all_sides():
     rates = train_step.measure("resnet32", 8, 1, counts, 16, "cpu")
     assert rates.keys() == counts.keys()
     for (one,) in rates.values():
-        assert one.keys() == {"lt_jax", *train_step.TORCH}
+        assert one.keys() == {*train_step.OURS["cpu"], *train_step.TORCH}
         assert all(rate > 0 for rate in one.values())
+
+
+def test_a_curve_is_the_first_epoch_of_either_side():
+    theirs = "".join(
+        f"\rTraining |##  | ({step}/3) Data: 0.0s | ETA: 0:0{step} | Loss: {loss} "
+        for step, loss in ((1, 4.5), (2, 4.25), (2, 4.25), (3, 4.0), (1, 3.5))
+    )
+    ours = "".join(
+        f"stage1/0 | step {step}/6 | loss {loss:.3f} | train 3.1%\n"
+        for step, loss in ((1, 4.5), (2, 4.25), (3, 4.0))
+    )
+    assert [*authors_curves.curve(theirs, authors_curves.THEIRS)] == [4.5, 4.25, 4.0]
+    assert [*authors_curves.curve(ours, authors_curves.OURS)] == [4.5, 4.25, 4.0]
+
+
+@pytest.mark.parametrize("text", ["", "stage1/0 | step 2/6 | loss 4.250 | train 3.1%"])
+def test_a_file_without_a_whole_curve_is_told(text: str, tmp_path, monkeypatch):
+    file = tmp_path / "log.txt"
+    file.write_text(text)
+    words = ["authors_curves.py", "--theirs", str(file), "--ours", str(file)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"log.txt: (found no line|expected step 1)"):
+        authors_curves.main()

@@ -1,0 +1,92 @@
+"""Stage 1 of the authors' own code and of ours: one loss curve from what each prints.
+
+Both tell the mean loss of the epoch so far. Their progress bar does so on a terminal
+alone, ours step by step if it may:
+
+    script -qc "python main_stage1.py --seed 0 --epochs 1 ..." theirs0.txt
+    lt-jax train --config.seed=0 --config.log.seconds=0.001 --workdir ours0 ...
+    python benchmarks/authors_curves.py --theirs theirs0.txt --ours ours0/log.txt \
+        [--plot FILE.png]
+
+(`against_authors.md` has the whole commands.) Each option takes several files, one for
+each seed. Of a file with several epochs the first one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+THEIRS = r"Training .*?\((\d+)/\d+\).*?Loss: ([\d.]+)"
+OURS = r"\| step (\d+)/\d+ \| loss ([\d.]+)"
+TOLD = (1, 2, 5, 10, 20, 40, 80, 120, 10**9)  # steps; the last is the last
+
+
+def curve(text: str, pattern: str) -> np.ndarray:
+    """float[steps]: the mean loss up to each step of the first epoch.
+
+    Raises:
+      ValueError: a step is missing, or nothing at all was found.
+    """
+    losses: list[float] = []
+    for step, loss in re.findall(pattern, text):
+        if int(step) == len(losses) + 1:
+            losses.append(float(loss))
+        elif int(step) > len(losses):
+            raise ValueError(f"expected step {len(losses) + 1}, found {step}")
+        elif int(step) == 1:
+            break  # the second epoch; a step told twice is not a new one
+    if not losses:
+        raise ValueError(f"found no line that matches {pattern!r}")
+    return np.array(losses)
+
+
+def plot(curves: dict[str, list[np.ndarray]], file: Path) -> None:
+    from matplotlib.figure import Figure
+
+    from lt_jax import drawing
+
+    with drawing.style():
+        figure = Figure(figsize=(5, 3), layout="constrained")
+        axes = figure.add_subplot()
+        for (side, some), (color, _, line) in zip(
+            curves.items(), drawing.LINES, strict=False
+        ):
+            for number, losses in enumerate(some):
+                steps = np.arange(1, len(losses) + 1)
+                label = side if number == 0 else None  # one entry for all its seeds
+                axes.plot(steps, losses, line, color=color, linewidth=1, label=label)
+        axes.set(xlabel="step of the first epoch", ylabel="mean cross-entropy so far")
+        axes.legend()
+        figure.savefig(file, dpi=120)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    for side in ("theirs", "ours"):
+        parser.add_argument(f"--{side}", type=Path, nargs="+", required=True)
+    parser.add_argument("--plot", type=Path, help="a PNG of the curves")
+    options = parser.parse_args()
+    curves: dict[str, list[np.ndarray]] = {"lt_jax": [], "the authors' code": []}
+    sides = zip(curves, (options.ours, options.theirs), (OURS, THEIRS), strict=True)
+    for side, files, pattern in sides:
+        for file in files:
+            try:
+                curves[side].append(curve(file.read_text(errors="replace"), pattern))
+            except (OSError, ValueError) as error:
+                sys.exit(f"{file}: {error}")
+    print("  step" + "".join(f"{s:>18s}" for s, c in curves.items() for _ in c))
+    whole = [losses for some in curves.values() for losses in some]
+    end = min(map(len, whole))
+    for step in sorted({min(step, end) for step in TOLD}):
+        print(f"{step:6d}" + "".join(f"{losses[step - 1]:18.3f}" for losses in whole))
+    if options.plot:
+        plot(curves, options.plot)
+
+
+if __name__ == "__main__":
+    main()
