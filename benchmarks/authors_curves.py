@@ -18,6 +18,7 @@ import argparse
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -67,8 +68,9 @@ def plot(curves: dict[str, list[np.ndarray]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for side in ("theirs", "ours"):
-        parser.add_argument(f"--{side}", type=Path, nargs="+", required=True)
+    files: dict[str, Any] = {"type": Path, "nargs": "+", "required": True}
+    parser.add_argument("--theirs", help="what their bar showed", **files)
+    parser.add_argument("--ours", help="log.txt of workdirs", **files)
     parser.add_argument("--plot", type=Path, help="a PNG of the curves")
     options = parser.parse_args()
     curves: dict[str, list[np.ndarray]] = {"lt_jax": [], "the authors' code": []}

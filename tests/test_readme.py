@@ -46,7 +46,7 @@ def commands() -> list[tuple[str, str]]:
             text = "".join(
                 line
                 for line in text.replace("\\\n", "").splitlines(keepends=True)
-                if not re.match(r"(python main_|sed |git |cd )", line)
+                if not re.match(r"(python main_|script |sed |git |cd )", line)
             )
         for block in blocks(text, "sh"):
             for line in block.replace("\\\n", "").splitlines():
