@@ -124,11 +124,12 @@ def _receive(
     came: dict[int, tuple[socket.socket, str]] = {}
     with server, contextlib.ExitStack() as open_until_end:
         try:
-            while len(came) < where.num_processes - 1:
+            while _still_there(came) < where.num_processes - 1:
                 server.settimeout(max(0.01, until - time.monotonic()))
                 try:
                     line, _ = server.accept()
                 except TimeoutError:
+                    _still_there(came)
                     raise InputError(
                         _missing(where, {0, *came}, bind, seconds)
                     ) from None
@@ -149,8 +150,7 @@ def _admit(
     came: dict[int, tuple[socket.socket, str]],
 ) -> None:
     number, who = said["process_id"], f"{said['host']} (pid {said['pid']})"
-    if number in came and select.select([came[number][0]], [], [], 0)[0]:
-        del came[number]  # it has hung up since, and was started again
+    _still_there(came)
     problem = ""
     if said["num_processes"] != where.num_processes:
         problem = (
@@ -168,6 +168,14 @@ def _admit(
         _answer([line], problem)
         raise InputError(problem)
     came[number] = (line, who)
+
+
+def _still_there(came: dict[int, tuple[socket.socket, str]]) -> int:
+    """How many; those that have hung up are forgotten, as they may be started again."""
+    for number, (line, _) in [*came.items()]:
+        if select.select([line], [], [], 0)[0]:  # nobody speaks after the greeting
+            del came[number]
+    return len(came)
 
 
 def _missing(where: Place, came: set[int], bind: str, seconds: float) -> str:
