@@ -94,7 +94,7 @@ def slowest(events: Iterable[dict[str, Any]]) -> list[tuple[str, int, float]]:
 
     Each with the number of its calls and its own seconds: what runs within it on the
     same thread, as a loop's body does, counts there alone. Operations that differ in
-    the number at the end of their names (``fusion.3``) are one.
+    the number behind their names (``fusion.3``, ``ffi_call.3__target``) are one.
 
     Args:
       events: ``traceEvents`` of a trace; others than of operations are passed over.
@@ -104,7 +104,7 @@ def slowest(events: Iterable[dict[str, Any]]) -> list[tuple[str, int, float]]:
         arguments = event.get("args", {})
         if event.get("ph") == "X" and "hlo_op" in arguments:
             begin, last = float(event["ts"]), float(event.get("dur", 0.0))
-            name = re.sub(r"(?:[._]\d+|\.clone)+$", "", arguments["hlo_op"])
+            name = re.sub(r"(?:[._]\d+|\.clone)+(?=$|__)", "", arguments["hlo_op"])
             threads[event["pid"], event["tid"]].append((begin, last, name))
     calls: dict[str, int] = collections.Counter()
     own: dict[str, float] = collections.defaultdict(float)
