@@ -11,7 +11,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -114,28 +114,42 @@ def test_a_stranger_on_the_port_changes_nothing(noise):
         assert waits.result() == [""]
 
 
+def hang_up(where: meeting.Place, waits: Future) -> None:
+    """Greets process 0 as process 1 of 3, once it listens, and dies."""
+    greeting = (
+        b'{"process_id": 1, "num_processes": 3, "versions": '
+        b'{"lt_jax": "1", "jax": "2"}, "host": "h", "pid": 1}\n'
+    )
+    while True:
+        try:
+            early = socket.create_connection((where.host, where.port))
+            break
+        except OSError:
+            assert not waits.done(), waits.result()
+    early.sendall(greeting)
+    early.close()
+
+
 @pytest.mark.parametrize("last", [1, 2])
 def test_a_process_that_was_started_again_takes_its_place(last):
     where = places(3, 0, 3 - last, last)
     with ThreadPoolExecutor(2) as threads:
         waits = threads.submit(gather, where[:1])
-        greeting = (
-            b'{"process_id": 1, "num_processes": 3, "versions": '
-            b'{"lt_jax": "1", "jax": "2"}, "host": "h", "pid": 1}\n'
-        )
-        while True:
-            try:
-                early = socket.create_connection(("127.0.0.1", where[0].port))
-                break
-            except OSError:
-                assert not waits.done(), waits.result()
-        early.sendall(greeting)
-        early.close()
+        hang_up(where[0], waits)
         # With the other one there all have come, but for the one that has hung up.
         other = threads.submit(gather, where[1:2])
         time.sleep(0.3)
         assert gather(where[2:]) == [""]
         assert other.result() == waits.result() == [""]
+
+
+def test_a_process_that_hung_up_is_missing():
+    where = places(3, 0)
+    with ThreadPoolExecutor(1) as threads:
+        waits = threads.submit(gather, where, seconds=1)
+        hang_up(where[0], waits)
+        (told,) = waits.result()
+    assert told.startswith("1 of 3 processes came within 1 s; missing: 1, 2.")
 
 
 def test_who_comes_late_is_told():
