@@ -1,0 +1,126 @@
+"""Writes ``configs.json``: the resolved value of every key of every config.
+
+    python tests/golden/make_configs.py
+
+Per config: all values at its default argument, and for each other argument the values
+that differ from those.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+CONFIGS = HERE.parents[1] / "configs"
+
+# Arguments by config: the values of each key that is varied.
+VARIED: dict[str, dict[str, tuple[str, ...]]] = {
+    "digits_lt": {},
+    "cifar100_lt": {
+        "ir": ("100", "50", "10"),
+        "net": ("resnet34", "resnet32"),
+        "split": ("first", "cao"),
+        "protocol": ("clean", "paper"),
+        "methods": ("two", "all"),
+        "data": ("cifar100", "cifar10"),
+    },
+    "features": {
+        "path": ("", "some/folder"),
+        "ir": ("whole", "100"),
+        "delta": ("0.98", "0.5"),
+        "limits": ("100-20", "50-10"),
+    },
+    "folder": {
+        "path": ("", "some/folder"),
+        "classes": ("100", "7"),
+        "table": ("", "some/table.csv"),
+        "net": ("resnet50", "resnet10", "resnext50_32x4d"),
+        "epochs": ("90", "5"),
+        "features": ("cached", "online"),
+        "methods": ("two", "all"),
+    },
+    "imagenet_lt": {
+        "net": ("resnext50_32x4d", "resnet50", "resnet10", "resnet101", "resnet152"),
+        "epochs": ("90", "200"),
+        "colours": ("plain", "jitter"),
+        "features": ("cached", "online"),
+        "methods": ("two", "all"),
+    },
+    "inat2018": {
+        "net": ("resnet50", "resnet101", "resnet152", "resnet10"),
+        "epochs": ("90", "200"),
+        "protocol": ("clean", "paper"),
+        "features": ("cached", "online"),
+        "methods": ("two", "all"),
+    },
+}
+
+
+def arguments(name: str) -> list[str]:
+    """The default argument "", then every value alone and with every other one."""
+    single = [(k, v) for k, known in VARIED[name].items() for v in known[1:]]
+    pairs = [(a, b) for a, b in itertools.combinations(single, 2) if a[0] != b[0]]
+    chosen = [*((one,) for one in single), *pairs]
+    return ["", *(",".join(f"{k}={v}" for k, v in parts) for parts in chosen)]
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys to values, tuples as lists, as JSON has them."""
+    found: dict[str, Any] = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = json.loads(json.dumps(value))
+    return found
+
+
+def load(name: str, argument: str) -> dict[str, Any]:
+    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return flat(module.get_config(argument) if argument else module.get_config())
+
+
+def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The values of ``other`` that differ from ``base``; None where it lacks a key."""
+    keys = [*other, *(key for key in base if key not in other)]
+    return {k: other.get(k) for k in keys if k not in base or other.get(k) != base[k]}
+
+
+def resolved(name: str) -> dict[str, Any]:
+    base, *others = arguments(name)
+    whole = load(name, base)
+    return {
+        "default": whole,
+        "differs": {a: difference(whole, load(name, a)) for a in others},
+    }
+
+
+def main() -> None:
+    found = {name: resolved(name) for name in sorted(VARIED)}
+    lines = []
+    for name, config in found.items():
+        lines.append(f' {json.dumps(name)}: {{\n  "default": {{')
+        lines.append(_lines(config["default"]) + '\n  },\n  "differs": {')
+        lines.append(_lines(config["differs"]) + "\n  }\n },")
+    text = "{\n" + "\n".join(lines).removesuffix(",") + "\n}\n"
+    (HERE / "configs.json").write_text(text, encoding="utf-8")
+
+
+def _lines(values: dict[str, Any]) -> str:
+    """One line per entry, sorted, so that a change is readable in a diff."""
+    return ",\n".join(
+        f"   {json.dumps(key)}: {json.dumps(values[key], sort_keys=True)}"
+        for key in sorted(values)
+    )
+
+
+if __name__ == "__main__":
+    main()
