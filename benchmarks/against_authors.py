@@ -72,24 +72,19 @@ class Jax:
     def __init__(self, net: str, splits: Any, state: Any):
         import jax.numpy as jnp
 
-        from lt_jax import (
-            heads,
-            interop,
-            losses,
-            optim,
-            placing,
-            steps,
-            trees,
-            weights,
-        )
-        from lt_jax.data.augment import Augment
+        from lt_jax import heads, losses, trees
+        from lt_jax.data.augment.transforms import Augment
+        from lt_jax.distributed import sharding
+        from lt_jax.experiment import weights
+        from lt_jax.export import torch_names
+        from lt_jax.training import optim, steps
 
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-        self.shard, self.splits = placing.shard, splits
+        self.shard, self.splits = sharding.shard, splits
         num_classes = len(splits.counts)
         backbone = parts.network(net, NETS[net])
         like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)
-        found = interop.from_torch(state, trees.leaves(like._asdict()))
+        found = torch_names.from_torch(state, trees.leaves(like._asdict()))
         leaves = {name: jnp.asarray(leaf) for name, leaf in found.leaves.items()}
         params, stats = trees.rebuild(like, leaves)
         per_epoch = -(-len(splits.train) // BATCH)
@@ -114,7 +109,7 @@ def measure(net: str, seconds: float, most: int, splits: Any) -> dict[str, Any]:
     import numpy as np
 
     from lt_jax import samplers
-    from lt_jax.data import augment as augmentation
+    from lt_jax.data.augment import transforms as augmentation
 
     num_classes = len(splits.counts)
     key = jax.random.key(0)  # as `Jax` has it
@@ -224,12 +219,12 @@ def main() -> None:
     if importlib.util.find_spec("torch") is None:
         sys.exit("benchmarks/against_authors.py needs PyTorch: 'lt_jax[parity]'")
     os.environ.setdefault("JAX_PLATFORMS", "cpu")  # as PyTorch's extra is the CPU's
-    from lt_jax import data
+    from lt_jax.data import catalogue
 
     net, steps = options.net, options.steps
     if options.quick:
         net, steps = "resnet32", 20
-    splits = data.load(
+    splits = catalogue.load(
         "cifar100", dir="", imbalance=100, split="first", valid=0.0, seed=0
     )
     result = measure(net, options.seconds, steps, splits)

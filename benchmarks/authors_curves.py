@@ -49,13 +49,13 @@ def curve(text: str, pattern: str) -> np.ndarray:
 def plot(curves: dict[str, list[np.ndarray]], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    from lt_jax import drawing
+    from lt_jax.report import style
 
-    with drawing.style():
+    with style.style():
         figure = Figure(figsize=(5, 3), layout="constrained")
         axes = figure.add_subplot()
         for (side, some), (color, _, line) in zip(
-            curves.items(), drawing.LINES, strict=False
+            curves.items(), style.LINES, strict=False
         ):
             for number, losses in enumerate(some):
                 steps = np.arange(1, len(losses) + 1)

@@ -154,8 +154,9 @@ def measure(case: Case) -> dict[str, Any]:
     import jax
     import jax.numpy as jnp
 
-    from lt_jax import losses, steps
-    from lt_jax.data.augment import Augment
+    from lt_jax import losses
+    from lt_jax.data.augment.transforms import Augment
+    from lt_jax.training import steps
     from lt_jax.types import TrainState
 
     backbone = parts.network(case.net, 64, stem="imagenet", dtype=case.dtype)

@@ -27,11 +27,16 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import data, heads, losses, metrics, placing, samplers, steps
-    from lt_jax.data.augment import Augment
-    from lt_jax.data.feed import feed
+    from lt_jax import heads, losses, metrics, samplers
+    from lt_jax.data import catalogue
+    from lt_jax.data.augment.transforms import Augment
+    from lt_jax.data.loader import feed
+    from lt_jax.distributed import sharding
+    from lt_jax.training import steps
 
-    splits = data.load("digits", dir="", imbalance=20, split="first", valid=0.2, seed=0)
+    splits = catalogue.load(
+        "digits", dir="", imbalance=20, split="first", valid=0.2, seed=0
+    )
     augment = Augment(pad=1, flip=False, mean=(0.305,), std=(0.376,))
     num_classes = len(splits.counts)
     backbone = parts.network("resnet8", 16, dtype="float64")
@@ -46,14 +51,14 @@ def measure(num_steps: int) -> dict[str, Any]:
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
-    for one in feed(splits.train, placing.part(plan), placing.shard):
+    for one in feed(splits.train, sharding.part(plan), sharding.shard):
         state, measured = train(state, one, knobs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
-    tally = placing.replicate(metrics.empty(num_classes))
+    tally = sharding.replicate(metrics.empty(num_classes))
     order = samplers.in_rows(np.arange(len(splits.test)), 70)
-    for one in feed(splits.test, placing.part(order), placing.shard):
+    for one in feed(splits.test, sharding.part(order), sharding.shard):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {
         "devices": jax.device_count(),

@@ -128,7 +128,7 @@ def steps_told(text: str) -> list[tuple[str, int]]:
 def essence(workdir: Path) -> dict[str, str]:
     """Digests of everything that has to be the same, by name."""
     sys.path.insert(0, str(ROOT))
-    from lt_jax import checkpoint
+    from lt_jax.training import checkpoint
 
     def digest(content: bytes) -> str:
         return hashlib.sha256(content).hexdigest()

@@ -92,7 +92,7 @@ def made(files: list[bytes], workers: int = 1) -> Any:
     """The files as a data set of ours."""
     import numpy as np
 
-    from lt_jax.data.photos import View, photographs
+    from lt_jax.data.images.photos import View, photographs
 
     return photographs(
         "made",
@@ -116,7 +116,7 @@ def fed(dataset: Any, rows: Any, epoch: int, train: bool = True) -> None:
     """Every batch of a plan, to the host."""
     import numpy as np
 
-    from lt_jax.data.feed import Crops, feed
+    from lt_jax.data.loader import Crops, feed
 
     places = np.arange(rows.size).reshape(rows.shape)
     crops = Crops((1, 0), epoch, places) if train else None
@@ -132,7 +132,7 @@ def boxes(images: int, epoch: int) -> list[Crop]:
     import numpy as np
 
     from lt_jax import seeds
-    from lt_jax.data import crops
+    from lt_jax.data.images import crops
 
     drawn = seeds.numbers((1, 0), epoch, np.arange(images), crops.NUMBERS)
     return [
@@ -256,8 +256,8 @@ def grain(files: list[bytes], images: int) -> Callable[[int], Any]:
     from grain import MapDataset, ReadOptions
 
     from lt_jax import seeds
-    from lt_jax.data import crops
-    from lt_jax.data.decode import decode
+    from lt_jax.data.images import crops
+    from lt_jax.data.images.decode import decode
 
     def ready(epoch: int) -> Callable[[], None]:
         drawn = seeds.numbers((1, 0), epoch, np.arange(images), crops.NUMBERS)
@@ -368,7 +368,7 @@ def python_seconds(files: list[bytes]) -> float:
     """
     import numpy as np
 
-    from lt_jax.data import decode
+    from lt_jax.data.images import decode
 
     class Nothing:
         INTER_LINEAR = INTER_AREA = 0

@@ -15,9 +15,10 @@ from typing import Any
 
 def network(net: str, width: int, stem: str = "cifar", dtype: str = "float32") -> Any:
     """One of our backbones."""
-    from lt_jax import models, placing
+    from lt_jax import models
+    from lt_jax.distributed import sharding
 
-    return models.create(net, stem, width, False, "torch", dtype, placing.AXIS)
+    return models.create(net, stem, width, False, "torch", dtype, sharding.AXIS)
 
 
 def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any, Any]:
@@ -49,7 +50,8 @@ def program(
     parts: int = 1,
 ) -> Any:
     """The step of SGD with momentum 0.9 on the cross-entropy of a linear head."""
-    from lt_jax import heads, losses, optim, steps
+    from lt_jax import heads, losses
+    from lt_jax.training import optim, steps
 
     return steps.Program(
         backbone=backbone,
@@ -76,14 +78,15 @@ def begin(
     import jax
     import numpy as np
 
-    from lt_jax import placing, steps
+    from lt_jax.distributed import sharding
+    from lt_jax.training import steps
 
     if np.ndim(rates) == 0:
         rates = np.full(100_000, rates, np.float32)
     none = np.zeros(len(rates), bool)
     knobs = steps.Knobs(jax.random.key(seed), rates, adjust, params["head"], none)
     state = steps.init_state(params, stats, program.sgd, program.trains)
-    return state, placing.replicate(knobs)
+    return state, sharding.replicate(knobs)
 
 
 def torch_network(net: str, width: int, num_classes: int) -> Any:

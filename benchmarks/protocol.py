@@ -67,7 +67,7 @@ ROWS = {
 
 def command(words: list[str], changes: dict[str, Any]) -> str:
     """What a command of ``lt-jax`` printed; ends with its code where it failed."""
-    from lt_jax import cli
+    from lt_jax.cli import main as cli
 
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     print("lt-jax", *words, *flags, file=sys.stderr)

@@ -128,7 +128,7 @@ def host(size: Size, folder: Path) -> dict[str, Any]:
     """What is done on the host, once for a run or for an epoch."""
     from lt_jax import metrics, samplers
     from lt_jax.data import longtail
-    from lt_jax.types import Dataset
+    from lt_jax.data.dataset import Dataset
 
     labels = made_labels(size)
     ids = np.array([f"train_{i:06d}" for i in range(len(labels))])
@@ -191,10 +191,12 @@ def tally(size: Size, folder: Path) -> dict[str, Any]:
 
 def stage1(size: Size, folder: Path) -> dict[str, Any]:
     """Some steps of the small network under the whole head."""
-    from lt_jax import losses, placing, samplers, steps
-    from lt_jax.data.augment import Augment
-    from lt_jax.data.feed import feed
-    from lt_jax.types import Dataset
+    from lt_jax import losses, samplers
+    from lt_jax.data.augment.transforms import Augment
+    from lt_jax.data.dataset import Dataset
+    from lt_jax.data.loader import feed
+    from lt_jax.distributed import sharding
+    from lt_jax.training import steps
 
     labels, shape = made_labels(size), (size.pixels, size.pixels, 3)
     bank = np.random.default_rng(0).integers(0, 256, (512, *shape), np.uint8)
@@ -214,9 +216,9 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.1)
     step = steps.make_train_step(program)
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
-    rows = placing.arrange(rows, 1, pairs=False)
+    rows = sharding.arrange(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
-    for at, batch in enumerate(feed(dataset, rows[:number], placing.shard)):
+    for at, batch in enumerate(feed(dataset, rows[:number], sharding.shard)):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, knobs)
@@ -233,7 +235,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
 
 def write_features(size: Size, folder: Path) -> dict[str, Any]:
     """A file as `features.cached_features` makes it: a class centre and noise."""
-    from lt_jax import features
+    from lt_jax.retraining import features
 
     labels, rng = made_labels(size), np.random.default_rng(1)
     memory, stored = features.DTYPES["bfloat16"]
@@ -255,18 +257,20 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     """Stage 2 on the file."""
     import jax
 
-    from lt_jax import features, methods, optim, retrain, samplers
+    from lt_jax import methods, samplers
+    from lt_jax.retraining import engine, features
+    from lt_jax.training import optim
 
     labels, counts = made_labels(size), made_counts(size)
     memory, _ = features.DTYPES["bfloat16"]
     values = np.load(folder / "train.npy", mmap_mode="r").view(memory)
     seen = features.Features(values, labels)
-    assert not retrain.resident(seen, size.memory)
+    assert not engine.resident(seen, size.memory)
     whole = samplers.plan(labels, "class", size.batch, (2, 0, 0), 0)
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
     found: dict[str, Any] = {"steps_epoch": len(whole)}
 
-    def jobs(number: int) -> list[retrain.Job]:
+    def jobs(number: int) -> list[engine.Job]:
         made = []
         for delta in np.linspace(0.9, 0.9999, number):
             method = methods.make(
@@ -277,7 +281,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             )
             rates = optim.rates(0.1, 1, len(whole), 0, "step")
             made.append(
-                retrain.Job(
+                engine.Job(
                     f"los {delta}",
                     method,
                     start,
@@ -292,11 +296,11 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
 
     fitted: dict[str, Any] = {}
     for number in (1, size.heads):
-        chunks = retrain.plan_chunks(jobs(number), size.batch, 8 * 2**30)
+        chunks = engine.plan_chunks(jobs(number), size.batch, 8 * 2**30)
         assert len(chunks) == 1
 
         def run(chunks: Any = chunks) -> None:
-            for _, fits in retrain.fit_heads(
+            for _, fits in engine.fit_heads(
                 chunks, seen, size.batch, size.memory, lambda heads: None
             ):
                 fitted["head"] = fits[0].head
@@ -323,11 +327,11 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
         jax.random.key(0), fitted["head"], size.features, size.classes, "torch"
     )
     found["ncm_seconds"] = seconds(
-        lambda: retrain.corrected(ncm, like, labels, lambda: seen)
+        lambda: engine.corrected(ncm, like, labels, lambda: seen)
     )
     held = seen._replace(values=values[:, : size.test], labels=labels[: size.test])
     found["measure_seconds"] = seconds(
-        lambda: retrain.measure_heads(
+        lambda: engine.measure_heads(
             jobs(1)[0].method.head, [fitted["head"]], held, size.batch, size.memory
         )
     )

@@ -34,8 +34,10 @@ def measure(num_steps: int) -> dict[str, Any]:
     import jax
     import numpy as np
 
-    from lt_jax import losses, placing, steps
-    from lt_jax.data.augment import Augment
+    from lt_jax import losses
+    from lt_jax.data.augment.transforms import Augment
+    from lt_jax.distributed import sharding
+    from lt_jax.training import steps
 
     num_classes, shape = 100, (32, 32, 3)
     backbone = parts.network("resnet32", 16)
@@ -46,7 +48,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     rng = np.random.default_rng(0)
-    one = placing.shard(
+    one = sharding.shard(
         {
             "image": rng.integers(0, 256, (BATCH, *shape), np.uint8),
             "label": rng.integers(0, num_classes, BATCH, np.int32),

@@ -8,8 +8,8 @@ data set is needed), batch 64, 20 epochs, on the CPU:
              optimiser holds the head alone
     online   the pmapped train step of lt_jax, the backbone frozen and not
              differentiated, augmented images each epoch
-    cached   lt_jax.retrain: features of all images once, one head fitted on them,
-             compilation included
+    cached   lt_jax.retraining.engine: features of all images once, one head fitted
+             on them, compilation included
     head     one head more on those features, compiled already
 
 A round measures each of them once, one after the other, so that what else the machine
@@ -99,7 +99,7 @@ def long_tail(largest: int) -> Any:
     import numpy as np
 
     from lt_jax.data import longtail
-    from lt_jax.types import Dataset
+    from lt_jax.data.dataset import Dataset
 
     rng = np.random.default_rng(0)
     counts = longtail.counts(largest, CLASSES, min(100, largest))
@@ -182,8 +182,8 @@ def extract(network: Any, dataset: Any) -> Any:
     """The cached features of the training set."""
     from pathlib import Path
 
-    from lt_jax.features import plain_features
-    from lt_jax.log import Log
+    from lt_jax.retraining.features import plain_features
+    from lt_jax.training.log import Log
 
     # All that extraction reads of a task.
     task: Any = SimpleNamespace(
@@ -197,7 +197,9 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
     """LOS heads that differ in delta, then in the learning rate."""
     import numpy as np
 
-    from lt_jax import methods, optim, retrain
+    from lt_jax import methods
+    from lt_jax.retraining import engine
+    from lt_jax.training import optim
 
     jobs, counts = [], np.ones(CLASSES, int)
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
@@ -207,7 +209,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
         rate = RATES[i // len(DELTAS) % len(RATES)]
         los = methods.los(counts, delta=delta, start="stage1", sampler="instance")
         jobs.append(
-            retrain.Job(
+            engine.Job(
                 run=f"los/{i}",
                 method=los,
                 start=start,
@@ -222,11 +224,11 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
 
 
 def fit(jobs: list[Any], features: Any) -> list[Any]:
-    from lt_jax import retrain
+    from lt_jax.retraining import engine
 
     memory = 2.0**30
-    chunks = retrain.plan_chunks(jobs, BATCH, memory)
-    return list(retrain.fit_heads(chunks, features, BATCH, memory, lambda heads: None))
+    chunks = engine.plan_chunks(jobs, BATCH, memory)
+    return list(engine.fit_heads(chunks, features, BATCH, memory, lambda heads: None))
 
 
 # --- lt_jax: the rest -----------------------------------------------------------------
@@ -240,7 +242,7 @@ class Network(NamedTuple):
 
 
 def jax_network(net: str) -> Network:
-    from lt_jax.data.augment import Augment
+    from lt_jax.data.augment.transforms import Augment
 
     backbone = parts.network(net, NETS[net])
     params, stats = parts.fresh(backbone, (32, 32, 3), CLASSES)
@@ -252,8 +254,10 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     import jax
     import numpy as np
 
-    from lt_jax import losses, placing, samplers, steps
-    from lt_jax.data.feed import feed
+    from lt_jax import losses, samplers
+    from lt_jax.data.loader import feed
+    from lt_jax.distributed import sharding
+    from lt_jax.training import steps
 
     program = parts.program(
         network.backbone, network.augment, 0.0, trains="head/.*", batch_norm="frozen"
@@ -266,7 +270,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     def take(count: int) -> None:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
-        for batch in feed(dataset, placing.part(chosen), placing.shard):
+        for batch in feed(dataset, sharding.part(chosen), sharding.shard):
             state, _ = step(state, batch, knobs)
         jax.block_until_ready(state)
 
@@ -422,7 +426,7 @@ def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
     """An epoch of one head by width and number of heads; the rate of a plain matmul."""
     import numpy as np
 
-    from lt_jax.features import Features
+    from lt_jax.retraining.features import Features
 
     rng, rows, rates = np.random.default_rng(2), [], []
     product, operations = matmul_way()

@@ -73,19 +73,12 @@ def ours(
     import jax
     import numpy as np
 
-    from lt_jax import (
-        heads,
-        losses,
-        metrics,
-        models,
-        placing,
-        samplers,
-        stepping,
-        steps,
-    )
-    from lt_jax.data.augment import Augment
-    from lt_jax.data.feed import Broken, Crops
-    from lt_jax.types import Dataset
+    from lt_jax import heads, losses, metrics, models, samplers
+    from lt_jax.data.augment.transforms import Augment
+    from lt_jax.data.dataset import Dataset
+    from lt_jax.data.loader import Broken, Crops
+    from lt_jax.distributed import sharding
+    from lt_jax.training import stepping, steps
 
     images, labels = made_images(number)
     dataset = Dataset(
@@ -105,7 +98,7 @@ def ours(
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
-    ready = placing.shard(
+    ready = sharding.shard(
         {
             "image": images[:batch],
             "label": labels[:batch],
@@ -133,15 +126,15 @@ def ours(
 
     def step(count: int) -> None:
         nonlocal state
-        wait, measured = placing.throttle(), None
+        wait, measured = sharding.throttle(), None
         for _ in range(count):
             state, measured = train(state, ready, knobs)
             wait(measured)
         jax.block_until_ready(measured)
 
     def score(count: int) -> None:
-        tally = placing.replicate(metrics.empty(classes))
-        wait = placing.throttle()
+        tally = sharding.replicate(metrics.empty(classes))
+        wait = sharding.throttle()
         for _ in range(count):
             tally = evaluate(state.params, state.batch_stats, ready, tally)
             wait(tally.seen)
@@ -150,9 +143,9 @@ def ours(
     def epoch(kind: str, count: int) -> None:
         nonlocal state
         rows = samplers.plan(labels, "instance", batch, (1, 0), 0)[:count]
-        rows = placing.part(placing.arrange(rows, 1, pairs=False))
+        rows = sharding.part(sharding.arrange(rows, 1, pairs=False))
         crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
-        wait, measured = placing.throttle(), None
+        wait, measured = sharding.throttle(), None
         for after, measured, _ in takers[kind](state, rows, crops, knobs):
             state = after
             wait(measured)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lt_jax.library import FittedHead, Recipe, evaluate, fit_head, fit_heads
+    from lt_jax.api import FittedHead, Recipe, evaluate, fit_head, fit_heads
 
 __version__ = "0.1.0"
 __all__ = ["FittedHead", "Recipe", "evaluate", "fit_head", "fit_heads"]
@@ -21,6 +21,6 @@ def __getattr__(name: str) -> Any:
     """The names of ``library``, on first use: ``lt-jax --help`` waits for no JAX."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lt_jax import library
+    from lt_jax import api
 
-    return getattr(library, name)
+    return getattr(api, name)

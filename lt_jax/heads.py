@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import inits
-from lt_jax.types import InputError, Params, known
+from lt_jax import initializers
+from lt_jax.errors import InputError, known
+from lt_jax.types import Params
 
 # Features of many examples, float[n, D] after float[n, D]; each call begins anew. They
 # may be more than the memory holds.
@@ -64,8 +65,8 @@ def _linear_init(
     """A linear head, and beside it neutral leaves [K] and [D] of these names."""
     keys = jax.random.split(key)
     own = start or {
-        "kernel": inits.kernel(init)(keys[0], (num_features, num_classes)),
-        "bias": inits.bias(init, num_features)(keys[1], (num_classes,)),
+        "kernel": initializers.kernel(init)(keys[0], (num_features, num_classes)),
+        "bias": initializers.bias(init, num_features)(keys[1], (num_classes,)),
     }
     return {
         **{name: own[name] for name in ("kernel", "bias")},

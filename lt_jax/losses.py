@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lt_jax.types import InputError
+from lt_jax.errors import InputError
 
 
 class Adjust(NamedTuple):

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import heads, losses
+from lt_jax.errors import InputError, known, near
 from lt_jax.heads import Blocks, Head, linear
 from lt_jax.losses import Adjust, Loss, adjusted_xent, filled, within
 from lt_jax.samplers import POWERS
-from lt_jax.types import InputError, Params, known, near
+from lt_jax.types import Params
 
 STARTS = ("stage1", "fresh")
 PROJECT_EVERY = ("step", "epoch")

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lt_jax import seeds
-from lt_jax.types import known
+from lt_jax.errors import known
 
 # Classes are drawn in proportion to their counts to this power; None: no classes.
 POWERS = {"instance": None, "class": 0.0, "sqrt": 0.5}

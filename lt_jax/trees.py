@@ -10,7 +10,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from lt_jax.types import InputError, Params
+from lt_jax.errors import InputError
+from lt_jax.types import Params
 
 
 def leaves(tree: Any) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pathlib import Path
 import jax
 import tiny_digits
 
-from lt_jax import steps, stopping, train
+from lt_jax.distributed import interrupt
+from lt_jax.experiment import stages
+from lt_jax.training import steps
 
 # With seed 0 an activation comes so near to zero that the order of sums decides its
 # sign; then a gradient differs by 15 % on 2 or 8 devices, by the compiler's version. Of
@@ -46,7 +48,7 @@ def slow_train(c, workdir):
         return step._replace(run=lambda *given: (pause(0.2), step.run(*given))[1])
 
     steps.compile_ahead = slowed
-    return train.train(c, workdir)
+    return stages.train(c, workdir)
 
 
 def slow_sweep(c, workdir):
@@ -61,13 +63,13 @@ def slow_sweep(c, workdir):
     steps.make_feature_step = made
     with c.unlocked():
         c.eval.batch = 8  # of several batches between two answers
-    return train.sweep(c.lock(), workdir)
+    return stages.sweep(c.lock(), workdir)
 
 
 CALLS = {
-    "train": train.train,
+    "train": stages.train,
     "slow_train": slow_train,
-    "sweep": train.sweep,
+    "sweep": stages.sweep,
     "slow_sweep": slow_sweep,
 }
 
@@ -79,8 +81,8 @@ def main() -> int:
     for command in commands:
         try:
             CALLS[command](config(), Path(workdir))
-        except stopping.Interrupted as error:
-            return stopping.EXITS[error.by]
+        except interrupt.Interrupted as error:
+            return interrupt.EXITS[error.by]
     return 0
 
 

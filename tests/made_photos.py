@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from lt_jax.data.photos import View, photographs
-from lt_jax.types import Dataset
+from lt_jax.data.dataset import Dataset
+from lt_jax.data.images.photos import View, photographs
 
 VIEW = View(size=32, resize=36, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), broken=0.0)
 

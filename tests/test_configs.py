@@ -11,7 +11,8 @@ import tiny_digits
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lt_jax import checks, grids, methods, session, train
+from lt_jax import methods, recipes
+from lt_jax.experiment import checks, session, stages
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -89,7 +90,7 @@ def test_grids(name):
     counts = np.arange(1, 11)
     total = 0
     for method, entry in found.items():
-        rows = grids.expand(entry)
+        rows = recipes.expand(entry)
         assert len(rows) <= 45, method
         total += len(rows)
         assert ("lr" in entry.grid) == (entry.epochs > 0), method
@@ -133,7 +134,7 @@ def test_all_configs_have_the_same_keys_outside_of_method(name):
 def test_methods_of_the_config_exist(name):
     config = tiny_digits.load(name)
     for method, entry in entries(config).items():
-        hyper = {k: v for k, v in grids.own(entry).items() if k not in checks.RECIPE}
+        hyper = {k: v for k, v in recipes.own(entry).items() if k not in checks.RECIPE}
         methods.make(method, np.arange(1, 11), hyper)
         assert {*checks.RECIPE, "grid"} <= set(entry)
     assert set(config.method.names) <= set(config.method)
@@ -167,9 +168,9 @@ def test_every_key_is_read(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ConfigDict, "to_dict", lambda self: {})  # reads all of it
         patch.setattr(ConfigDict, "__getitem__", noting)
-        train.run(config, tmp_path)
+        stages.run(config, tmp_path)
         for name in names:
-            grids.expand(config.method[name])
+            recipes.expand(config.method[name])
     unread = set(leaves(config)) - read
     assert not unread
 

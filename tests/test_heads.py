@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lt_jax import heads
-from lt_jax.types import InputError
+from lt_jax.errors import InputError
 
 D, K = 64, 1000
 

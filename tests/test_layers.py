@@ -14,91 +14,37 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A module imports from its own floor or from below, also inside functions. The first
-# pattern that fits decides.
-FLOORS = {
-    "__init__.py": 3,  # hands on the names of library.py, on first use
-    # Pure maths, testable at a prompt.
-    "types.py": 0,
-    "losses.py": 0,
-    "heads.py": 0,
-    "samplers.py": 0,
-    "metrics.py": 0,
-    "trees.py": 0,
-    "files.py": 0,
-    "inits.py": 0,
-    "seeds.py": 0,
-    "drawing.py": 0,
-    "figures.py": 0,
-    "page.py": 0,
-    # What is composed of it.
-    "methods.py": 1,
-    "grids.py": 1,
-    "optim.py": 1,
-    "interop.py": 1,
-    "models/*.py": 1,
-    "data/feed.py": 2,
-    "data/*.py": 1,
-    # Devices, disk, time.
-    "placing.py": 2,
-    "processes.py": 2,
-    "steps.py": 2,
-    "stepping.py": 2,
-    "checkpoint.py": 2,
-    "weightfiles.py": 2,
-    "log.py": 2,
-    "meter.py": 2,
-    "profiling.py": 2,
-    "stopping.py": 2,
-    "schedulers.py": 2,
-    "meeting.py": 2,
-    "cluster.py": 2,
-    # Loops: the only code that knows config and workdir.
-    "loop.py": 3,
-    "session.py": 3,
-    "weights.py": 3,
-    "convert.py": 3,
-    "exporting.py": 3,
-    "checks.py": 3,
-    "train.py": 3,
-    "features.py": 3,
-    "retrain.py": 3,
-    "library.py": 3,
-    "analysis.py": 3,
-    "outcomes.py": 3,
-    "cached.py": 3,
-    "sweep.py": 3,
-    "report.py": 3,
-    "results.py": 3,
-    "info.py": 3,
-    "benchmark.py": 3,
-    "predict.py": 3,
-    "pictures.py": 3,
-    "artefacts.py": 3,
-    "workdirs.py": 3,
-    "report_tables.py": 3,
-    "report_figures.py": 3,
-    # Flags.
-    "cli.py": 4,
-    "commands.py": 4,
-    "configuring.py": 4,
-    "__main__.py": 4,
+# One rule per folder: what a file in it may import from the package, besides files of
+# its own folder. "top" is the vocabulary at the top level, without api.py.
+MAY_IMPORT: dict[str, set[str]] = {
+    "top": set(),
+    "distributed": {"top"},
+    "models": {"top"},
+    "data": {"top", "distributed"},
+    "training": {"top", "distributed", "models", "data"},
+    "retraining": {"top", "distributed", "models", "data", "training"},
 }
+MAY_IMPORT["api"] = MAY_IMPORT["retraining"] | {"retraining"}
+MAY_IMPORT["experiment"] = MAY_IMPORT["api"]
+MAY_IMPORT["report"] = MAY_IMPORT["experiment"] | {"experiment"}
+MAY_IMPORT["export"] = MAY_IMPORT["experiment"] | {"experiment"}
+MAY_IMPORT["cli"] = MAY_IMPORT["export"] | {"report", "export"}
+# Files of the top level that use folders: the library interface and the command.
+ROOM_OF = {"__init__.py": "api", "api.py": "api", "__main__.py": "cli"}
 
 # Who alone may import what, and everything under it. Both are patterns of paths.
 ONLY = {
-    "orbax": ["checkpoint.py"],
+    "orbax": ["training/checkpoint.py"],
     "tensorflow_datasets": ["data/*"],
     "tensorflow": ["data/*"],
     "grain": ["data/*"],
     "array_record": ["data/*"],
-    "matplotlib": ["drawing.py", "figures.py"],
-    "torch": ["weightfiles.py"],
-    "safetensors": ["weightfiles.py"],
+    "matplotlib": ["report/*"],
+    "torch": ["export/weight_files.py"],
+    "safetensors": ["export/weight_files.py"],
     "pyarrow": ["data/*"],
-    "lt_jax.cli": ["__main__.py"],
-    "lt_jax.commands": ["cli.py"],
-    "lt_jax.configuring": ["cli.py"],
+    "absl.flags": ["cli/*"],
+    "argparse": ["cli/*", "export/weight_files.py"],
     "configs": [],
     "flax.training": [],  # deprecated
 }
@@ -117,11 +63,34 @@ PACKAGE = files("lt_jax")
 CONFIGS = files("configs")
 
 
-def floor(path: str) -> int:
-    for pattern, number in FLOORS.items():
-        if fnmatch.fnmatch(path, pattern):
-            return number
-    pytest.fail(f"lt_jax/{path} has no floor: give it one in tests/test_layers.py")
+def room(path: str) -> str:
+    """The key of MAY_IMPORT that a file belongs to."""
+    folder, _, rest = path.partition("/")
+    found = folder if rest else ROOM_OF.get(path, "top")
+    if found not in MAY_IMPORT:
+        pytest.fail(f"lt_jax/{found}/ has no rule: add one to MAY_IMPORT")
+    return found
+
+
+def upward(path: str, source: str) -> list[str]:
+    """The imports of a file that its folder's rule does not allow."""
+    allowed = MAY_IMPORT[room(path)] | {room(path)}
+    return sorted(m for m in modules(source, path) if room(m) not in allowed)
+
+
+def private_imports(path: str, source: str) -> list[str]:
+    """Names with a leading underscore that are imported from another folder."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+            "lt_jax"
+        ):
+            inner = (node.module or "").removeprefix("lt_jax").strip(".")
+            same = inner.partition(".")[0] == path.partition("/")[0]
+            names = [a.name for a in node.names if a.name.startswith("_")]
+            names = [n for n in names if not n.startswith("__")]
+            found += [] if same else [f"{node.module}.{name}" for name in names]
+    return found
 
 
 def imports(source: str, path: str) -> set[str]:
@@ -206,17 +175,13 @@ each_config = pytest.mark.parametrize("path", CONFIGS)
 
 
 @each_module
-def test_has_a_floor(path: str):
-    floor(path)
+def test_a_folder_imports_downwards_only(path: str):
+    assert upward(path, PACKAGE[path]) == []
 
 
 @each_module
-def test_imports_downwards_only(path: str):
-    for other in modules(PACKAGE[path], path):
-        assert floor(other) <= floor(path), (
-            f"lt_jax/{path} (floor {floor(path)}) imports lt_jax/{other} "
-            f"(floor {floor(other)})"
-        )
+def test_no_private_name_of_another_folder(path: str):
+    assert private_imports(path, PACKAGE[path]) == []
 
 
 def test_no_import_cycle():
@@ -226,10 +191,10 @@ def test_no_import_cycle():
 
 def test_the_package_itself_imports_nothing_but_its_library_and_that_late():
     """So that `lt-jax --help` answers at once."""
-    assert modules(PACKAGE["__init__.py"], "__init__.py") == {"library.py"}
+    assert modules(PACKAGE["__init__.py"], "__init__.py") == {"api.py"}
     program = (
         "import sys, lt_jax; lt_jax.__version__;"
-        "print(*sorted({'jax', 'numpy', 'lt_jax.library'} & {*sys.modules}))"
+        "print(*sorted({'jax', 'numpy', 'lt_jax.api'} & {*sys.modules}))"
     )
     done = subprocess.run(
         [sys.executable, "-c", program],
@@ -254,12 +219,13 @@ def test_one_fact_one_place(path: str):
 
 @each_module
 def test_only_steps_knows_pmap(path: str):
-    assert path == "steps.py" or pmaps(PACKAGE[path]) == []
+    assert path == "training/steps.py" or pmaps(PACKAGE[path]) == []
 
 
 @each_module
 def test_config_is_known_to_the_loops_only(path: str):
-    assert floor(path) >= 3 or config_names(PACKAGE[path]) == []
+    knows = ("experiment", "report", "export", "cli")
+    assert room(path) in knows or config_names(PACKAGE[path]) == []
 
 
 @each_module
@@ -278,19 +244,19 @@ def test_configs_are_free_of_the_library(path: str):
 
 def test_imports_are_seen_wherever_and_however_they_are_written():
     source = (
-        "import lt_jax.train as t\n"
-        "from lt_jax import steps\n"
+        "import lt_jax.experiment.stages as t\n"
+        "from lt_jax.training import steps\n"
         "from . import norm\n"
-        "from ..data.feed import batches\n"
+        "from ..data.loader import batches\n"
         "def lazy():\n"
         "    import orbax.checkpoint as ocp\n"
         "    from grain.python import DataLoader\n"
     )
     assert imports(source, "models/resnet.py") >= {
-        "lt_jax.train",
-        "lt_jax.steps",
+        "lt_jax.experiment.stages",
+        "lt_jax.training.steps",
         "lt_jax.models.norm",
-        "lt_jax.data.feed",
+        "lt_jax.data.loader",
         "orbax.checkpoint",
         "grain.python",
     }
@@ -298,7 +264,7 @@ def test_imports_are_seen_wherever_and_however_they_are_written():
 
 def test_an_import_leads_to_the_file_it_names():
     source = "from lt_jax.types import Batch\nimport lt_jax.data\n"
-    assert modules(source, "train.py") == {"types.py", "data/__init__.py"}
+    assert modules(source, "api.py") == {"types.py", "data/__init__.py"}
 
 
 @pytest.mark.parametrize(
@@ -330,12 +296,32 @@ def test_pmap_is_seen(line: str):
 
 
 @pytest.mark.parametrize(
-    ("path", "expected"),
+    ("path", "source"),
     [
-        ("data/feed.py", 2),
-        ("data/cifar.py", 1),
-        ("models/norm.py", 1),
+        ("losses.py", "from lt_jax.training import steps"),
+        ("losses.py", "from lt_jax import api"),
+        ("data/loader.py", "def f():\n    import lt_jax.training.loop"),
+        ("training/loop.py", "from lt_jax.experiment.results import rows"),
+        ("report/build.py", "from lt_jax.cli import main"),
+        ("export/convert.py", "from lt_jax.report import build"),
     ],
 )
-def test_the_first_pattern_decides(path: str, expected: int):
-    assert floor(path) == expected
+def test_an_upward_import_is_seen(path: str, source: str):
+    assert upward(path, source)
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("training/loop.py", "from lt_jax.data import loader"),
+        ("training/loop.py", "from lt_jax.training.steps import Program"),
+        ("api.py", "from lt_jax.retraining import engine"),
+    ],
+)
+def test_a_downward_import_is_allowed(path: str, source: str):
+    assert upward(path, source) == []
+
+
+def test_a_private_name_of_another_folder_is_seen():
+    source = "from lt_jax.training.steps import _one\nfrom lt_jax.losses import _two"
+    assert private_imports("training/loop.py", source) == ["lt_jax.losses._two"]

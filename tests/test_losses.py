@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from lt_jax import losses
+from lt_jax.errors import InputError
 from lt_jax.losses import Adjust, cross_entropy
-from lt_jax.types import InputError
 
 LN2 = np.log(2)
 COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from lt_jax import losses, methods, samplers, trees
+from lt_jax.errors import InputError
 from lt_jax.losses import adjusted_xent
 from lt_jax.methods import METHODS, Method
-from lt_jax.types import InputError
 
 K, D = 7, 5
 COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])

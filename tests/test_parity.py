@@ -11,22 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import (
-    heads,
-    interop,
-    losses,
-    methods,
-    metrics,
-    models,
-    optim,
-    placing,
-    steps,
-    trees,
-    weights,
-)
-from lt_jax.data import augment as augmentation
-from lt_jax.data.augment import Augment
+from lt_jax import heads, losses, methods, metrics, models, trees
+from lt_jax.data.augment import transforms as augmentation
+from lt_jax.data.augment.transforms import Augment
+from lt_jax.distributed import sharding
+from lt_jax.experiment import weights
+from lt_jax.export import torch_names
 from lt_jax.heads import linear
+from lt_jax.training import optim, steps
 
 pytestmark = pytest.mark.parity
 
@@ -47,14 +39,14 @@ def nets():
 def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
     """Our leaves of a torch network: params, batch_stats."""
     like = weights.blank(backbone, linear, (32, 32, 3), num_classes)
-    found = interop.from_torch(nets.state(theirs), trees.leaves(like._asdict()))
+    found = torch_names.from_torch(nets.state(theirs), trees.leaves(like._asdict()))
     values = {name: jnp.asarray(leaf, dtype) for name, leaf in found.leaves.items()}
     return trees.rebuild(like, values)
 
 
 def cifar(name, dtype="float32"):
     """A narrow network for the steps."""
-    return models.create(name, "cifar", 8, False, "torch", dtype, placing.AXIS)
+    return models.create(name, "cifar", 8, False, "torch", dtype, sharding.AXIS)
 
 
 def close(ours, theirs, tolerance):
@@ -484,12 +476,12 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
         backbone, linear, method.loss, None, sgd, trains, batch_norm, PLAIN
     )
     step = steps.make_train_step(program)
-    knobs = placing.replicate(knobs)
+    knobs = sharding.replicate(knobs)
     state = steps.init_state(params, stats, sgd, trains)
     ours = []
     for images, labels, mask in batches(5):
         batch = {"image": images, "label": labels, "mask": mask}
-        state, measured = step(state, placing.shard(batch), knobs)
+        state, measured = step(state, sharding.shard(batch), knobs)
         ours.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     moved = theirs.parameters() if trains == ".*" else theirs.fc.parameters()
@@ -513,9 +505,9 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
             scheduler.step()
     state = jax.device_get(state)
     found = {"params": state.params, "batch_stats": state.batch_stats}
-    names = {interop.torch_name(name): name for name in trees.leaves(found)}
+    names = {torch_names.torch_name(name): name for name in trees.leaves(found)}
     expected = {
-        names[name]: interop.to_ours(leaf)
+        names[name]: torch_names.to_ours(leaf)
         for name, leaf in nets.state(theirs).items()
         if name in names
     }
@@ -560,7 +552,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
     step = steps.make_train_step(program)
 
     def curve(params, stats):
-        knobs = placing.replicate(
+        knobs = sharding.replicate(
             steps.Knobs(
                 jax.random.key(0), rates, adjust, params["head"], np.zeros(20, bool)
             )
@@ -571,7 +563,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
             if number == 20:
                 return seen
             batch = {"image": images, "label": labels, "mask": mask}
-            state, m = step(state, placing.shard(batch), knobs)
+            state, m = step(state, sharding.shard(batch), knobs)
             seen.append(float(m["loss_sum"] / m["weight_sum"]))
         raise AssertionError
 
@@ -623,15 +615,15 @@ def test_mirror_averaging_groups_and_classes(nets):
     torch = nets.torch
     theirs = nets.network("resnet8", 8, K).eval()
     backbone = cifar("resnet8")
-    params, stats = placing.replicate(tuple(taken(theirs, nets, backbone, K)))
+    params, stats = sharding.replicate(tuple(taken(theirs, nets, backbone, K)))
     augment = Augment(4, True, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 8).astype(np.int32)
     images = rng.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
     evaluate = steps.make_eval_step(backbone, linear, augment, True)
     batch = {"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)}
-    empty = placing.replicate(metrics.empty(K))
-    tally = jax.device_get(evaluate(params, stats, placing.shard(batch), empty))
+    empty = sharding.replicate(metrics.empty(K))
+    tally = jax.device_get(evaluate(params, stats, sharding.shard(batch), empty))
     x = (torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         logits = (theirs(x) + theirs(x.flip(3))) / 2

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import cli, configuring, methods
-from lt_jax.workdirs import flattened
+from lt_jax import methods
+from lt_jax.cli import config_flags, main
+from lt_jax.experiment.workdirs import flattened
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {
@@ -26,9 +27,9 @@ DOCUMENTS = {
 
 # Every block of Python, by its section, and the test that runs it.
 RUN_BY = {
-    "As a library": "test_library.py",
-    "Features from anywhere": "test_vectors.py",
-    "Weights in and out": "test_convert.py",
+    "As a library": "test_api.py",
+    "Features from anywhere": "data/test_feature_files.py",
+    "Weights in and out": "export/test_convert.py",
     "A method of your own": "test_readme.py",
 }
 
@@ -97,11 +98,11 @@ def test_a_command_of_ours_is_one(command, monkeypatch):
         if word == "...":
             is_config = arguments[i - 1] == "--config"
             arguments[i] = "configs/digits_lt.py" if is_config else "runs/any"
-    config, rest = configuring.split(arguments)
-    options = cli._parser().parse_args(rest)  # exits where a flag is unknown
+    config, rest = config_flags.split(arguments)
+    options = main._parser().parse_args(rest)  # exits where a flag is unknown
     assert options.command
     if options.configured:
-        assert configuring.read(config).seed == 0  # raises where a key is unknown
+        assert config_flags.read(config).seed == 0  # raises where a key is unknown
     else:
         assert not config
 

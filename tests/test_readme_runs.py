@@ -22,7 +22,9 @@ import tiny_photos
 from PIL import Image
 from test_readme import ROOT, ours, words
 
-from lt_jax import cli, heads, interop, models, trees
+from lt_jax import heads, models, trees
+from lt_jax.cli import main
+from lt_jax.export import torch_names
 
 COMMANDS = list(
     dict.fromkeys(
@@ -35,17 +37,23 @@ COMMANDS = list(
 
 # By how a command begins; the file that runs it or what it starts, and a word of that.
 ELSEWHERE = {
-    "lt-jax retrain --config configs/features.py": ("test_vectors.py", "of_the_readme"),
-    "lt-jax sweep --config configs/features.py": ("test_vectors.py", "of_the_readme"),
-    "lt-jax benchmark": ("test_benchmark_command.py", "test_all_parts"),
-    "lt-jax report runs/a": ("test_report.py", "write([plain, drift, both]"),
+    "lt-jax retrain --config configs/features.py": (
+        "data/test_feature_files.py",
+        "of_the_readme",
+    ),
+    "lt-jax sweep --config configs/features.py": (
+        "data/test_feature_files.py",
+        "of_the_readme",
+    ),
+    "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
+    "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
     "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
-    "lt-jax train --config ...": ("test_hosts.py", "hosts_worker"),
-    "python benchmarks/stage2.py": ("test_benchmarks.py", "stage2.measure"),
+    "lt-jax train --config ...": ("distributed/test_hosts.py", "hosts_worker"),
+    "python benchmarks/stage2.py": ("benchmarks/test_benchmarks.py", "stage2.measure"),
     "python benchmarks/input_pipeline.py": (
-        "test_input_benchmark.py",
+        "benchmarks/test_input_benchmark.py",
         "bench.measure",
     ),
     "make demo": (".ci/run", "make demo"),
@@ -147,7 +155,7 @@ def weights_of_theirs(path: Path) -> None:
     width = models.features_of(backbone)
     head = heads.linear.init(jax.random.key(1), None, width, 100, "torch")
     tree = {"params": {"backbone": params, "head": head}, "batch_stats": stats}
-    safetensors.numpy.save_file(interop.to_torch(trees.leaves(tree)), path)
+    safetensors.numpy.save_file(torch_names.to_torch(trees.leaves(tree)), path)
 
 
 @pytest.mark.parametrize("command", HERE)
@@ -172,7 +180,7 @@ def test_a_command_of_the_readme(command, folder, monkeypatch, capsys):
         weights_of_theirs(Path(theirs))
         arguments[arguments.index("best_model_stage1.pth")] = theirs
 
-    assert cli.main(arguments) == 0, capsys.readouterr().err
+    assert main.main(arguments) == 0, capsys.readouterr().err
     told = capsys.readouterr().out
     assert told
     if arguments[0] in ("run", "retrain", "sweep"):

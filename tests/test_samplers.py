@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lt_jax import samplers
+from lt_jax.errors import InputError
 from lt_jax.samplers import plan
-from lt_jax.types import InputError
 
 KINDS = ("instance", "class", "sqrt")
 COUNTS = np.array([200, 90, 0, 30, 9, 2, 1, 0, 5])

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from lt_jax import trees
-from lt_jax.types import InputError, TrainState
+from lt_jax.errors import InputError
+from lt_jax.types import TrainState
 
 PARAMS = {
     "backbone": {"conv1": {"kernel": 1}, "conv10": {"kernel": 2}, "bn": {"scale": 3}},

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax.types import InputError, known
+from lt_jax.errors import InputError, known
 
 
 def counts(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:

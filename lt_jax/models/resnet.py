@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lt_jax import inits
+from lt_jax import initializers
+from lt_jax.errors import InputError, known
+from lt_jax.models.convolution import by_onednn, onednn_works
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
-from lt_jax.models.onednn import by_onednn, onednn_works
-from lt_jax.types import InputError, Params, known
+from lt_jax.types import Params
 
 DTYPES = ("float32", "bfloat16", "float64")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
@@ -77,7 +78,7 @@ def convolution(
         use_bias=False,
         dtype=dtype,
         param_dtype=jnp.promote_types(jnp.float32, dtype),
-        kernel_init=inits.kernel(init_name),
+        kernel_init=initializers.kernel(init_name),
         conv_general_dilated=CONVOLUTIONS[engine],
         name=name,
     )
@@ -217,7 +218,7 @@ def create(
         stem=known("stem", stem, STEMS),
         width=width,
         zero_init=zero_init,
-        init_name=known("initialiser", init, inits.NAMES),
+        init_name=known("initialiser", init, initializers.NAMES),
         dtype=number,
         axis_name=axis_name,
     )

@@ -1,0 +1,134 @@
+"""What each command does with its flags: a call into the package, and what it prints.
+
+Heavy imports stand inside the functions, so that ``--help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lt_jax.types import Config
+
+
+def fit(config: Config, options: argparse.Namespace) -> None:
+    """``run``, ``train``, ``retrain`` and ``sweep``."""
+    from lt_jax.experiment import stages
+
+    calls = {
+        "run": stages.run,
+        "train": stages.train,
+        "retrain": stages.retrain,
+        "sweep": stages.sweep,
+    }
+    calls[options.command](config, options.workdir)
+
+
+def evaluate(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax.distributed import cluster
+    from lt_jax.experiment import stages
+    from lt_jax.training.log import plain
+
+    found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
+    if not cluster.talks():
+        return
+    if options.json:
+        print(json.dumps(plain(found), allow_nan=False))
+        return
+    names = ("all", "many", "medium", "few", "balanced", "worst", "ece")
+    print(f"{options.split} split, per cent")
+    wide = max([16, *(len(run) + 2 for run in found)])
+    last = "" if options.heads else "  lowest classes"
+    print(f"{'fit':{wide}s}" + "".join(f"{name:>10s}" for name in names) + last)
+    for run, values in found.items():
+        cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
+        lowest = (f"{name} {100 * a:.1f}" for name, a in values.get("lowest", ()))
+        print(f"{run:{wide}s}{cells}  {', '.join(lowest)}".rstrip())
+
+
+def benchmark(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax.cli import benchmark
+
+    tell = functools.partial(print, flush=True)
+    benchmark.benchmark(config, options.seconds, tell, options.json)
+
+
+def report(options: argparse.Namespace) -> None:
+    from lt_jax.report import build
+
+    out = options.out or options.runs[0] / "report"
+    if sys.stderr.isatty():
+        print(f"drawing into {out}", file=sys.stderr, flush=True)
+    page = build.write(options.runs, out)
+    print(f"report: {page}")
+
+
+def convert(options: argparse.Namespace) -> None:
+    from lt_jax.export import convert
+
+    convert.convert(
+        options.source,
+        options.target,
+        arch=options.arch,
+        method=options.method,
+        seeds=options.seeds,
+        part=options.part,
+        tell=print,
+    )
+
+
+def predict(options: argparse.Namespace) -> None:
+    from lt_jax.errors import InputError
+    from lt_jax.export import artefacts, predict
+
+    if options.artefact is None:
+        found = predict.predict(
+            options.workdir, options.images, options.method, options.top
+        )
+    elif options.method:
+        raise InputError("an artefact holds one head: leave --method out")
+    else:
+        found = artefacts.predict(options.artefact, options.images, options.top)
+    if options.json:
+        print(json.dumps(found))
+        return
+    print(f"by {found['head']}")
+    for image in found["images"]:
+        print(image["path"])
+        for guess in image["top"]:
+            print(f"  {100 * guess['probability']:5.1f} %  {guess['class']}")
+
+
+def data_info(config: Config, options: argparse.Namespace) -> None:
+    from lt_jax.cli import data_info as info
+
+    if options.json:
+        print(json.dumps(info.describe(config)))
+    else:
+        print(info.text(config, options.png))
+
+
+def data_prepare(options: argparse.Namespace) -> None:
+    from lt_jax.data.prepare import build, tfds_own
+
+    if options.by == "tfds":
+        tfds_own.prepare(options.name, options.archives, options.dir)
+        return
+    build.prepare(
+        options.name,
+        options.archives,
+        options.dir,
+        lists=options.lists,
+        checksum=options.checksum,
+        partial=options.partial,
+    )
+
+
+def data_convert(options: argparse.Namespace) -> None:
+    from lt_jax.data.prepare.convert import convert
+
+    convert(options.folder)

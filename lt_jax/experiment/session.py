@@ -1,0 +1,296 @@
+"""A command at work in a workdir: its config, checked before long work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import fnmatch
+import json
+import math
+import os
+import re
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lt_jax import losses, metrics, models
+from lt_jax.data import catalogue
+from lt_jax.data.augment.transforms import Augment
+from lt_jax.data.dataset import Splits
+from lt_jax.data.images.photos import View
+from lt_jax.distributed import processes, sharding
+from lt_jax.distributed.interrupt import EXITS, Interrupted, listening
+from lt_jax.errors import InputError
+from lt_jax.experiment import results
+from lt_jax.experiment.checks import check_training, check_values, make_method
+from lt_jax.experiment.workdirs import flattened
+from lt_jax.methods import Method
+from lt_jax.training import optim
+from lt_jax.training.log import Log, plain, write_whole
+from lt_jax.training.loop import Task
+from lt_jax.types import Config
+
+# May change between two commands in one workdir: no result depends on them.
+FREE = (
+    "data.dir",
+    "data.table",
+    "data.workers",
+    "optim.resident",
+    "optim.at_once",
+    "save.*",
+    "log.*",
+    "eval.batch",
+    # Every fit is kept by its method and seeds, so more of them may come.
+    "method.names",
+    "method.repeats",
+    "optim.repeats",
+    # What a sweep fits, and what it chooses by, is told row by row.
+    "method.*.grid.*",
+    "method.memory",
+    "eval.choose",
+    "eval.curves",
+)
+
+
+class Session(NamedTuple):
+    """A command at work in a workdir."""
+
+    config: Config
+    workdir: Path
+    task: Task
+    dataset: dict[str, Any]  # as in result.json
+    log: Log
+    stopped: Callable[[], str]  # what asks for an end, in all processes alike; or ""
+    methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
+
+    def rates(self, lr: float, epochs: int, group: Config, images: int) -> np.ndarray:
+        """float32[steps], under the schedule and the batch of this group.
+
+        ``images`` are passed over in an epoch.
+
+        ``lr`` belongs to a batch of ``lr_batch``, and grows in proportion to the batch.
+        """
+        per_epoch = -(-images // group.batch)
+        lr = optim.scaled(lr, group.batch, group.lr_batch)
+        return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
+
+    def heed(self, where: str) -> None:
+        """Raises ``Interrupted`` where a signal has come; of all processes together."""
+        if by := self.stopped():
+            raise Interrupted(where, by)
+
+
+def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
+    """The data of a config and the groups of its classes."""
+    c = config.data
+    photos = catalogue.PHOTOS.get(c.name)
+    splits = catalogue.load(
+        c.name,
+        dir=c.dir,
+        imbalance=c.imbalance,
+        split=c.split,
+        valid=c.valid,
+        seed=c.valid_seed,
+        view=view_of(config) if photos else None,
+        more={key: c[key] for key in photos.reads} if photos else None,
+    )
+    if not 0 <= c.few <= c.many:
+        raise InputError(
+            f"group limits must satisfy 0 <= few <= many, got {c.few} and {c.many}"
+        )
+    return splits, metrics.groups(splits.counts, c.many, c.few)
+
+
+def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
+    """The backbone of a config for examples of this shape."""
+    m = config.model
+    if m.name == "none":
+        return models.Identity(math.prod(shape))
+    return models.create(
+        m.name,
+        stem=m.stem,
+        width=m.width,
+        zero_init=m.zero_init,
+        init=m.init,
+        dtype=m.dtype,
+        axis_name=sharding.AXIS,
+    ).clone(engine=models.fastest_engine())
+
+
+def view_of(config: Config) -> View:
+    """How the photographs of a config are looked at."""
+    c = config.data
+    return View(
+        size=c.size,
+        resize=c.resize,
+        scale=tuple(c.scale),
+        ratio=tuple(c.ratio),
+        broken=c.broken,
+        workers=c.workers,
+    )
+
+
+def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
+    """What all fits of a config share."""
+    c = config
+    return Task(
+        splits=splits,
+        groups=groups,
+        backbone=make_backbone(c, splits.train.shape),
+        augment=Augment(
+            pad=c.data.pad,
+            flip=c.data.flip,
+            mean=tuple(c.data.mean),
+            std=tuple(c.data.std),
+            jitter=tuple(c.data.jitter),
+            randaugment=tuple(c.data.randaugment),
+        ),
+        flip=c.eval.flip,
+        eval_batch=c.eval.batch,
+        eval_every=c.eval.every,
+        save_every=c.save.every,
+        select=c.eval.select,
+        resident=c.optim.resident,
+        at_once=c.optim.at_once,
+        log_seconds=c.log.seconds,
+    )
+
+
+@contextlib.contextmanager
+def open_session(
+    config: Config,
+    workdir: Path,
+    talks: bool = True,
+    check: Callable[[Config, Splits, Any], None] | None = None,
+) -> Iterator[Session]:
+    """Checks everything that can be checked before anything is written.
+
+    Args:
+      check: what the command checks beside.
+      talks: whether the command tells and writes; one that does not only reads the
+        workdir, and Ctrl-C stops it at once; SIGTERM, which may come to one of several
+        processes, at the next batch.
+    """
+    c = config
+    if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has eaten a slash
+        raise InputError(
+            f"--workdir {scheme[1]}://...: workdirs are folders of a file system that "
+            "all processes share; mount the bucket (gcsfuse, s3fs) and name the mount"
+        )
+    _check_same_config(c, workdir)
+    splits, groups = load_splits(c)
+    check_values(c, splits)
+    # Photographs stay where they are, and encoded.
+    held = splits if c.data.name in catalogue.PHOTOS else splits.in_memory()
+    task = make_task(c, held, groups)._replace(profile=c.log.profile)
+    counts = splits.train.counts
+    entries = {name: make_method(c, name, counts) for name in c.method.names}
+    check_training(c, splits, task.backbone, entries)
+    if check:
+        check(c, splits, task.backbone)
+    entries["stage1"] = Method(
+        losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"
+    )
+    dataset = results.describe(c.data.name, splits, groups)
+    log = Log(workdir, talks)
+    if not talks:
+        with listening("SIGTERM") as stopped:
+            yield Session(c, workdir, task, dataset, log, stopped, entries)
+        return
+    text = json.dumps(plain(c.to_dict()), indent=1)
+    with workdir_lock(workdir), listening(*EXITS) as stopped:
+        _check_same_config(c, workdir)  # of a job that came and went in the meantime
+        write_whole(workdir / "config.json", text + "\n")
+        session = Session(c, workdir, task, dataset, log, stopped, entries)
+        _announce(session)
+        yield session
+
+
+@contextlib.contextmanager
+def workdir_lock(workdir: Path) -> Iterator[None]:
+    """Keeps a second job out of a workdir; a dead job's lock goes with it.
+
+    The operating system holds the lock for process 0 as long as it lives, so there is
+    no stale one to remove. Where the file system has no locks, there is none.
+
+    Raises:
+      InputError: another job works there; tells which.
+    """
+    held: list[int] = []
+
+    def lock() -> None:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        held.append(file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            owner = os.read(file, 1000).decode(errors="replace").strip()
+            raise InputError(
+                f"another lt-jax works in {workdir}: {owner or 'unknown'}. Wait for "
+                "it, stop it, or use another --workdir"
+            ) from error
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        now = time.strftime("%Y-%m-%d %H:%M:%S")
+        os.ftruncate(file, 0)
+        text = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
+        os.pwrite(file, text.encode(), 0)
+
+    try:
+        processes.first_does(lock)
+        yield
+    finally:
+        for file in held:
+            os.close(file)
+
+
+def _check_same_config(config: Config, workdir: Path) -> None:
+    """Refuses a config that would mix two experiments in one workdir."""
+    file = workdir / "config.json"
+    if file.exists():
+        old = flattened(json.loads(file.read_text(encoding="utf-8")))
+        now = flattened(plain(config.to_dict()))
+        lines = [
+            f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
+            for key in sorted(old.keys() | now.keys())
+            if old.get(key) != now.get(key)
+            and not any(fnmatch.fnmatch(key, free) for free in FREE)
+        ]
+        if lines:
+            raise InputError(
+                f"{workdir} holds a run of another config:\n"
+                + "\n".join(lines)
+                + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
+            )
+
+
+def _announce(session: Session) -> None:
+    task, d, say = session.task, session.dataset, session.log.say
+    config = session.config
+    say(
+        f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
+        f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
+        f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}"
+    )
+    say(
+        f"groups by training images: many > {config.data.many} "
+        f"({d['groups']['many']} classes), medium ({d['groups']['medium']}), "
+        f"few < {config.data.few} ({d['groups']['few']})"
+    )
+    kept = {
+        "last": "the last checkpoint is kept",
+        "validation": "the best checkpoint on validation is kept",
+        "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
+    }
+    mirror = "averages over mirror images" if task.flip else "sees each image once"
+    say(
+        f"protocol: {kept[task.select]}; evaluation {mirror}; stage-2 batch norm "
+        f"{config.method.batch_norm}; {sharding.device_name()}"
+    )

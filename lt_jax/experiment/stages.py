@@ -1,0 +1,321 @@
+"""The commands: train, retrain, both in one run, sweep, evaluate.
+
+Both stages are fits of the same loop; stage 2 differs in where it starts, in what it
+trains and in its method. On cached features, see ``cached``, heads are fitted without
+the loop.
+
+    workdir/checkpoints/stage1/SEED        one representation for each seed
+    workdir/checkpoints/METHOD/SEED.SEED   stage-1 seed, stage-2 seed
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lt_jax import metrics, models, samplers, trees
+from lt_jax.distributed import processes
+from lt_jax.distributed.interrupt import Interrupted
+from lt_jax.errors import InputError
+from lt_jax.experiment import cached, outcomes, results, weights
+from lt_jax.experiment import sweep as sweeping
+from lt_jax.experiment.checks import check_sweep, make_method
+from lt_jax.experiment.session import Session, open_session, workdir_lock
+from lt_jax.experiment.weights import Source, Weights
+from lt_jax.metrics import Tally
+from lt_jax.retraining.engine import corrected
+from lt_jax.retraining.features import Features, plain_features
+from lt_jax.training.log import duration, overview
+from lt_jax.training.loop import Stage, evaluate, fit
+from lt_jax.training.optim import Sgd
+from lt_jax.types import Config
+
+
+def train(config: Config, workdir: Path) -> dict[str, Any]:
+    """Stage 1. Returns the content of ``result.json``."""
+    return _command(config, workdir, _stage1)
+
+
+def retrain(config: Config, workdir: Path) -> dict[str, Any]:
+    """Stage 2 on the stage 1 that this workdir trained, or else on ``init.path``'s."""
+    return _command(config, workdir, _stage2)
+
+
+def run(config: Config, workdir: Path) -> dict[str, Any]:
+    """Both stages; what is finished already is not done again."""
+    return _command(config, workdir, _stage1, _stage2)
+
+
+def sweep(config: Config, workdir: Path) -> dict[str, Any]:
+    """Stage 2 at every point of the methods' grids, on cached features."""
+    with open_session(config, workdir, check=check_sweep) as session:
+        try:
+            _probe(session)
+            made = sweeping.sweep(session)
+        except Interrupted:
+            _finish(session, interrupted=True)
+            raise
+        return _finish(session, sweep=made)
+
+
+def _command(
+    config: Config, workdir: Path, *stages: Callable[[Session], None]
+) -> dict[str, Any]:
+    with open_session(config, workdir) as session:
+        try:
+            for stage in stages:
+                stage(session)
+        except Interrupted:
+            _finish(session, interrupted=True)
+            raise
+        return _finish(session)
+
+
+def evaluate_all(
+    config: Config, workdir: Path, split: str, heads: str = ""
+) -> dict[str, dict[str, Any]]:
+    """The metrics of every finished fit of a workdir on one of its splits.
+
+    Writes nothing, but for features of the split where ``heads`` needs them.
+
+    Args:
+      split: ``train`` (the fitted examples, not augmented), ``valid`` or ``test``.
+      heads: regular expression; instead of the fits, the heads of the sweep whose name
+        it matches, as in ``los lr=0.005.*delta=0.98``.
+
+    Returns:
+      The summary by run, for example ``los/0.2``; of fits also ``lowest``: names and
+      accuracies of the classes that are recognised least.
+    """
+    weights.finished(workdir)
+    with open_session(config, workdir, talks=False) as session:
+        task, init = session.task, config.model.init
+        dataset = getattr(task.splits, split)
+        if not len(dataset):
+            raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
+        if heads:
+            with workdir_lock(workdir):  # features may have to be made
+                return sweeping.evaluate_rows(session, split, heads)
+        like = weights.fresh(task, init, (1, 0))
+        names = config.method.names
+        folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
+        fits = {
+            name: processes.as_first(functools.partial(results.outcomes, workdir, name))
+            for name in ("stage1", *names, *folders)
+        }
+        count = sum(map(len, fits.values()))
+        session.log.warn(f"measuring {count} fits on {len(dataset):,} images")
+        found = {}
+        for name, outcomes_of in fits.items():
+            for outcome in outcomes_of:
+                source = Source(workdir / "checkpoints" / outcome["run"], outcome)
+                method = session.methods["stage1"]
+                if name != "stage1":
+                    method = make_method(
+                        config,
+                        name.split("/")[-1],
+                        task.splits.train.counts,
+                        outcome["hyper"],
+                    )
+                shaped = weights.with_head(task, init, like, method, (1, 0))
+                network = weights.loaded(source, shaped, "")
+                log, stopped = session.log, session.stopped
+                tally = evaluate(task, method.head, *network, dataset, log, stopped)
+                head = network.params["head"]
+                found[outcome["run"]] = {
+                    **outcomes.summary(session, tally, head),
+                    "lowest": _lowest(tally, dataset.classes),
+                }
+        return found
+
+
+def _lowest(tally: Tally, classes: tuple[str, ...]) -> list[tuple[str, float]]:
+    """The three classes of lowest accuracy among those that have examples."""
+    accuracy = metrics.per_class(tally)["accuracy"]
+    order = np.argsort(accuracy, kind="stable")  # nan comes last
+    return [(classes[k], float(accuracy[k])) for k in order[:3] if accuracy[k] >= 0]
+
+
+def _stage1(session: Session) -> None:
+    c, o, init = session.config, session.config.optim, session.config.model.init
+    told = False
+    for seed in range(c.seed, c.seed + o.repeats):
+        run = (1, seed)
+        if outcomes.done(session, f"stage1/{seed}"):
+            continue
+        start = weights.fresh(session.task, init, run)
+        if c.init.path:
+            source = weights.finished(Path(c.init.path).expanduser())[0]
+            session.log.say(f"stage1/{seed} starts from {source.directory}")
+            start = weights.loaded(source, start, c.init.skip)
+        if not told:
+            trained, _ = trees.partition(start.params, o.trains)
+            table, sums = overview(start.params, trained)
+            session.log.note(table)
+            session.log.say(f"{sums} (each: {session.workdir / 'log.txt'})")
+            told = True
+        _fit(session, first_stage(session, seed), [seed], start, {})
+
+
+def first_stage(session: Session, seed: int) -> Stage:
+    """Stage 1 of a seed as the config has it."""
+    o, size = session.config.optim, len(session.task.splits.train)
+    images = samplers.shown(size, o.batch, o.drop_last)
+    return Stage(
+        title=f"stage1/{seed}",
+        run=(1, seed),
+        method=session.methods["stage1"],
+        epochs=o.epochs,
+        batch=o.batch,
+        rates=session.rates(o.lr, o.epochs, o, images),
+        sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
+        trains=o.trains,
+        batch_norm=o.batch_norm,
+        accumulate=o.accumulate,
+        mixup=o.mixup,
+        drop_last=o.drop_last,
+    )
+
+
+def _probe(session: Session) -> None:
+    """Stage 1 where it has nothing to learn but the head: features from elsewhere."""
+    bare = isinstance(session.task.backbone, models.Identity)
+    if bare and not session.config.init.path:
+        _stage1(session)
+
+
+def _stage2(session: Session) -> None:
+    c, m, init = session.config, session.config.method, session.config.model.init
+    _probe(session)
+    for stage1_seed, stage1 in weights.representations(session):
+        if m.features == "cached":
+            cached.retrain_cached(session, stage1_seed, stage1)
+            continue
+        for name in m.names:
+            for seed in range(c.seed, c.seed + m.repeats):
+                title, method = f"{name}/{stage1_seed}.{seed}", session.methods[name]
+                if outcomes.done(session, title):
+                    continue
+                stage = Stage(
+                    title=title,
+                    run=(2, stage1_seed, seed),
+                    method=method,
+                    epochs=m[name].epochs,
+                    batch=m.batch,
+                    rates=session.rates(
+                        m[name].lr, m[name].epochs, m, len(session.task.splits.train)
+                    ),
+                    sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
+                    trains=f"head/(?:{method.head.trains})",
+                    batch_norm=m.batch_norm,
+                    accumulate=m.accumulate,
+                    mixup=0.0,
+                    drop_last=False,
+                )
+                start = weights.with_head(session.task, init, stage1, method, stage.run)
+                hyper = cached.own_values(c)[name]
+                _fit(session, stage, [stage1_seed, seed], start, hyper)
+
+
+def _fit(
+    session: Session,
+    stage: Stage,
+    seeds: list[int],
+    start: Weights,
+    hyper: dict[str, Any],
+) -> None:
+    """Fits, evaluates on the test set, and marks the fit as finished."""
+    session.heed(f"{stage.title}, which has not begun")
+    task, say = session.task, session.log.say
+    directory = session.workdir / "checkpoints" / stage.title
+    fitted = fit(task, stage, *start, directory, session.log, session.stopped)
+    pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
+    say(
+        f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
+        f"step {fitted.step:,} is kept"
+    )
+    keeps = "checkpoint"
+    if stage.method.correct is not None:
+        keeps, network = "all", (fitted.params, fitted.batch_stats)
+
+        def plain() -> Features:
+            given = *network, task.splits.train, session.log, session.stopped
+            return plain_features(task, *given)
+
+        head, labels = fitted.params["head"], task.splits.train.labels
+        head = corrected(stage.method, head, labels, plain)
+        fitted = fitted._replace(params={**fitted.params, "head": head})
+    head, test = stage.method.head, task.splits.test
+    ended = fitted.params, fitted.batch_stats
+    tally = evaluate(task, head, *ended, test, session.log, session.stopped)
+    outcomes.save(
+        session,
+        stage.title,
+        seeds,
+        fitted,
+        tally,
+        hyper=hyper,
+        epochs=stage.epochs,
+        keeps=keeps,
+    )
+
+
+def _finish(
+    session: Session,
+    interrupted: bool = False,
+    sweep: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Writes ``result.json`` and the report from what has finished; shows the table."""
+    c, task, say = session.config, session.task, session.log.say
+    if interrupted and (before := processes.as_first(lambda: _swept(session.workdir))):
+        say(f"{session.workdir / 'result.json'} keeps what the sweep before this found")
+        return before
+
+    def build(hyper: dict[str, Any], folder: str) -> dict[str, Any]:
+        return results.build(
+            session.workdir,
+            session.dataset,
+            protocol={
+                "batch_norm": c.method.batch_norm,
+                "features": "cached" if sweep else c.method.features,
+                "select": task.select,
+                "flip": task.flip,
+                "group_limits": {"many": c.data.many, "few": c.data.few},
+                "interrupted": interrupted,
+            },
+            methods=hyper,
+            folder=folder,
+        )
+
+    if sweep:
+        result = build(sweep["chosen"], "chosen/")
+        fixed = build(sweep["fixed"], "fixed/")["methods"]
+        result |= {"fixed": fixed, "sweep": sweep["sweep"]}
+    else:
+        result = build(cached.own_values(c), "")
+    report = results.write(session.workdir, result)
+    if not any(found["all"]["values"] for found in result["methods"].values()):
+        say("no fit has ended so far, so there is nothing to show")
+        return result
+    say("")
+    say(results.text(result))
+    say(
+        f"report: {report} (tables; figures and a page: "
+        f"lt-jax report {shlex.quote(str(session.workdir))})"
+    )
+    return result
+
+
+def _swept(workdir: Path) -> dict[str, Any] | None:
+    """The ``result.json`` of a sweep that has ended; None if there is none."""
+    file = workdir / "result.json"
+    if not file.exists():
+        return None
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return found if "sweep" in found else None

@@ -1,0 +1,219 @@
+"""A finished fit as a file: weights under torchvision's names, or StableHLO.
+
+The StableHLO artefact holds normalisation, backbone and head, for any number of images
+of any size, and runs without this package.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+
+from lt_jax import methods, models, trees
+from lt_jax.data import catalogue
+from lt_jax.data.augment.transforms import Augment, normalise
+from lt_jax.errors import InputError, known
+from lt_jax.experiment import results, weights
+from lt_jax.experiment.checks import RECIPE
+from lt_jax.experiment.weights import Source, Weights
+from lt_jax.export import artefacts, torch_names, weight_files
+from lt_jax.files import whole
+from lt_jax.heads import Head, linear
+from lt_jax.types import Params
+
+STABLEHLO = ".stablehlo"
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+# Of the images that the artefact is checked on: how many, pixels on a side.
+CHECKED = ((2, 32), (3, 40))
+
+
+class Finished(NamedTuple):
+    """A finished fit, ready to be computed with."""
+
+    backbone: Any
+    head: Head
+    network: Weights
+    model: dict[str, Any]  # as in the config, or in the outcome of a converted file
+    augment: Augment | None  # None where no config says how images are normalised
+    outcome: dict[str, Any]
+    dataset: str  # its name; "" where no config says so
+    # How an image becomes pixels: ``size`` [H, W], ``resize`` of photographs before the
+    # centre crop, ``flip``. None where no config says so, and for features.
+    images: dict[str, Any] | None
+
+
+def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
+    """A fit of a workdir, or the stage 1 of a converted folder.
+
+    Args:
+      method, seeds: as in ``convert``.
+
+    Raises:
+      InputError: there is none, or it lacks what was asked for.
+    """
+    method = {"none": "stage1"}.get(method, method)
+    fits = results.outcomes(workdir, method)
+    if not fits:
+        folders = (workdir / "checkpoints").glob("**/outcome.json")
+        there = sorted(
+            {
+                file.parents[1].relative_to(workdir / "checkpoints").as_posix()
+                for file in folders
+            }
+        )
+        raise InputError(
+            f"no finished fit of {method!r} in {workdir}: expected one of "
+            f"{', '.join(there) or '(there is none at all)'}"
+        )
+    names = [".".join(map(str, fit["seeds"])) for fit in fits]
+    outcome = fits[names.index(known("seeds", seeds, names)) if seeds else 0]
+    file = workdir / "config.json"
+    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    model = told["model"] if told else outcome["model"]
+    source = Source(workdir / "checkpoints" / outcome["run"], outcome)
+    kept = weights.kept_leaves(source)
+    kernel = kept.get("params/head/kernel")
+    if kernel is None:
+        raise InputError(f"{workdir} holds a backbone without a head")
+    head = linear
+    if method != "stage1":
+        counts = np.array(outcome["per_class"]["train_count"])
+        hyper = {k: v for k, v in outcome["hyper"].items() if k not in RECIPE}
+        head = methods.make(method.split("/")[-1], counts, hyper).head
+    shape = 1, 1, len(kernel)
+    if model["name"] == "none":
+        backbone: Any = models.Identity(len(kernel))
+    else:
+        shape = 32, 32, kept["params/backbone/stem_conv/kernel"].shape[2]
+        backbone = models.create(
+            model["name"],
+            model["stem"],
+            model["width"],
+            model.get("zero_init", False),
+            "torch",
+            model.get("dtype", "float32"),
+            None,
+        )
+    like = weights.blank(backbone, head, shape, kernel.shape[1])
+    network = weights.loaded(source, like, "")
+    augment, images, name = None, None, ""
+    if told:
+        read, name = told["data"], told["data"]["name"]
+        augment = Augment(0, False, tuple(read["mean"]), tuple(read["std"]))
+        if model["name"] != "none":
+            photos = name in catalogue.PHOTOS
+            images = {
+                "size": [read["size"]] * 2
+                if photos
+                else list(catalogue.SHAPES[name][:2]),
+                "resize": read["resize"] if photos else None,
+                "flip": told["eval"]["flip"],
+            }
+    return Finished(backbone, head, network, model, augment, outcome, name, images)
+
+
+def write(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
+    """Writes a fit as the name of the target asks, reads it back, and tells.
+
+    Raises:
+      InputError: another kind of file, or a head that does not fit it.
+    """
+    if target.suffix == STABLEHLO:
+        _artefact(fit, target, tell)
+        return
+    if not weight_files.is_weights(target):
+        raise InputError(
+            f"{target}: expected a name that ends in {weight_files.SAFETENSORS}, .pth "
+            f"or {STABLEHLO}"
+        )
+    state = torch_names.to_torch(trees.leaves(fit.network._asdict()))
+    notes = {
+        "model": json.dumps(fit.model),
+        "run": fit.outcome["run"],
+        "written_by": "lt_jax",
+    }
+    weight_files.write(target, state, notes)
+    back = weight_files.read(target)
+    if any(not np.array_equal(back[name], leaf) for name, leaf in state.items()):
+        raise InputError(f"{target} does not read back as it was written; try again")
+    for name, leaf in state.items():
+        tell(f"{name:48s} {'x'.join(map(str, leaf.shape))}")
+    tell(f"{len(state)} leaves of {fit.outcome['run']} in {target}")
+
+
+def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
+    """Images or features to logits as StableHLO, checked by running it."""
+    compute, inputs = program(fit)
+    artefact = export.export(jax.jit(compute), platforms=PLATFORMS)(inputs)
+    written = bytes(artefact.serialize())
+    again = export.deserialize(bytearray(written))
+    worst = 0.0
+    for count, side in CHECKED:
+        sides = (side, side) if len(inputs.shape) == 4 else ()
+        rng = np.random.default_rng(count)
+        size = (count, *sides, inputs.shape[-1])
+        given = rng.integers(0, 256, size).astype(inputs.dtype)
+        expected = np.asarray(jax.jit(compute)(given), np.float64)
+        found = np.asarray(again.call(given), np.float64)
+        scale = max(1.0, float(np.abs(expected).max()))
+        worst = max(worst, float(np.abs(found - expected).max()) / scale)
+    if not worst < 1e-5:
+        raise InputError(
+            f"the artefact computes other logits than the network, by {worst:.1e}; it "
+            "was not written"
+        )
+    kind = str(np.dtype(inputs.dtype))
+    note = {
+        "input": f"{kind}[{', '.join(map(str, inputs.shape))}]",
+        "classes": fit.outcome.get("per_class", {}).get("class"),
+        "run": fit.outcome["run"],
+        "model": fit.model,
+        "dataset": fit.dataset,
+        "images": fit.images,
+    }
+    with whole(target) as draft:
+        draft.write_bytes(written)
+    with whole(artefacts.note_of(target)) as draft:
+        draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    tell(
+        f"{fit.outcome['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} "
+        f"MiB in {target}; it runs, and gives the network's logits to {worst:.0e}"
+    )
+
+
+def program(fit: Finished) -> tuple[Callable[[jax.Array], jax.Array], Any]:
+    """What the artefact computes, and the shape of what it takes."""
+    params, batch_stats = fit.network
+
+    def logits(features: jax.Array) -> jax.Array:
+        return fit.head.apply(params["head"], features)
+
+    if isinstance(fit.backbone, models.Identity):
+        shape = export.symbolic_shape(f"b, {fit.backbone.size}")
+        return logits, jax.ShapeDtypeStruct(shape, jnp.float32)
+    augment = fit.augment
+    if augment is None:
+        raise InputError(
+            "a converted file does not say how images are normalised: retrain or "
+            "evaluate it first (--config.init.path), and convert that workdir"
+        )
+    variables: Params = {"params": params["backbone"], "batch_stats": batch_stats}
+
+    def compute(images: jax.Array) -> jax.Array:
+        seen = normalise(augment, images)
+        mask = jnp.ones(images.shape[0], jnp.float32)
+        return logits(fit.backbone.apply(variables, seen, mask, False))
+
+    # JAX cannot tell that a strided slice of h pixels, as the shortcuts of the CIFAR
+    # networks take, is as long as a strided convolution, unless 2 divides h.
+    stages = len(fit.backbone.stages) if fit.backbone.shortcut == "pad" else 1
+    sides = [f"{2 ** (stages - 1)}*{side}" for side in "hw"]
+    shape = export.symbolic_shape(f"b, {', '.join(sides)}, {len(augment.mean)}")
+    return compute, jax.ShapeDtypeStruct(shape, jnp.uint8)

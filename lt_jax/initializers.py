@@ -1,0 +1,41 @@
+"""Initial values of weights, as PyTorch or Flax has them by default."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lt_jax.errors import known
+
+Initializer = nn.initializers.Initializer
+
+NAMES = ("torch", "flax")
+
+
+def kernel(name: str) -> Initializer:
+    """Of a kernel [..., in, out].
+
+    ``torch``: U(+-1/sqrt(fan_in)), the default of Conv2d and Linear; ``flax``: LeCun
+    normal.
+    """
+    if known("initialiser", name, NAMES) == "flax":
+        return nn.initializers.lecun_normal()
+    # U(-b, b) has the variance b^2 / 3.
+    return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def bias(name: str, fan_in: int) -> Initializer:
+    """Of the bias beside a kernel of this fan-in: U(+-1/sqrt(fan_in)) or zeros."""
+    if known("initialiser", name, NAMES) == "flax":
+        return nn.initializers.zeros
+    bound = fan_in**-0.5
+
+    def uniform(
+        key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32
+    ) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return uniform

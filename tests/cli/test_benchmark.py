@@ -1,0 +1,94 @@
+"""``lt-jax benchmark``: one run of all parts on the digits, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+import tiny_digits
+
+from lt_jax.cli import benchmark, main
+
+DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
+
+
+def test_all_parts(tmp_path, capsys, monkeypatch):
+    """Speeds that agree with each other, in the text and in the file; and no trace."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    file = tmp_path / "speed.json"
+    flags = ["--config.model.name=none", "--config.optim.accumulate=2"]
+    arguments = ["--seconds=0.05", f"--json={file}", f"--config={DIGITS}", *flags]
+    assert main.main(["benchmark", *arguments]) == 0
+    told = capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert set(found) == set(documented("")) | {"peak", "stage1", "stage2", "sweep"} | {
+        "memory"
+    }
+    for part in ("peak", "stage1", "memory"):
+        assert set(found[part]) == set(documented(part)), part
+    assert set(found["sweep"]) == set(found["stage2"]) >= {"rows", "method", "heads"}
+
+    s = found["stage1"]
+    assert s["batch"] == 32
+    assert s["synthetic"] == pytest.approx(32 / s["step_seconds"])
+    assert s["flops_share"] == pytest.approx(
+        s["flops"] / s["step_seconds"] / found["peak"]["flops"]
+    )
+    # Two matrix products of 64 features and 10 classes an image, and some more.
+    assert 32 * 2 * 2 * 64 * 10 < s["flops"] < 32 * 1e5
+    assert s["bytes"] > 0
+    assert 0 <= s["waiting"] <= 1
+    assert found["evaluation"] > 0
+    assert found["extraction"] > 0
+    one, eight = found["stage2"], found["sweep"]
+    assert (one["heads"], eight["heads"]) == (1, 8)
+    assert one["rows"] == eight["rows"]
+    per_epoch = -(-one["rows"] // one["batch"])
+    for part in (one, eight):
+        each = part["head_images_per_second"] / part["heads"]
+        assert each == pytest.approx(
+            part["steps_per_second"] * part["rows"] / per_epoch
+        )
+    assert found["memory"]["of"] == "process"
+    assert 1e8 < found["memory"]["bytes"] < 1e11
+    assert f"{s['synthetic']:,.0f} img/s on the device" in told
+    assert f"evaluation   {found['evaluation']:,.0f} img/s" in told
+    assert list((tmp_path / "here").iterdir()) == []
+
+
+def documented(part: str) -> list[str]:
+    """The keys of the table in the docstring, of a part or of none."""
+    found = []
+    for line in (benchmark.__doc__ or "").splitlines():
+        if match := re.match(r"    (\S+(?:, \S+)*)  +\S", line):
+            first, *others = match[1].split(", ")
+            group, _, key = first.rpartition(".")
+            if group == part:
+                found += [key, *(other.lstrip(".") for other in others)]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seconds=0"], "--seconds: expected a number above 0, got 0"),
+        (["--seconds=nan"], "--seconds: expected a number above 0, got nan"),
+        (["--json=nowhere/speed.json"], "expected a file in a folder that exists"),
+        (["--config.optim.batch=0"], "optim.batch"),
+        (["--config.optim.bach=1"], "did you mean"),
+    ],
+)
+def test_what_is_refused(tmp_path, capsys, monkeypatch, flags, message):
+    monkeypatch.chdir(tmp_path)
+    assert main.main(["benchmark", f"--config={DIGITS}", *flags]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_for_people():
+    told = [benchmark._si(n) for n in (0.5, 12, 4_560, 7.9e14, 2e17, None)]
+    assert told == ["0.5 ", "12 ", "4.56 k", "790 T", "200 P", "? "]

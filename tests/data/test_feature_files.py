@@ -1,0 +1,272 @@
+"""Features from elsewhere: three forms of file, clear refusals, and every command."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+import tiny_digits
+
+from lt_jax.cli import main
+from lt_jax.data import catalogue
+from lt_jax.data.sources import features as vectors
+from lt_jax.errors import InputError
+from lt_jax.experiment import stages as train
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = tiny_digits.CONFIGS / "features.py"
+COUNTS = (40, 20, 10, 6)
+
+
+def arrays(counts=COUNTS, seed=0, width=8, dtype=np.float32):
+    """Features around a centre for each class, and their labels, in random order."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(9).normal(size=(len(counts), width))
+    labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
+    noise = rng.normal(size=(len(labels), width))
+    return (2 * centres[labels] + noise).astype(dtype), labels
+
+
+def write(folder, form="npz", train=None, test=None):
+    folder.mkdir(exist_ok=True)
+    pairs = {"train": train or arrays(), "test": test or arrays((10,) * 4, seed=1)}
+    for split, (features, labels) in pairs.items():
+        if form == "npz":
+            np.savez(folder / f"{split}.npz", features=features, labels=labels)
+        elif form == "npy":
+            np.save(folder / f"{split}.npy", features)
+            np.save(folder / f"{split}_labels.npy", labels)
+        else:
+            columns = {"features": list(features), "labels": labels}
+            if form == "fixed":
+                flat = pyarrow.array(features.ravel())
+                width = features.shape[1]
+                columns["features"] = pyarrow.FixedSizeListArray.from_arrays(
+                    flat, width
+                )
+            table = pyarrow.table(columns)
+            file = folder / f"{split}.parquet"
+            pyarrow.parquet.write_table(table, file, row_group_size=7)
+    return str(folder)
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "parquet", "fixed"])
+def test_every_form_gives_the_same_sets(tmp_path, form):
+    full, test = vectors.load(write(tmp_path, form))
+    features, labels = arrays()
+    assert full.shape == (1, 1, 8)
+    assert full.classes == ("0", "1", "2", "3")
+    np.testing.assert_array_equal(full.labels, labels)
+    rows = np.array([5, 0])
+    np.testing.assert_array_equal(full.read(rows)[:, 0, 0], features[rows])
+    assert full.read(rows).dtype == np.float32
+    assert len(test) == 40
+    assert full.hash == vectors.load(write(tmp_path / "npz"))[0].hash
+
+
+def test_the_hash_names_the_content(tmp_path):
+    features, labels = arrays()
+    one, _ = vectors.load(write(tmp_path / "a"))
+    other, _ = vectors.load(write(tmp_path / "b", train=(features * 1.5, labels)))
+    assert one.hash != other.hash
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64, np.int64, np.uint8])
+def test_other_numbers_become_float32(tmp_path, dtype):
+    features, labels = arrays()
+    given = np.abs(features).astype(dtype)
+    full, _ = vectors.load(write(tmp_path, train=(given, labels)))
+    found = full.read(np.arange(len(full)))[:, 0, 0]
+    np.testing.assert_array_equal(found, given.astype(np.float32))
+
+
+def changed(**changes):
+    features, labels = arrays()
+    given = {"features": features, "labels": labels}
+    return tuple(
+        changes[name](value) if name in changes else value
+        for name, value in given.items()
+    )
+
+
+def with_nan(features):
+    features[[3, 7], 2] = np.nan, np.inf
+    return features
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (changed(labels=lambda y: y[:-1]), r"76 features but labels of shape \[75\]"),
+        (changed(features=with_nan), r"example 3 are not all finite .*\(2 such"),
+        (changed(features=lambda f: f.astype(np.float64) * 1e300), "not all finite"),
+        (changed(labels=lambda y: y - 1), r"has the label -1; expected whole numbers"),
+        (changed(labels=lambda y: y.astype(float)), "labels are float64"),
+        (changed(labels=lambda y: y % 3), r"test has the label 3, .* train is 2 \(10"),
+        (changed(features=lambda f: f[:, :0]), r"features are float32\[76, 0\]"),
+        (changed(features=lambda f: f[:, None]), r"features are float32\[76, 1, 8\]"),
+        (changed(features=lambda f: f.astype(str)), r"features are <U\d+\[76, 8\]"),
+        (changed(features=lambda f: f[:, 1:]), "7 numbers each in train, 8 in test"),
+        (changed(features=lambda f: f.astype(object)), "Pickles are not opened"),
+    ],
+)
+def test_what_is_wrong_with_arrays_is_told(tmp_path, train, message):
+    with pytest.raises(InputError, match=message):
+        vectors.load(write(tmp_path, train=train))
+
+
+def test_what_is_wrong_with_files_is_told(tmp_path):
+    with pytest.raises(InputError, match=r"no features in .*expected train\.npz or"):
+        vectors.load(str(tmp_path))
+    with pytest.raises(InputError, match=r"data\.dir is ''"):
+        vectors.load("")
+    write(tmp_path, "npy")
+    (tmp_path / "train_labels.npy").unlink()
+    with pytest.raises(InputError, match="has no labels beside it"):
+        vectors.load(str(tmp_path))
+    write(tmp_path)
+    np.savez(tmp_path / "train.npz", x=np.ones(3))
+    with pytest.raises(InputError, match="holds x: expected arrays named features"):
+        vectors.load(str(tmp_path))
+    (tmp_path / "train.npz").write_bytes(b"PK\3\4 and rubbish")
+    with pytest.raises(InputError, match="cannot be read as numbers"):
+        vectors.load(str(tmp_path))
+
+
+def test_what_is_wrong_with_parquet_is_told(tmp_path):
+    write(tmp_path, "parquet")
+    file = tmp_path / "train.parquet"
+    ragged = pyarrow.table({"features": [[1.0, 2.0], [1.0]], "labels": [0, 1]})
+    pyarrow.parquet.write_table(ragged, file)
+    with pytest.raises(InputError, match="features have 1 to 2 numbers"):
+        vectors.load(str(tmp_path))
+    pyarrow.parquet.write_table(ragged.rename_columns(["x", "labels"]), file)
+    with pytest.raises(InputError, match="the columns features"):
+        vectors.load(str(tmp_path))
+    pyarrow.parquet.write_table(
+        pyarrow.table({"features": [1.0, 2.0], "labels": [0, 1]}), file
+    )
+    with pytest.raises(InputError, match="expected a list of numbers"):
+        vectors.load(str(tmp_path))
+    file.write_bytes(b"rubbish")
+    with pytest.raises(InputError, match="cannot be read"):
+        vectors.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("command", ["retrain", "sweep"])
+def test_bad_features_end_a_command_with_one_message(tmp_path, capsys, command):
+    """Exit code 2, no traceback, no workdir begun."""
+    folder = write(tmp_path / "f", train=changed(features=with_nan))
+    arguments = [command, "--config", f"{CONFIG}:path={folder}"]
+    assert main.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("lt-jax: ")
+    assert "the features of example 3 are not all finite numbers" in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_features_of_another_width_than_the_head_was_fitted_on(folder, tmp_path):
+    train.retrain(config(folder), tmp_path / "narrow")
+    wide = write(
+        tmp_path / "wide",
+        train=arrays(width=12),
+        test=arrays((10,) * 4, seed=1, width=12),
+    )
+    there = config(wide, init__path=str(tmp_path / "narrow"))
+    with pytest.raises(InputError, match=r"params/head/kernel: \(8, 4\).*\(12, 4\)"):
+        train.retrain(there, tmp_path / "other")
+
+
+def test_whole_is_not_cut(tmp_path):
+    where = {"dir": write(tmp_path), "valid": 0.2, "seed": 0}
+    splits = catalogue.load("features", imbalance=1.0, split="whole", **where)
+    assert splits.counts.tolist() == list(COUNTS)
+    cut = catalogue.load("features", imbalance=20, split="first", **where)
+    assert cut.counts.max() == 20 * cut.counts.min() == 40
+
+
+def config(folder, **changes):
+    c = tiny_digits.load("features", f"path={folder}")
+    c.optim.epochs = 5
+    c.method.repeats = 2
+    for name in ("ce", "los"):
+        c.method[name].epochs = 2
+        c.method[name].grid = {"lr": (1e-3, 0.1)}
+    with c.unlocked():
+        c.update_from_flattened_dict(
+            {k.replace("__", "."): v for k, v in changes.items()}
+        )
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("vectors"))
+
+
+def test_straight_into_retrain_and_the_same_online(folder, tmp_path):
+    """No stage 1 was asked for; its head is fitted on the way. Cached equals online."""
+    cached = train.retrain(config(folder), tmp_path / "cached")
+    assert cached["methods"]["none"]["all"]["mean"] > 0.7
+    online = train.retrain(
+        config(folder, method__features="online"), tmp_path / "online"
+    )
+    for name in ("none", "ce", "los"):
+        one, other = (r["methods"][name]["nll"]["values"] for r in (cached, online))
+        np.testing.assert_allclose(one, other, rtol=1e-4)
+    found = train.evaluate_all(config(folder), tmp_path / "cached", "test")
+    assert found["los/0.1"]["all"] == cached["methods"]["los"]["all"]["values"][1]
+
+
+def test_straight_into_sweep(folder, tmp_path):
+    result = train.sweep(config(folder), tmp_path)
+    assert result["sweep"]["heads"] == 2 * 2 * 3  # methods, seeds; the grid and its own
+    assert set(result["methods"]) == {"none", "ce", "los"}
+
+
+def test_other_files_are_not_mistaken_for_the_old_ones(folder, tmp_path):
+    train.retrain(config(folder), tmp_path / "work")
+    features, labels = arrays()
+    other = write(tmp_path / "other", train=(features[::-1].copy(), labels))
+    with pytest.raises(InputError, match="was finished on other examples"):
+        train.retrain(config(other), tmp_path / "work")
+
+
+@pytest.mark.parametrize("key", ["data__flip", "eval__flip", "data__pad"])
+def test_features_are_neither_cropped_nor_mirrored(folder, tmp_path, key):
+    with pytest.raises(InputError, match="cannot be cropped or mirrored"):
+        train.run(config(folder, **{key: 1 if "pad" in key else True}), tmp_path)
+
+
+def test_pixels_are_features_too(tmp_path):
+    """Without a backbone any data set is its pixels, normalised and augmented."""
+    result = train.train(tiny_digits.config(model__name="none"), tmp_path)
+    assert result["methods"]["none"]["all"]["mean"] > 0.5
+
+
+def test_the_example_of_the_readme_runs(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split("## Features from anywhere")[1].split("\n## ")[0]
+    (script,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    commands = [line for line in section.splitlines() if line.startswith("lt-jax ")]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    run = {"cwd": tmp_path, "env": env, "check": True, "timeout": 250}
+    subprocess.run([sys.executable, "-c", script], **run)
+    assert len(commands) == 2
+    for command in commands:
+        words = command.replace("configs/", f"{ROOT}/configs/").split()[1:]
+        done = subprocess.run(
+            [sys.executable, "-m", "lt_jax", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            **run,
+        )
+        assert "| los " in done.stdout

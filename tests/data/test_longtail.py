@@ -1,0 +1,192 @@
+"""lt_jax.data.longtail: class sizes, the two builds of the subset, holding out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lt_jax.data import longtail
+from lt_jax.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("imbalance", "total", "smallest", "groups"),
+    [
+        (100, 10_847, 5, (35, 35, 30)),
+        (50, 12_608, 10, (41, 41, 18)),
+        (10, 19_573, 50, (69, 31, 0)),
+    ],
+)
+def test_counts_are_cifar100_lt(imbalance, total, smallest, groups):
+    sizes = longtail.counts(500, 100, imbalance)
+    assert sizes.sum() == total
+    assert (sizes.max(), sizes.min()) == (500, smallest)
+    assert (np.diff(sizes) <= 0).all()
+    many, few = (sizes > 100).sum(), (sizes < 20).sum()
+    assert (many, 100 - many - few, few) == groups
+
+
+def test_counts_by_hand():
+    # 100 * 0.1 ** (1/3) = 46.4, 100 * 0.1 ** (2/3) = 21.5
+    assert longtail.counts(100, 4, 10).tolist() == [100, 46, 21, 10]
+    assert longtail.counts(7, 3, 1).tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize("imbalance", [0.99, 0, -3, float("nan")])
+def test_counts_refuses_imbalance_below_one(imbalance):
+    with pytest.raises(InputError, match=r"at least 1.*found"):
+        longtail.counts(500, 100, imbalance)
+
+
+def test_counts_refuses_one_class():
+    with pytest.raises(InputError, match="at least 2 classes, found num_classes=1"):
+        longtail.counts(500, 1, 10)
+
+
+@pytest.mark.parametrize(
+    ("n_max", "imbalance", "which", "largest"),
+    [
+        (500, 501, "class 99 empty", 500),
+        (500, 1000, "10 classes, 90 to 99, empty", 500),
+        # 49 * (1 / 49) is 0.99...9 in floating point, so 49 would not do.
+        (49, 50, "class 99 empty", 48),
+        (20, float("inf"), "99 classes, 1 to 99, empty", 20),
+    ],
+)
+def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
+    with pytest.raises(InputError, match=rf"{which}; .* is {largest}$"):
+        longtail.counts(n_max, 100, imbalance)
+    assert longtail.counts(n_max, 100, largest).min() == 1
+    with pytest.raises(InputError):
+        longtail.counts(n_max, 100, largest + 1)
+
+
+def test_counts_of_nothing():
+    with pytest.raises(InputError, match="no imbalance avoids that"):
+        longtail.counts(0, 10, 1)
+
+
+# The oracles walk over the examples as the original codes do, one at a time.
+
+
+def first_oracle(labels, sizes):
+    left, kept = list(sizes), []
+    for i, c in enumerate(labels):
+        if left[c] > 0:
+            kept.append(i)
+            left[c] -= 1
+    return sorted(kept, key=lambda i: labels[i])  # stable: by class, then by id
+
+
+def cao_oracle(labels, sizes):
+    np.random.seed(0)  # noqa: NPY002  LDAM's generator is this global one
+    kept = []
+    for c, size in enumerate(sizes):
+        idx = np.where(np.asarray(labels) == c)[0]
+        np.random.shuffle(idx)  # noqa: NPY002
+        kept.extend(idx[:size])
+    return kept
+
+
+@pytest.mark.parametrize(
+    ("split", "oracle"), [("first", first_oracle), ("cao", cao_oracle)]
+)
+@pytest.mark.parametrize("imbalance", [1, 10, 50])
+def test_choose_against_oracle(split, oracle, imbalance):
+    labels = np.random.default_rng(3).permutation(np.repeat(np.arange(10), 50))
+    sizes = longtail.counts(50, 10, imbalance)
+    rows = longtail.choose(labels, np.arange(500), 10, imbalance, split)
+    assert rows.tolist() == oracle(labels.tolist(), sizes)
+    assert np.bincount(labels[rows], minlength=10).tolist() == sizes.tolist()
+    assert len(set(rows.tolist())) == len(rows)
+
+
+@pytest.mark.parametrize("split", ["first", "cao"])
+def test_choose_does_not_depend_on_the_order_of_the_file(split):
+    random = np.random.default_rng(5)
+    labels = random.permutation(np.repeat(np.arange(5), 20))
+    ids = np.array([f"train_{i:05d}" for i in range(100)])
+    shuffled = random.permutation(100)
+    straight = longtail.choose(labels, np.arange(100), 5, 10, split)
+    order = np.argsort(ids[shuffled])
+    rows = longtail.choose(labels[shuffled], order, 5, 10, split)
+    assert ids[shuffled][rows].tolist() == ids[straight].tolist()
+
+
+def test_choose_does_not_touch_the_global_generator():
+    labels = np.repeat(np.arange(3), 10)
+    np.random.seed(7)  # noqa: NPY002
+    before = np.random.get_state()[1].tolist()  # noqa: NPY002
+    longtail.choose(labels, np.arange(30), 3, 5, "cao")
+    assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
+
+
+def test_choose_keeps_a_set_that_is_cut_already():
+    labels = np.repeat(np.arange(100), longtail.counts(500, 100, 100))
+    rows = longtail.choose(labels, np.arange(len(labels)), 100, 100, "first")
+    assert rows.tolist() == list(range(len(labels)))
+
+
+def test_choose_refuses_an_unknown_split():
+    with pytest.raises(InputError, match=r"'frist': .*did you mean 'first'\?"):
+        longtail.choose(np.arange(4), np.arange(4), 4, 1, "frist")
+    with pytest.raises(InputError, match=r"expected one of first, cao"):
+        longtail.choose(np.arange(4), np.arange(4), 4, 1, "zzz")
+
+
+def test_choose_refuses_a_class_that_is_too_small():
+    labels = np.array([0] * 10 + [1] * 2 + [2] * 10)
+    with pytest.raises(InputError, match=r"needs 7 examples of class 1 .* has 2 \(1 "):
+        longtail.choose(labels, np.arange(22), 3, 2, "first")
+
+
+def test_hold_out_is_stratified():
+    sizes = np.array([100, 41, 15, 3, 2, 1, 0])
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(7), sizes))
+    fit, valid = longtail.hold_out(labels, 0.1, 0, 7)
+    held = np.bincount(labels[valid], minlength=7).tolist()
+    assert held == [10, 4, 2, 1, 1, 0, 0]  # round(1.5) is 2; at least 1; 1 of 1 never
+    assert sorted([*fit, *valid]) == list(range(len(labels)))
+    assert (np.diff(fit) > 0).all()
+    assert (np.diff(valid) > 0).all()
+
+
+def test_hold_out_never_takes_all_of_a_class():
+    labels = np.repeat(np.arange(4), [50, 3, 2, 1])
+    fit, valid = longtail.hold_out(labels, 0.99, 0, 4)
+    assert np.bincount(labels[fit], minlength=4).tolist() == [1, 1, 1, 1]
+    assert np.bincount(labels[valid], minlength=4).tolist() == [49, 2, 1, 0]
+
+
+def test_hold_out_nothing():
+    fit, valid = longtail.hold_out(np.array([0, 1, 1, 0]), 0, 0, 2)
+    assert fit.tolist() == [0, 1, 2, 3]
+    assert valid.shape == (0,)
+    assert np.issubdtype(valid.dtype, np.integer)
+
+
+def test_hold_out_follows_its_seed():
+    labels = np.repeat(np.arange(10), 30)
+    same = [longtail.hold_out(labels, 0.2, 4, 10)[1].tolist() for _ in range(2)]
+    assert same[0] == same[1]
+    assert same[0] != longtail.hold_out(labels, 0.2, 5, 10)[1].tolist()
+    # Not the first of each class: the draw is random.
+    assert len({i % 30 for i in same[0]}) > 20
+
+
+def test_hold_out_nests_with_the_fraction():
+    labels = np.repeat(np.arange(10), 30)
+    small = longtail.hold_out(labels, 0.1, 0, 10)[1].tolist()
+    large = longtail.hold_out(labels, 0.5, 0, 10)[1].tolist()
+    assert set(small) < set(large)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
+def test_hold_out_refuses_a_fraction(fraction):
+    with pytest.raises(InputError, match="at least 0 and below 1"):
+        longtail.hold_out(np.array([0, 1]), fraction, 0, 2)
+
+
+def test_hold_out_refuses_a_negative_seed():
+    with pytest.raises(InputError, match="negative: -1"):
+        longtail.hold_out(np.array([0, 1]), 0.1, -1, 2)

@@ -1,0 +1,618 @@
+"""Sets from miniature archives in the layout of the originals, and what goes wrong."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_archives
+import tiny_photos
+from PIL import Image
+
+from lt_jax.cli import main
+from lt_jax.data import catalogue
+from lt_jax.data.images.photos import View
+from lt_jax.data.prepare import build, convert, definitions
+from lt_jax.data.sources import records, tfds
+from lt_jax.errors import InputError
+from lt_jax.experiment import stages
+
+TRAIN, VALID = [0, 1, 5, 5, 8141, 0], [1, 0, 8141]
+VIEW = View(size=8, resize=10, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0)
+IDS = {"imagenet_lt": "file_name"}
+LOAD = {"imbalance": 1, "split": "whole", "valid": 0.0, "seed": 0}
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """A folder with miniatures of all archives."""
+    root = tmp_path_factory.mktemp("archives")
+    tiny_archives.inat(root, TRAIN, VALID)
+    png = io.BytesIO()
+    Image.new("RGB", (20, 20), (200, 0, 0)).save(png, "PNG")
+    odd = {1: tiny_archives.jpeg(1, mode="CMYK"), 2: png.getvalue()}
+    tiny_archives.imagenet(root, [0, 0, 1, 2, 999], [1, 2], 4, odd)
+    tiny_archives.cifar(root, 100, 60, 20)
+    tiny_archives.cifar(root, 10, 50, 10)
+    return root
+
+
+@pytest.fixture(scope="module")
+def prepared(archives, tmp_path_factory):
+    """TFDS's data folder with all four sets."""
+    root = tmp_path_factory.mktemp("prepared")
+    for name in definitions.RECIPES:
+        build.prepare(name, archives, str(root), partial=True)
+    return root
+
+
+def part(root: Path, name: str, split: str) -> tfds.Part:
+    folder = tfds.find(name, str(root))
+    return tfds.load(name, folder, split, IDS.get(name, "id"))
+
+
+def exact(monkeypatch, archives: Path, name: str, **changes: object) -> None:
+    """Makes the miniatures the archives that the recipe expects."""
+    recipe = definitions.RECIPES[name]
+    own = tuple(
+        archive._replace(
+            size=(archives / archive.name).stat().st_size,
+            sha256=hashlib.sha256((archives / archive.name).read_bytes()).hexdigest(),
+        )
+        for archive in recipe.archives
+    )
+    changed = recipe._replace(archives=own, space=0.0, **changes)
+    monkeypatch.setitem(definitions.RECIPES, name, changed)
+
+
+def nothing_left(root: Path) -> bool:
+    return not [path for path in root.rglob("*") if path.is_file()]
+
+
+# What comes out
+
+
+def test_inat(archives, prepared):
+    folder = prepared / "i_naturalist2018/1.0.0"
+    assert not list(folder.glob("*test*"))  # the unlabelled archive was not wanted
+    names = tiny_archives.inat_names()
+    for split, labels, first in (
+        ("train", TRAIN, 0),
+        ("validation", VALID, len(TRAIN)),
+    ):
+        made = part(prepared, "i_naturalist2018", split)
+        assert made.classes == tuple(names)
+        assert len(made.classes) == 8142
+        keys = [hashlib.md5(str(first + i).encode()).hexdigest() for i in range(9)]
+        wanted = sorted(zip(keys, labels, range(first, 99), strict=False))
+        assert made.ids.tolist() == [key for key, _, _ in wanted]
+        assert made.labels.tolist() == [label for _, label, _ in wanted]
+        images = made.encoded(np.arange(len(labels)))
+        assert images == [tiny_archives.jpeg(i) for _, _, i in wanted]
+
+
+def test_inat_is_tested_on_validation(prepared):
+    made = catalogue.PHOTOS["i_naturalist2018"].load(str(prepared), VIEW)
+    assert made[1] is None
+    assert (
+        made[2].ids.tolist()
+        == part(prepared, "i_naturalist2018", "validation").ids.tolist()
+    )
+    assert made[0].read(np.arange(2)).shape == (2, 8, 8, 3)
+
+
+def test_imagenet_lt(archives, prepared):
+    synsets = tiny_archives.label_file("datasets/imagenet2012", "labels.txt")
+    made = part(prepared, "imagenet_lt", "train")
+    assert made.classes == tuple(synsets)
+    assert made.labels.tolist() == [0, 0, 1, 2, 999]
+    assert made.ids[0] == "n01440764_0.JPEG"
+    assert part(prepared, "imagenet_lt", "validation").labels.tolist() == [1, 2]
+    test = part(prepared, "imagenet_lt", "test")
+    order = tiny_archives.label_file("datasets/imagenet2012", "validation_labels.txt")
+    assert [synsets[k] for k in test.labels] == order[:4]
+    assert test.encoded(np.array([3])) == [tiny_archives.jpeg(5004)]
+
+
+def test_cmyk_and_png_of_imagenet_are_read(prepared):
+    train_set, valid, test = catalogue.PHOTOS["imagenet_lt"].load(str(prepared), VIEW)
+    assert (len(train_set), len(valid), len(test)) == (5, 2, 4)
+    images = train_set.read(np.arange(5))
+    assert images[2].reshape(-1, 3).tolist() == [[200, 0, 0]] * 64
+    assert images[1].std() > 0
+
+
+@pytest.mark.parametrize(("name", "classes"), [("cifar100", 100), ("cifar10", 10)])
+def test_cifar(archives, prepared, name, classes):
+    full, test = catalogue.SOURCES[name](str(prepared))
+    assert len(full.classes) == classes
+    assert full.classes[3] == ("fine_3" if classes == 100 else "class_3")
+    assert full.ids[7] == "train_00007"
+    assert test.ids[7] == "test_00007"
+    assert full.labels[:11].tolist() == [i * 7 % classes for i in range(11)]
+    # The first pixels of the archive, plane by plane.
+    random = np.random.default_rng(classes)
+    size = len(full) if classes == 100 else len(test)
+    first = random.integers(0, 256, (size, 3072), np.uint8)[5].reshape(3, 32, 32)
+    of = full if classes == 100 else test
+    np.testing.assert_array_equal(of.read(np.array([5]))[0], first.transpose(1, 2, 0))
+
+
+def test_prepared_sets_are_tfds_sets(prepared):
+    import tensorflow_datasets as reader
+
+    builder = reader.builder_from_directory(prepared / "i_naturalist2018/1.0.0")
+    assert builder.info.name == "i_naturalist2018"
+    assert str(builder.info.version) == "1.0.0"
+    assert builder.info.splits["train"].num_examples == 6
+    assert set(builder.info.features) == {"id", "image", "label", "supercategory"}
+    source = builder.as_data_source(
+        "train", decoders={"image": reader.decode.SkipDecoding()}
+    )
+    names = builder.info.features["supercategory"].names
+    record = next(r for r in source if r["label"] == 8141)
+    assert names[record["supercategory"]] == ["Fungi", "Plantae", "Insecta"][8141 % 3]
+
+
+def test_prepare_needs_no_tensorflow(archives, tmp_path):
+    program = (
+        "import sys\n"
+        "from lt_jax import cli\n"
+        f"cli.main(['data', 'prepare', 'imagenet_lt', '--from={archives}', '--partial',"
+        f" '--dir={tmp_path}'])\n"
+        "print('tensorflow' in sys.modules)"
+    )
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stderr == ""
+    told = f"imagenet_lt 1.0.0: train 5, validation 2, test 4; in {tmp_path}"
+    assert done.stdout.startswith(told)
+    assert done.stdout.endswith("False\n")
+
+
+def test_many_files(archives, tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "SHARD", 1000)
+    root = str(tmp_path)
+    folder = build.prepare("i_naturalist2018", archives, root, partial=True)
+    assert len(list(folder.glob("*-train.array_record-*-of-00003"))) == 3
+    found = part(tmp_path, "i_naturalist2018", "train")
+    assert sorted(found.labels) == sorted(TRAIN)
+    assert found.encoded(np.arange(6)) == [
+        found.encoded(np.array([i]))[0] for i in range(6)
+    ]
+
+
+def test_sizes_counts_and_checksums_are_verified(archives, tmp_path, monkeypatch):
+    counts = {"train": 6, "validation": 3}
+    exact(monkeypatch, archives, "i_naturalist2018", counts=counts)
+    said: list[str] = []
+    folder = build.prepare(
+        "i_naturalist2018", archives, str(tmp_path), checksum=True, say=said.append
+    )
+    assert sum("SHA-256 as published" in line for line in said) == 4
+    again = build.prepare("i_naturalist2018", archives, str(tmp_path), say=said.append)
+    assert again == folder
+    assert "is there already" in said[-1]
+
+
+# The index of labels and ids
+
+
+def test_index_and_records_agree(prepared, tmp_path, monkeypatch):
+    root = shutil.copytree(prepared, tmp_path / "copy")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    by_index = part(root, "imagenet_lt", "train")
+    folder = root / "imagenet_lt/1.0.0"
+    file = records.index_file(folder, "train")
+    file.unlink()
+    by_records = part(root, "imagenet_lt", "train")
+    assert not file.exists()  # a small set is not worth one
+    assert by_index.ids.tolist() == by_records.ids.tolist()
+    assert by_index.labels.tolist() == by_records.labels.tolist()
+    monkeypatch.setattr(tfds, "KEEP_FROM", 0)
+    part(root, "imagenet_lt", "train")
+    assert file.exists()
+    asked = []
+    monkeypatch.setattr(tfds, "_labels_ids", lambda *_: asked.append(1))
+    assert part(root, "imagenet_lt", "train").ids.tolist() == by_records.ids.tolist()
+    assert not asked
+
+
+def test_an_index_of_other_files_is_not_used(prepared, tmp_path):
+    root = shutil.copytree(prepared, tmp_path / "copy")
+    folder = root / "imagenet_lt/1.0.0"
+    shards = sorted(folder.glob("imagenet_lt-train.array_record*"))
+    wrong = np.array([7, 7, 7, 7, 7]), np.array(list("abcde"))
+    records.save_index(folder, "train", shards, *wrong)
+    assert part(root, "imagenet_lt", "train").labels.tolist() == [7] * 5  # it is read
+    text = records.stamp(shards)
+    with np.load(records.index_file(folder, "train")) as held:
+        stored = dict(held) | {"stamp": np.array(text + "x")}
+    with records.index_file(folder, "train").open("wb") as out:
+        np.savez(out, **stored)
+    assert part(root, "imagenet_lt", "train").labels.tolist() == [0, 0, 1, 2, 999]
+    records.index_file(folder, "train").write_bytes(b"PK half a file")
+    assert part(root, "imagenet_lt", "train").labels.tolist() == [0, 0, 1, 2, 999]
+
+
+def test_an_index_goes_elsewhere_where_it_must(prepared, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = prepared / "imagenet_lt/1.0.0"
+    shards = sorted(folder.glob("imagenet_lt-test.array_record*"))
+    blocked = tmp_path / "no folder"
+    blocked.write_text("")
+    labels, ids = np.array([3, 4]), np.array(["a", "ü"])
+    records.save_index(blocked, "test", shards, labels, ids)
+    found = records.load_index(blocked, "test", shards)
+    assert found is not None
+    assert (found[0].tolist(), found[1].tolist()) == ([3, 4], ["a", "ü"])
+
+
+def test_encoded_survives_pickling(prepared):
+    import pickle
+
+    made = part(prepared, "i_naturalist2018", "train").encoded
+    again = pickle.loads(pickle.dumps(made))
+    assert again(np.array([2, 0])) == made(np.array([2, 0]))
+    assert made(np.arange(0)) == []
+
+
+# What goes wrong
+
+
+def test_missing_archives(archives, tmp_path):
+    few = tmp_path / "few"
+    (few / "train_val2018").mkdir(parents=True)
+    shutil.copy(archives / "categories.json.tar.gz", few)
+    with pytest.raises(InputError) as caught:
+        build.prepare("i_naturalist2018", few, str(tmp_path / "out"))
+    told = str(caught.value)
+    assert "train2018.json.tar.gz, val2018.json.tar.gz" in told
+    assert "train_val2018 is the extracted folder" in told
+    assert "test2018" not in told
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_archive_of_another_size(archives, tmp_path):
+    with pytest.raises(InputError, match=r"bytes, expected 127,945,569,561: .*shorter"):
+        build.prepare("i_naturalist2018", archives, str(tmp_path))
+    assert nothing_left(tmp_path)
+
+
+def test_a_wrong_checksum(archives, tmp_path, monkeypatch):
+    exact(monkeypatch, archives, "cifar100")
+    recipe = definitions.RECIPES["cifar100"]
+    wrong = tuple(a._replace(sha256="0" * 64) for a in recipe.archives)
+    monkeypatch.setitem(
+        definitions.RECIPES, "cifar100", recipe._replace(archives=wrong)
+    )
+    with pytest.raises(InputError, match=r"has the SHA-256 .* expected 0000"):
+        build.prepare("cifar100", archives, str(tmp_path), checksum=True)
+    assert nothing_left(tmp_path)
+
+
+def test_wrong_counts(archives, tmp_path, monkeypatch):
+    exact(monkeypatch, archives, "i_naturalist2018")
+    with pytest.raises(InputError, match="6 examples in train, expected 437,513"):
+        build.prepare("i_naturalist2018", archives, str(tmp_path))
+    assert nothing_left(tmp_path)
+
+
+def test_no_room(archives, tmp_path, monkeypatch):
+    exact(monkeypatch, archives, "cifar10")
+    recipe = definitions.RECIPES["cifar10"]._replace(space=1e9)
+    monkeypatch.setitem(definitions.RECIPES, "cifar10", recipe)
+    with pytest.raises(InputError, match=r"takes about 1e[+]09 GB"):
+        build.prepare("cifar10", archives, str(tmp_path))
+    assert nothing_left(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENOSPC, "full"), RuntimeError("No space left on device")]
+)
+def test_a_full_disk(archives, tmp_path, monkeypatch, error, capsys):
+    def add(self, record, label, name):
+        raise error
+
+    monkeypatch.setattr(records.Split, "add", add)
+    arguments = ["data", "prepare", "i_naturalist2018", "--partial"]
+    flags = [f"--from={archives}", f"--dir={tmp_path}"]
+    assert main.main([*arguments, *flags]) == 2
+    told = capsys.readouterr().err
+    assert f"the disk of {tmp_path}/i_naturalist2018 is full" in told
+    assert not list(tmp_path.iterdir())
+
+
+def cut(archives: Path, folder: Path, name: str, share: float) -> Path:
+    copy = shutil.copytree(archives, folder)
+    content = (copy / name).read_bytes()
+    (copy / name).write_bytes(content[: int(len(content) * share)])
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("set_name", "file"),
+    [
+        ("i_naturalist2018", "train_val2018.tar.gz"),
+        ("i_naturalist2018", "train2018.json.tar.gz"),
+        ("imagenet_lt", "ILSVRC2012_img_train.tar"),
+        ("imagenet_lt", "ILSVRC2012_img_val.tar"),
+        ("cifar100", "cifar-100-binary.tar.gz"),
+    ],
+)
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.45, 0.5])
+def test_a_cut_archive(archives, tmp_path, set_name, file, share):
+    broken = cut(archives, tmp_path / "cut", file, share)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=rf"{file}"):
+        build.prepare(set_name, broken, str(out), partial=True)
+    assert nothing_left(out)
+
+
+def test_an_image_twice(tmp_path):
+    tiny_archives.imagenet(tmp_path, [0, 1], [1], 2)
+    val = tmp_path / "ILSVRC2012_img_val.tar"
+    name = "ILSVRC2012_val_00000001.JPEG"
+    val.write_bytes(tiny_archives.tar([(name, b"x"), (name, b"y")], "w"))
+    (tmp_path / "ImageNet_LT_test.txt").unlink()
+    with pytest.raises(InputError, match=rf"{name} is in the archives twice"):
+        build.prepare("imagenet_lt", tmp_path, str(tmp_path / "out"), partial=True)
+
+
+@pytest.mark.parametrize(
+    ("split", "line", "message"),
+    [
+        ("train", "train/n01440764/n01440764_0.JPEG 1", "the label 1, expected 0"),
+        ("train", "train/n01440764/n01440764_0.JPEG 1000", "a label below 1000"),
+        ("train", "nothing", "line 1: expected 'train/SYNSET/NAME.JPEG LABEL'"),
+        ("val", "train/n01440764/n01440764_5555.JPEG 0", "1 images are not in"),
+        ("val", "train/n01440764/n01440764_0.JPEG 0", "is in the other list too"),
+        ("test", "val/n01440764/ILSVRC2012_val_00000001.JPEG 0", "than 65, ImageNet's"),
+    ],
+)
+def test_bad_lists(archives, tmp_path, split, line, message):
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    for name in ("train", "val", "test"):
+        shutil.copy(archives / f"ImageNet_LT_{name}.txt", lists)
+    (lists / f"ImageNet_LT_{split}.txt").write_text(line + "\n")
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=message):
+        build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
+    assert nothing_left(out)
+    shutil.rmtree(lists)
+    with pytest.raises(InputError, match=r"no list .*ImageNet_LT_train.txt.*--lists"):
+        build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
+
+
+def test_a_leftover_is_removed_and_told(archives, tmp_path):
+    left = tmp_path / "cifar10/3.0.2.incomplete"
+    left.mkdir(parents=True)
+    (left / "half").write_text("x")
+    said: list[str] = []
+    folder = build.prepare(
+        "cifar10", archives, str(tmp_path), partial=True, say=said.append
+    )
+    assert "was left by a command that was cut off" in said[0]
+    assert not left.exists()
+    assert not (folder / "half").exists()
+
+
+def test_two_at_once(archives, tmp_path):
+    left = tmp_path / "cifar10/3.0.2.incomplete"
+    left.mkdir(parents=True)
+    handle = os.open(left, os.O_RDONLY)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    with pytest.raises(InputError, match="another command is writing"):
+        build.prepare("cifar10", archives, str(tmp_path), partial=True)
+    os.close(handle)
+    assert left.exists()
+
+
+def test_prepare_of_an_unknown_set(tmp_path, capsys):
+    assert main.main(["data", "prepare", "imagenetlt", f"--from={tmp_path}"]) == 2
+    assert "did you mean 'imagenet_lt'" in capsys.readouterr().err
+
+
+def test_a_set_without_a_file_or_with_a_cut_one(prepared, tmp_path):
+    root = shutil.copytree(prepared, tmp_path / "copy")
+    (shard,) = (root / "imagenet_lt/1.0.0").glob("imagenet_lt-test.array_record*")
+    shard.write_bytes(shard.read_bytes()[:-3000])
+    with pytest.raises(InputError, match=r"(?s)is incomplete.* prepare imagenet_lt"):
+        part(root, "imagenet_lt", "test")
+    shard.unlink()
+    with pytest.raises(InputError, match="1 of its files missing"):
+        part(root, "imagenet_lt", "test")
+
+
+def test_a_part_of_a_set_is_not_trained_on(prepared):
+    with pytest.raises(InputError, match="996 of 1000 classes have no training ex"):
+        catalogue.load("imagenet_lt", dir=str(prepared), view=VIEW, **LOAD)
+
+
+# From TFRecord
+
+
+def as_tfrecord(prepared: Path, to: Path, name: str) -> Path:
+    """A copy whose files are laid out as TFRecord (its checksums are zeros)."""
+    from array_record.python import array_record_module
+
+    folder = shutil.copytree(tfds.find(name, str(prepared)), to / name / "1.0.0")
+    for path in folder.glob("*array_record*"):
+        reader = array_record_module.ArrayRecordReader(str(path))
+        rows = reader.read_all()
+        framed = [struct.pack("<QI", len(row), 0) + row + b"\0" * 4 for row in rows]
+        other = path.name.replace("array_record", "tfrecord")
+        path.with_name(other).write_bytes(b"".join(framed))
+        reader.close()
+        path.unlink()
+    for path in folder.glob("*.npz"):
+        path.unlink()
+    info = json.loads((folder / "dataset_info.json").read_text())
+    (folder / "dataset_info.json").write_text(
+        json.dumps(info | {"fileFormat": "tfrecord"})
+    )
+    return folder
+
+
+def test_convert(prepared, tmp_path, capsys):
+    folder = as_tfrecord(prepared, tmp_path, "i_naturalist2018")
+    with pytest.raises(InputError, match=f"lt-jax data convert {folder}"):
+        part(tmp_path, "i_naturalist2018", "train")
+    assert main.main(["data", "convert", str(folder)]) == 0
+    assert "9 records are in array_record files too" in capsys.readouterr().out
+    for split in ("train", "validation"):
+        before, after = (
+            part(root, "i_naturalist2018", split) for root in (prepared, tmp_path)
+        )
+        assert before.ids.tolist() == after.ids.tolist()
+        assert before.labels.tolist() == after.labels.tolist()
+        rows = np.arange(len(before.ids))
+        assert before.encoded(rows) == after.encoded(rows)
+    assert list(folder.glob("*tfrecord*"))  # the copy itself stays
+    assert main.main(["data", "convert", str(folder)]) == 0
+    assert "holds array_record files already" in capsys.readouterr().out
+
+
+def test_convert_of_cut_and_missing_files(prepared, tmp_path):
+    folder = as_tfrecord(prepared, tmp_path, "imagenet_lt")
+    before = sorted(path.name for path in folder.iterdir())
+    (file,) = folder.glob("imagenet_lt-train.tfrecord*")
+    content = file.read_bytes()
+    last = struct.unpack("<Q", content[:8])[0] + 16  # the first record ends here
+    for length, message in ((len(content) - 9, "is cut"), (last, "holds 1 records")):
+        file.write_bytes(content[:length])
+        with pytest.raises(InputError, match=message):
+            convert.convert(folder)
+        assert sorted(path.name for path in folder.iterdir()) == before
+    file.write_bytes(content[:12] + b"\xff" * 50 + content[62:])
+    with pytest.raises(InputError, match="record 0"):
+        convert.convert(folder)
+    file.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        convert.convert(folder)
+    with pytest.raises(InputError, match=r"expected .*dataset_info\.json"):
+        convert.convert(tmp_path)
+
+
+# Training on it
+
+
+def test_train_on_a_prepared_set(tmp_path):
+    classes = list(range(1000))
+    tiny_archives.imagenet(tmp_path, [*classes, 3, 3, 5], [1, 2], 6)
+    build.prepare("imagenet_lt", tmp_path, str(tmp_path / "out"), partial=True)
+    config = tiny_photos.config(
+        tmp_path / "out",
+        data__name="imagenet_lt",
+        data__valid=0.0,
+        data__many=2,
+        data__few=2,
+        data__size=8,
+        data__resize=8,
+        optim__epochs=1,
+        optim__batch=256,
+        method__features="cached",
+        method__names=("los",),
+        method__los__epochs=1,
+        eval__choose="all",
+    )
+    result = stages.run(config, tmp_path / "run")
+    found = result["dataset"]
+    assert (found["num_train"], found["num_valid"], found["num_test"]) == (1003, 2, 6)
+    assert found["groups"] == {"many": 1, "medium": 1, "few": 998}
+    assert result["methods"]["los"]["all"]["values"] != []
+
+
+# TFDS's own builders, where TensorFlow is installed
+
+
+def by_tfds(name: str, archives: Path, root: Path) -> dict[str, tfds.Part]:
+    from lt_jax.data.prepare import tfds_own
+
+    tfds_own.prepare(name, archives, str(root))
+    return {
+        split: part(root, name, split) for split in definitions.RECIPES[name].counts
+    }
+
+
+@pytest.mark.prepare
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own
+@pytest.mark.parametrize("name", definitions.RECIPES)
+def test_equal_to_tfds_own_builder(archives, prepared, tmp_path, name):
+    pytest.importorskip("tensorflow")
+    import tensorflow_datasets as reader
+
+    theirs = by_tfds(name, archives, tmp_path)
+    for split, other in theirs.items():
+        ours = part(prepared, name, split)
+        assert ours.classes == other.classes
+        assert ours.ids.tolist() == other.ids.tolist()
+        assert ours.labels.tolist() == other.labels.tolist()
+        assert ours.shape == other.shape
+    folders = [tfds.find(name, str(root)) for root in (prepared, tmp_path)]
+    builders = [reader.builder_from_directory(folder) for folder in folders]
+    assert builders[0].info.features.to_json() == builders[1].info.features.to_json()
+    for file in folders[0].glob("*.labels.txt"):
+        assert file.read_bytes() == (folders[1] / file.name).read_bytes()
+    raw = {"image": reader.decode.SkipDecoding()}
+    for split in theirs:
+        tables = []
+        for builder in builders:
+            source = builder.as_data_source(split, decoders=raw)
+            records_ = [dict(source[i]) for i in range(len(source))]
+            if name.startswith("cifar"):  # two encoders of PNG, the same pixels
+                for record in records_:
+                    png = Image.open(io.BytesIO(record["image"]))
+                    record["image"] = png.tobytes()
+            key = IDS.get(name, "id")
+            tables.append(sorted(records_, key=lambda record: record[key]))
+        assert tables[0] == tables[1]
+
+
+@pytest.mark.prepare
+@pytest.mark.filterwarnings("ignore")
+def test_convert_a_copy_of_tfds(archives, prepared, tmp_path):
+    pytest.importorskip("tensorflow")
+    import tensorflow_datasets as reader
+
+    builder = reader.builder_cls("cifar10")
+    from tensorflow_datasets.core.download import checksums
+
+    from lt_jax.data.prepare import tfds_own
+
+    (address,) = tfds_own.ADDRESSES["cifar10"].values()
+    file = archives / "cifar-10-binary.tar.gz"
+    builder.url_infos = {address: checksums.compute_url_info(file)}
+    made = builder(data_dir=tmp_path, file_format="tfrecord")
+    made.download_and_prepare(
+        download_config=reader.download.DownloadConfig(manual_dir=archives)
+    )
+    convert.convert(Path(made.data_dir))
+    for split in ("train", "test"):
+        ours, other = (part(root, "cifar10", split) for root in (prepared, tmp_path))
+        assert ours.ids.tolist() == other.ids.tolist()
+        assert ours.labels.tolist() == other.labels.tolist()
+
+
+def test_without_tensorflow(archives, tmp_path, monkeypatch, capsys):
+    import importlib.util
+
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n: None if n == "tensorflow" else real(n)
+    )
+    flags = [f"--from={archives}", f"--dir={tmp_path}", "--with=tfds"]
+    assert main.main(["data", "prepare", "cifar10", *flags]) == 2
+    assert "pip install 'lt_jax[prepare]'" in capsys.readouterr().err

@@ -1,0 +1,108 @@
+"""oneDNN's convolutions against XLA's own, values and both gradients."""
+
+from __future__ import annotations
+
+import platform
+
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import numpy as np
+import pytest
+
+from lt_jax import models
+from lt_jax.models import convolution
+
+TESTED = (
+    jaxlib.version.__version__ in convolution.TESTED
+    and platform.machine() == "x86_64"
+    and jax.default_backend() == "cpu"
+)
+
+
+def test_it_is_used_where_it_was_tested_and_only_there():
+    assert convolution.onednn_works() == TESTED
+    assert models.fastest_engine() == ("onednn" if TESTED else "xla")
+
+
+def test_another_jaxlib_is_not_trusted(monkeypatch):
+    monkeypatch.setattr(convolution, "TESTED", ())
+    assert not convolution.onednn_works.__wrapped__()
+
+
+def test_a_call_that_computes_something_else_is_not_used(monkeypatch):
+    def wrong(x, w, *rest):
+        return 1.01 * convolution._plain(x, w, 2, 1)
+
+    monkeypatch.setattr(convolution, "TESTED", (jaxlib.version.__version__,))
+    monkeypatch.setattr(convolution, "_convolve", wrong)
+    assert not convolution.onednn_works.__wrapped__()
+
+
+def flax_arguments(stride: int, pad: int, groups: int = 1) -> dict:
+    return {
+        "window_strides": (stride, stride),
+        "padding": ((pad, pad), (pad, pad)),
+        "lhs_dilation": (1, 1),
+        "rhs_dilation": (1, 1),
+        "dimension_numbers": jax.lax.conv_dimension_numbers(
+            (1, 8, 8, 4), (1, 1, 4 // groups, 4), convolution.LAYOUT
+        ),
+        "feature_group_count": groups,
+        "precision": None,
+    }
+
+
+def check(convolve, shape, kernel, tolerance):
+    """Values and gradients of two convolutions, under the same weighted sum."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.standard_normal(shape, np.float32))
+    w = jnp.asarray(rng.standard_normal(kernel, np.float32))
+    values = {}
+    for name, fun in convolve.items():
+        y, pull = jax.vjp(jax.jit(fun), x, w)
+        weights = np.random.default_rng(1).standard_normal(y.shape, np.float32)
+        values[name] = [y, *pull(jnp.asarray(weights))]
+    for one, other in zip(values["onednn"], values["xla"], strict=True):
+        scale = float(jnp.max(jnp.abs(other)))
+        np.testing.assert_allclose(one / scale, other / scale, atol=tolerance)
+
+
+@pytest.mark.skipif(not TESTED, reason="XLA convolves here")
+@pytest.mark.parametrize("side", [7, 8])
+@pytest.mark.parametrize(
+    ("size", "stride"), [(3, 1), (3, 2), (1, 1), (1, 2), (7, 2)], ids=str
+)
+@pytest.mark.parametrize(("inner", "outer"), [(3, 16), (16, 16), (5, 7)], ids=str)
+def test_values_and_gradients_are_xlas(side, size, stride, inner, outer):
+    """All layers of the networks; odd and even sides, odd numbers of channels."""
+    given = flax_arguments(stride, (size - 1) // 2)
+    both = {
+        "onednn": lambda x, w: convolution.by_onednn(x, w, **given),
+        "xla": lambda x, w: jax.lax.conv_general_dilated(x, w, **given),
+    }
+    check(both, (2, side, side, inner), (size, size, inner, outer), 1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_groups_and_other_dtypes_are_left_to_xla(dtype):
+    given = flax_arguments(1, 1, groups=2)
+    x, w = jnp.ones((1, 8, 8, 4), dtype), jnp.ones((3, 3, 2, 4), dtype)
+    text = (
+        jax.jit(lambda x, w: convolution.by_onednn(x, w, **given)).lower(x, w).as_text()
+    )
+    assert convolution.TARGET not in text
+    assert "convolution" in text
+
+
+@pytest.mark.skipif(not TESTED, reason="XLA convolves here")
+def test_a_network_computes_the_same_on_both():
+    made = models.create("resnet8", "cifar", 8, False, "torch", "float32", None)
+    params, stats = models.init(made, jax.random.key(0), (16, 16, 3))
+    images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
+    variables = {"params": params, "batch_stats": stats}
+    features = [
+        made.clone(engine=engine).apply(variables, images, jnp.ones(4), False)
+        for engine in ("xla", "onednn")
+    ]
+    np.testing.assert_allclose(*features, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,156 @@
+"""The library without configs: what the command line finds, clear refusals, light."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_feature_files import arrays, config, write
+
+import lt_jax
+from lt_jax import Recipe, evaluate, fit_head, fit_heads, methods
+from lt_jax.errors import InputError
+from lt_jax.experiment import stages
+from lt_jax.export import stablehlo
+
+ROOT = Path(__file__).resolve().parents[1]
+USUAL = {"start": "stage1", "sampler": "instance"}
+
+
+def test_heads_are_those_of_the_command(tmp_path):
+    """Start, order, rates and losses: every number equals what `retrain` keeps."""
+    folder = write(tmp_path / "f")
+    stages.retrain(config(folder, data__valid=0.0), tmp_path / "run")
+    kept = {
+        name: stablehlo.finished(tmp_path / "run", name, seeds)
+        for name, seeds in {"stage1": "", "los": "0.1", "ce": "0.1"}.items()
+    }
+    features, labels = (
+        np.load(f"{folder}/train.npz")[k] for k in ("features", "labels")
+    )
+    counts, delta = np.bincount(labels), 0.98
+    made = {
+        "los": Recipe(methods.los(counts, delta=delta, **USUAL), lr=5e-4, epochs=2),
+        "ce": Recipe(methods.ce(counts, **USUAL), lr=5e-4, epochs=2),
+    }
+    start = kept["stage1"].network.params["head"]
+    found = fit_heads(features, labels, made, start=start, seed=1)
+    for name, head in found.items():
+        expected = kept[name].network.params["head"]
+        assert head.diverged is None
+        for leaf, value in expected.items():
+            np.testing.assert_allclose(head.params[leaf], value, rtol=1e-5, atol=1e-6)
+        moved = np.abs(expected["kernel"] - start["kernel"]).max()
+        assert moved > 1e-4  # or any head would do
+
+
+def test_one_of_many_is_the_one_alone_and_nothing_else_is_touched():
+    features, labels = arrays()
+    counts = np.bincount(labels)
+    fresh = methods.ce(counts, start="fresh", sampler="instance")
+    stage1 = fit_head(features, labels, Recipe(fresh, lr=0.1, epochs=3))
+    before = stage1.params["kernel"].copy()
+    many = {
+        "los": Recipe(methods.los(counts, delta=0.5, **USUAL), lr=0.05, epochs=2),
+        "crt": Recipe(methods.crt(counts), lr=0.1, epochs=2),
+        "tau": Recipe(methods.tau_norm(counts, tau=1.0), lr=0.0, epochs=0),
+        "lws": Recipe(methods.lws(counts), lr=0.1, epochs=1),
+    }
+    found = fit_heads(features, labels, many, start=stage1)
+    assert list(found) == list(many)
+    for name, recipe in many.items():
+        alone = fit_head(features, labels, recipe, start=stage1)
+        logits = alone.logits(features)
+        np.testing.assert_allclose(
+            found[name].logits(features), logits, rtol=1e-4, atol=1e-5
+        )
+    np.testing.assert_array_equal(stage1.params["kernel"], before)
+    norms = np.linalg.norm(found["tau"].params["kernel"], axis=0)
+    np.testing.assert_allclose(norms, 1, rtol=1e-5)
+
+
+def test_evaluate_is_the_same_in_blocks(monkeypatch):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
+    counts = np.array([200, 50, 20, 5])
+    whole = evaluate(logits, labels, counts)
+    monkeypatch.setattr("lt_jax.api.ROWS", 16)
+    right = logits.argmax(1) == labels
+    assert whole["all"] == right.mean()
+    assert whole["medium"] == right[(labels == 1) | (labels == 2)].mean()
+    assert evaluate(logits, labels, counts) == pytest.approx(whole, rel=1e-5)
+
+
+COUNTS = np.array([40, 20, 10, 6])
+LOS = Recipe(methods.los(COUNTS, delta=0.5, **USUAL), lr=0.05, epochs=2)
+START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"start": None}, "goes on from a trained head"),
+        ({"start": {"weight": np.zeros(3)}}, "expected the kernel and bias"),
+        ({"start": START | {"kernel": np.zeros((4, 8))}}, "expected \\[8, K\\]"),
+        ({"start": {"kernel": np.zeros((8, 3)), "bias": np.zeros(3)}}, "3 classes"),
+        ({"labels": np.full(76, 4)}, "a label 4"),
+        ({"labels": np.zeros(3, int)}, "a label for each"),
+        ({"features": np.full((76, 8), np.nan)}, "not all finite"),
+        ({"recipe": LOS._replace(lr=0.0)}, "must be positive"),
+        ({"recipe": LOS._replace(epochs=-1)}, "0 epochs or more"),
+        ({"recipe": LOS._replace(decay=-1.0)}, "at least 0"),
+        ({"batch": 0}, "batch"),
+    ],
+)
+def test_bad_input_is_named(changes, message):
+    features, labels = arrays()
+    given = {"features": features, "labels": labels, "recipe": LOS, "start": START}
+    with pytest.raises(InputError, match=message):
+        fit_head(**given | changes)
+
+
+def test_bad_logits_are_named():
+    with pytest.raises(InputError, match="logits of 2 classes"):
+        evaluate(np.zeros((3, 2)), np.zeros(3, int), np.ones(3))
+    head = lt_jax.FittedHead(methods.linear, {"kernel": np.zeros((8, 4))}, None)
+    with pytest.raises(InputError, match="expected \\[N, 8\\]"):
+        head.logits(np.zeros((2, 3)))
+
+
+def test_every_public_name_is_there_and_no_other():
+    for name in lt_jax.__all__:
+        assert getattr(lt_jax, name).__doc__
+    with pytest.raises(AttributeError, match="fit_haed"):
+        lt_jax.fit_haed  # noqa: B018
+
+
+def blocks(title: str) -> list[str]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = readme.split(f"## {title}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+
+
+def test_the_example_of_the_readme_prints_what_it_says(tmp_path):
+    (features,), (example,) = blocks("Features from anywhere"), blocks("As a library")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", features + example],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=250,
+    )
+    (printed,) = re.findall(r"```\n(stage 1: .*?)```", readme, re.DOTALL)
+    said, found = (re.findall(r"[\d.]+", text) for text in (printed, done.stdout))
+    assert len(found) == len(said) > 8
+    np.testing.assert_allclose(
+        [float(x) for x in found], [float(x) for x in said], atol=1.0
+    )

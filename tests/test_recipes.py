@@ -1,0 +1,220 @@
+"""Rows of a grid, and what is checked of them before a sweep writes anything."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tiny_digits
+from ml_collections import ConfigDict
+
+from lt_jax import metrics, models, recipes
+from lt_jax.errors import InputError
+from lt_jax.experiment import checks, session
+
+ENTRY = {"lr": 0.1, "epochs": 20, "delta": 0.9, "start": "stage1"}
+
+
+def test_the_product_in_the_order_of_the_grid():
+    entry = ENTRY | {"grid": {"delta": (0.9, 0.5), "lr": (0.1, 0.2)}}
+    found = [(row["delta"], row["lr"]) for row in recipes.expand(entry)]
+    assert found == [(0.9, 0.1), (0.9, 0.2), (0.5, 0.1), (0.5, 0.2)]
+    for row in recipes.expand(entry):
+        assert list(row) == list(ENTRY)
+        assert (row["epochs"], row["start"]) == (20, "stage1")
+
+
+def test_own_values_come_first_where_the_product_misses_them():
+    rows = recipes.expand(ENTRY | {"grid": {"lr": (0.2, 0.4)}})
+    assert [row["lr"] for row in rows] == [0.1, 0.2, 0.4]
+    assert rows[0] == ENTRY
+
+
+def test_nothing_twice():
+    rows = recipes.expand(
+        ENTRY | {"grid": {"lr": (0.2, 0.1, 0.2), "epochs": (20, 20.0)}}
+    )
+    assert [row["lr"] for row in rows] == [0.2, 0.1]
+
+
+def test_a_grid_without_keys_is_the_entry_itself():
+    assert recipes.expand(ENTRY | {"grid": {}}) == [ENTRY]
+
+
+def test_values_are_plain():
+    config = ConfigDict(
+        ENTRY | {"grid": {"delta": (np.float64(0.5),), "start": ("fresh", "stage1")}}
+    )
+    rows = recipes.expand(config.lock())
+    assert [row["start"] for row in rows] == ["stage1", "fresh", "stage1"]
+    for row in rows:
+        assert {type(value) for value in row.values()} <= {float, int, str}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        (ENTRY, "needs a 'grid'"),
+        (ENTRY | {"grid": (0.1,)}, r"a tuple for each key, found \(0.1,\)"),
+        (ENTRY | {"grid": {"dleta": (0.5,)}}, "key 'dleta'.*did you mean 'delta'"),
+        (ENTRY | {"grid": {"grid": (0.5,)}}, "unknown key 'grid'"),
+        (ENTRY | {"grid": {"lr": ()}}, r"grid.lr must be a tuple .*found \(\)"),
+        (ENTRY | {"grid": {"lr": 0.5}}, r"for example \(0.1,\), found 0.5"),
+        (ENTRY | {"grid": {"start": "fresh"}}, "found 'fresh'"),
+        (ENTRY | {"grid": {"lr": [0.5]}}, r"found \[0.5\]"),
+    ],
+)
+def test_errors_say_what_was_meant(entry, message):
+    with pytest.raises(InputError, match=message):
+        recipes.expand(entry)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    m = tiny_digits.config().model
+    return models.create(
+        m.name, stem=m.stem, width=m.width, zero_init=m.zero_init, init=m.init,
+        dtype=m.dtype, axis_name="batch",
+    )  # fmt: skip
+
+
+def check_grid(backbone, name, **changes):
+    config = tiny_digits.config(**changes)
+    splits, _ = session.load_splits(config)
+    return checks.check_grid(config, splits, backbone, name)
+
+
+def test_every_row_of_every_method_is_made(backbone):
+    config = tiny_digits.config()
+    for name, entry in config.method.items():
+        if isinstance(entry, ConfigDict):
+            rows = check_grid(backbone, name)
+            assert [hyper for hyper, _ in rows] == recipes.expand(entry), name
+    for hyper, method in check_grid(backbone, "los"):
+        assert hyper.keys() == recipes.own(config.method.los).keys()
+        np.testing.assert_allclose(method.adjust.smooth, hyper["delta"])
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "los",
+            {"method__los__grid__delta": (0.5, 1.0)},
+            r"^config.method.los.grid, delta=1.0: delta must lie in \[0, 1\), got 1.0",
+        ),
+        (
+            "los",
+            {"method__los__grid__lr": (0.5, 0.0)},
+            "^config.method.los.grid, lr=0.0: the learning rate must be positive",
+        ),
+        (
+            "los",
+            {"method__los__grid__decay": (0.5, -1.0)},
+            "^config.method.los.grid, decay=-1.0: decay must be a number of at least 0",
+        ),
+        (
+            "los",
+            {"method__los__grid__epochs": (-2,)},
+            "^config.method.los.grid, epochs=-2: expected 0 epochs or more",
+        ),
+        (
+            "ncm",
+            {"method__ncm__grid__kind": ("raw", "cl3")},
+            "^config.method.ncm.grid, kind='cl3': unknown kind",
+        ),
+        (
+            "los",
+            {"method__los__grid__sampler": ("clas",)},
+            "^config.method.los.grid, sampler='clas': .*did you mean 'class'",
+        ),
+        (
+            "los",
+            {"method__los__grid__dleta": (0.5,)},
+            "^config.method.los: grid has an unknown key 'dleta'.*'delta'",
+        ),
+        (
+            "lws",  # trains the scale alone, so this decay acts on nothing
+            {"method__lws__grid__decay": (0.0, 0.1), "method__decay_on": "head/kernel"},
+            "^config.method.lws.grid, decay=0.1: weight decay 0.1 acts on nothing",
+        ),
+        # The entry's own values are wrong, so it is not the grid.
+        (
+            "los",
+            {"method__los__delta": 1.0},
+            r"^config.method.los: delta must lie in \[0, 1\)",
+        ),
+    ],
+)
+def test_a_wrong_row_is_named(backbone, name, changes, message):
+    with pytest.raises(InputError, match=message):
+        check_grid(backbone, name, **changes)
+
+
+def test_rows_of_which_each_value_alone_would_do(backbone):
+    """No epochs go with any rate, and two with the entry's; not two with none."""
+    changes = {
+        "method__los__epochs": 0,
+        "method__los__grid": {"epochs": (0, 2), "lr": (0.0, 0.1)},
+    }
+    with pytest.raises(
+        InputError, match=r"^config.method.los.grid, .*epochs=2, lr=0.0"
+    ):
+        check_grid(backbone, "los", **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__valid": 0.0}, "a sweep chooses on validation images.*data.valid is 0"),
+        (
+            {"eval__choose": "few", "data__few": 1},
+            "'few', but no class of that group has a validation image",
+        ),
+    ],
+)
+def test_validation_that_cannot_choose(changes, message):
+    config = tiny_digits.config(**changes)
+    splits, _ = session.load_splits(config)
+    with pytest.raises(InputError, match=message):
+        checks.check_choice(config, splits)
+
+
+def test_classes_without_a_validation_image_are_named():
+    config = tiny_digits.config()
+    splits, _ = session.load_splits(config)
+    checks.check_choice(config, splits)
+    labels = splits.valid.labels
+    kept = splits.valid.take(np.flatnonzero((labels != 7) & (labels != 9)))
+    cut = type(splits)(splits.train, kept, splits.test, splits.counts, splits.hash)
+    for choose in ("balanced", "worst"):
+        config.eval.choose = choose
+        with pytest.raises(InputError, match=f"'{choose}'.* 2 have no .*: 7, 9. Hold"):
+            checks.check_choice(config, cut)
+    for choose in ("all", "few", "nll", "ece", "top5"):
+        config.eval.choose = choose
+        checks.check_choice(config, cut)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("eval__choose", "balance", "unknown eval.choose 'balance'.*'balanced'"),
+        ("eval__choose", "loma_row", "unknown eval.choose 'loma_row'"),
+        ("eval__curves", "train", "unknown eval.curves 'train'"),
+        ("method__views", 0, "method.views must be a number of at least 1, found 0"),
+        ("method__feature_dtype", "float16", "feature_dtype 'float16'"),
+        ("method__memory", 0.0, "method.memory must be a positive number of GiB"),
+        ("method__memory", float("nan"), "method.memory must be a positive number"),
+    ],
+)
+def test_values_of_a_sweep(key, value, message):
+    config = tiny_digits.config(**{key: value})
+    splits, _ = session.load_splits(config)
+    with pytest.raises(InputError, match=message):
+        checks.check_values(config, splits)
+
+
+def test_every_choice_is_a_metric():
+    groups = dict.fromkeys(metrics.GROUPS, np.ones(3, bool))
+    assert metrics.CHOOSE.keys() <= metrics.summary(metrics.empty(3), groups).keys()
+    assert {k for k, sign in metrics.CHOOSE.items() if sign < 0} == {"nll", "ece"}

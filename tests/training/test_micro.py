@@ -1,0 +1,315 @@
+"""Micro-batches, mixup and bfloat16: what they must not change, and what they do."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_digits
+from test_steps import AUGMENT, COUNTS, SGD, K, _fresh_steps, on
+
+from lt_jax import heads, losses, methods, models, trees
+from lt_jax.data.augment import transforms
+from lt_jax.data.augment.transforms import Augment
+from lt_jax.distributed import sharding
+from lt_jax.errors import InputError
+from lt_jax.experiment.checks import check_values
+from lt_jax.experiment.session import load_splits, open_session
+from lt_jax.experiment.stages import run
+from lt_jax.training import optim, steps
+
+__all__ = ["_fresh_steps"]  # a fixture
+
+WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
+ROWS = 30  # divides over neither 4 devices nor 4 parts
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One block: what compiles fast and has all kinds of layers."""
+    backbone = dataclasses.replace(
+        models.create(
+            "resnet8", stem="cifar", width=4, zero_init=False, init="torch",
+            dtype="float32", axis_name=sharding.AXIS,
+        ),
+        stages=(1,),
+    )  # fmt: skip
+    params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
+    head = heads.linear.init(jax.random.key(1), None, 4, K, "torch")
+    return backbone, {"backbone": params, "head": head}, stats
+
+
+def plan(number, seed=0):
+    """Steps of 30 examples of 200, the last one ragged."""
+    rows = np.random.default_rng(seed).permutation(200)[: number * ROWS]
+    rows = rows.reshape(number, ROWS).astype(np.int32)
+    rows[-1, ROWS - 7 :] = -1
+    return rows
+
+
+def images_of(rows):
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (200, 8, 8, 1), dtype=np.uint8)
+    labels = rng.integers(0, K, 200).astype(np.int32)
+    rubbish = np.where(rows >= 0, rows, 199)
+    return {
+        "image": images[rubbish],
+        "label": labels[rubbish],
+        "mask": (rows >= 0).astype(np.float32),
+    }
+
+
+def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
+    """What ``number`` steps end with, and what they measured."""
+    backbone, params, stats = network
+    program = steps.Program(
+        backbone, method.head, method.loss, None, SGD, ".*", batch_norm, AUGMENT, parts,
+        mixup,
+    )  # fmt: skip
+    step = steps.make_train_step(program)
+    rates = optim.rates(0.05, number, 1, 0, "step")
+    knobs = sharding.replicate(
+        steps.Knobs(
+            jax.random.key(3), rates, method.adjust, params["head"],
+            np.zeros(number, bool), sharding.part_rows(ROWS, parts, mixup > 0),
+        )
+    )  # fmt: skip
+    state = steps.init_state(params, stats, SGD, ".*")
+    seen = []
+    with jax.transfer_guard("disallow"):
+        for row in sharding.arrange(plan(number), parts, mixup > 0):
+            state, measured = step(state, sharding.shard(images_of(row)), knobs)
+            seen.append(jax.device_get(measured))
+    return jax.device_get(state), seen
+
+
+def assert_alike(one, other):
+    for name in ("right", "seen"):
+        assert [int(m[name]) for m in one[1]] == [int(m[name]) for m in other[1]]
+    for name in ("loss_sum", "weight_sum"):
+        np.testing.assert_allclose(
+            [m[name] for m in one[1]], [m[name] for m in other[1]], rtol=1e-5
+        )
+    there = trees.leaves(other[0])
+    for name, leaf in trees.leaves(one[0]).items():
+        np.testing.assert_allclose(
+            leaf, there[name], rtol=1e-4, atol=1e-5, err_msg=name
+        )
+
+
+@pytest.mark.parametrize(
+    ("mixup", "cases"),
+    [
+        (0.0, ((1, 1), (4, 1), (1, 4), (2, 4), (4, 4))),
+        (0.8, ((1, 1), (4, 1), (2, 4))),
+    ],
+)
+def test_devices_and_micro_batches_change_nothing(network, monkeypatch, mixup, cases):
+    """1 to 4 devices, in 1 and 4 parts; augmented, weighted, ragged, frozen norm."""
+    runs = []
+    for devices, parts in cases:
+        with monkeypatch.context() as patch:
+            on(patch, devices)
+            runs.append(train(network, parts, "frozen", mixup))
+    for other in runs[1:]:
+        assert_alike(runs[0], other)
+
+
+def test_moving_batch_norm_sees_the_same_micro_batches_on_any_devices(
+    network, monkeypatch
+):
+    """And other statistics than the whole batch has: that is what differs."""
+    runs = {}
+    for devices, parts in ((1, 1), (1, 2), (4, 2)):
+        with monkeypatch.context() as patch:
+            on(patch, devices)
+            runs[devices, parts] = train(network, parts, "train", number=2)
+    assert_alike(runs[1, 2], runs[4, 2])
+    whole, cut = runs[1, 1], runs[1, 2]
+    assert abs(whole[1][0]["loss_sum"] / cut[1][0]["loss_sum"] - 1) > 1e-3
+    # The running mean moves twice in a step: 0.81 of the start is left and not 0.9.
+    _, _, stats = network
+    name = "stem_norm/var"
+    before, once, twice = (
+        np.asarray(trees.leaves(s)[name])
+        for s in (stats, whole[0].batch_stats, cut[0].batch_stats)
+    )
+    left = (twice - once) / (once - before)
+    # Two steps: 0.9 ** 2 and 0.9 ** 4 of the start are left, near enough.
+    expected = (1 - 0.9**4) / (1 - 0.9**2) - 1
+    np.testing.assert_allclose(left, expected, atol=0.1)
+
+
+def test_arrange():
+    rows = np.arange(20, dtype=np.int32).reshape(2, 10)
+    devices = jax.device_count()
+    assert devices == 4
+    dealt = sharding.arrange(rows, 3, pairs=False)
+    assert dealt.shape == (2, 12)
+    # Device by device, and each device's rows part by part.
+    assert dealt[0].reshape(4, 3, 1)[:, :, 0].tolist() == [
+        [0, 4, 8],
+        [1, 5, 9],
+        [2, 6, -1],
+        [3, 7, -1],
+    ]
+    np.testing.assert_array_equal(np.sort(dealt, axis=1)[:, 2:], rows)
+    # 11 rows in 2 parts: 6 and 5, each on 4 devices with room for 8.
+    odd = sharding.arrange(np.arange(11, dtype=np.int32)[None], 2, False)
+    parts = odd.reshape(4, 2, 2).swapaxes(0, 1).reshape(2, 8)
+    assert parts.tolist() == [[0, 1, 2, 3, 4, 5, -1, -1], [6, 7, 8, 9, 10, -1, -1, -1]]
+    np.testing.assert_array_equal(sharding.arrange(rows, 1, False)[:, :10], rows)
+    pairs = sharding.arrange(rows, 1, pairs=True)
+    assert pairs.shape == (2, 16)
+    assert pairs[0].reshape(8, 2)[:5].tolist() == rows[0].reshape(5, 2).tolist()
+
+
+def test_mixup_is_the_loss_of_the_mixed_target(network):
+    """Against optax's soft-target cross-entropy of mixed images, over-smoothed."""
+    backbone, params, stats = network
+    plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
+    delta, alpha = 0.7, 1.0
+    row = plan(1)[0]
+    row = sharding.arrange(row[None], 1, pairs=True)[0]
+    batch = images_of(row)
+    program = steps.Program(
+        backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
+        plain, 1, alpha,
+    )  # fmt: skip
+    step = steps.make_train_step(program)
+    key = jax.random.key(3)
+    knobs = sharding.replicate(
+        steps.Knobs(
+            key, np.ones(1, np.float32), losses.over_smooth(K, delta), params["head"],
+            np.zeros(1, bool),
+        )
+    )  # fmt: skip
+    state = steps.init_state(params, stats, SGD, "head/.*")
+    _, measured = step(state, sharding.shard(batch), knobs)
+
+    share = transforms.mix_shares(
+        alpha, jax.random.fold_in(key, 0), jnp.arange(len(row)), batch["mask"]
+    )
+    other = np.arange(len(row)) ^ 1
+    images = (batch["image"] / np.float32(255) - 0.5) / 0.25
+    own = np.asarray(share)[:, None, None, None]
+    mixed = own * images + (1 - own) * images[other]
+    features = backbone.apply(
+        {"params": params["backbone"], "batch_stats": stats},
+        jnp.asarray(mixed, jnp.float32),
+        jnp.ones(len(row)),
+        False,
+    )
+    onehot = jax.nn.one_hot(batch["label"], K)
+    target = share[:, None] * onehot + (1 - share[:, None]) * onehot[other]
+    target = optax.smooth_labels(target, delta)
+    logits = heads.linear.apply(params["head"], features)
+    expected = jnp.sum(batch["mask"] * optax.softmax_cross_entropy(logits, target))
+    assert float(measured["loss_sum"]) == pytest.approx(float(expected), rel=1e-4)
+    assert float(measured["weight_sum"]) == batch["mask"].sum()
+    assert float(share.min()) < 0.5
+
+
+def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
+    """No array with an axis of K is bfloat16 anywhere in the step; the images are."""
+    backbone = dataclasses.replace(network[0], dtype=jnp.dtype("bfloat16"))
+    odd = 37  # classes; no other size of the network
+    params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
+    head = heads.linear.init(jax.random.key(1), None, 4, odd, "torch")
+    params = {"backbone": params, "head": head}
+    adjust = losses.over_smooth(odd, 0.9)
+    state = steps.init_state(params, stats, SGD, ".*")
+    knobs = steps.Knobs(
+        jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
+    )
+    batch = sharding.shard(images_of(sharding.arrange(plan(1), 1, False)[0]))
+    program = steps.Program(
+        backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
+    )
+    step = steps.make_train_step(program)
+    knobs = sharding.replicate(knobs)
+    traced = jax.make_jaxpr(step)(state, batch, knobs)
+    found = [v.aval for v in variables(traced.jaxpr) if hasattr(v.aval, "shape")]
+    half = [a for a in found if a.dtype == jnp.bfloat16]
+    assert any(len(a.shape) == 4 for a in half)
+    assert not [a for a in half if odd in a.shape]
+    assert any(a.dtype == jnp.float32 and a.shape[-1:] == (odd,) for a in found)
+    new, measured = step(state, batch, knobs)
+    kinds = {leaf.dtype for leaf in jax.tree.leaves(new)}
+    assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
+    assert measured["loss_sum"].dtype == jnp.float32
+    assert np.isfinite(measured["loss_sum"])
+
+
+def variables(jaxpr):
+    """Every variable of a program and of the programs inside it."""
+    for equation in jaxpr.eqns:
+        yield from equation.outvars
+        for value in equation.params.values():
+            for inner in value if isinstance(value, (tuple, list)) else [value]:
+                if hasattr(inner, "jaxpr"):
+                    yield from variables(inner.jaxpr)
+                elif hasattr(inner, "eqns"):
+                    yield from variables(inner)
+
+
+def test_scaled_rate():
+    assert optim.scaled(0.1, 256, 256) == 0.1
+    assert optim.scaled(0.1, 1024, 256) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"optim__accumulate": 0}, "optim.accumulate must be a number of at least 1"),
+        (
+            {"method__accumulate": 33},
+            "cuts a batch of 32 images into parts of at least",
+        ),
+        ({"optim__lr_batch": 0}, "optim.lr_batch must be a number of at least 1"),
+        ({"optim__mixup": -0.1}, "optim.mixup must be a number of at least 0"),
+        ({"data__jitter": (0.4, 0.4)}, "must be four numbers"),
+        ({"data__jitter": (0.0, 0.0, 0.0, 0.6)}, "hue .at most 0.5"),
+        ({"data__randaugment": (2, 31.0)}, "magnitude from 0 to 30"),
+        ({"data__randaugment": (1.5, 9.0)}, "whole number of operations"),
+        ({"data__randaugment": (2, 9.0)}, "have 1 channel.*set them to"),
+        ({"data__jitter": (0.4, 0.4, 0.4, 0.0)}, "have 1 channel.*set them to"),
+    ],
+)
+def test_bad_values_are_told(changes, message):
+    config = tiny_digits.config(**changes)
+    splits, _ = load_splits(config)
+    with pytest.raises(InputError, match=message):
+        check_values(config, splits)
+
+
+@pytest.mark.slow
+def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
+    """Through config, plan, feed and both stages; batch norm frozen everywhere."""
+    runs = []
+    for number in (1, 3):
+        config = tiny_digits.config(
+            optim__accumulate=number,
+            method__accumulate=number,
+            optim__batch_norm="frozen",
+            optim__epochs=1,
+            optim__mixup=0.4,
+            method__names=("los",),
+        )
+        runs.append(run(config, tmp_path / f"{number}")["methods"])
+    for name in ("none", "los"):
+        one, other = (methods[name]["nll"]["mean"] for methods in runs)
+        assert one == pytest.approx(other, rel=1e-4)
+
+
+def test_twice_the_batch_has_twice_the_rate(tmp_path):
+    config = tiny_digits.config()
+    config.optim.batch = 2 * config.optim.lr_batch
+    with open_session(config, tmp_path, talks=False) as session:
+        rates = session.rates(0.1, 1, config.optim, 1000)
+        assert rates[0] == pytest.approx(0.2)
+        assert session.rates(0.1, 1, config.method, 1000)[0] == pytest.approx(0.1)
