@@ -10,11 +10,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from lt_jax._version import __version__
+
 if TYPE_CHECKING:
     from lt_jax.api import FittedHead, Recipe, evaluate, fit_head, fit_heads
 
-__version__ = "0.1.0"
-__all__ = ["FittedHead", "Recipe", "evaluate", "fit_head", "fit_heads"]
+__all__ = [
+    "FittedHead",
+    "Recipe",
+    "__version__",
+    "evaluate",
+    "fit_head",
+    "fit_heads",
+]
 
 
 def __getattr__(name: str) -> Any:

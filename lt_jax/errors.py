@@ -1,4 +1,4 @@
-"""Errors with a message for the user."""
+"""Exceptions of the package, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,30 +7,54 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """Bad input: says what was expected, what was found and what to do.
+    """Invalid input; the message is written for the user.
 
-    The command line prints its message alone and exits with 2; any other exception
-    is a defect and keeps its traceback.
+    The command line prints the message and exits with code 2. Any other exception is
+    a bug and keeps its traceback.
     """
 
 
-def near(word: str, known: Iterable[str]) -> str:
-    """The end of an error message: what is known, and what may have been meant."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, 3, cutoff=0.5)
+class Interrupted(Exception):
+    """A signal stopped the run after it had saved its work.
+
+    Args:
+      where: the run and its step.
+      by: name of the signal, such as ``SIGTERM``.
+    """
+
+    def __init__(self, where: str, by: str):
+        super().__init__(where)
+        self.by = by
+
+
+class Diverged(Exception):
+    """A loss, a parameter or a logit became NaN or infinite."""
+
+
+def suggest(word: str, choices: Iterable[str]) -> str:
+    """Build the end of an error message: the valid choices and the closest ones.
+
+    >>> suggest("lso", ["los", "ce"])
+    ": expected one of los, ce; did you mean 'los'?"
+    """
+    choices = list(choices)
+    close = difflib.get_close_matches(word, choices, 3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-    # A long list would bury the answer in it.
-    there = f": expected one of {', '.join(known)}" if len(known) <= 20 else ""
-    return there + meant
+    # A long list would bury the suggestion.
+    valid = f": expected one of {', '.join(choices)}" if len(choices) <= 20 else ""
+    return valid + meant
 
 
-def known(what: str, name: str, names: Iterable[str]) -> str:
-    """``name`` if it is one of ``names``.
+def one_of(what: str, name: str, choices: Iterable[str]) -> str:
+    """Return ``name`` if it is one of ``choices``.
 
     Raises:
-      InputError: it is not; tells the near ones.
+      InputError: ``name`` is not a choice. The message suggests similar ones.
     """
-    names = list(names)
-    if name not in names:
-        raise InputError(f"unknown {what} {name!r}{near(name, names)}")
+    choices = list(choices)
+    if name not in choices:
+        raise InputError(f"unknown {what} {name!r}{suggest(name, choices)}")
     return name
+
+
+near, known = suggest, one_of

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import initializers
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.types import Params
 
 # Features of many examples, float[n, D] after float[n, D]; each call begins anew. They
@@ -248,7 +248,7 @@ def nearest_mean(
       labels: int32[N], an example of every class.
       shape: D, K.
     """
-    known("kind of nearest mean", kind, NEAREST)
+    one_of("kind of nearest mean", kind, NEAREST)
     num_features, num_classes = shape
     centre = jnp.zeros(num_features)
     if kind == "cl2":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lt_jax.errors import known
+from lt_jax.errors import one_of
 
 Initializer = nn.initializers.Initializer
 
@@ -21,7 +21,7 @@ def kernel(name: str) -> Initializer:
     ``torch``: U(+-1/sqrt(fan_in)), the default of Conv2d and Linear; ``flax``: LeCun
     normal.
     """
-    if known("initialiser", name, NAMES) == "flax":
+    if one_of("initialiser", name, NAMES) == "flax":
         return nn.initializers.lecun_normal()
     # U(-b, b) has the variance b^2 / 3.
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -29,7 +29,7 @@ def kernel(name: str) -> Initializer:
 
 def bias(name: str, fan_in: int) -> Initializer:
     """Of the bias beside a kernel of this fan-in: U(+-1/sqrt(fan_in)) or zeros."""
-    if known("initialiser", name, NAMES) == "flax":
+    if one_of("initialiser", name, NAMES) == "flax":
         return nn.initializers.zeros
     bound = fan_in**-0.5
 

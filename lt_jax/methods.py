@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import heads, losses
-from lt_jax.errors import InputError, known, near
+from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.heads import Blocks, Head, linear
 from lt_jax.losses import Adjust, Loss, adjusted_xent, filled, within
 from lt_jax.samplers import POWERS
@@ -324,7 +324,7 @@ def ncm(counts: np.ndarray, *, kind: str) -> Method:
     kind: ``raw`` features, ``l2``-normalised ones, or ``cl2``: centred, then
     L2-normalised; the means are not normalised, as in the official code.
     """
-    head = heads.NEAREST[known("kind of nearest mean", kind, heads.NEAREST)]
+    head = heads.NEAREST[one_of("kind of nearest mean", kind, heads.NEAREST)]
     adjust = losses.cross_entropy(len(filled(counts)))
     return Method(adjust, head=head, correct=_nearest_mean(kind))
 
@@ -407,7 +407,7 @@ def make(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
       InputError: no such method; a number it does not read or that is missing; a value
         outside its range.
     """
-    known("method", name, METHODS)
+    one_of("method", name, METHODS)
     wanted = [
         p.name
         for p in inspect.signature(METHODS[name]).parameters.values()
@@ -415,12 +415,12 @@ def make(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
     ]
     for key in hyper:
         if key not in wanted:
-            raise InputError(f"method {name!r} reads no {key!r}{near(key, wanted)}")
+            raise InputError(f"method {name!r} reads no {key!r}{suggest(key, wanted)}")
     for key in wanted:
         if key not in hyper:
             raise InputError(f"method {name!r} needs a value for {key!r}")
     method = METHODS[name](counts, **hyper)
-    known("start of the head", method.start, STARTS)
-    known("sampler", method.sampler, POWERS)
-    known("time of a projection", method.project_every, PROJECT_EVERY)
+    one_of("start of the head", method.start, STARTS)
+    one_of("sampler", method.sampler, POWERS)
+    one_of("time of a projection", method.project_every, PROJECT_EVERY)
     return method

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from lt_jax.errors import InputError, near
+from lt_jax.errors import InputError, suggest
 
 GRID = "grid"  # the key of an entry that holds its grid; all others are its own values
 
@@ -41,7 +41,7 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     tried: dict[str, tuple[Any, ...]] = {}
     for key, values in grid.items():
         if key not in base:
-            raise InputError(f"grid has an unknown key {key!r}{near(key, base)}")
+            raise InputError(f"grid has an unknown key {key!r}{suggest(key, base)}")
         if not isinstance(values, tuple) or not values:
             raise InputError(
                 f"grid.{key} must be a tuple of at least one value, for example "

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lt_jax import seeds
-from lt_jax.errors import known
+from lt_jax.errors import one_of
 
 # Classes are drawn in proportion to their counts to this power; None: no classes.
 POWERS = {"instance": None, "class": 0.0, "sqrt": 0.5}
@@ -40,7 +40,7 @@ def plan(
     >>> plan(np.zeros(5, np.int32), "instance", 2, run=(1, 0), epoch=0).shape
     (3, 2)
     """
-    power = POWERS[known("sampler", kind, POWERS)]
+    power = POWERS[one_of("sampler", kind, POWERS)]
     rng = seeds.generator(run, epoch)
     if power is None:
         order = rng.permutation(len(labels))

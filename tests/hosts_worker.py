@@ -13,6 +13,7 @@ import jax
 import tiny_digits
 
 from lt_jax.distributed import interrupt
+from lt_jax.errors import Interrupted
 from lt_jax.experiment import stages
 from lt_jax.training import steps
 
@@ -81,7 +82,7 @@ def main() -> int:
     for command in commands:
         try:
             CALLS[command](config(), Path(workdir))
-        except interrupt.Interrupted as error:
+        except Interrupted as error:
             return interrupt.EXITS[error.by]
     return 0
 

@@ -34,7 +34,7 @@ def read(config_args: list[str]) -> Config:
     Raises:
       InputError: no such file, an unknown key, a value of the wrong type.
     """
-    from lt_jax.errors import InputError, near
+    from lt_jax.errors import InputError, suggest
     from lt_jax.experiment.workdirs import flattened
 
     with warnings.catch_warnings():
@@ -53,7 +53,7 @@ def read(config_args: list[str]) -> Config:
         for arg in config_args:
             key = arg.split("=")[0].removeprefix("--config.")
             if arg not in files and key not in known:
-                raise InputError(f"unknown config key {key!r}{near(key, known)}")
+                raise InputError(f"unknown config key {key!r}{suggest(key, known)}")
         return _parsed(config_args)
 
 

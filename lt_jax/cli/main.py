@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lt_jax import __version__
+from lt_jax._version import __version__
 from lt_jax.cli import commands
 from lt_jax.cli import config_flags as configuring
 
@@ -82,7 +82,7 @@ def _main(argv: Sequence[str] | None) -> int:
     if options.command is None:
         _parser().print_help()
         return 2
-    from lt_jax.errors import InputError
+    from lt_jax.errors import Diverged, InputError, Interrupted
 
     try:
         if options.computes:
@@ -119,8 +119,7 @@ def _main(argv: Sequence[str] | None) -> int:
         # The others may know nothing of it, and would be waited for.
         return cluster.leave(130, alone=True)
     except Exception as error:
-        from lt_jax.distributed.interrupt import EXITS, Interrupted
-        from lt_jax.training.progress import Diverged
+        from lt_jax.distributed.interrupt import EXITS
 
         if isinstance(error, Interrupted):
             print(

@@ -15,7 +15,7 @@ from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.images.photos import View
 from lt_jax.data.sources import cifar, digits, features, folder, large
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 
 # Sets of images of one size. name -> loader(dir) -> the full training and test sets
 SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
@@ -77,7 +77,7 @@ def load(
         the classes, or a value that ``longtail`` refuses.
     """
     own: Dataset | None = None
-    if known("data set", name, [*SOURCES, *PHOTOS]) in PHOTOS:
+    if one_of("data set", name, [*SOURCES, *PHOTOS]) in PHOTOS:
         assert view is not None
         full, own, test = PHOTOS[name].load(dir, view, **(more or {}))
     else:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 
 
 def counts(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
@@ -138,7 +138,7 @@ def choose(
       InputError: another split, a class with fewer examples than its size, ``whole``
         with an imbalance or with a class without examples, or what ``counts`` refuses.
     """
-    known("long-tailed split", split, [*SPLITS, WHOLE])
+    one_of("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
     if split == WHOLE:
         _check_whole(have, imbalance)

@@ -15,7 +15,7 @@ import threading
 import warnings
 from pathlib import Path
 
-from lt_jax import __version__
+from lt_jax._version import __version__
 from lt_jax.distributed import meeting, schedulers
 from lt_jax.distributed.schedulers import Job
 from lt_jax.errors import InputError

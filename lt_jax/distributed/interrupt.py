@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lt_jax.distributed import processes
+from lt_jax.errors import Interrupted
 
 # What a command that was asked to stop, and saved, exits with. After Ctrl-C a person
 # goes on when it suits; after SIGTERM (preemption, a time limit) the launcher should:
@@ -21,19 +22,6 @@ EXITS = {"SIGINT": 130, "SIGTERM": 75}
 # waits for another process, may take any time, and no exception reaches into it.
 UNWIND_SECONDS = 10
 WATCHER = "lt_jax signals"  # the thread that sees to it
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and did so after saving what it had.
-
-    Args:
-      where: the run and its step.
-      by: the signal, a key of ``EXITS``.
-    """
-
-    def __init__(self, where: str, by: str):
-        super().__init__(where)
-        self.by = by
 
 
 @contextlib.contextmanager

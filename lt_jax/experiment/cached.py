@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from lt_jax import recipes
 from lt_jax.distributed import processes
+from lt_jax.errors import Diverged
 from lt_jax.experiment import outcomes, results, weights
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session
@@ -43,7 +44,6 @@ from lt_jax.retraining.features import (
 from lt_jax.training.log import Log, duration
 from lt_jax.training.loop import Fitted
 from lt_jax.training.optim import Sgd
-from lt_jax.training.progress import Diverged
 from lt_jax.types import Config, Params
 
 

@@ -12,7 +12,7 @@ import jax
 from lt_jax import methods, metrics, models, recipes, samplers, trees
 from lt_jax.data.augment import randaugment
 from lt_jax.data.dataset import Splits
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.heads import linear
 from lt_jax.methods import Method
 from lt_jax.training import optim, steps
@@ -75,18 +75,18 @@ def check_values(config: Config, splits: Splits) -> None:
             raise InputError(
                 f"{key} is no regular expression: {_value(c, key)!r}: {error}"
             ) from error
-    known("eval.select", c.eval.select, SELECT)
-    known("eval.choose", c.eval.choose, metrics.CHOOSE)
-    known("eval.curves", c.eval.curves, CURVES)
-    known("method.features", c.method.features, FEATURES)
-    known("method.feature_dtype", c.method.feature_dtype, FEATURE_DTYPES)
+    one_of("eval.select", c.eval.select, SELECT)
+    one_of("eval.choose", c.eval.choose, metrics.CHOOSE)
+    one_of("eval.curves", c.eval.curves, CURVES)
+    one_of("method.features", c.method.features, FEATURES)
+    one_of("method.feature_dtype", c.method.feature_dtype, FEATURE_DTYPES)
     if not (math.isfinite(c.method.memory) and c.method.memory > 0):
         raise InputError(
             f"method.memory must be a positive number of GiB, found {c.method.memory}"
         )
-    known("optim.sampler", c.optim.sampler, samplers.POWERS)
+    one_of("optim.sampler", c.optim.sampler, samplers.POWERS)
     for group in ("optim", "method"):
-        known(f"{group}.batch_norm", c[group].batch_norm, steps.BATCH_NORM)
+        one_of(f"{group}.batch_norm", c[group].batch_norm, steps.BATCH_NORM)
         if c[group].accumulate > c[group].batch:
             raise InputError(
                 f"{group}.accumulate cuts a batch of {c[group].batch} images into "

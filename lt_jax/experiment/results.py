@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import __version__, metrics
+from lt_jax import metrics
+from lt_jax._version import __version__
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import sharding
 from lt_jax.experiment import workdirs

@@ -24,8 +24,8 @@ from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Splits
 from lt_jax.data.images.photos import View
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import EXITS, Interrupted, listening
-from lt_jax.errors import InputError
+from lt_jax.distributed.interrupt import EXITS, listening
+from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
 from lt_jax.experiment.checks import check_training, check_values, make_method
 from lt_jax.experiment.workdirs import flattened

@@ -21,8 +21,7 @@ import numpy as np
 
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes
-from lt_jax.distributed.interrupt import Interrupted
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, outcomes, results, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import check_sweep, make_method

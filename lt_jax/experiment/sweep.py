@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax.distributed import processes
+from lt_jax.errors import Diverged
 from lt_jax.experiment import outcomes, results, weights, workdirs
 from lt_jax.experiment.cached import (
     Frozen,
@@ -40,7 +41,6 @@ from lt_jax.retraining.engine import Chunk, Fit, measure_heads
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
 from lt_jax.training.log import plain, write_whole
-from lt_jax.training.progress import Diverged
 from lt_jax.types import Params
 
 

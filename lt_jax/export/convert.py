@@ -13,7 +13,7 @@ import numpy as np
 from flax import traverse_util
 
 from lt_jax import models, trees
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.experiment import outcomes, results, weights
 from lt_jax.export import stablehlo, torch_names, weight_files
 from lt_jax.heads import linear
@@ -71,7 +71,7 @@ def convert(
 def _in(
     source: Path, target: Path, arch: str, part: str, tell: Callable[[str], None]
 ) -> None:
-    known("arch", arch, models.ARCHS)
+    one_of("arch", arch, models.ARCHS)
     directory = target / "checkpoints" / "stage1" / "0"
     if target.is_file() or directory.exists():
         raise InputError(

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import Broken
-from lt_jax.errors import InputError, near
+from lt_jax.errors import InputError, suggest
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import make_task, view_of
@@ -111,7 +111,7 @@ def _outcome(workdir: Path, config: Config, method: str) -> dict[str, Any]:
     if not method:
         return stage1
     raise InputError(
-        f"no finished fit {method!r} in {workdir}{near(method, ['none', *names])}"
+        f"no finished fit {method!r} in {workdir}{suggest(method, ['none', *names])}"
     )
 
 

@@ -19,7 +19,7 @@ from jax import export
 from lt_jax import methods, models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.checks import RECIPE
 from lt_jax.experiment.weights import Source, Weights
@@ -73,7 +73,7 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
             f"{', '.join(there) or '(there is none at all)'}"
         )
     names = [".".join(map(str, fit["seeds"])) for fit in fits]
-    outcome = fits[names.index(known("seeds", seeds, names)) if seeds else 0]
+    outcome = fits[names.index(one_of("seeds", seeds, names)) if seeds else 0]
     file = workdir / "config.json"
     told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
     model = told["model"] if told else outcome["model"]

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lt_jax import initializers
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.models.convolution import by_onednn, onednn_works
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
@@ -206,19 +206,19 @@ def create(
     axis_name: str | None,
 ) -> ResNet:
     """The network ``name`` of `ARCHS`; bad input is an `InputError`."""
-    fields = ARCHS[known("arch", name, ARCHS)]
+    fields = ARCHS[one_of("arch", name, ARCHS)]
     if width * fields["group_width"] < 64:
         least = 64 // fields["group_width"]
         raise InputError(f"the width of {name} must be at least {least}, not {width}")
-    number = jnp.dtype(known("dtype", dtype, DTYPES))
+    number = jnp.dtype(one_of("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
     return ResNet(
         **fields,
-        stem=known("stem", stem, STEMS),
+        stem=one_of("stem", stem, STEMS),
         width=width,
         zero_init=zero_init,
-        init_name=known("initialiser", init, initializers.NAMES),
+        init_name=one_of("initialiser", init, initializers.NAMES),
         dtype=number,
         axis_name=axis_name,
     )

@@ -18,8 +18,8 @@ from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import Broken, Crops, feed
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import Interrupted, heeding, unasked
-from lt_jax.errors import InputError
+from lt_jax.distributed.interrupt import heeding, unasked
+from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projects
 from lt_jax.metrics import Tally
@@ -28,7 +28,7 @@ from lt_jax.training.checkpoint import Checkpoints
 from lt_jax.training.log import Log
 from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
-from lt_jax.training.progress import Diverged, Meter
+from lt_jax.training.progress import Meter
 from lt_jax.training.stepping import holds, resident, streamed
 from lt_jax.training.steps import Knobs, Program
 from lt_jax.types import Params, TrainState

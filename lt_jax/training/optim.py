@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from lt_jax import trees
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 from lt_jax.types import Params
 
 
@@ -93,7 +93,7 @@ def rates(
     >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
     [2.0, 1.5, 0.5]
     """
-    known("schedule", per, ("step", "epoch"))
+    one_of("schedule", per, ("step", "epoch"))
     if epochs == 0:
         return np.zeros(0, np.float32)
     if epochs < 0 or not 0 <= warmup < epochs:

@@ -10,12 +10,9 @@ import jax
 import numpy as np
 
 from lt_jax.distributed import sharding
+from lt_jax.errors import Diverged
 from lt_jax.training.log import duration
 from lt_jax.types import Batch
-
-
-class Diverged(Exception):
-    """The loss is no longer a number."""
 
 
 class Meter:

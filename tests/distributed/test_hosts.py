@@ -18,7 +18,7 @@ import tiny_digits
 from hosts_worker import SEED
 
 from lt_jax.distributed import interrupt, sharding
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results, session, stages
 from lt_jax.training import checkpoint
 
@@ -246,7 +246,7 @@ def test_batches_stop_together(monkeypatch):
     monkeypatch.setattr("jax.process_count", lambda: 2)
     batches = interrupt.heeding(range(100), lambda: next(heard), "the work")
     assert [next(batches) for _ in range(16)] == [*range(16)]
-    with pytest.raises(interrupt.Interrupted, match="the work") as found:
+    with pytest.raises(Interrupted, match="the work") as found:
         next(batches)
     assert found.value.by == "SIGTERM"
     assert [*interrupt.heeding(range(40), lambda: "", "")] == [*range(40)]

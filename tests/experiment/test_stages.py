@@ -17,10 +17,10 @@ import tiny_cifar
 import tiny_digits
 
 from lt_jax.data import catalogue
-from lt_jax.errors import InputError
+from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.experiment import results, stages, weights
-from lt_jax.training import checkpoint, loop
-from lt_jax.training.progress import Diverged, Meter
+from lt_jax.training import checkpoint
+from lt_jax.training.progress import Meter
 
 STEPS = 10  # of an epoch of the digits: 307 examples in batches of 32
 
@@ -247,7 +247,7 @@ def test_stopped_and_resumed_is_uninterrupted(
     """Bitwise: parameters, optimiser, batch statistics; and the same result."""
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, title, at)
-        with pytest.raises(loop.Interrupted, match=f"{title}: step {at} of"):
+        with pytest.raises(Interrupted, match=f"{title}: step {at} of"):
             stages.run(tiny_digits.config(), tmp_path)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["protocol"]["interrupted"] is True
@@ -468,7 +468,7 @@ def test_data_that_change_under_a_workdir(tmp_path, monkeypatch):
     config = tiny_digits.config(optim__epochs=1)
     with monkeypatch.context() as patch:
         press_ctrl_c(patch, "stage1/0", 3)
-        with pytest.raises(loop.Interrupted):
+        with pytest.raises(Interrupted):
             stages.train(config, tmp_path)
     full, test = catalogue.SOURCES["digits"]("")
     turned = full.take(np.arange(len(full))[::-1])

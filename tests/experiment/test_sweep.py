@@ -11,12 +11,10 @@ import pytest
 import tiny_digits
 
 from lt_jax.cli import main
-from lt_jax.distributed.interrupt import Interrupted
-from lt_jax.errors import InputError
+from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.experiment import cached, results, stages, sweep, weights, workdirs
 from lt_jax.training import checkpoint
 from lt_jax.training.log import plain
-from lt_jax.training.progress import Diverged
 
 NAMES = ("ce", "los", "ldam", "weight_balancing", "tau_norm", "ncm")
 GRIDS = {

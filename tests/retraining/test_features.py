@@ -13,7 +13,7 @@ import tiny_digits
 from lt_jax import models
 from lt_jax.data.augment import transforms
 from lt_jax.distributed import sharding
-from lt_jax.distributed.interrupt import Interrupted
+from lt_jax.errors import Interrupted
 from lt_jax.experiment import weights
 from lt_jax.experiment.session import open_session
 from lt_jax.heads import linear

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from lt_jax.data.prepare.archives import Recipe
 from lt_jax.data.prepare.definitions import RECIPES
 from lt_jax.data.sources import records, tfds
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 
 Say = Callable[[str], None]
 
@@ -55,7 +55,7 @@ def prepare(
       InputError: archives that are missing, of another size or damaged, too little
         space, counts that are not the set's. Nothing is left behind.
     """
-    recipe = RECIPES[known("data set to prepare", name, RECIPES)]
+    recipe = RECIPES[one_of("data set to prepare", name, RECIPES)]
     final = tfds.root(dir) / recipe.name / recipe.version
     if final.exists():
         say(f"{name} is there already: {final}. Remove that folder to prepare it anew.")

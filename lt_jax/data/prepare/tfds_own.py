@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lt_jax.data.sources import tfds as reading
-from lt_jax.errors import InputError, known
+from lt_jax.errors import InputError, one_of
 
 INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018/"
 CIFAR = "https://www.cs.toronto.edu/~kriz/"
@@ -49,7 +49,7 @@ def prepare(name: str, archives: Path, dir: str) -> Path:
     Raises:
       InputError: no TensorFlow, or archives that are missing.
     """
-    addresses = ADDRESSES[known("data set to prepare", name, ADDRESSES)]
+    addresses = ADDRESSES[one_of("data set to prepare", name, ADDRESSES)]
     if importlib.util.find_spec("tensorflow") is None:
         raise InputError(
             "TFDS's own builders need TensorFlow: pip install 'lt_jax[prepare]'; or "
