@@ -134,13 +134,13 @@ def _measure(
         f"  compiled   in {s['lower_seconds']:.1f} s (tracing) + "
         f"{s['compile_seconds']:.1f} s"
     )
-    session.heed(GIVEN_UP)
+    session.raise_if_stopped(GIVEN_UP)
     found["evaluation"] = _evaluation(session, network, seconds)
     tell(f"evaluation   {found['evaluation']:,.0f} img/s")
     found["extraction"] = _extraction(session, network, seconds)
     tell(f"extraction   {found['extraction']:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
-        session.heed(GIVEN_UP)
+        session.raise_if_stopped(GIVEN_UP)
         found[part] = h = _heads(session, network, heads, seconds)
         if h is None:
             tell(f"{part:12s} nothing to fit: no method of method.names has epochs")
@@ -334,7 +334,7 @@ def _evaluation(session: Session, network: Weights, seconds: float) -> float:
     head = session.methods["stage1"].head
 
     def run(dataset: Dataset) -> None:
-        evaluate(task, head, *network, dataset, session.log, session.stopped)
+        evaluate(task, head, *network, dataset, session.log, session.stop_requested)
 
     return _images(run, task.splits.test, task.eval_batch, seconds)
 
@@ -343,7 +343,7 @@ def _extraction(session: Session, network: Weights, seconds: float) -> float:
     task, request = session.task, Request(("plain",), (), "float32")
 
     def run(dataset: Dataset) -> None:
-        given = session.log, Broken(dataset), session.stopped
+        given = session.log, Broken(dataset), session.stop_requested
         for _ in extract(task, *network, dataset, request, *given):
             pass
 
@@ -406,7 +406,7 @@ def _heads(
 
         def after_epoch(_: int) -> None:
             ends.append(time.monotonic())
-            session.heed(GIVEN_UP)
+            session.raise_if_stopped(GIVEN_UP)
 
         for _ in fit_heads(
             chunks, cached, m.batch, budget, after_epoch, lambda: cached

@@ -98,7 +98,7 @@ class Frozen:
                 Request(views, (3, self.seed), m.feature_dtype),
                 self.session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
                 self.session.log,
-                self.session.stopped,
+                self.session.stop_requested,
             )
         return self._features[name]
 
@@ -170,7 +170,7 @@ def fit_rows(
 
         def after_epoch(heads: int) -> None:
             progress.add(heads)
-            session.heed(where)
+            session.raise_if_stopped(where)
 
         begun = time.monotonic()
         for chunk, fits in fit_heads(
@@ -179,7 +179,7 @@ def fit_rows(
             seconds, begun = time.monotonic() - begun, time.monotonic()
             yield chunk, fits, seconds
             begun = time.monotonic()
-            session.heed(where)
+            session.raise_if_stopped(where)
     say(
         f"{_some(len(jobs), 'head')} fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"

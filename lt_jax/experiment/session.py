@@ -65,7 +65,7 @@ class Session(NamedTuple):
     task: Task
     dataset: dict[str, Any]  # as in result.json
     log: Log
-    stopped: Callable[[], str]  # what asks for an end, in all processes alike; or ""
+    stop_requested: Callable[[], str]  # name of the signal, or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
     def rates(self, lr: float, epochs: int, group: Config, images: int) -> np.ndarray:
@@ -79,9 +79,9 @@ class Session(NamedTuple):
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
-    def heed(self, where: str) -> None:
-        """Raises ``Interrupted`` where a signal has come; of all processes together."""
-        if by := self.stopped():
+    def raise_if_stopped(self, where: str) -> None:
+        """Raise `Interrupted` if a signal has reached any process."""
+        if by := self.stop_requested():
             raise Interrupted(where, by)
 
 

@@ -124,7 +124,7 @@ def evaluate_all(
                     )
                 shaped = weights.with_head(task, init, like, method, (1, 0))
                 network = weights.loaded(source, shaped, "")
-                log, stopped = session.log, session.stopped
+                log, stopped = session.log, session.stop_requested
                 tally = evaluate(task, method.head, *network, dataset, log, stopped)
                 head = network.params["head"]
                 found[outcome["run"]] = {
@@ -230,10 +230,10 @@ def _fit(
     hyper: dict[str, Any],
 ) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
-    session.heed(f"{stage.title}, which has not begun")
+    session.raise_if_stopped(f"{stage.title}, which has not begun")
     task, say = session.task, session.log.say
     directory = session.workdir / "checkpoints" / stage.title
-    fitted = fit(task, stage, *start, directory, session.log, session.stopped)
+    fitted = fit(task, stage, *start, directory, session.log, session.stop_requested)
     pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     say(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
@@ -244,7 +244,7 @@ def _fit(
         keeps, network = "all", (fitted.params, fitted.batch_stats)
 
         def plain() -> Features:
-            given = *network, task.splits.train, session.log, session.stopped
+            given = *network, task.splits.train, session.log, session.stop_requested
             return plain_features(task, *given)
 
         head, labels = fitted.params["head"], task.splits.train.labels
@@ -252,7 +252,7 @@ def _fit(
         fitted = fitted._replace(params={**fitted.params, "head": head})
     head, test = stage.method.head, task.splits.test
     ended = fitted.params, fitted.batch_stats
-    tally = evaluate(task, head, *ended, test, session.log, session.stopped)
+    tally = evaluate(task, head, *ended, test, session.log, session.stop_requested)
     outcomes.save(
         session,
         stage.title,

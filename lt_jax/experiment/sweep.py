@@ -237,7 +237,7 @@ def _measure_stored(
     config, counts = frozen.session.config, frozen.session.task.splits.train.counts
     by_name = {}
     for group in _by_chunk([_find(row, stored) for row in rows]):
-        frozen.session.heed("the heads of the sweep")
+        frozen.session.raise_if_stopped("the heads of the sweep")
         first = _row(group[0])
         method = make_method(config, first.method, counts, first.hyper)
         values = _measure(frozen, method, _stored_heads(group), split)
@@ -290,7 +290,7 @@ def _record_stored(
         heads = dict(zip(indices, _stored_heads(group), strict=True))
         for folder, row, stored in whole:
             if stored["folder"] == group[0]["folder"]:
-                session.heed("the chosen heads; those measured stay")
+                session.raise_if_stopped("the chosen heads; those measured stay")
                 fit = Fit(heads[stored["index"]], None)
                 record(frozen, row, fit, stored["seconds"], folder)
 

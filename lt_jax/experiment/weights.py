@@ -187,7 +187,7 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({task.splits.train.hash}); it may have seen what is held out"
         )
     test, log = task.splits.test, session.log
-    tally = evaluate(task, linear, *network, test, log, session.stopped)
+    tally = evaluate(task, linear, *network, test, log, session.stop_requested)
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
     if skip:  # what was skipped lies nowhere else
