@@ -80,7 +80,7 @@ class Jax:
         from lt_jax.training import optim, steps
 
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
-        self.shard, self.splits = sharding.shard, splits
+        self.shard, self.splits = sharding.shard_batch, splits
         num_classes = len(splits.counts)
         backbone = parts.network(net, NETS[net])
         like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)

@@ -51,14 +51,14 @@ def measure(num_steps: int) -> dict[str, Any]:
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
-    for one in feed(splits.train, sharding.part(plan), sharding.shard):
+    for one in feed(splits.train, sharding.process_part(plan), sharding.shard_batch):
         state, measured = train(state, one, knobs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     tally = sharding.replicate(metrics.empty(num_classes))
     order = samplers.in_rows(np.arange(len(splits.test)), 70)
-    for one in feed(splits.test, sharding.part(order), sharding.shard):
+    for one in feed(splits.test, sharding.process_part(order), sharding.shard_batch):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {
         "devices": jax.device_count(),

@@ -216,9 +216,9 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.1)
     step = steps.make_train_step(program)
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
-    rows = sharding.arrange(rows, 1, pairs=False)
+    rows = sharding.arrange_micro_batches(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
-    for at, batch in enumerate(feed(dataset, rows[:number], sharding.shard)):
+    for at, batch in enumerate(feed(dataset, rows[:number], sharding.shard_batch)):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, knobs)

@@ -48,7 +48,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     rng = np.random.default_rng(0)
-    one = sharding.shard(
+    one = sharding.shard_batch(
         {
             "image": rng.integers(0, 256, (BATCH, *shape), np.uint8),
             "label": rng.integers(0, num_classes, BATCH, np.int32),

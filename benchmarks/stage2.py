@@ -270,7 +270,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     def take(count: int) -> None:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
-        for batch in feed(dataset, sharding.part(chosen), sharding.shard):
+        for batch in feed(dataset, sharding.process_part(chosen), sharding.shard_batch):
             state, _ = step(state, batch, knobs)
         jax.block_until_ready(state)
 

@@ -98,7 +98,7 @@ def ours(
     state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
-    ready = sharding.shard(
+    ready = sharding.shard_batch(
         {
             "image": images[:batch],
             "label": labels[:batch],
@@ -126,7 +126,7 @@ def ours(
 
     def step(count: int) -> None:
         nonlocal state
-        wait, measured = sharding.throttle(), None
+        wait, measured = sharding.dispatch_limiter(), None
         for _ in range(count):
             state, measured = train(state, ready, knobs)
             wait(measured)
@@ -134,7 +134,7 @@ def ours(
 
     def score(count: int) -> None:
         tally = sharding.replicate(metrics.empty(classes))
-        wait = sharding.throttle()
+        wait = sharding.dispatch_limiter()
         for _ in range(count):
             tally = evaluate(state.params, state.batch_stats, ready, tally)
             wait(tally.seen)
@@ -143,9 +143,11 @@ def ours(
     def epoch(kind: str, count: int) -> None:
         nonlocal state
         rows = samplers.plan(labels, "instance", batch, (1, 0), 0)[:count]
-        rows = sharding.part(sharding.arrange(rows, 1, pairs=False))
+        rows = sharding.process_part(
+            sharding.arrange_micro_batches(rows, 1, pairs=False)
+        )
         crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
-        wait, measured = sharding.throttle(), None
+        wait, measured = sharding.dispatch_limiter(), None
         for after, measured, _ in takers[kind](state, rows, crops, knobs):
             state = after
             wait(measured)

@@ -83,7 +83,7 @@ def main() -> int:
         try:
             CALLS[command](config(), Path(workdir))
         except Interrupted as error:
-            return interrupt.EXITS[error.by]
+            return interrupt.EXIT_CODES[error.by]
     return 0
 
 

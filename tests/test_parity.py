@@ -481,7 +481,7 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     ours = []
     for images, labels, mask in batches(5):
         batch = {"image": images, "label": labels, "mask": mask}
-        state, measured = step(state, sharding.shard(batch), knobs)
+        state, measured = step(state, sharding.shard_batch(batch), knobs)
         ours.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     moved = theirs.parameters() if trains == ".*" else theirs.fc.parameters()
@@ -563,7 +563,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
             if number == 20:
                 return seen
             batch = {"image": images, "label": labels, "mask": mask}
-            state, m = step(state, sharding.shard(batch), knobs)
+            state, m = step(state, sharding.shard_batch(batch), knobs)
             seen.append(float(m["loss_sum"] / m["weight_sum"]))
         raise AssertionError
 
@@ -623,7 +623,7 @@ def test_mirror_averaging_groups_and_classes(nets):
     evaluate = steps.make_eval_step(backbone, linear, augment, True)
     batch = {"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)}
     empty = sharding.replicate(metrics.empty(K))
-    tally = jax.device_get(evaluate(params, stats, sharding.shard(batch), empty))
+    tally = jax.device_get(evaluate(params, stats, sharding.shard_batch(batch), empty))
     x = (torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         logits = (theirs(x) + theirs(x.flip(3))) / 2

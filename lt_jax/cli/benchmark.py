@@ -173,7 +173,7 @@ def _pace(call: Callable[[], Any], seconds: float) -> float:
     calls = max(1, round(seconds / 10 / max(once, 1e-9)))
 
     def several() -> None:
-        wait, result = sharding.throttle(), None
+        wait, result = sharding.dispatch_limiter(), None
         for _ in range(calls):
             result = call()
             wait(result)
@@ -205,13 +205,15 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
             size *= 2
 
     def matmul(size: int) -> Callable[[], Any]:
-        square = sharding.spread(np.full((count, size, size), 1e-3, jnp.dtype(dtype)))
-        product = sharding.divided(lambda a: a @ a, (True,))
+        square = sharding.shard_globally(
+            np.full((count, size, size), 1e-3, jnp.dtype(dtype))
+        )
+        product = sharding.jit_over_devices(lambda a: a @ a, (True,))
         return lambda: product(square)
 
     def copy(size: int) -> Callable[[], Any]:
-        array = sharding.spread(np.ones((count, size), np.float32))
-        plus = sharding.divided(lambda a: a + 1, (True,))
+        array = sharding.shard_globally(np.ones((count, size), np.float32))
+        plus = sharding.jit_over_devices(lambda a: a + 1, (True,))
         return lambda: plus(array)
 
     work, size = grown(matmul, 512, 8192)
@@ -326,7 +328,7 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     for epoch in itertools.count():
         full = slice(max(1, len(train) // stage.batch))
         rows, crops = planned(train, stage, epoch, full)
-        yield from feed(train, rows, sharding.shard, crops=crops)
+        yield from feed(train, rows, sharding.shard_batch, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:

@@ -34,7 +34,7 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
     from lt_jax.training.log import plain
 
     found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
-    if not cluster.talks():
+    if not cluster.is_process_zero():
         return
     if options.json:
         print(json.dumps(plain(found), allow_nan=False))

@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception:
         from lt_jax.distributed import cluster
 
-        if cluster.joined():
+        if cluster.is_distributed():
             traceback.print_exc()
             cluster.leave(1)
         raise
@@ -94,7 +94,7 @@ def _main(argv: Sequence[str] | None) -> int:
                 options.process_id,
                 options.join_timeout,
             )
-            cluster.keep_compiled()
+            cluster.enable_compilation_cache()
         if options.configured:
             options.call(configuring.read(config_flags), options)
         elif config_flags:
@@ -119,14 +119,14 @@ def _main(argv: Sequence[str] | None) -> int:
         # The others may know nothing of it, and would be waited for.
         return cluster.leave(130, alone=True)
     except Exception as error:
-        from lt_jax.distributed.interrupt import EXITS
+        from lt_jax.distributed.interrupt import EXIT_CODES
 
         if isinstance(error, Interrupted):
             print(
                 f"lt-jax: stopped and saved at {error}; the same command goes on",
                 file=sys.stderr,
             )
-            return EXITS[error.by]
+            return EXIT_CODES[error.by]
         if isinstance(error, Diverged):
             print(
                 f"lt-jax: {error}. What was saved before it stands in "
@@ -151,7 +151,9 @@ def _lost_a_process(error: Exception) -> bool:
     from lt_jax.distributed import cluster
 
     # Between CPUs it is a ValueError, between GPUs jax.errors.JaxRuntimeError.
-    return cluster.joined() and any(word in str(error) for word in ("Gloo", "NCCL"))
+    return cluster.is_distributed() and any(
+        word in str(error) for word in ("Gloo", "NCCL")
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

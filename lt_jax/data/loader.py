@@ -53,7 +53,7 @@ class Broken:
         """Their indices, of all processes, in order; all have to call it."""
         mask = np.zeros(len(self._dataset), bool)
         mask[list(self.why)] = True
-        return np.flatnonzero(processes.anywhere(mask)).tolist()
+        return np.flatnonzero(processes.any_process(mask)).tolist()
 
     def _named(self, late: list[tuple[int, str]]) -> str:
         return "; ".join(f"{self._dataset.ids[i]} ({why})" for i, why in late)

@@ -1,8 +1,6 @@
-"""Which processes run a command together. The only code that calls jax.distributed.
+"""Multi-process setup (wraps jax.distributed) and the compilation cache.
 
-``join`` finds the job that this process is a part of, ``leave`` ends its part in a
-bounded time, ``keep_compiled`` keeps compiled programs for the next start. Importing
-this module does not import JAX.
+Importing this module does not import JAX.
 """
 
 from __future__ import annotations
@@ -167,13 +165,13 @@ def _introduce(coordinator: str) -> None:
     sys.stdout = os.fdopen(own, "w", encoding="utf-8", buffering=1)
 
 
-def joined() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several; asks without starting JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
-def talks() -> bool:
+def is_process_zero() -> bool:
     """Whether this process is the one that tells results: process 0."""
     import jax
 
@@ -190,7 +188,7 @@ def leave(code: int, alone: bool = False) -> int:
     with their code. One that fails alone does not wait for others that wait for it: it
     ends at once, its connections close, and the runtime ends the others.
     """
-    if not joined() or (code in TOGETHER and not alone):
+    if not is_distributed() or (code in TOGETHER and not alone):
         return code
     import jax
 
@@ -202,7 +200,7 @@ def leave(code: int, alone: bool = False) -> int:
     os._exit(code)
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """Compiled programs are kept on disk, so that the next start skips the compiler.
 
     They lie in ``~/.cache/lt_jax/compiled`` (XDG_CACHE_HOME), or where the variable

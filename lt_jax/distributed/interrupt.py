@@ -16,7 +16,7 @@ from lt_jax.errors import Interrupted
 # What a command that was asked to stop, and saved, exits with. After Ctrl-C a person
 # goes on when it suits; after SIGTERM (preemption, a time limit) the launcher should:
 # EX_TEMPFAIL of sysexits.h, "try again".
-EXITS = {"SIGINT": 130, "SIGTERM": 75}
+EXIT_CODES = {"SIGINT": 130, "SIGTERM": 75}
 
 # What is under way at the second signal has so long to unwind. A save, or a step that
 # waits for another process, may take any time, and no exception reaches into it.
@@ -25,14 +25,14 @@ WATCHER = "lt_jax signals"  # the thread that sees to it
 
 
 @contextlib.contextmanager
-def listening(*names: str) -> Iterator[Callable[[], str]]:
+def catch_signals(*names: str) -> Iterator[Callable[[], str]]:
     """Turns the first of these signals into an answer; the second stops at once.
 
     At once: by ``KeyboardInterrupt``, and where that has not led out of here after
     ``UNWIND_SECONDS``, by the end of the process, code 130.
 
     Args:
-      names: keys of ``EXITS``.
+      names: keys of ``EXIT_CODES``.
 
     Yields:
       A function that all processes call at the same places; it gives all the same
@@ -50,7 +50,9 @@ def listening(*names: str) -> Iterator[Callable[[], str]]:
         os.write(2, text.encode())
 
     def stopped() -> str:
-        number = processes.agreed(signal.Signals[heard].value if heard else 0)
+        number = processes.max_over_processes(
+            signal.Signals[heard].value if heard else 0
+        )
         return signal.Signals(number).name if number else ""
 
     # After jax.distributed, whose own handler would swallow SIGTERM.
@@ -85,7 +87,7 @@ def _ends_after_two(numbers: list[signal.Signals]) -> Iterator[None]:
                 "alone. Checkpoints that were finished are whole\n"
             )
             os.write(2, text.encode())
-            os._exit(EXITS["SIGINT"])
+            os._exit(EXIT_CODES["SIGINT"])
 
     watcher = threading.Thread(target=watch, name=WATCHER, daemon=True)
     watcher.start()
@@ -100,21 +102,21 @@ def _ends_after_two(numbers: list[signal.Signals]) -> Iterator[None]:
         reads.close()
 
 
-def unasked() -> str:
+def never_stop() -> str:
     """The answer where nobody can ask for an end."""
     return ""
 
 
-def heeding(
+def until_stopped(
     batches: Iterable[Any], stopped: Callable[[], str], doing: str
 ) -> Iterator[Any]:
     """The same batches, as many in all processes, unless a signal comes between them.
 
     Args:
-      stopped: of ``listening``.
+      stopped: of ``catch_signals``.
       doing: what is given up, told of ``Interrupted``.
     """
     for number, batch in enumerate(batches):
-        if processes.meets_at(number) and (by := stopped()):
+        if processes.is_sync_step(number) and (by := stopped()):
             raise Interrupted(doing, by)
         yield batch

@@ -1,4 +1,7 @@
-"""How the processes of a run agree on what one of them was asked, or has found."""
+"""Agreement between the processes of a run.
+
+Every process must call these functions, at the same place.
+"""
 
 from __future__ import annotations
 
@@ -12,34 +15,41 @@ from jax.experimental import multihost_utils
 
 from lt_jax.errors import InputError
 
+STEPS_BETWEEN_SYNCS = 16
 
-def agreed(asked: int) -> int:
-    """The largest number of all processes; all have to call it, at the same place."""
+
+def max_over_processes(value: int) -> int:
+    """Return the largest value that any process passes."""
     if jax.process_count() == 1:
-        return asked
-    return int(multihost_utils.process_allgather(np.int64(asked)).max())
+        return value
+    return int(multihost_utils.process_allgather(np.int64(value)).max())
 
 
-def anywhere(mask: np.ndarray) -> np.ndarray:
-    """bool[N], true where it is in any process; all have to call it."""
+def any_process(mask: np.ndarray) -> np.ndarray:
+    """Combine bool[N] masks: true where any process has true."""
     if jax.process_count() == 1:
         return mask
     return multihost_utils.process_allgather(mask).any(axis=0)
 
 
-def meets_at(step: int, count: int = 1) -> bool:
-    """Whether processes agree after this step: not each, as all have to wait for it.
+def is_sync_step(step: int, count: int = 1) -> bool:
+    """Check whether processes should agree after this step.
 
-    ``count`` steps were taken since it was last asked.
+    One process always may. Several wait for each other, so they do it every 16 steps.
+
+    Args:
+      step: steps so far.
+      count: steps since the last call.
     """
-    return jax.process_count() == 1 or step // 16 > (step - count) // 16
+    every = STEPS_BETWEEN_SYNCS
+    return jax.process_count() == 1 or step // every > (step - count) // every
 
 
-def first_does(work: Callable[[], None]) -> None:
-    """Process 0 does something to files; the others wait until it stands.
+def on_process_zero(work: Callable[[], None]) -> None:
+    """Run file operations on process 0 while the others wait.
 
     Raises:
-      InputError: in the others, where process 0 failed, which raises its own error.
+      InputError: in the others, if process 0 failed. Process 0 raises its own error.
     """
     failed: Exception | None = None
     if jax.process_index() == 0:
@@ -47,20 +57,21 @@ def first_does(work: Callable[[], None]) -> None:
             work()
         except Exception as error:
             failed = error
-    if agreed(failed is not None):
-        raise failed or InputError("process 0 could not write, its message says why")
+    if max_over_processes(failed is not None):
+        raise failed or InputError("process 0 failed to write files; see its message")
 
 
-def as_first(find: Callable[[], Any]) -> Any:
-    """What process 0 finds, a value of JSON; all of them have to call it.
+def from_process_zero(find: Callable[[], Any]) -> Any:
+    """Compute a JSON value on process 0 and return it in all processes.
 
-    For what is read from files and decides what is done next: a shared file system may
-    show the others an older state.
+    Decisions that depend on files need this: on a shared file system, other processes
+    may see an older state.
     """
     if jax.process_count() == 1:
         return find()
     value = find() if jax.process_index() == 0 else None
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    padded_text = np.resize(text, size) if len(text) else np.zeros(size, np.uint8)
-    return json.loads(multihost_utils.broadcast_one_to_all(padded_text).tobytes())
+    return json.loads(
+        multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes()
+    )

@@ -282,7 +282,7 @@ def record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> N
 def describe_stage1(frozen: Frozen) -> None:
     """Adds to the outcome of stage 1 what its own head does, for comparison."""
     directory = frozen.session.workdir / "checkpoints" / "stage1" / f"{frozen.seed}"
-    outcome = processes.as_first(lambda: results.outcome(directory))
+    outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if outcome and outcome.get("analysis") is None:
         method = frozen.session.methods["stage1"]
         head = frozen.network.params["head"]

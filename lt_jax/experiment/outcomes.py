@@ -63,7 +63,9 @@ def save(
     """
     directory = session.workdir / "checkpoints" / title
     # No mark beside weights that are not its own.
-    processes.first_does(lambda: (directory / "outcome.json").unlink(missing_ok=True))
+    processes.on_process_zero(
+        lambda: (directory / "outcome.json").unlink(missing_ok=True)
+    )
     if keeps == "all":
         network = {"params": fitted.params, "batch_stats": fitted.batch_stats}
         write(directory / FINAL, fitted.step, network)
@@ -93,7 +95,7 @@ def save(
 def done(session: Session, title: str) -> bool:
     """Whether this fit has finished here, on these examples."""
     directory = session.workdir / "checkpoints" / title
-    outcome = processes.as_first(lambda: results.outcome(directory))
+    outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if outcome is None:
         return False
     now = session.task.splits.train.hash

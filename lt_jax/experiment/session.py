@@ -24,7 +24,7 @@ from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Splits
 from lt_jax.data.images.photos import View
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import EXITS, listening
+from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
 from lt_jax.experiment.checks import check_training, check_values, make_method
@@ -199,11 +199,11 @@ def open_session(
     dataset = results.describe(c.data.name, splits, groups)
     log = Log(workdir, talks)
     if not talks:
-        with listening("SIGTERM") as stopped:
+        with catch_signals("SIGTERM") as stopped:
             yield Session(c, workdir, task, dataset, log, stopped, entries)
         return
     text = json.dumps(plain(c.to_dict()), indent=1)
-    with workdir_lock(workdir), listening(*EXITS) as stopped:
+    with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stopped:
         _check_same_config(c, workdir)  # of a job that came and went in the meantime
         write_whole(workdir / "config.json", text + "\n")
         session = Session(c, workdir, task, dataset, log, stopped, entries)
@@ -244,7 +244,7 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         os.pwrite(file, text.encode(), 0)
 
     try:
-        processes.first_does(lock)
+        processes.on_process_zero(lock)
         yield
     finally:
         for file in held:

@@ -105,7 +105,9 @@ def evaluate_all(
         names = config.method.names
         folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         fits = {
-            name: processes.as_first(functools.partial(results.outcomes, workdir, name))
+            name: processes.from_process_zero(
+                functools.partial(results.outcomes, workdir, name)
+            )
             for name in ("stage1", *names, *folders)
         }
         count = sum(map(len, fits.values()))
@@ -272,7 +274,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
     c, task, say = session.config, session.task, session.log.say
-    if interrupted and (before := processes.as_first(lambda: _swept(session.workdir))):
+    if interrupted and (
+        before := processes.from_process_zero(lambda: _swept(session.workdir))
+    ):
         say(f"{session.workdir / 'result.json'} keeps what the sweep before this found")
         return before
 

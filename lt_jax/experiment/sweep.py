@@ -126,7 +126,7 @@ def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, A
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
     """The metrics of the stored heads of a sweep whose name the pattern matches."""
     found = {}
-    everything = processes.as_first(lambda: results.rows(session.workdir))
+    everything = processes.from_process_zero(lambda: results.rows(session.workdir))
     stored = [r for r in everything if re.search(pattern, _row(r).name)]
     for seed, network in weights.representations(session):
         frozen = Frozen(session, seed, network)
@@ -151,7 +151,7 @@ def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
         splits.append("test")
     there = {
         _row(stored).name: stored
-        for stored in processes.as_first(lambda: results.rows(session.workdir))
+        for stored in processes.from_process_zero(lambda: results.rows(session.workdir))
         if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
     }
     by_name = {row.name: row for row in rows}
@@ -189,7 +189,7 @@ def _keep_chunk(
     folder = session.workdir / "sweep" / f"{frozen.seed}" / digest[:12]
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
     # No rows beside heads that are not theirs.
-    processes.first_does(lambda: (folder / "rows.json").unlink(missing_ok=True))
+    processes.on_process_zero(lambda: (folder / "rows.json").unlink(missing_ok=True))
     checkpoint.write(folder, 0, {"heads": stacked})
     made = [
         plain(
@@ -298,7 +298,7 @@ def _record_stored(
 def _is_due(session: Session, title: str, row: Row) -> bool:
     """Whether a row has not been measured under this title yet."""
     directory = session.workdir / "checkpoints" / title
-    outcome = processes.as_first(lambda: results.outcome(directory))
+    outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if not (outcome and outcomes.done(session, title)):
         return True
     if outcome["hyper"] == plain(row.hyper):

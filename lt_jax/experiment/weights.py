@@ -93,7 +93,7 @@ def finished(path: Path) -> list[Source]:
         each = [(str(folder), results.outcome(folder)) for folder in folders]
         return [(folder, outcome) for folder, outcome in each if outcome is not None]
 
-    found = [Source(Path(folder), o) for folder, o in processes.as_first(find)]
+    found = [Source(Path(folder), o) for folder, o in processes.from_process_zero(find)]
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
@@ -163,7 +163,9 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
       InputError: there are none, or of another network.
     """
     c, task = session.config, session.task
-    stage1 = processes.as_first(lambda: results.outcomes(session.workdir, "stage1"))
+    stage1 = processes.from_process_zero(
+        lambda: results.outcomes(session.workdir, "stage1")
+    )
     own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
     path, skip = Path(c.init.path).expanduser(), c.init.skip
     if own or not c.init.path:

@@ -76,7 +76,7 @@ def plan_chunks(jobs: Sequence[Job], batch: int, memory: float) -> list[Chunk]:
         widest = max(map(len, orders.values()))
         one = next(iter(orders.values()))[0]
         limit = heads_within(memory, one.start, batch)
-        width = sharding.padded(-(-widest // -(-widest // limit)))
+        width = sharding.padded_size(-(-widest // -(-widest // limit)))
         for group in orders.values():
             chunks += [
                 Chunk(tuple(group[i : i + width]), width)
@@ -90,7 +90,7 @@ def heads_within(memory: float, head: Params, batch: int) -> int:
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
     num_classes = head["kernel"].shape[1]
     bytes_each = 4 * COPIES * (size + batch * num_classes)
-    return max(1, int(memory / bytes_each)) * sharding.padded(1)
+    return max(1, int(memory / bytes_each)) * sharding.padded_size(1)
 
 
 def programs_of(chunks: Sequence[Chunk]) -> int:
@@ -175,7 +175,7 @@ def make_fit(
             indices, rate, acts = now
             chosen = jnp.maximum(indices, 0)
             mask = (indices >= 0).astype(jnp.float32)
-            batch = sharding.rows_of(values, chosen), labels[chosen], mask
+            batch = sharding.gather_rows(values, chosen), labels[chosen], mask
             params, opt_state = carry
             *carry, losses = many(
                 params, opt_state, start, rate, acts, decay, adjust, *batch
@@ -187,7 +187,7 @@ def make_fit(
         return *carry, losses.T
 
     over = (True,) * 8 + (False,) * 2
-    return sharding.divided(run, over, donate=(0, 1))
+    return sharding.jit_over_devices(run, over, donate=(0, 1))
 
 
 def fit_heads(
@@ -235,17 +235,17 @@ def fit_heads(
                     params,
                     opt_state,
                     start,
-                    sharding.spread(rates[:, now]),
-                    sharding.spread(projects[:, now]),
-                    sharding.spread(decays),
+                    sharding.shard_globally(rates[:, now]),
+                    sharding.shard_globally(projects[:, now]),
+                    sharding.shard_globally(decays),
                     adjusts.at(epoch),
                     values,
                     labels,
                     local,
                 )
-                losses.append(sharding.fetch(loss))
+                losses.append(sharding.fetch_global(loss))
             after_epoch(len(chunk.jobs))
-        heads, bad = sharding.fetch(params), _first_bad(losses, len(filled))
+        heads, bad = sharding.fetch_global(params), _first_bad(losses, len(filled))
         seen = plain or (lambda: features)
         fits = [
             Fit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
@@ -262,12 +262,12 @@ def _make_begin(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
         trained, _ = trees.partition(params, trains)
         return sgd.transform().init(trained)
 
-    return sharding.divided(begin, (True,))
+    return sharding.jit_over_devices(begin, (True,))
 
 
 def resident(features: Features, memory: float) -> bool:
     """Whether features fit into so many bytes of each device, and so stay there."""
-    return features.values.nbytes / sharding.padded(1) <= memory
+    return features.values.nbytes / sharding.padded_size(1) <= memory
 
 
 # (view, int32[S, B]) -> features, labels and rows into them, for some steps each.
@@ -276,8 +276,8 @@ Pieces = Callable[[int, np.ndarray], Iterator[tuple[Any, Any, Any]]]
 
 def _held(features: Features) -> Pieces:
     """Features that stay on the devices."""
-    views = [sharding.spread(np.asarray(view)) for view in features.values]
-    labels = sharding.everywhere(features.labels)
+    views = [sharding.shard_globally(np.asarray(view)) for view in features.values]
+    labels = sharding.replicate_globally(features.labels)
     return lambda view, rows: iter([(views[view], labels, rows)])
 
 
@@ -286,14 +286,16 @@ def _read(
 ) -> Iterator[tuple[Any, Any, Any]]:
     """The examples of some steps after the other, out of the file, each time anew."""
     batch, (_, _, num_features) = rows.shape[1], features.values.shape
-    row_bytes = batch * num_features * features.values.itemsize / sharding.padded(1)
+    row_bytes = (
+        batch * num_features * features.values.itemsize / sharding.padded_size(1)
+    )
     at_once = max(1, int(memory / row_bytes))
     for first in range(0, len(rows), at_once):
         piece = rows[first : first + at_once]
         chosen = np.maximum(piece, 0).ravel()
         local = np.where(piece >= 0, np.arange(chosen.size).reshape(piece.shape), -1)
         yield (
-            sharding.spread(features.values[view][chosen]),
+            sharding.shard_globally(features.values[view][chosen]),
             features.labels[chosen],
             local.astype(np.int32),
         )
@@ -371,11 +373,11 @@ def measure_heads(
     for first in range(0, len(many), limit):
         part = many[first : first + limit]
         params = _spread(_stack(part))
-        width = sharding.padded(len(part))
+        width = sharding.padded_size(len(part))
         tally = _spread(_stack([metrics.empty(num_classes)] * width))
         for values, labels, mask in features.batches(batch):
             tally = step(params, tally, values, labels, mask)
-        tally = sharding.fetch(tally)
+        tally = sharding.fetch_global(tally)
         found += [_at(tally, i) for i in range(len(part))]
     return found
 
@@ -393,7 +395,9 @@ def _make_measure(apply: Apply) -> Callable[..., Tally]:
         return metrics.merge(so_far, metrics.tally(logits, label, mask))
 
     many = jax.vmap(one, in_axes=(0, 0, None, None, None))
-    return sharding.divided(many, (True, True, False, False, False), donate=(1,))
+    return sharding.jit_over_devices(
+        many, (True, True, False, False, False), donate=(1,)
+    )
 
 
 def _stack(many: Sequence[Any]) -> Any:
@@ -403,7 +407,7 @@ def _stack(many: Sequence[Any]) -> Any:
 
 def _spread(stacked: Any) -> Any:
     """A stack divided over the devices."""
-    return jax.tree.map(lambda leaf: sharding.spread(np.array(leaf)), stacked)
+    return jax.tree.map(lambda leaf: sharding.shard_globally(np.array(leaf)), stacked)
 
 
 def _at(stacked: Any, index: int) -> Any:

@@ -21,7 +21,7 @@ from lt_jax import models, samplers, seeds, trees
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import Broken, Crops, feed
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import heeding, unasked
+from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.training import steps
 from lt_jax.training.log import Log, write_whole
 from lt_jax.training.loop import Task
@@ -84,7 +84,7 @@ def cached_features(
     request: Request,
     file: Path,
     log: Log,
-    stopped: Callable[[], str] = unasked,
+    stopped: Callable[[], str] = never_stop,
 ) -> Features:
     """The features of a split, from the file if it holds these very ones.
 
@@ -111,7 +111,7 @@ def cached_features(
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    differs = processes.as_first(
+    differs = processes.from_process_zero(
         lambda: _differences(file, note, provenance, stored, shape)
     )
     if differs is None:
@@ -123,7 +123,7 @@ def cached_features(
         note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    processes.first_does(begin)
+    processes.on_process_zero(begin)
     broken, network = Broken(dataset), (params, batch_stats)
     blocks = extract(task, *network, dataset, request, log, broken, stopped)
     blocks = (block.astype(memory).view(stored) for block in blocks)
@@ -201,13 +201,13 @@ def _write(
             shape = views, size - len(left_out), num_features
             digest = _stream(thinner, shape, dtype, _without(whole, left_out))
             found = {"sha256": digest, "left_out": left_out}
-            processes.first_does(lambda: os.replace(thinner, draft))
+            processes.on_process_zero(lambda: os.replace(thinner, draft))
     except BaseException:
         for half in (draft, thinner):
             with contextlib.suppress(OSError):
                 half.unlink()
         raise
-    processes.first_does(lambda: os.replace(draft, file))
+    processes.on_process_zero(lambda: os.replace(draft, file))
     return found
 
 
@@ -226,9 +226,9 @@ def _stream(
             opened.write(content)
         digest.update(content)
 
-    processes.first_does(functools.partial(append, header.getvalue(), "wb"))
+    processes.on_process_zero(functools.partial(append, header.getvalue(), "wb"))
     for block in blocks:
-        processes.first_does(functools.partial(append, block.tobytes()))
+        processes.on_process_zero(functools.partial(append, block.tobytes()))
     return digest.hexdigest()
 
 
@@ -253,7 +253,7 @@ def extract(
     request: Request,
     log: Log,
     broken: Broken,
-    stopped: Callable[[], str] = unasked,
+    stopped: Callable[[], str] = never_stop,
 ) -> Iterator[np.ndarray]:
     """float[n, D], all views one after the other, each in the order of the data set.
 
@@ -261,7 +261,7 @@ def extract(
     """
     params, batch_stats = sharding.replicate((params, batch_stats))
     rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
-    mine = sharding.part(rows)
+    mine = sharding.process_part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
         for number, view in enumerate(request.views):
             step = steps.make_feature_step(task.backbone, task.augment, view)
@@ -280,9 +280,11 @@ def extract(
             crops = None
             if view == "random":
                 crops = Crops((*request.run, number), 0, mine)
-            batches = feed(dataset, mine, sharding.shard, crops=crops, broken=broken)
+            batches = feed(
+                dataset, mine, sharding.shard_batch, crops=crops, broken=broken
+            )
             doing = f"the features of {dataset.name}, which begin anew"
-            batches = heeding(batches, stopped, doing)
+            batches = until_stopped(batches, stopped, doing)
             for row, batch in zip(rows, batches, strict=True):
                 first = sharding.replicate(jnp.asarray(row[0]))
                 part = step(params, batch_stats, batch, key, first)
@@ -301,7 +303,7 @@ def plain_features(
     batch_stats: Params,
     dataset: Dataset,
     log: Log,
-    stopped: Callable[[], str] = unasked,
+    stopped: Callable[[], str] = never_stop,
 ) -> Features:
     """The features of the images as they are, kept nowhere."""
     request, broken = Request(("plain",), (), "float32"), Broken(dataset)

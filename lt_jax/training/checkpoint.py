@@ -117,7 +117,7 @@ class Checkpoints:
             except Damaged as error:
                 reason = str(error)
             # All processes take the same one, also where one alone cannot read another.
-            if processes.agreed(bool(reason)):
+            if processes.max_over_processes(bool(reason)):
                 damaged[step] = reason or f"another process cannot read step {step:,}"
                 continue
             for newer, reason in damaged.items():

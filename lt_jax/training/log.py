@@ -110,7 +110,7 @@ def write_whole(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    processes.first_does(write)
+    processes.on_process_zero(write)
 
 
 def overview(params: Params, trained: Params) -> tuple[str, str]:

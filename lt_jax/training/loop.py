@@ -18,7 +18,7 @@ from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import Broken, Crops, feed
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import heeding, unasked
+from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projects
@@ -115,7 +115,7 @@ def knobs_of(stage: Stage, head: Params, per_epoch: int) -> Knobs:
             method.adjust,
             head,
             projects(method, stage.epochs, per_epoch),
-            sharding.part_rows(stage.batch, stage.accumulate, stage.mixup > 0),
+            sharding.micro_batch_size(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
 
@@ -130,8 +130,10 @@ def planned(
     # The place of an image in the plan draws its crop.
     places = np.arange(rows.size).reshape(rows.shape)
     rows, places = (
-        sharding.part(
-            sharding.arrange(each[which], stage.accumulate, pairs=stage.mixup > 0)
+        sharding.process_part(
+            sharding.arrange_micro_batches(
+                each[which], stage.accumulate, pairs=stage.mixup > 0
+            )
         )
         for each in (rows, places)
     )
@@ -228,7 +230,7 @@ def fit(
                     meter.add(step, measured, count)
                     profile.step(step, measured)
                     bar.update(count * stage.batch)
-                    if processes.meets_at(step, count) and (by := stopped()):
+                    if processes.is_sync_step(step, count) and (by := stopped()):
                         break
                     if news := broken.news():
                         log.warn(news)
@@ -307,7 +309,7 @@ def evaluate(
     batch_stats: Params,
     dataset: Dataset,
     log: Log,
-    stopped: Callable[[], str] = unasked,
+    stopped: Callable[[], str] = never_stop,
 ) -> Tally:
     """The tally of a whole data set: every example once, one sync at the end.
 
@@ -323,12 +325,14 @@ def evaluate(
     params, batch_stats, tally = sharding.replicate(
         (params, batch_stats, metrics.empty(len(dataset.classes)))
     )
-    wait = sharding.throttle()
-    rows = sharding.part(samplers.in_rows(np.arange(len(dataset)), task.eval_batch))
+    wait = sharding.dispatch_limiter()
+    rows = sharding.process_part(
+        samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
+    )
     broken = Broken(dataset)
-    batches = feed(dataset, rows, sharding.shard, broken=broken)
+    batches = feed(dataset, rows, sharding.shard_batch, broken=broken)
     doing = f"the evaluation on {dataset.name}, which begins anew"
-    for batch in heeding(batches, stopped, doing):
+    for batch in until_stopped(batches, stopped, doing):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
     if news := broken.news():

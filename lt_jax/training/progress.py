@@ -21,7 +21,7 @@ class Meter:
     def __init__(self, title: str, total: int):
         self._title = title
         self._total = total  # steps of the run
-        self._wait = sharding.throttle()
+        self._wait = sharding.dispatch_limiter()
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._begun = self._told = time.monotonic()
         self._mark: float | None = None  # training is timed from here; None: compiling

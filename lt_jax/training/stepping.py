@@ -55,7 +55,7 @@ def streamed(
     def take(
         state: TrainState, rows: np.ndarray, crops: Crops, knobs: Knobs
     ) -> Iterator[Taken]:
-        batches = feed(dataset, rows, sharding.shard, crops=crops, broken=broken)
+        batches = feed(dataset, rows, sharding.shard_batch, crops=crops, broken=broken)
         for batch in timed(batches):
             if not ready:
                 ready.append(steps.compile_ahead(step, state, batch, knobs))
@@ -104,7 +104,7 @@ def resident(
             some = rows[first : first + at_once]
             filled = np.full((at_once, rows.shape[1]), -1, np.int32)
             filled[: len(some)] = some
-            dealt = sharding.shard_rows(filled)
+            dealt = sharding.shard_indices(filled)
             if at_once == 1:
                 batch = steps.make_pick()(held, dealt)
                 state, measured = run(step, state, batch, knobs)

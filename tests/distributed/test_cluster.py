@@ -322,7 +322,7 @@ def test_alone_by_default_and_on_demand(monkeypatch):
     for name, value in STEP.items():
         monkeypatch.setenv(name, value)
     assert cluster.join(num_processes=1) is False
-    assert not cluster.joined()
+    assert not cluster.is_distributed()
     assert cluster.leave(2) == 2
 
 
@@ -332,16 +332,16 @@ import jax.numpy as jnp
 import jax
 from lt_jax import cluster
 several = cluster.join(sys.argv[1], 2, int(sys.argv[2]), 60)
-assert several and cluster.joined() and jax.process_count() == 2
+assert several and cluster.is_distributed() and jax.process_count() == 2
 total = jax.pmap(lambda x: jax.lax.psum(x, "d"), axis_name="d")
 num = jax.local_device_count()
 found = total(jnp.full(num, 1.0 + jax.process_index()))
-if cluster.talks():
+if cluster.is_process_zero():
     print("sum", float(found[0]))
 ports = [line.split()[1] for line in open("/proc/net/tcp") if line.split()[3] == "0A"]
 ports += [line.split()[1] for line in open("/proc/net/tcp6") if line.split()[3] == "0A"]
 mine = f":{int(sys.argv[1].split(':')[1]):04X}"
-if cluster.talks():
+if cluster.is_process_zero():
     print("listens", *[port for port in ports if port.endswith(mine)])
 if sys.argv[3] == "stopped" and jax.process_index() == 1:
     from lt_jax import cli
@@ -441,18 +441,18 @@ def jax_cache() -> Iterator[None]:
 def test_compiled_programs_are_kept_by_default(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    cluster.keep_compiled()
+    cluster.enable_compilation_cache()
     folder = tmp_path / "lt_jax/compiled"
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert folder.stat().st_mode & 0o777 == 0o700
     # JAX executes what lies there, so a folder that others can write is not used.
     jax.config.update("jax_compilation_cache_dir", None)
     folder.chmod(0o777)
-    cluster.keep_compiled()
+    cluster.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert "is not this user's alone" in capsys.readouterr().err
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/nothing")
-    cluster.keep_compiled()
+    cluster.enable_compilation_cache()
     assert "compiled programs are not kept" in capsys.readouterr().err
 
 
@@ -461,10 +461,10 @@ def test_the_users_own_choice_of_cache_stands(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
     jax.config.update("jax_compilation_cache_dir", "/elsewhere")
-    cluster.keep_compiled()
+    cluster.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == "/elsewhere"
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    cluster.keep_compiled()
+    cluster.enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert not (tmp_path / "lt_jax").exists()
 

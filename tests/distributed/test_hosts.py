@@ -135,7 +135,7 @@ def test_a_stopped_run_goes_on_in_another_layout(alone, tmp_path, layouts):
         assert any("| step" in line for line in lines)
         parts[-1].send_signal(signal.SIGTERM)
         for code, text in end(parts):
-            assert code == interrupt.EXITS["SIGTERM"] == 75, text
+            assert code == interrupt.EXIT_CODES["SIGTERM"] == 75, text
     (code, text), *_ = end(start(tmp_path, *last, "train"))
     assert code == 0
     assert "goes on from step" in text
@@ -148,8 +148,8 @@ def test_parts_of_all_processes_make_the_plan(monkeypatch):
     parts = []
     for i in range(2):
         monkeypatch.setattr("jax.process_index", lambda i=i: i)
-        parts.append(sharding.part(rows))
-    assert parts[0].shape == (2, sharding.padded(7) // 2)
+        parts.append(sharding.process_part(rows))
+    assert parts[0].shape == (2, sharding.padded_size(7) // 2)
     whole = np.concatenate(parts, axis=1)
     np.testing.assert_array_equal(whole[:, :7], rows)
     assert (whole[:, 7:] == -1).all()
@@ -188,7 +188,7 @@ def test_the_lock_of_a_dead_job_holds_nobody(tmp_path):
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
 def test_a_signal_is_an_answer_and_the_second_one_stops(name):
     before = signal.getsignal(signal.SIGTERM)
-    with interrupt.listening("SIGINT", "SIGTERM") as stopped:
+    with interrupt.catch_signals("SIGINT", "SIGTERM") as stopped:
         assert stopped() == ""
         signal.raise_signal(signal.Signals[name])
         assert stopped() == name
@@ -232,7 +232,7 @@ def test_a_second_signal_ends_what_does_not_unwind():
 
 
 def test_what_unwinds_in_time_lives_on():
-    with interrupt.listening("SIGINT") as stopped:
+    with interrupt.catch_signals("SIGINT") as stopped:
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
@@ -244,12 +244,12 @@ def test_batches_stop_together(monkeypatch):
     """Of several processes at every 16th batch, where all ask."""
     heard = iter(["", "SIGTERM"])
     monkeypatch.setattr("jax.process_count", lambda: 2)
-    batches = interrupt.heeding(range(100), lambda: next(heard), "the work")
+    batches = interrupt.until_stopped(range(100), lambda: next(heard), "the work")
     assert [next(batches) for _ in range(16)] == [*range(16)]
     with pytest.raises(Interrupted, match="the work") as found:
         next(batches)
     assert found.value.by == "SIGTERM"
-    assert [*interrupt.heeding(range(40), lambda: "", "")] == [*range(40)]
+    assert [*interrupt.until_stopped(range(40), lambda: "", "")] == [*range(40)]
 
 
 @pytest.mark.slow

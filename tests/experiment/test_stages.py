@@ -537,7 +537,7 @@ def test_the_finished_are_those_that_process_0_sees(tmp_path, monkeypatch):
         ["elsewhere/stage1/0", {"seeds": [0]}],
     ]
     monkeypatch.setattr(
-        "lt_jax.distributed.processes.as_first", lambda find: (find(), sees)[1]
+        "lt_jax.distributed.processes.from_process_zero", lambda find: (find(), sees)[1]
     )
     found = weights.finished(tmp_path)
     assert [source.outcome["seeds"] for source in found] == [[0], [1]]

@@ -148,7 +148,7 @@ def test_corrections_look_at_images_as_they_are():
     (job,), features = jobs([0.5], epochs=0)
     crops = features._replace(values=np.stack([features.values[0] + 1] * 2))
     ncm = methods.make("ncm", np.bincount(features.labels), {"kind": "raw"})
-    chunk = engine.Chunk((job._replace(method=ncm),), sharding.padded(1))
+    chunk = engine.Chunk((job._replace(method=ncm),), sharding.padded_size(1))
     found = []
     for given, plain in ((features, None), (crops, lambda: features), (crops, None)):
         ((_, (fit,)),) = engine.fit_heads([chunk], given, 16, GIB, lambda _: 0, plain)

@@ -171,11 +171,11 @@ def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_
 
 def test_rows_of_an_array_divided_over_the_devices():
     values = np.arange(22, dtype=np.float32).reshape(11, 2)
-    take = sharding.divided(
-        lambda v, i: sharding.rows_of(v, i)[None], over=(True, False)
+    take = sharding.jit_over_devices(
+        lambda v, i: sharding.gather_rows(v, i)[None], sharded=(True, False)
     )
     indices = np.array([10, 0, 3, 3, 9], np.int32)
-    found = take(sharding.spread(values), indices)
+    found = take(sharding.shard_globally(values), indices)
     assert found.shape == (jax.local_device_count(), 5, 2)
     for each in found:
         np.testing.assert_array_equal(each, values[indices])

@@ -75,14 +75,14 @@ def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
     knobs = sharding.replicate(
         steps.Knobs(
             jax.random.key(3), rates, method.adjust, params["head"],
-            np.zeros(number, bool), sharding.part_rows(ROWS, parts, mixup > 0),
+            np.zeros(number, bool), sharding.micro_batch_size(ROWS, parts, mixup > 0),
         )
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, ".*")
     seen = []
     with jax.transfer_guard("disallow"):
-        for row in sharding.arrange(plan(number), parts, mixup > 0):
-            state, measured = step(state, sharding.shard(images_of(row)), knobs)
+        for row in sharding.arrange_micro_batches(plan(number), parts, mixup > 0):
+            state, measured = step(state, sharding.shard_batch(images_of(row)), knobs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -148,7 +148,7 @@ def test_arrange():
     rows = np.arange(20, dtype=np.int32).reshape(2, 10)
     devices = jax.device_count()
     assert devices == 4
-    dealt = sharding.arrange(rows, 3, pairs=False)
+    dealt = sharding.arrange_micro_batches(rows, 3, pairs=False)
     assert dealt.shape == (2, 12)
     # Device by device, and each device's rows part by part.
     assert dealt[0].reshape(4, 3, 1)[:, :, 0].tolist() == [
@@ -159,11 +159,13 @@ def test_arrange():
     ]
     np.testing.assert_array_equal(np.sort(dealt, axis=1)[:, 2:], rows)
     # 11 rows in 2 parts: 6 and 5, each on 4 devices with room for 8.
-    odd = sharding.arrange(np.arange(11, dtype=np.int32)[None], 2, False)
+    odd = sharding.arrange_micro_batches(np.arange(11, dtype=np.int32)[None], 2, False)
     parts = odd.reshape(4, 2, 2).swapaxes(0, 1).reshape(2, 8)
     assert parts.tolist() == [[0, 1, 2, 3, 4, 5, -1, -1], [6, 7, 8, 9, 10, -1, -1, -1]]
-    np.testing.assert_array_equal(sharding.arrange(rows, 1, False)[:, :10], rows)
-    pairs = sharding.arrange(rows, 1, pairs=True)
+    np.testing.assert_array_equal(
+        sharding.arrange_micro_batches(rows, 1, False)[:, :10], rows
+    )
+    pairs = sharding.arrange_micro_batches(rows, 1, pairs=True)
     assert pairs.shape == (2, 16)
     assert pairs[0].reshape(8, 2)[:5].tolist() == rows[0].reshape(5, 2).tolist()
 
@@ -174,7 +176,7 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     delta, alpha = 0.7, 1.0
     row = plan(1)[0]
-    row = sharding.arrange(row[None], 1, pairs=True)[0]
+    row = sharding.arrange_micro_batches(row[None], 1, pairs=True)[0]
     batch = images_of(row)
     program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
@@ -189,7 +191,7 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
         )
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, sharding.shard(batch), knobs)
+    _, measured = step(state, sharding.shard_batch(batch), knobs)
 
     share = transforms.mix_shares(
         alpha, jax.random.fold_in(key, 0), jnp.arange(len(row)), batch["mask"]
@@ -226,7 +228,9 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
     knobs = steps.Knobs(
         jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
     )
-    batch = sharding.shard(images_of(sharding.arrange(plan(1), 1, False)[0]))
+    batch = sharding.shard_batch(
+        images_of(sharding.arrange_micro_batches(plan(1), 1, False)[0])
+    )
     program = steps.Program(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
     )

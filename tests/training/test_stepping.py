@@ -70,10 +70,10 @@ def test_the_devices_pick_what_feed_brings():
         "made", ("a", "b", "c"), labels, np.arange(10), (2, 2, 1), lambda r: images[r]
     )
     rows = np.array([[3, 1, 4, 9, 7, -1, -1, -1]], np.int32)
-    rows = sharding.part(sharding.arrange(rows, 1, pairs=False))
-    (brought,) = feed(dataset, rows, sharding.shard)
+    rows = sharding.process_part(sharding.arrange_micro_batches(rows, 1, pairs=False))
+    (brought,) = feed(dataset, rows, sharding.shard_batch)
     held = sharding.replicate({"image": images, "label": labels})
-    picked = steps.make_pick()(held, sharding.shard_rows(rows))
+    picked = steps.make_pick()(held, sharding.shard_indices(rows))
     assert picked.keys() == brought.keys()
     for name in picked:
         assert picked[name].dtype == brought[name].dtype

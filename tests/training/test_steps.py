@@ -100,7 +100,7 @@ def train(
     seen = []
     with jax.transfer_guard("disallow"):
         for batch in batches(number, rows):
-            state, measured = step(state, sharding.shard(batch), knobs)
+            state, measured = step(state, sharding.shard_batch(batch), knobs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -209,7 +209,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
             tally = sharding.replicate(metrics.empty(K))
             placed = sharding.replicate((params, stats))
             for batch in batches(5, 12):
-                tally = step(*placed, sharding.shard(batch), tally)
+                tally = step(*placed, sharding.shard_batch(batch), tally)
             tallies[devices] = jax.device_get(tally)
     assert tallies[1].seen.sum() == sum(int(b["mask"].sum()) for b in batches(5, 12))
     for name, one, four in zip(metrics.Tally._fields, *tallies.values(), strict=True):
@@ -225,7 +225,9 @@ def test_features_are_what_the_network_computes(network):
     step = steps.make_feature_step(backbone, AUGMENT, "plain")
     placed = sharding.replicate((params, stats))
     unused = sharding.replicate((jax.random.key(0), jnp.zeros((), jnp.int32)))
-    found = np.asarray(step(*placed, sharding.shard(batch), *unused)).reshape(12, -1)
+    found = np.asarray(step(*placed, sharding.shard_batch(batch), *unused)).reshape(
+        12, -1
+    )
     images = (batch["image"] / np.float32(255) - 0.5) / 0.25
     expected = backbone.apply(
         {"params": params["backbone"], "batch_stats": stats},
@@ -246,7 +248,7 @@ def test_mirror_averaging(network):
         batch = next(batches(1, 12))
         batch["image"] = np.ascontiguousarray(image(batch["image"]))
         empty = sharding.replicate(metrics.empty(K))
-        tallies.append(step(*placed, sharding.shard(batch), empty))
+        tallies.append(step(*placed, sharding.shard_batch(batch), empty))
     np.testing.assert_allclose(tallies[0].true_sum, tallies[1].true_sum, rtol=1e-5)
 
 
@@ -290,10 +292,10 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     )  # fmt: skip
     step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, sharding.shard(batch), knobs)
+    _, measured = step(state, sharding.shard_batch(batch), knobs)
     evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
     placed = sharding.replicate((params, stats, metrics.empty(K)))
-    tally = evaluate(*placed[:2], sharding.shard(batch), placed[2])
+    tally = evaluate(*placed[:2], sharding.shard_batch(batch), placed[2])
     loss = float(tally.loss_sum.sum() / tally.seen.sum())
     assert float(measured["loss_sum"] / measured["weight_sum"]) == pytest.approx(
         loss, rel=1e-5
@@ -325,7 +327,7 @@ def test_steps_trace_once(network):
         )
         state = steps.init_state(params, stats, SGD, "head/.*")
         for batch in batches(4, 12):
-            state, _ = step(state, sharding.shard(batch), knobs)
+            state, _ = step(state, sharding.shard_batch(batch), knobs)
     assert len(traced) == 1
     program = steps.Program(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
@@ -342,7 +344,7 @@ def test_the_state_is_donated_but_not_the_callers_arrays(network):
 
 
 def test_batch_that_does_not_divide():
-    with pytest.raises(InputError, match=r"6 rows does not divide over 4 devices.*8"):
-        sharding.shard(next(batches(1, 6)))
-    assert sharding.padded(6) == 8
-    assert sharding.padded(8) == 8
+    with pytest.raises(InputError, match=r"6 rows is not divisible by 4 devices.*8"):
+        sharding.shard_batch(next(batches(1, 6)))
+    assert sharding.padded_size(6) == 8
+    assert sharding.padded_size(8) == 8
