@@ -57,7 +57,7 @@ def measure(num_steps: int) -> dict[str, Any]:
 
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     tally = sharding.replicate(metrics.empty(num_classes))
-    order = samplers.in_rows(np.arange(len(splits.test)), 70)
+    order = samplers.batch_indices(np.arange(len(splits.test)), 70)
     for one in feed(splits.test, sharding.process_part(order), sharding.shard_batch):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {

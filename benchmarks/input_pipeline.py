@@ -109,7 +109,7 @@ def plan(files: int, images: int) -> Any:
 
     from lt_jax import samplers
 
-    return samplers.in_rows(np.arange(images) % files, BATCH)
+    return samplers.batch_indices(np.arange(images) % files, BATCH)
 
 
 def fed(dataset: Any, rows: Any, epoch: int, train: bool = True) -> None:
@@ -134,7 +134,7 @@ def boxes(images: int, epoch: int) -> list[Crop]:
     from lt_jax import seeds
     from lt_jax.data.images import crops
 
-    drawn = seeds.numbers((1, 0), epoch, np.arange(images), crops.NUMBERS)
+    drawn = seeds.uniform((1, 0), epoch, np.arange(images), crops.NUMBERS)
     return [
         tuple(int(v) for v in crops.random_box(WIDE, HIGH, n, SCALE, RATIO))  # type: ignore[misc]
         for n in drawn
@@ -260,7 +260,7 @@ def grain(files: list[bytes], images: int) -> Callable[[int], Any]:
     from lt_jax.data.images.decode import decode
 
     def ready(epoch: int) -> Callable[[], None]:
-        drawn = seeds.numbers((1, 0), epoch, np.arange(images), crops.NUMBERS)
+        drawn = seeds.uniform((1, 0), epoch, np.arange(images), crops.NUMBERS)
 
         def one(index: int) -> Any:
             box_of = functools.partial(

@@ -286,7 +286,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
                     method,
                     start,
                     rates,
-                    methods.projects(method, 1, len(whole)),
+                    methods.projection_steps(method, 1, len(whole)),
                     1,
                     sgd,
                     (2, 0, 0),

@@ -17,7 +17,7 @@ from lt_jax import metrics, samplers, seeds
 from lt_jax.data.sources.features import checked
 from lt_jax.errors import InputError
 from lt_jax.heads import Head
-from lt_jax.methods import Method, projects
+from lt_jax.methods import Method, projection_steps
 from lt_jax.retraining import engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
@@ -198,7 +198,7 @@ def _job(
         method,
         params,
         rates,
-        projects(method, recipe.epochs, steps),
+        projection_steps(method, recipe.epochs, steps),
         recipe.epochs,
         Sgd(recipe.momentum, False, recipe.decay, ".*"),
         run,
@@ -262,7 +262,7 @@ def evaluate(
             f"and labels up to {labels.max()}; expected [N, K], [K] and less than K"
         )
     total = metrics.empty(num_classes)
-    for rows in samplers.in_rows(np.arange(len(labels)), min(ROWS, len(labels))):
+    for rows in samplers.batch_indices(np.arange(len(labels)), min(ROWS, len(labels))):
         chosen, mask = np.maximum(rows, 0), (rows >= 0).astype(np.float32)
         total = metrics.merge(total, _tally(logits[chosen], labels[chosen], mask))
     return metrics.summary(jax.device_get(total), metrics.groups(counts, many, few))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 @contextlib.contextmanager
-def whole(file: Path) -> Iterator[Path]:
+def atomic_path(file: Path) -> Iterator[Path]:
     """A name to write to; the file gets its own name once it is complete."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + ".tmp")

@@ -122,7 +122,7 @@ scaled = Head(
     apply=_scaled_apply,
     trains="scale",
 )
-scaled_whole = scaled._replace(trains=".*")
+scaled_all = scaled._replace(trains=".*")
 
 
 def _aligned_apply(params: Params, features: jax.Array) -> jax.Array:
@@ -178,7 +178,7 @@ def class_norms(params: Params) -> jax.Array:
 def effective_norms(params: Params) -> jax.Array:
     """float[K], the norms of the class vectors that the logits are made with.
 
-    Of ``s_k w_k`` where a head scales its logits (``scaled``, ``scaled_whole``), of
+    Of ``s_k w_k`` where a head scales its logits (``scaled``, ``scaled_all``), of
     ``omega_k w_k`` for ``marc``. For ``aligned``, whose scale depends on the example,
     of ``(1 + s_k) / 2 w_k``: a confidence of 1/2, as v = 0 gives it. ``cosine`` makes
     all vectors as long as its scale. Other heads use ``w_k`` as it is.
@@ -223,7 +223,7 @@ def max_norm(params: Params, radius: jax.Array) -> Params:
     return {**params, "kernel": params["kernel"] * factor[None, :]}
 
 
-def radius_of(start: Params, quantile: float) -> jax.Array:
+def max_norm_radius(start: Params, quantile: float) -> jax.Array:
     """``min + quantile (max - min)`` of the class norms of the head at the start.
 
     As the authors' code has it, with 0.1: a point of the range, not a rank.

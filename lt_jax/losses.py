@@ -36,7 +36,7 @@ class Adjust(NamedTuple):
     extra: jax.Array  # float32[2], numbers that a loss of its own reads; else zeros
 
 
-# Sums an array over all devices: lax.psum in a step on several, ``alone`` on one.
+# Sums an array over all devices: ``lax.psum`` in a step, ``single_device`` on one.
 Total = Callable[[jax.Array], jax.Array]
 
 # (logits float[B, K], labels int32[B], mask float32[B], adjust, total) -> float[B], not
@@ -46,7 +46,7 @@ Total = Callable[[jax.Array], jax.Array]
 Loss = Callable[[jax.Array, jax.Array, jax.Array, Adjust, Total], jax.Array]
 
 
-def alone(array: jax.Array) -> jax.Array:
+def single_device(array: jax.Array) -> jax.Array:
     """The total of one device."""
     return array
 
@@ -56,7 +56,7 @@ def adjusted_xent(
     labels: jax.Array,
     mask: jax.Array,
     adjust: Adjust,
-    total: Total = alone,
+    total: Total = single_device,
 ) -> jax.Array:
     """The cross-entropy of the adjusted logits: what the five vectors say.
 
@@ -76,7 +76,7 @@ def focal(
     labels: jax.Array,
     mask: jax.Array,
     adjust: Adjust,
-    total: Total = alone,
+    total: Total = single_device,
 ) -> jax.Array:
     """``(1 - p_y) ** gamma`` times the cross-entropy; gamma is ``extra[0]``.
 
@@ -97,7 +97,7 @@ def lade(
     labels: jax.Array,
     mask: jax.Array,
     adjust: Adjust,
-    total: Total = alone,
+    total: Total = single_device,
 ) -> jax.Array:
     """Cross-entropy plus ``alpha`` times the LADE regulariser of the global batch.
 
@@ -164,7 +164,7 @@ def reweight(counts: np.ndarray, power: float) -> Adjust:
 
     Power 1 is inverse frequency, 0.5 its square root, 0 plain cross-entropy.
     """
-    weight = np.asarray(filled(counts), np.float64) ** -within(
+    weight = np.asarray(require_examples(counts), np.float64) ** -in_range(
         "power", power, -np.inf, np.inf
     )
     return cross_entropy(len(counts))._replace(weight=_mean_one(weight))
@@ -177,7 +177,7 @@ def class_balanced(counts: np.ndarray, beta: float) -> Adjust:
     """
     if not 0 <= beta < 1:
         raise InputError(f"beta must lie in [0, 1), got {beta}; usual is 0.9999")
-    weight = (1 - beta) / (1 - beta ** np.asarray(filled(counts), np.float64))
+    weight = (1 - beta) / (1 - beta ** np.asarray(require_examples(counts), np.float64))
     return cross_entropy(len(counts))._replace(weight=_mean_one(weight))
 
 
@@ -188,9 +188,9 @@ def logit_adjust(counts: np.ndarray, tau: float) -> Adjust:
     Balanced Softmax ("Balanced Meta-Softmax", NeurIPS 2020, eq. 4), whose
     ``log counts`` differs by a constant that no softmax sees.
     """
-    prior = np.asarray(filled(counts), np.float64) / np.sum(counts)
+    prior = np.asarray(require_examples(counts), np.float64) / np.sum(counts)
     offset = jnp.asarray(
-        within("tau", tau, -np.inf, np.inf) * np.log(prior), jnp.float32
+        in_range("tau", tau, -np.inf, np.inf) * np.log(prior), jnp.float32
     )
     return cross_entropy(len(counts))._replace(offset=offset)
 
@@ -201,8 +201,8 @@ def vs(counts: np.ndarray, gamma: float, tau: float) -> Adjust:
     "Label-Imbalanced and Group-Sensitive Classification under Overparameterization",
     NeurIPS 2021: its Delta is the scale, its iota the offset.
     """
-    share = np.asarray(filled(counts), np.float64) / np.max(counts)
-    scale = jnp.asarray(share ** within("gamma", gamma, 0, np.inf), jnp.float32)
+    share = np.asarray(require_examples(counts), np.float64) / np.max(counts)
+    scale = jnp.asarray(share ** in_range("gamma", gamma, 0, np.inf), jnp.float32)
     return logit_adjust(counts, tau)._replace(scale=scale)
 
 
@@ -213,9 +213,9 @@ def ldam(counts: np.ndarray, max_margin: float, scale: float) -> Adjust:
     2019, whose margins are of cosines; for logits that are ``scale`` times cosines, so
     these margins are ``scale`` times the paper's.
     """
-    root = np.asarray(filled(counts), np.float64) ** -0.25
-    margin = within("max_margin", max_margin, 0, np.inf) * root / root.max()
-    margin = within("scale", scale, 0, np.inf) * margin
+    root = np.asarray(require_examples(counts), np.float64) ** -0.25
+    margin = in_range("max_margin", max_margin, 0, np.inf) * root / root.max()
+    margin = in_range("scale", scale, 0, np.inf) * margin
     return cross_entropy(len(counts))._replace(margin=jnp.asarray(margin, jnp.float32))
 
 
@@ -226,14 +226,14 @@ def label_aware_smoothing(counts: np.ndarray, head: float, tail: float) -> Adjus
     concave form. Where all counts are equal every class has that of the tail (the
     official code divides by zero).
     """
-    n = np.asarray(filled(counts), np.float64)
+    n = np.asarray(require_examples(counts), np.float64)
     share = (n - n.min()) / max(n.max() - n.min(), 1)
-    low, high = within("tail", tail, 0, 1), within("head", head, 0, 1)
+    low, high = in_range("tail", tail, 0, 1), in_range("head", head, 0, 1)
     smooth = low + (high - low) * np.sin(share * np.pi / 2)
     return cross_entropy(len(n))._replace(smooth=jnp.asarray(smooth, jnp.float32))
 
 
-def filled(counts: np.ndarray) -> np.ndarray:
+def require_examples(counts: np.ndarray) -> np.ndarray:
     """The counts, if every class has an example.
 
     Raises:
@@ -248,7 +248,7 @@ def filled(counts: np.ndarray) -> np.ndarray:
     return counts
 
 
-def within(name: str, value: float, low: float, high: float) -> float:
+def in_range(name: str, value: float, low: float, high: float) -> float:
     """The value, if it is a number of [low, high].
 
     Raises:

@@ -20,7 +20,7 @@ import numpy as np
 from lt_jax import heads, losses
 from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.heads import Blocks, Head, linear
-from lt_jax.losses import Adjust, Loss, adjusted_xent, filled, within
+from lt_jax.losses import Adjust, Loss, adjusted_xent, in_range, require_examples
 from lt_jax.samplers import POWERS
 from lt_jax.types import Params
 
@@ -52,10 +52,12 @@ class Method(NamedTuple):
     # (head's params, features in blocks, labels int32[N]) -> params of the same shapes,
     # once after training, from all examples that were fitted, un-augmented
     correct: Correct | None = None
-    looks: bool = True  # whether ``correct`` looks at features, which cost a pass
+    needs_features: bool = (
+        True  # whether ``correct`` looks at features, which cost a pass
+    )
 
 
-def projects(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
+def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
     """bool[epochs * per_epoch]: after which steps the method projects its head."""
     steps = np.arange(1, epochs * per_epoch + 1)
     every = {"step": 1, "epoch": per_epoch}[method.project_every]
@@ -90,7 +92,7 @@ def _nearest_mean(kind: str) -> Correct:
 @functools.cache
 def _max_norm(quantile: float) -> Callable[[Params, Params], Params]:
     def project(params: Params, start: Params) -> Params:
-        return heads.max_norm(params, heads.radius_of(start, quantile))
+        return heads.max_norm(params, heads.max_norm_radius(start, quantile))
 
     return project
 
@@ -148,7 +150,7 @@ def focal(counts: np.ndarray, *, gamma: float, start: str, sampler: str) -> Meth
     In the softmax form, as LDAM-DRW's code has it with gamma 1 (there a class weight
     enters p_y as well; here there is none).
     """
-    extra = jnp.array([within("gamma", gamma, 0, np.inf), 0], jnp.float32)
+    extra = jnp.array([in_range("gamma", gamma, 0, np.inf), 0], jnp.float32)
     adjust = losses.cross_entropy(len(counts))._replace(extra=extra)
     return Method(adjust, sampler, start, loss=losses.focal)
 
@@ -186,7 +188,10 @@ def lade(
     batch is 0. The official weights are 0.1 and 0.1 for CIFAR100-LT and ImageNet-LT,
     0.05 and 0.5 for iNaturalist 2018.
     """
-    numbers = [within("alpha", alpha, 0, np.inf), within("square", square, 0, np.inf)]
+    numbers = [
+        in_range("alpha", alpha, 0, np.inf),
+        in_range("square", square, 0, np.inf),
+    ]
     adjust = losses.logit_adjust(counts, 1.0)
     adjust = adjust._replace(extra=jnp.array(numbers, jnp.float32))
     return Method(adjust, sampler, start, loss=losses.lade)
@@ -231,7 +236,7 @@ def ldam(
         start,
         heads.cosine(scale),
         deferred=adjust._replace(weight=weight),
-        defer=within("defer", defer, 0, 1),
+        defer=in_range("defer", defer, 0, 1),
     )
 
 
@@ -283,7 +288,7 @@ def label_aware_smoothing(
     config's business. CIFAR100-LT at IR 100: head 0.4, tail 0.1.
     """
     adjust = losses.label_aware_smoothing(counts, head, tail)
-    return Method(adjust, sampler, head=heads.scaled_whole)
+    return Method(adjust, sampler, head=heads.scaled_all)
 
 
 # --- constraints and corrections ---------------------------------------------
@@ -304,7 +309,7 @@ def weight_balancing(
     decay K times larger for the same steps: about 1e-4 and 10 for the official 0.01
     and 0.1 at K = 100.
     """
-    project = _max_norm(within("quantile", quantile, 0, 1))
+    project = _max_norm(in_range("quantile", quantile, 0, 1))
     adjust = losses.class_balanced(counts, beta)
     return Method(adjust, sampler, project=project, project_every=every)
 
@@ -314,8 +319,10 @@ def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
 
     The code of weight balancing (CVPR 2022) keeps the bias; it is not followed.
     """
-    correct = _tau_norm(within("tau", tau, -np.inf, np.inf))
-    return Method(losses.cross_entropy(len(counts)), correct=correct, looks=False)
+    correct = _tau_norm(in_range("tau", tau, -np.inf, np.inf))
+    return Method(
+        losses.cross_entropy(len(counts)), correct=correct, needs_features=False
+    )
 
 
 def ncm(counts: np.ndarray, *, kind: str) -> Method:
@@ -325,7 +332,7 @@ def ncm(counts: np.ndarray, *, kind: str) -> Method:
     L2-normalised; the means are not normalised, as in the official code.
     """
     head = heads.NEAREST[one_of("kind of nearest mean", kind, heads.NEAREST)]
-    adjust = losses.cross_entropy(len(filled(counts)))
+    adjust = losses.cross_entropy(len(require_examples(counts)))
     return Method(adjust, head=head, correct=_nearest_mean(kind))
 
 
@@ -334,9 +341,9 @@ def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
 
     A shift of the bias of the stage-1 head.
     """
-    correct = _minus_log_prior(within("tau", tau, -np.inf, np.inf))
-    adjust = losses.cross_entropy(len(filled(counts)))
-    return Method(adjust, correct=correct, looks=False)
+    correct = _minus_log_prior(in_range("tau", tau, -np.inf, np.inf))
+    adjust = losses.cross_entropy(len(require_examples(counts)))
+    return Method(adjust, correct=correct, needs_features=False)
 
 
 # --- compositions -------------------------------------------------------------
@@ -356,7 +363,7 @@ def los_max_norm(
 ) -> Method:
     """LOS (ICLR 2025) under the max-norm of weight balancing (CVPR 2022)."""
     method = los(counts, delta=delta, start="stage1", sampler=sampler)
-    project = _max_norm(within("quantile", quantile, 0, 1))
+    project = _max_norm(in_range("quantile", quantile, 0, 1))
     return method._replace(project=project, project_every=every)
 
 
@@ -365,8 +372,8 @@ def los_tau_norm(
 ) -> Method:
     """LOS (ICLR 2025), then tau-normalisation (ICLR 2020)."""
     method = los(counts, delta=delta, start=start, sampler=sampler)
-    correct = _tau_norm(within("tau", tau, -np.inf, np.inf))
-    return method._replace(correct=correct, looks=False)
+    correct = _tau_norm(in_range("tau", tau, -np.inf, np.inf))
+    return method._replace(correct=correct, needs_features=False)
 
 
 METHODS: dict[str, Callable[..., Method]] = {

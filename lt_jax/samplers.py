@@ -46,10 +46,10 @@ def plan(
         order = rng.permutation(len(labels))
     else:
         order = _by_class(labels, rng, power)
-    return in_rows(order, batch)
+    return batch_indices(order, batch)
 
 
-def in_rows(order: np.ndarray, batch: int) -> np.ndarray:
+def batch_indices(order: np.ndarray, batch: int) -> np.ndarray:
     """int32[steps, B], this order in rows of ``batch``, the last one padded with -1."""
     steps = -(-len(order) // batch)
     rows = np.full(steps * batch, -1, np.int32)
@@ -57,14 +57,14 @@ def in_rows(order: np.ndarray, batch: int) -> np.ndarray:
     return rows.reshape(steps, batch)
 
 
-def shown(size: int, batch: int, drop_last: bool) -> int:
+def examples_per_epoch(size: int, batch: int, drop_last: bool) -> int:
     """How many of so many examples an epoch shows.
 
     Args:
       drop_last: whether a last batch that is smaller than the others is left out; those
         that it would have held are others in every epoch.
 
-    >>> shown(130, 64, True), shown(130, 64, False)
+    >>> examples_per_epoch(130, 64, True), examples_per_epoch(130, 64, False)
     (128, 130)
     """
     return size - size % batch if drop_last else size

@@ -27,7 +27,7 @@ def generator(run: Sequence[int], epoch: int) -> np.random.Generator:
     return np.random.default_rng([*run, epoch])
 
 
-def numbers(
+def uniform(
     run: Sequence[int], epoch: int, positions: np.ndarray, each: int
 ) -> np.ndarray:
     """float64[n, each], uniform in [0, 1), for places in the order of an epoch.

@@ -266,7 +266,7 @@ START = {
 }
 
 
-@pytest.mark.parametrize("name", ["scaled", "scaled_whole", "aligned", "marc"])
+@pytest.mark.parametrize("name", ["scaled", "scaled_all", "aligned", "marc"])
 def test_heads_beside_the_linear_one_start_as_it(name):
     head = getattr(heads, name)
     params = head.init(jax.random.key(0), START, D, K, "torch")
@@ -298,7 +298,7 @@ def test_tau_zero_keeps_the_vectors_and_tau_one_gives_unit_vectors():
 
 def test_max_norm_is_the_projection_on_the_ball():
     norms = np.asarray(heads.class_norms(START), np.float64)
-    radius = heads.radius_of(START, 0.1)
+    radius = heads.max_norm_radius(START, 0.1)
     assert float(radius) == pytest.approx(0.9 * norms.min() + 0.1 * norms.max())
     once = heads.max_norm(START, radius)
     np.testing.assert_allclose(

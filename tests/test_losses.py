@@ -417,7 +417,9 @@ def test_own_losses_at_zero_and_jitted(loss):
     logits, labels = any_batch(13, 7)
     mask, adjust = jnp.ones(13), any_adjust(7)
     np.testing.assert_allclose(
-        jax.jit(loss, static_argnums=4)(logits, labels, mask, adjust, losses.alone),
+        jax.jit(loss, static_argnums=4)(
+            logits, labels, mask, adjust, losses.single_device
+        ),
         loss(logits, labels, mask, adjust),
         rtol=1e-5,
     )

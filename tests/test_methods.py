@@ -134,7 +134,9 @@ def test_head_loss_and_gradient(name, kind):
             logits = method.head.apply(trees.join(trained, fixed), features)
             assert logits.shape == (2 * K, K)
             mask = jnp.ones(2 * K)
-            loss = method.loss(logits, labels, mask, method.adjust, losses.alone)
+            loss = method.loss(
+                logits, labels, mask, method.adjust, losses.single_device
+            )
             assert loss.shape == (2 * K,)
             return jnp.mean(loss)
 
@@ -163,7 +165,9 @@ def test_loss_is_finite_far_out(name):
 
     def total(logits):
         labels, mask = jnp.arange(K), jnp.ones(K)
-        return jnp.sum(method.loss(logits, labels, mask, method.adjust, losses.alone))
+        return jnp.sum(
+            method.loss(logits, labels, mask, method.adjust, losses.single_device)
+        )
 
     loss, gradient = jax.value_and_grad(total)(logits)
     assert np.isfinite(loss)
@@ -287,14 +291,16 @@ def test_scales_of_a_cosine_head_are_one_program_and_its_logits():
 
 def test_when_the_projection_acts():
     each = make("weight_balancing")._replace(project_every="step")
-    np.testing.assert_array_equal(methods.projects(each, 2, 3), [True] * 6)
+    np.testing.assert_array_equal(methods.projection_steps(each, 2, 3), [True] * 6)
     last = [False, False, True]
     for name in ("weight_balancing", "los_max_norm"):
-        found = methods.projects(make(name), 2, 3)
+        found = methods.projection_steps(make(name), 2, 3)
         assert found.dtype == bool
         np.testing.assert_array_equal(found, last * 2)
-    np.testing.assert_array_equal(methods.projects(make("los"), 2, 3), [False] * 6)
-    assert methods.projects(each, 0, 3).shape == (0,)
+    np.testing.assert_array_equal(
+        methods.projection_steps(make("los"), 2, 3), [False] * 6
+    )
+    assert methods.projection_steps(each, 0, 3).shape == (0,)
 
 
 @pytest.mark.parametrize("start", ["stage1", "fresh"])

@@ -166,8 +166,8 @@ def test_unknown_kind_names_the_near_one():
         plan(LABELS, "instnce", 7, run=(1, 0), epoch=0)
 
 
-def test_in_rows():
-    rows = samplers.in_rows(np.array([4, 2, 9]), 2)
+def test_batch_indices():
+    rows = samplers.batch_indices(np.array([4, 2, 9]), 2)
     np.testing.assert_array_equal(rows, [[4, 2], [9, -1]])
-    assert samplers.in_rows(np.arange(4), 2).tolist() == [[0, 1], [2, 3]]
-    assert samplers.in_rows(np.arange(0), 2).shape == (0, 2)
+    assert samplers.batch_indices(np.arange(4), 2).tolist() == [[0, 1], [2, 3]]
+    assert samplers.batch_indices(np.arange(0), 2).shape == (0, 2)

@@ -64,7 +64,7 @@ from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.experiment.weights import Weights
-from lt_jax.methods import projects
+from lt_jax.methods import projection_steps
 from lt_jax.retraining.engine import Job, fit_heads, plan_chunks
 from lt_jax.retraining.features import DTYPES, Features, Request, extract
 from lt_jax.training import steps
@@ -398,7 +398,7 @@ def _heads(
                     method=method,
                     start=start.params["head"],
                     rates=np.zeros(epochs * per_epoch, np.float32),
-                    projects=projects(method, epochs, per_epoch),
+                    projects=projection_steps(method, epochs, per_epoch),
                     epochs=epochs,
                     sgd=Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
                     order=(2, config.seed, 0),

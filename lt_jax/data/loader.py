@@ -139,7 +139,7 @@ def feed(
         numbers = None
         if crops is not None and len(real):
             places = crops.positions[step][real]
-            numbers = seeds.numbers(crops.run, crops.epoch, places, decoder.numbers)
+            numbers = seeds.uniform(crops.run, crops.epoch, places, decoder.numbers)
         parts: list[tuple[np.ndarray, Future[list[str]]]] = []
         for first in range(0, len(real), AT_ONCE):
             part = slice(first, first + AT_ONCE)

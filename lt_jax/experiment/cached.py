@@ -22,7 +22,7 @@ from lt_jax.experiment import outcomes, results, weights
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session
 from lt_jax.experiment.weights import Weights
-from lt_jax.methods import Method, projects
+from lt_jax.methods import Method, projection_steps
 from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import (
     Chunk,
@@ -154,7 +154,7 @@ def fit_rows(
         if jobs
     ]
     jobs = [job for chunk in chunks for job in chunk.jobs]
-    if any(job.method.correct and job.method.looks for job in jobs):
+    if any(job.method.correct and job.method.needs_features for job in jobs):
         frozen.plain()
     most = max(len(chunk.jobs) for chunk in chunks)
     say(
@@ -241,7 +241,7 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
             method,
             started(method.head.init, method.start, run),
             rates,
-            projects(method, epochs, len(rates) // max(epochs, 1)),
+            projection_steps(method, epochs, len(rates) // max(epochs, 1)),
             epochs,
             Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
             run,

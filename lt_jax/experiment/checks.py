@@ -92,7 +92,9 @@ def check_values(config: Config, splits: Splits) -> None:
                 f"{group}.accumulate cuts a batch of {c[group].batch} images into "
                 f"parts of at least one, found {c[group].accumulate}"
             )
-    if not samplers.shown(len(splits.train), c.optim.batch, c.optim.drop_last):
+    if not samplers.examples_per_epoch(
+        len(splits.train), c.optim.batch, c.optim.drop_last
+    ):
         raise InputError(
             f"optim.drop_last leaves nothing of {len(splits.train)} training images in "
             f"batches of {c.optim.batch}: set it to False, or optim.batch lower"

@@ -167,7 +167,7 @@ def _stage1(session: Session) -> None:
 def first_stage(session: Session, seed: int) -> Stage:
     """Stage 1 of a seed as the config has it."""
     o, size = session.config.optim, len(session.task.splits.train)
-    images = samplers.shown(size, o.batch, o.drop_last)
+    images = samplers.examples_per_epoch(size, o.batch, o.drop_last)
     return Stage(
         title=f"stage1/{seed}",
         run=(1, seed),

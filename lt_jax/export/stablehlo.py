@@ -24,7 +24,7 @@ from lt_jax.experiment import results, weights
 from lt_jax.experiment.checks import RECIPE
 from lt_jax.experiment.weights import Source, Weights
 from lt_jax.export import artefacts, torch_names, weight_files
-from lt_jax.files import whole
+from lt_jax.files import atomic_path
 from lt_jax.heads import Head, linear
 from lt_jax.types import Params
 
@@ -178,9 +178,9 @@ def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
         "dataset": fit.dataset,
         "images": fit.images,
     }
-    with whole(target) as draft:
+    with atomic_path(target) as draft:
         draft.write_bytes(written)
-    with whole(artefacts.note_of(target)) as draft:
+    with atomic_path(artefacts.note_of(target)) as draft:
         draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     tell(
         f"{fit.outcome['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} "

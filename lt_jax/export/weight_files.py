@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 
 from lt_jax.errors import InputError
-from lt_jax.files import whole
+from lt_jax.files import atomic_path
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
 SAFETENSORS = ".safetensors"
@@ -151,7 +151,7 @@ def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) ->
       InputError: a kind of file that is not known.
     """
     if file.suffix.lower() == SAFETENSORS:
-        with whole(file) as draft:
+        with atomic_path(file) as draft:
             safetensors.numpy.save_file(dict(state), draft, notes)
         return
     try:
@@ -162,5 +162,5 @@ def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) ->
             "'lt_jax[parity]', or write .safetensors, which need none"
         ) from error
     tensors = {name: torch.from_numpy(leaf.copy()) for name, leaf in state.items()}
-    with whole(file) as draft:
+    with atomic_path(file) as draft:
         torch.save(tensors, draft)

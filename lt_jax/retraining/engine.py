@@ -20,7 +20,7 @@ import numpy as np
 from lt_jax import metrics, samplers, trees
 from lt_jax.distributed import sharding
 from lt_jax.heads import Blocks, Head
-from lt_jax.losses import Adjust, Loss, alone
+from lt_jax.losses import Adjust, Loss, single_device
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
@@ -39,7 +39,7 @@ class Job(NamedTuple):
     method: Method
     start: Params
     rates: np.ndarray  # float32[steps]
-    projects: np.ndarray  # bool[steps], see methods.projects
+    projects: np.ndarray  # bool[steps], see methods.projection_steps
     epochs: int
     sgd: Sgd
     order: tuple[int, ...]  # names the run whose order of examples it follows
@@ -142,7 +142,7 @@ def make_fit(
 
         def total(trained: Params) -> jax.Array:
             logits = apply(trees.join(trained, fixed), features)
-            return jnp.sum(mask * loss(logits, label, mask, adjust, alone))
+            return jnp.sum(mask * loss(logits, label, mask, adjust, single_device))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
         weight_sum = jnp.sum(mask * adjust.weight[label])
@@ -347,7 +347,7 @@ def corrected(
     if method.correct is None:
         return head
     blocks: Blocks = lambda: iter(())  # noqa: E731
-    if method.looks:
+    if method.needs_features:
         seen = plain()
         blocks, labels = in_blocks(seen), seen.labels
     return jax.device_get(method.correct(head, blocks, labels))

@@ -47,7 +47,7 @@ class Features(NamedTuple):
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """float32[V, B, D], int32[B] and the mask float32[B], every example once."""
-        for rows in samplers.in_rows(np.arange(len(self.labels)), size):
+        for rows in samplers.batch_indices(np.arange(len(self.labels)), size):
             indices, mask = np.maximum(rows, 0), (rows >= 0).astype(np.float32)
             values = self.values[:, indices].astype(np.float32)
             yield values, self.labels[indices], mask
@@ -260,7 +260,7 @@ def extract(
     Rows of images that cannot be decoded hold no meaning; ``broken`` tells which.
     """
     params, batch_stats = sharding.replicate((params, batch_stats))
-    rows = samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
+    rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     mine = sharding.process_part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
         for number, view in enumerate(request.views):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from lt_jax import trees
 from lt_jax.distributed import processes
-from lt_jax.files import whole
+from lt_jax.files import atomic_path
 from lt_jax.types import Params
 
 
@@ -67,7 +67,7 @@ class Log:
                 record = json.loads(line)
                 if record["run"] != run or record["step"] <= step:
                     kept.append(line + "\n")
-        with whole(self._lines) as draft:
+        with atomic_path(self._lines) as draft:
             draft.write_text("".join(kept), encoding="utf-8")
 
     def bar(self, title: str, done: int, total: int) -> tqdm:
@@ -105,7 +105,7 @@ def write_whole(path: Path, text: str) -> None:
     """
 
     def write() -> None:
-        with whole(path) as draft, draft.open("w", encoding="utf-8") as file:
+        with atomic_path(path) as draft, draft.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -21,7 +21,7 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.heads import Head
-from lt_jax.methods import Method, projects
+from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.training import steps
 from lt_jax.training.checkpoint import Checkpoints
@@ -114,7 +114,7 @@ def knobs_of(stage: Stage, head: Params, per_epoch: int) -> Knobs:
             stage.rates,
             method.adjust,
             head,
-            projects(method, stage.epochs, per_epoch),
+            projection_steps(method, stage.epochs, per_epoch),
             sharding.micro_batch_size(stage.batch, stage.accumulate, stage.mixup > 0),
         )
     )
@@ -157,7 +157,7 @@ def fit(
         written before it stand.
     """
     train = task.splits.train
-    images = samplers.shown(len(train), stage.batch, stage.drop_last)
+    images = samplers.examples_per_epoch(len(train), stage.batch, stage.drop_last)
     per_epoch = -(-images // stage.batch)
     total = stage.epochs * per_epoch
     method = stage.method
@@ -327,7 +327,7 @@ def evaluate(
     )
     wait = sharding.dispatch_limiter()
     rows = sharding.process_part(
-        samplers.in_rows(np.arange(len(dataset)), task.eval_batch)
+        samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     )
     broken = Broken(dataset)
     batches = feed(dataset, rows, sharding.shard_batch, broken=broken)

@@ -57,7 +57,7 @@ def test_what_never_fits_becomes_the_middle(wide, high, box):
 
 
 def test_random_boxes_lie_inside_and_spread_as_they_should():
-    drawn = seeds.numbers((1, 0), 0, np.arange(4000), crops.NUMBERS)
+    drawn = seeds.uniform((1, 0), 0, np.arange(4000), crops.NUMBERS)
     boxes = np.array([crops.random_box(640, 480, n, SCALE, RATIO) for n in drawn])
     x, y, w, h = boxes.T
     assert (boxes >= 0).all()
@@ -78,12 +78,12 @@ def test_random_boxes_lie_inside_and_spread_as_they_should():
 
 
 def test_numbers_of_a_place_are_its_own():
-    whole = seeds.numbers((1, 0), 3, np.arange(64), crops.NUMBERS)
-    part = seeds.numbers((1, 0), 3, np.array([17, 40, 21]), crops.NUMBERS)
+    whole = seeds.uniform((1, 0), 3, np.arange(64), crops.NUMBERS)
+    part = seeds.uniform((1, 0), 3, np.array([17, 40, 21]), crops.NUMBERS)
     np.testing.assert_array_equal(part, whole[[17, 40, 21]])
     assert len(np.unique(whole)) == whole.size
     for other in (((1, 0), 4), ((1, 1), 3), ((2, 0, 0), 3)):
         assert not np.isin(
-            seeds.numbers(*other, np.arange(64), crops.NUMBERS), whole
+            seeds.uniform(*other, np.arange(64), crops.NUMBERS), whole
         ).any()
     assert abs(whole.mean() - 0.5) < 0.02

@@ -57,7 +57,7 @@ def plan(batch=20, epoch=0):
 
 
 def test_a_batch_holds_the_images_of_its_row():
-    rows = samplers.in_rows(np.arange(len(LABELS)), 20)
+    rows = samplers.batch_indices(np.arange(len(LABELS)), 20)
     batches = list(feed(made(), rows, dict))
     whole = made().read(np.arange(len(LABELS)))
     for row, batch in zip(rows, batches, strict=True):
@@ -423,7 +423,7 @@ def test_decoding_thousands_takes_no_more_memory_than_hundreds():
 
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("no /proc here")
-    rows = np.tile(samplers.in_rows(np.arange(72), 72), (6, 1))
+    rows = np.tile(samplers.batch_indices(np.arange(72), 72), (6, 1))
     for batch in feed(made(workers=2), rows, dict):
         del batch
     before = resident()

@@ -107,7 +107,7 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
                 method,
                 start,
                 rates,
-                methods.projects(method, epochs, per_epoch),
+                methods.projection_steps(method, epochs, per_epoch),
                 epochs,
                 SGD,
                 (2, 0, seed),

@@ -88,7 +88,7 @@ def train(
             optim.rates(0.01, number, 1, 0, "step"),
             method.adjust,
             params["head"],
-            methods.projects(method, number, per_epoch)[:number],
+            methods.projection_steps(method, number, per_epoch)[:number],
         )
     )
     program = steps.Program(
@@ -165,7 +165,7 @@ def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper)
         trained = re.fullmatch(trains, leaf_name) is not None
         assert np.array_equal(leaf, before[leaf_name]) != trained, leaf_name
     if method.project is not None:
-        radius = float(heads.radius_of(head, 0.1))
+        radius = float(heads.max_norm_radius(head, 0.1))
         assert float(heads.class_norms(one.params["head"]).max()) <= radius * 1.00001
 
 
@@ -178,7 +178,7 @@ def test_projection_after_an_epoch(network):
         for every in ("step", "epoch")
     )
     free = last._replace(project=None)
-    radius = float(heads.radius_of(params["head"], 0.1))
+    radius = float(heads.max_norm_radius(params["head"], 0.1))
 
     def kernel(method, number, per_epoch):
         # The rate falls over ``number`` epochs of one step, not over the epochs here.

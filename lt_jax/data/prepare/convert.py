@@ -19,7 +19,7 @@ from typing import Any
 from lt_jax.data.prepare.build import Say, bar, check_written, drafted
 from lt_jax.data.sources import records
 from lt_jax.errors import InputError
-from lt_jax.files import whole
+from lt_jax.files import atomic_path
 
 
 def convert(folder: Path, say: Say = print) -> None:
@@ -72,7 +72,7 @@ def convert(folder: Path, say: Say = print) -> None:
         os.replace(file, folder / file.name)
     (folder / "array_record").rmdir()
     info["alternativeFileFormats"] = [*also, "array_record"]
-    with whole(info_file) as draft:
+    with atomic_path(info_file) as draft:
         draft.write_text(json.dumps(info, indent=2), encoding="utf-8")
     say(f"{name}: {total:,} records are in array_record files too, in {folder}")
 
