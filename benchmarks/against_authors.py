@@ -91,14 +91,14 @@ class Jax:
         rates = optim.rates(LR, EPOCHS, per_epoch, 0, "epoch")
         program = parts.program(backbone, self.augment, decay=DECAY)
         adjust = losses.cross_entropy(num_classes)
-        self.state, self.knobs = parts.begin(
+        self.state, self.inputs = parts.begin(
             program, params, stats, adjust, rates, seed=0
         )
         self.train = steps.make_train_step(program)
 
     def step(self, images: Any, labels: Any, mask: Any) -> float:
         batch = {"image": images, "label": labels, "mask": mask}
-        self.state, measured = self.train(self.state, self.shard(batch), self.knobs)
+        self.state, measured = self.train(self.state, self.shard(batch), self.inputs)
         return float(measured["loss_sum"] / measured["weight_sum"])
 
 

@@ -164,16 +164,16 @@ def measure(case: Case) -> dict[str, Any]:
     program = parts.program(backbone, augment, decay=1e-4, parts=case.parts)
     shape = (case.size, case.size, 3)
 
-    def start() -> tuple[TrainState, steps.Knobs]:
+    def start() -> tuple[TrainState, steps.StepInputs]:
         params, stats = parts.fresh(backbone, shape, CLASSES)
         opt_state = program.sgd.transform().init(params)
         state = TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
         numbers = jax.random.key_data(jax.random.key(0))  # as placing.replicate sends
-        return state, steps.Knobs(numbers, one, adjust, params["head"], one > 0)
+        return state, steps.StepInputs(numbers, one, adjust, params["head"], one > 0)
 
-    state, knobs = jax.eval_shape(start)
+    state, inputs = jax.eval_shape(start)
     rows = case.batch // DEVICES
 
     def shaped(kind: Any, *rest: int) -> jax.ShapeDtypeStruct:
@@ -186,7 +186,7 @@ def measure(case: Case) -> dict[str, Any]:
     }
     step: Any = steps.make_train_step(program)
     begun = time.monotonic()
-    compiled = step.lower(state, batch, knobs).compile()
+    compiled = step.lower(state, batch, inputs).compile()
     seconds = time.monotonic() - begun
     memory = compiled.memory_analysis()
     hand = by_hand(case)

@@ -44,7 +44,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     params = jax.tree.map(lambda a: a.astype(float), params)
     program = parts.program(backbone, augment, decay=5e-3)
     adjust = losses.cross_entropy(num_classes)
-    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    state, inputs = parts.begin(program, params, stats, adjust, rates=0.01)
     train = steps.make_train_step(program)
     labels, batch, rows = splits.train.labels, 50, []
     for epoch in range(num_steps):
@@ -52,7 +52,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     plan = np.concatenate(rows)[:num_steps]
     curve = []
     for one in feed(splits.train, sharding.process_part(plan), sharding.shard_batch):
-        state, measured = train(state, one, knobs)
+        state, measured = train(state, one, inputs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)

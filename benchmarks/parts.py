@@ -53,7 +53,7 @@ def program(
     from lt_jax import heads, losses
     from lt_jax.training import optim, steps
 
-    return steps.Program(
+    return steps.StepSpec(
         backbone=backbone,
         head=heads.linear,
         loss=losses.adjusted_xent,
@@ -84,9 +84,9 @@ def begin(
     if np.ndim(rates) == 0:
         rates = np.full(100_000, rates, np.float32)
     none = np.zeros(len(rates), bool)
-    knobs = steps.Knobs(jax.random.key(seed), rates, adjust, params["head"], none)
+    inputs = steps.StepInputs(jax.random.key(seed), rates, adjust, params["head"], none)
     state = steps.init_state(params, stats, program.sgd, program.trains)
-    return state, sharding.replicate(knobs)
+    return state, sharding.replicate(inputs)
 
 
 def torch_network(net: str, width: int, num_classes: int) -> Any:

@@ -213,7 +213,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     params, stats = parts.fresh(backbone, shape, size.classes)
     program = parts.program(backbone, augment, decay=1e-4)
     adjust, number = losses.cross_entropy(size.classes), size.steps + 2
-    state, knobs = parts.begin(program, params, stats, adjust, rates=0.1)
+    state, inputs = parts.begin(program, params, stats, adjust, rates=0.1)
     step = steps.make_train_step(program)
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = sharding.arrange_micro_batches(rows, 1, pairs=False)
@@ -221,7 +221,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     for at, batch in enumerate(feed(dataset, rows[:number], sharding.shard_batch)):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
-        state, measured = step(state, batch, knobs)
+        state, measured = step(state, batch, inputs)
         loss = float(measured["loss_sum"] / measured["weight_sum"])
     each = (time.perf_counter() - begun) / size.steps
     return {
@@ -270,7 +270,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
     found: dict[str, Any] = {"steps_epoch": len(whole)}
 
-    def jobs(number: int) -> list[engine.Job]:
+    def jobs(number: int) -> list[engine.HeadJob]:
         made = []
         for delta in np.linspace(0.9, 0.9999, number):
             method = methods.make(
@@ -281,7 +281,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             )
             rates = optim.rates(0.1, 1, len(whole), 0, "step")
             made.append(
-                engine.Job(
+                engine.HeadJob(
                     f"los {delta}",
                     method,
                     start,

@@ -45,7 +45,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     augment = Augment(pad=4, flip=True, mean=(0.5,) * 3, std=(0.25,) * 3)
     program = parts.program(backbone, augment, decay=5e-4)
     adjust = losses.cross_entropy(num_classes)
-    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    state, inputs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     rng = np.random.default_rng(0)
     one = sharding.shard_batch(
@@ -55,13 +55,13 @@ def measure(num_steps: int) -> dict[str, Any]:
             "mask": np.ones(BATCH, np.float32),
         }
     )
-    train = train.lower(state, one, knobs).compile()
+    train = train.lower(state, one, inputs).compile()
     for _ in range(2):
-        state, measured = train(state, one, knobs)
+        state, measured = train(state, one, inputs)
     jax.block_until_ready(measured)
     begin = time.perf_counter(), time.process_time()
     for _ in range(num_steps):
-        state, measured = train(state, one, knobs)
+        state, measured = train(state, one, inputs)
         jax.block_until_ready(measured)  # a loop that runs ahead may dead-lock
     end = time.perf_counter(), time.process_time()
     return {

@@ -183,13 +183,13 @@ def extract(network: Any, dataset: Any) -> Any:
     from pathlib import Path
 
     from lt_jax.retraining.features import plain_features
-    from lt_jax.training.log import Log
+    from lt_jax.training.log import Logger
 
     # All that extraction reads of a task.
     task: Any = SimpleNamespace(
         backbone=network.backbone, augment=network.augment, eval_batch=500
     )
-    silent = Log(Path(), talks=False)
+    silent = Logger(Path(), talks=False)
     return plain_features(task, network.params, network.stats, dataset, silent)
 
 
@@ -209,7 +209,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
         rate = RATES[i // len(DELTAS) % len(RATES)]
         los = methods.los(counts, delta=delta, start="stage1", sampler="instance")
         jobs.append(
-            engine.Job(
+            engine.HeadJob(
                 run=f"los/{i}",
                 method=los,
                 start=start,
@@ -263,7 +263,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
         network.backbone, network.augment, 0.0, trains="head/.*", batch_norm="frozen"
     )
     adjust = losses.over_smooth(CLASSES, 0.98)
-    state, knobs = parts.begin(program, network.params, network.stats, adjust, 5e-4)
+    state, inputs = parts.begin(program, network.params, network.stats, adjust, 5e-4)
     step = steps.make_train_step(program)
     rows = samplers.plan(dataset.labels, "instance", BATCH, (2, 0, 0), 0)[:-1]
 
@@ -271,7 +271,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
         for batch in feed(dataset, sharding.process_part(chosen), sharding.shard_batch):
-            state, _ = step(state, batch, knobs)
+            state, _ = step(state, batch, inputs)
         jax.block_until_ready(state)
 
     return take

@@ -95,7 +95,7 @@ def ours(
     augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
     program = parts.program(backbone, augment, decay=5e-3)
     adjust = losses.cross_entropy(classes)
-    state, knobs = parts.begin(program, params, stats, adjust, rates=0.01)
+    state, inputs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     ready = sharding.shard_batch(
@@ -106,7 +106,7 @@ def ours(
         }
     )
 
-    train = steps.compile_ahead(train, state, ready, knobs).run
+    train = steps.compile_ahead(train, state, ready, inputs).run
     takers = {
         "epoch": stepping.streamed(
             steps.make_train_step(program),
@@ -128,7 +128,7 @@ def ours(
         nonlocal state
         wait, measured = sharding.dispatch_limiter(), None
         for _ in range(count):
-            state, measured = train(state, ready, knobs)
+            state, measured = train(state, ready, inputs)
             wait(measured)
         jax.block_until_ready(measured)
 
@@ -148,7 +148,7 @@ def ours(
         )
         crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
         wait, measured = sharding.dispatch_limiter(), None
-        for after, measured, _ in takers[kind](state, rows, crops, knobs):
+        for after, measured, _ in takers[kind](state, rows, crops, inputs):
             state = after
             wait(measured)
         jax.block_until_ready(measured)

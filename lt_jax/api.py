@@ -155,7 +155,7 @@ def _job(
     start: Params | None,
     batch: int,
     run: tuple[int, ...],
-) -> engine.Job:
+) -> engine.HeadJob:
     """Checks a recipe and makes its start.
 
     Raises:
@@ -193,7 +193,7 @@ def _job(
         num_classes,
         "torch",
     )
-    return engine.Job(
+    return engine.HeadJob(
         name,
         method,
         params,

@@ -314,7 +314,7 @@ def test_an_upward_import_is_seen(path: str, source: str):
     ("path", "source"),
     [
         ("training/loop.py", "from lt_jax.data import loader"),
-        ("training/loop.py", "from lt_jax.training.steps import Program"),
+        ("training/loop.py", "from lt_jax.training.steps import StepSpec"),
         ("api.py", "from lt_jax.retraining import engine"),
     ],
 )

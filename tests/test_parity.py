@@ -471,19 +471,19 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     sgd = optim.Sgd(0.9, False, decay, ".*")
     adjust = losses.cross_entropy(5)._replace(smooth=jnp.full(5, delta, dtype))
     method = methods.Method(adjust)
-    knobs = steps.Knobs(
+    inputs = steps.StepInputs(
         jax.random.key(0), rates, method.adjust, params["head"], np.zeros(STEPS, bool)
     )
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, linear, method.loss, None, sgd, trains, batch_norm, PLAIN
     )
     step = steps.make_train_step(program)
-    knobs = sharding.replicate(knobs)
+    inputs = sharding.replicate(inputs)
     state = steps.init_state(params, stats, sgd, trains)
     ours = []
     for images, labels, mask in batches(5):
         batch = {"image": images, "label": labels, "mask": mask}
-        state, measured = step(state, sharding.shard_batch(batch), knobs)
+        state, measured = step(state, sharding.shard_batch(batch), inputs)
         ours.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     moved = theirs.parameters() if trains == ".*" else theirs.fc.parameters()
@@ -548,14 +548,14 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
     sgd = optim.Sgd(0.9, False, 5e-3, ".*")
     rates = optim.rates(0.01, 2, 10, 0, "epoch")
     adjust = losses.cross_entropy(5)
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, linear, losses.adjusted_xent, None, sgd, ".*", "train", PLAIN
     )
     step = steps.make_train_step(program)
 
     def curve(params, stats):
-        knobs = sharding.replicate(
-            steps.Knobs(
+        inputs = sharding.replicate(
+            steps.StepInputs(
                 jax.random.key(0), rates, adjust, params["head"], np.zeros(20, bool)
             )
         )
@@ -565,7 +565,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
             if number == 20:
                 return seen
             batch = {"image": images, "label": labels, "mask": mask}
-            state, m = step(state, sharding.shard_batch(batch), knobs)
+            state, m = step(state, sharding.shard_batch(batch), inputs)
             seen.append(float(m["loss_sum"] / m["weight_sum"]))
         raise AssertionError
 

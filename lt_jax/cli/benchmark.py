@@ -65,11 +65,11 @@ from lt_jax.experiment.session import Session, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.experiment.weights import Weights
 from lt_jax.methods import projection_steps
-from lt_jax.retraining.engine import Job, fit_heads, plan_chunks
+from lt_jax.retraining.engine import HeadJob, fit_heads, plan_chunks
 from lt_jax.retraining.features import DTYPES, Features, Request, extract
 from lt_jax.training import steps
 from lt_jax.training.log import plain, write_whole
-from lt_jax.training.loop import Stage, evaluate, knobs_of, planned, program_of
+from lt_jax.training.loop import Stage, evaluate, planned, step_inputs, step_spec
 from lt_jax.training.optim import Sgd
 from lt_jax.training.stepping import holds, resident
 from lt_jax.types import Batch, Config, TrainState
@@ -228,16 +228,16 @@ def _stage1(
 ) -> dict[str, Any]:
     stage = first_stage(session, session.config.seed)
     task = session.task
-    program = program_of(task, stage)
+    program = step_spec(task, stage)
     train_step: Any = steps.make_train_step(program)
     state = steps.init_state(*network, stage.sgd, stage.trains)
     still = stage._replace(rates=np.zeros_like(stage.rates))
     per_epoch = len(still.rates) // stage.epochs
-    knobs = knobs_of(still, network.params["head"], per_epoch)
+    inputs = step_inputs(still, network.params["head"], per_epoch)
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
         batch = next(batches)
         begun = time.monotonic()
-        lowered = train_step.lower(state, batch, knobs)
+        lowered = train_step.lower(state, batch, inputs)
         traced = time.monotonic()
         step = lowered.compile(steps.compiler_options())
         ended = time.monotonic()
@@ -245,7 +245,7 @@ def _stage1(
 
         def synthetic() -> Any:
             nonlocal state
-            state, measured = step(state, batch, knobs)
+            state, measured = step(state, batch, inputs)
             return measured
 
         def streaming() -> Any:
@@ -253,7 +253,7 @@ def _stage1(
             before = time.monotonic()
             following = next(batches)
             waited += time.monotonic() - before
-            state, measured = step(state, following, knobs)
+            state, measured = step(state, following, inputs)
             return measured
 
         each = _pace(synthetic, seconds)
@@ -263,10 +263,10 @@ def _stage1(
         # XLA sees into its own convolutions alone.
         plain = program._replace(backbone=_by_xla(task.backbone))
         counted: Any = steps.make_train_step(plain)
-        flops = _counted(counted.lower(state, batch, knobs), "flops", stage)
+        flops = _counted(counted.lower(state, batch, inputs), "flops", stage)
     held = None
     if holds(task.splits.train, task.resident):
-        held = _held(session, stage, program, state, knobs, seconds)
+        held = _held(session, stage, program, state, inputs, seconds)
     accessed = _counted(step, "bytes accessed", stage)
     return {
         "batch": stage.batch,
@@ -298,9 +298,9 @@ def _counted(program: Any, key: str, stage: Stage) -> float | None:
 def _held(
     session: Session,
     stage: Stage,
-    program: steps.Program,
+    program: steps.StepSpec,
     state: TrainState,
-    knobs: steps.Knobs,
+    inputs: steps.StepInputs,
     seconds: float,
 ) -> float:
     """Images a second where the images lie on the devices."""
@@ -315,7 +315,7 @@ def _held(
     def endless() -> Generator[Any, None, None]:
         now = state
         while True:
-            for after, measured, _ in stepper(now, rows, crops, knobs):
+            for after, measured, _ in stepper(now, rows, crops, inputs):
                 now = after
                 yield measured
 
@@ -393,7 +393,7 @@ def _heads(
             order = (2, config.seed, seed)
             start = weights.with_head(task, config.model.init, network, method, order)
             jobs.append(
-                Job(
+                HeadJob(
                     run=f"{name}/{seed}",
                     method=method,
                     start=start.params["head"],

@@ -26,8 +26,8 @@ from lt_jax.methods import Method, projection_steps
 from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import (
     Chunk,
-    Fit,
-    Job,
+    HeadFit,
+    HeadJob,
     fit_heads,
     measure_heads,
     plan_chunks,
@@ -41,8 +41,8 @@ from lt_jax.retraining.features import (
     evaluated_views,
     random_views,
 )
-from lt_jax.training.log import Log, duration
-from lt_jax.training.loop import Fitted
+from lt_jax.training.log import Logger, duration
+from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Config, Params
 
@@ -124,7 +124,7 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
 
 def fit_rows(
     frozen: Frozen, rows: Sequence[Row], there: frozenset[str]
-) -> Iterator[tuple[Chunk, list[Fit], float]]:
+) -> Iterator[tuple[Chunk, list[HeadFit], float]]:
     """Chunk after chunk of fitted rows, and the seconds each took.
 
     Args:
@@ -135,11 +135,11 @@ def fit_rows(
     if all(row.name in there for row in rows):
         return
     session, began = frozen.session, time.monotonic()
-    m, say = session.config.method, session.log.say
+    m, info = session.config.method, session.log.info
     train = frozen.features("train")
     for split in ("valid", "test"):
         frozen.features(split)
-    say(
+    info(
         f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
         f"{train.values.shape[-1]} to fit on, {_some(len(train.values), 'view')}, "
         f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
@@ -157,13 +157,13 @@ def fit_rows(
     if any(job.method.correct and job.method.needs_features for job in jobs):
         frozen.plain()
     most = max(len(chunk.jobs) for chunk in chunks)
-    say(
+    info(
         f"{_some(len(jobs), 'head')} in {_some(len(chunks), 'chunk')} of at most "
         f"{most:,} (method.memory {m.memory} GiB), "
         f"{_some(programs_of(chunks), 'program')} to compile"
     )
     if not resident(train, budget):
-        say("the features are larger than the devices may hold, and stream from disk")
+        info("the features are larger than the devices may hold, and stream from disk")
     total = sum(job.epochs for job in jobs)
     with _Progress(session.log, total, session.config.log.seconds) as progress:
         where = "the heads on cached features; finished chunks stay"
@@ -180,7 +180,7 @@ def fit_rows(
             yield chunk, fits, seconds
             begun = time.monotonic()
             session.raise_if_stopped(where)
-    say(
+    info(
         f"{_some(len(jobs), 'head')} fitted and measured in "
         f"{duration(time.monotonic() - began)}, features included"
     )
@@ -194,7 +194,7 @@ def _some(count: int, what: str) -> str:
 class _Progress:
     """Tells how much is done and when it will be over, on a terminal or in lines."""
 
-    def __init__(self, log: Log, total: int, seconds: float):
+    def __init__(self, log: Logger, total: int, seconds: float):
         self._log, self._total, self._every = log, total, seconds
         self._done, self._begun = 0, time.monotonic()
         self._told = self._begun
@@ -214,10 +214,10 @@ class _Progress:
         if self._bar.disable and now - self._told > self._every:
             self._told, share = now, self._done / self._total
             left = (now - self._begun) * (1 - share) / share
-            self._log.say(f"heads | {share:.0%} of the epochs | {duration(left)} left")
+            self._log.info(f"heads | {share:.0%} of the epochs | {duration(left)} left")
 
 
-def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
+def _job_maker(frozen: Frozen) -> Callable[[Row], HeadJob]:
     """Rows to jobs; heads that start alike are made once."""
     session, c = frozen.session, frozen.session.config
     counts, m = session.task.splits.train.counts, c.method
@@ -231,12 +231,12 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
         )
         return network.params["head"]
 
-    def make(row: Row) -> Job:
+    def make(row: Row) -> HeadJob:
         method = make_method(c, row.method, counts, row.hyper)
         run, hyper = (2, *row.seeds), row.hyper
         epochs, images = hyper["epochs"], len(frozen.features("train").labels)
         rates = session.rates(hyper["lr"], epochs, m, images)
-        return Job(
+        return HeadJob(
             row.name,
             method,
             started(method.head.init, method.start, run),
@@ -250,7 +250,7 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], Job]:
     return make
 
 
-def record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> None:
+def record(frozen: Frozen, row: Row, fit: HeadFit, seconds: float, folder: str) -> None:
     """Measures a head on the test set and marks the fit as finished."""
     session = frozen.session
     task, config = session.task, session.config
@@ -259,7 +259,7 @@ def record(frozen: Frozen, row: Row, fit: Fit, seconds: float, folder: str) -> N
     test, budget = frozen.features("test"), budget_of(config)
     (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)
     epochs, images = row.hyper["epochs"], len(frozen.features("train").labels)
-    ended = Fitted(
+    ended = FitResult(
         {**frozen.network.params, "head": fit.head},
         frozen.network.batch_stats,
         epochs * -(-images // config.method.batch),

@@ -14,7 +14,7 @@ from lt_jax.experiment.session import Session
 from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
 from lt_jax.training.checkpoint import write
-from lt_jax.training.loop import Fitted
+from lt_jax.training.loop import FitResult
 from lt_jax.types import Params
 
 FINAL = "final"  # the folder of final weights that no checkpoint holds
@@ -47,7 +47,7 @@ def save(
     session: Session,
     title: str,
     seeds: list[int],
-    fitted: Fitted,
+    fitted: FitResult,
     tally: Tally,
     *,
     hyper: dict[str, Any],

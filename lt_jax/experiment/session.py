@@ -31,7 +31,7 @@ from lt_jax.experiment.checks import check_training, check_values, make_method
 from lt_jax.experiment.workdirs import flattened
 from lt_jax.methods import Method
 from lt_jax.training import optim
-from lt_jax.training.log import Log, plain, write_whole
+from lt_jax.training.log import Logger, plain, write_whole
 from lt_jax.training.loop import Task
 from lt_jax.types import Config
 
@@ -64,7 +64,7 @@ class Session(NamedTuple):
     workdir: Path
     task: Task
     dataset: dict[str, Any]  # as in result.json
-    log: Log
+    log: Logger
     stop_requested: Callable[[], str]  # name of the signal, or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
@@ -197,7 +197,7 @@ def open_session(
         losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"
     )
     dataset = results.describe(c.data.name, splits, groups)
-    log = Log(workdir, talks)
+    log = Logger(workdir, talks)
     if not talks:
         with catch_signals("SIGTERM") as stopped:
             yield Session(c, workdir, task, dataset, log, stopped, entries)
@@ -272,14 +272,14 @@ def _check_same_config(config: Config, workdir: Path) -> None:
 
 
 def _announce(session: Session) -> None:
-    task, d, say = session.task, session.dataset, session.log.say
+    task, d, info = session.task, session.dataset, session.log.info
     config = session.config
-    say(
+    info(
         f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
         f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
         f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}"
     )
-    say(
+    info(
         f"groups by training images: many > {config.data.many} "
         f"({d['groups']['many']} classes), medium ({d['groups']['medium']}), "
         f"few < {config.data.few} ({d['groups']['few']})"
@@ -290,7 +290,7 @@ def _announce(session: Session) -> None:
         "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
     }
     mirror = "averages over mirror images" if task.flip else "sees each image once"
-    say(
+    info(
         f"protocol: {kept[task.select]}; evaluation {mirror}; stage-2 batch norm "
         f"{config.method.batch_norm}; {sharding.device_name()}"
     )

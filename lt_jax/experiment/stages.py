@@ -111,7 +111,7 @@ def evaluate_all(
             for name in ("stage1", *names, *folders)
         }
         count = sum(map(len, fits.values()))
-        session.log.warn(f"measuring {count} fits on {len(dataset):,} images")
+        session.log.warning(f"measuring {count} fits on {len(dataset):,} images")
         found = {}
         for name, outcomes_of in fits.items():
             for outcome in outcomes_of:
@@ -153,13 +153,13 @@ def _stage1(session: Session) -> None:
         start = weights.fresh(session.task, init, run)
         if c.init.path:
             source = weights.finished(Path(c.init.path).expanduser())[0]
-            session.log.say(f"stage1/{seed} starts from {source.directory}")
+            session.log.info(f"stage1/{seed} starts from {source.directory}")
             start = weights.loaded(source, start, c.init.skip)
         if not told:
             trained, _ = trees.partition(start.params, o.trains)
             table, sums = overview(start.params, trained)
-            session.log.note(table)
-            session.log.say(f"{sums} (each: {session.workdir / 'log.txt'})")
+            session.log.detail(table)
+            session.log.info(f"{sums} (each: {session.workdir / 'log.txt'})")
             told = True
         _fit(session, first_stage(session, seed), [seed], start, {})
 
@@ -233,11 +233,11 @@ def _fit(
 ) -> None:
     """Fits, evaluates on the test set, and marks the fit as finished."""
     session.raise_if_stopped(f"{stage.title}, which has not begun")
-    task, say = session.task, session.log.say
+    task, info = session.task, session.log.info
     directory = session.workdir / "checkpoints" / stage.title
     fitted = fit(task, stage, *start, directory, session.log, session.stop_requested)
     pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
-    say(
+    info(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
         f"step {fitted.step:,} is kept"
     )
@@ -273,11 +273,13 @@ def _finish(
     sweep: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
-    c, task, say = session.config, session.task, session.log.say
+    c, task, info = session.config, session.task, session.log.info
     if interrupted and (
         before := processes.from_process_zero(lambda: _swept(session.workdir))
     ):
-        say(f"{session.workdir / 'result.json'} keeps what the sweep before this found")
+        info(
+            f"{session.workdir / 'result.json'} keeps what the sweep before this found"
+        )
         return before
 
     def build(hyper: dict[str, Any], folder: str) -> dict[str, Any]:
@@ -304,11 +306,11 @@ def _finish(
         result = build(cached.own_values(c), "")
     report = results.write(session.workdir, result)
     if not any(found["all"]["values"] for found in result["methods"].values()):
-        say("no fit has ended so far, so there is nothing to show")
+        info("no fit has ended so far, so there is nothing to show")
         return result
-    say("")
-    say(results.text(result))
-    say(
+    info("")
+    info(results.text(result))
+    info(
         f"report: {report} (tables; figures and a page: "
         f"lt-jax report {shlex.quote(str(session.workdir))})"
     )

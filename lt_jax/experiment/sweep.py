@@ -37,7 +37,7 @@ from lt_jax.experiment.cached import (
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session
 from lt_jax.methods import Method
-from lt_jax.retraining.engine import Chunk, Fit, measure_heads
+from lt_jax.retraining.engine import Chunk, HeadFit, measure_heads
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
 from lt_jax.training.log import plain, write_whole
@@ -46,7 +46,7 @@ from lt_jax.types import Params
 
 def sweep(session: Session) -> dict[str, Any]:
     """Fits the whole grid; returns what was chosen, for ``result.json``."""
-    config, say = session.config, session.log.say
+    config, info = session.config, session.log.info
     found: list[dict[str, Any]] = []
     kept = []
     for seed, network in weights.representations(session):
@@ -66,7 +66,7 @@ def sweep(session: Session) -> dict[str, Any]:
         describe_stage1(frozen)
     diverged = sum(row["diverged"] is not None for row in found)
     metric = config.eval.choose
-    say(
+    info(
         f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
         f"on {len(session.task.splits.valid):,} validation images:"
     )
@@ -77,7 +77,7 @@ def sweep(session: Session) -> dict[str, Any]:
         scores = [s.score(metric) for s in tried if s.method == name]
         alike = scores.count(max(scores))
         tied = f" (the first of {alike} of {len(scores)} settings with the best mean)"
-        say(f"  {name}: {numbers or 'nothing to choose'}{tied if alike > 1 else ''}")
+        info(f"  {name}: {numbers or 'nothing to choose'}{tied if alike > 1 else ''}")
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -156,7 +156,7 @@ def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
     }
     by_name = {row.name: row for row in rows}
     if have := len(by_name.keys() & there.keys()):
-        session.log.say(
+        session.log.info(
             f"sweep on stage1/{frozen.seed}: {have:,} of {len(rows):,} heads are there "
             "already"
         )
@@ -171,7 +171,7 @@ def _keep_chunk(
     frozen: Frozen,
     rows: Sequence[Row],
     chunk: Chunk,
-    fits: Sequence[Fit],
+    fits: Sequence[HeadFit],
     seconds: float,
     splits: Sequence[str],
     origin: dict[str, Any],
@@ -281,7 +281,7 @@ def _record_stored(
     ]
     for folder, row, stored in due:
         if (step := stored["diverged"]) is not None:
-            session.log.say(
+            session.log.info(
                 f"{folder}{row.title} diverged at step {step:,}: no figures"
             )
     whole = [entry for entry in due if entry[2]["diverged"] is None]
@@ -291,7 +291,7 @@ def _record_stored(
         for folder, row, stored in whole:
             if stored["folder"] == group[0]["folder"]:
                 session.raise_if_stopped("the chosen heads; those measured stay")
-                fit = Fit(heads[stored["index"]], None)
+                fit = HeadFit(heads[stored["index"]], None)
                 record(frozen, row, fit, stored["seconds"], folder)
 
 
@@ -303,7 +303,7 @@ def _is_due(session: Session, title: str, row: Row) -> bool:
         return True
     if outcome["hyper"] == plain(row.hyper):
         return False
-    session.log.say(f"{title}: another setting is chosen now, measured again")
+    session.log.info(f"{title}: another setting is chosen now, measured again")
     return True
 
 

@@ -183,7 +183,7 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
     """Notes another workdir's stage 1 in this one, measured by this one's protocol."""
     task, outcome = session.task, source.outcome
     if outcome["fitted_on"] != task.splits.train.hash:
-        session.log.say(
+        session.log.info(
             f"NOTE: {source.directory} was fitted on other examples "
             f"({outcome['fitted_on']}) than are fitted here "
             f"({task.splits.train.hash}); it may have seen what is held out"

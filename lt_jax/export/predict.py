@@ -25,7 +25,7 @@ from lt_jax.experiment.weights import Source
 from lt_jax.export.pictures import check_top, pictures, ranked
 from lt_jax.heads import linear
 from lt_jax.retraining.features import Request, evaluated_views, extract
-from lt_jax.training.log import Log
+from lt_jax.training.log import Logger
 from lt_jax.types import Config
 
 FOLDERS = ("chosen/", "", "fixed/")  # where a method's fits lie, what is best first
@@ -73,7 +73,7 @@ def predict(
     network = weights.loaded(source, like, "")
     views = evaluated_views(task.flip)
     request = Request(views, (), "float32")
-    silent = Log(workdir, talks=False)
+    silent = Logger(workdir, talks=False)
     broken = Broken(dataset)  # of which a config tolerates some; here each is asked for
     blocks = list(extract(task, *network, dataset, request, silent, broken))
     if broken.why:

@@ -32,7 +32,7 @@ from lt_jax.types import Params
 COPIES = 6
 
 
-class Job(NamedTuple):
+class HeadJob(NamedTuple):
     """A head to fit."""
 
     run: str  # names it, for example los/0.2
@@ -45,7 +45,7 @@ class Job(NamedTuple):
     order: tuple[int, ...]  # names the run whose order of examples it follows
 
 
-class Fit(NamedTuple):
+class HeadFit(NamedTuple):
     """A head after training."""
 
     head: Params
@@ -55,18 +55,18 @@ class Fit(NamedTuple):
 class Chunk(NamedTuple):
     """Heads that are fitted at once, on one order of examples."""
 
-    jobs: tuple[Job, ...]
+    jobs: tuple[HeadJob, ...]
     width: int  # heads the program takes; what is missing is filled up with repeats
 
 
-def plan_chunks(jobs: Sequence[Job], batch: int, memory: float) -> list[Chunk]:
+def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
     """Cuts jobs into chunks that fit the memory; one program runs all of a kind.
 
     Args:
       batch: rows of a step.
       memory: bytes of each device that heads may take.
     """
-    programs: dict[Any, dict[Any, list[Job]]] = {}
+    programs: dict[Any, dict[Any, list[HeadJob]]] = {}
     for job in jobs:
         orders = programs.setdefault(_program(job), {})
         key = job.method.sampler, job.epochs, job.order
@@ -98,7 +98,7 @@ def programs_of(chunks: Sequence[Chunk]) -> int:
     return len({_program(c.jobs[0]) for c in chunks if c.jobs[0].epochs})
 
 
-def _program(job: Job) -> tuple[Any, ...]:
+def _program(job: HeadJob) -> tuple[Any, ...]:
     """What a program is compiled for."""
     head, method = job.method.head, job.method
     return head.apply, head.trains, method.loss, method.project, job.sgd.program()
@@ -197,7 +197,7 @@ def fit_heads(
     memory: float,
     after_epoch: Callable[[int], None],
     plain: Callable[[], Features] | None = None,
-) -> Iterator[tuple[Chunk, list[Fit]]]:
+) -> Iterator[tuple[Chunk, list[HeadFit]]]:
     """Fits chunk after chunk; the heads of each in the order of its jobs.
 
     Args:
@@ -248,7 +248,7 @@ def fit_heads(
         heads, bad = sharding.fetch_global(params), _first_bad(losses, len(filled))
         seen = plain or (lambda: features)
         fits = [
-            Fit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
+            HeadFit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
             for i, job in enumerate(chunk.jobs)
         ]
         yield chunk, fits
@@ -304,7 +304,7 @@ def _read(
 class _Adjusts:
     """The vectors of the losses of some jobs in an epoch; some methods defer theirs."""
 
-    def __init__(self, jobs: Sequence[Job]):
+    def __init__(self, jobs: Sequence[HeadJob]):
         self._jobs = jobs
         self._late: tuple[bool, ...] | None = None
         self._placed: Any = None

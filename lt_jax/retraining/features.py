@@ -23,7 +23,7 @@ from lt_jax.data.loader import Broken, Crops, feed
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.training import steps
-from lt_jax.training.log import Log, write_whole
+from lt_jax.training.log import Logger, write_whole
 from lt_jax.training.loop import Task
 from lt_jax.types import Params
 
@@ -83,7 +83,7 @@ def cached_features(
     dataset: Dataset,
     request: Request,
     file: Path,
-    log: Log,
+    log: Logger,
     stopped: Callable[[], str] = never_stop,
 ) -> Features:
     """The features of a split, from the file if it holds these very ones.
@@ -117,7 +117,7 @@ def cached_features(
     if differs is None:
         return _loaded(file, note, memory, dataset)
     if differs:
-        log.say(f"{file} is not used, it differs in {differs}; made again")
+        log.info(f"{file} is not used, it differs in {differs}; made again")
 
     def begin() -> None:
         note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
@@ -251,7 +251,7 @@ def extract(
     batch_stats: Params,
     dataset: Dataset,
     request: Request,
-    log: Log,
+    log: Logger,
     broken: Broken,
     stopped: Callable[[], str] = never_stop,
 ) -> Iterator[np.ndarray]:
@@ -294,7 +294,7 @@ def extract(
             while waiting:
                 yield next_block()
             if news := broken.news():
-                log.warn(news)
+                log.warning(news)
 
 
 def plain_features(
@@ -302,7 +302,7 @@ def plain_features(
     params: Params,
     batch_stats: Params,
     dataset: Dataset,
-    log: Log,
+    log: Logger,
     stopped: Callable[[], str] = never_stop,
 ) -> Features:
     """The features of the images as they are, kept nowhere."""

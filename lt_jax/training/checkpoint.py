@@ -95,12 +95,12 @@ class Checkpoints:
         """The newest step, None where nothing has been saved."""
         return self._manager.latest_step()
 
-    def resume(self, like: Any, say: Callable[[str], None]) -> Any:
+    def resume(self, like: Any, report: Callable[[str], None]) -> Any:
         """The newest checkpoint that is whole; damaged ones after it are removed.
 
         Args:
           like: see ``restore``.
-          say: is told of what was damaged.
+          report: called with a line for each damaged checkpoint.
 
         Returns:
           ``(step, tree, notes)``; None where nothing has been saved.
@@ -121,7 +121,7 @@ class Checkpoints:
                 damaged[step] = reason or f"another process cannot read step {step:,}"
                 continue
             for newer, reason in damaged.items():
-                say(f"{reason}: removed, step {step:,} is used")
+                report(f"{reason}: removed, step {step:,} is used")
                 self._manager.delete(newer)
             return found
         if damaged:

@@ -23,7 +23,7 @@ from lt_jax.files import atomic_path
 from lt_jax.types import Params
 
 
-class Log:
+class Logger:
     """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal."""
 
     def __init__(self, workdir: Path, talks: bool = True):
@@ -31,23 +31,23 @@ class Log:
         self._text = workdir / "log.txt"
         self._lines = workdir / "metrics.jsonl"
 
-    def say(self, text: str) -> None:
+    def info(self, text: str) -> None:
         """One line for people, on the terminal and in ``log.txt``."""
         if self.talks:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()
-            self.note(text)
+            self.detail(text)
 
-    def note(self, text: str) -> None:
+    def detail(self, text: str) -> None:
         """In ``log.txt`` alone: what would push everything else off the terminal."""
         if self.talks:
             with self._text.open("a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def warn(self, text: str) -> None:
+    def warning(self, text: str) -> None:
         """One line that is told, on stderr, even by a command that only reads."""
         if self.talks:
-            self.say(text)
+            self.info(text)
         elif jax.process_index() == 0:
             print(text, file=sys.stderr)
 

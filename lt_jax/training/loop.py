@@ -25,12 +25,12 @@ from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.training import steps
 from lt_jax.training.checkpoint import Checkpoints
-from lt_jax.training.log import Log
+from lt_jax.training.log import Logger
 from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
 from lt_jax.training.progress import Meter
 from lt_jax.training.stepping import holds, resident, streamed
-from lt_jax.training.steps import Knobs, Program
+from lt_jax.training.steps import StepInputs, StepSpec
 from lt_jax.types import Params, TrainState
 
 # A compilation that took less is nothing to tell of.
@@ -79,7 +79,7 @@ class Stage(NamedTuple):
     drop_last: bool  # leaves out the last batch of an epoch where it is smaller
 
 
-class Fitted(NamedTuple):
+class FitResult(NamedTuple):
     """What a fit ends with."""
 
     params: Params
@@ -89,9 +89,9 @@ class Fitted(NamedTuple):
     images_per_second: float  # of the training steps alone, compilation left out
 
 
-def program_of(task: Task, stage: Stage) -> Program:
+def step_spec(task: Task, stage: Stage) -> StepSpec:
     """What the train step of a stage is compiled for."""
-    return Program(
+    return StepSpec(
         task.backbone,
         stage.method.head,
         stage.method.loss,
@@ -105,11 +105,11 @@ def program_of(task: Task, stage: Stage) -> Program:
     )
 
 
-def knobs_of(stage: Stage, head: Params, per_epoch: int) -> Knobs:
+def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
     """What a stage turns; ``head`` begins, ``per_epoch`` steps are an epoch."""
     method = stage.method
     return sharding.replicate(
-        Knobs(
+        StepInputs(
             seeds.key(stage.run, "augment"),
             stage.rates,
             method.adjust,
@@ -146,9 +146,9 @@ def fit(
     params: Params,
     batch_stats: Params,
     directory: Path,
-    log: Log,
+    log: Logger,
     stopped: Callable[[], str],
-) -> Fitted:
+) -> FitResult:
     """Trains from ``params``, or goes on from the newest checkpoint in ``directory``.
 
     Raises:
@@ -162,17 +162,17 @@ def fit(
     total = stage.epochs * per_epoch
     method = stage.method
     state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    early = knobs_of(stage, params["head"], per_epoch)
+    early = step_inputs(stage, params["head"], per_epoch)
     late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    program = program_of(task, stage)
+    program = step_spec(task, stage)
     broken = Broken(train)
     meter = Meter(stage.title, total)
 
     def tell(compiled: steps.Compiled) -> None:
         if compiled.seconds < TOLD_SECONDS:  # as a rule of every seed but the first
             return
-        log.say(
+        log.info(
             f"{stage.title}: the step was compiled in {compiled.seconds:.1f} s; "
             f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
         )
@@ -187,7 +187,7 @@ def fit(
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         step = 0
-        if (found := checkpoints.resume(state, log.say)) is not None:
+        if (found := checkpoints.resume(state, log.info)) is not None:
             step, state, notes = found
             if notes["examples"] != train.hash:
                 raise InputError(
@@ -198,9 +198,9 @@ def fit(
             meter.resume(notes)
             if step % per_epoch == 0:
                 meter.new_epoch()
-            log.say(f"{stage.title}: goes on from step {step:,} of {total:,}")
+            log.info(f"{stage.title}: goes on from step {step:,} of {total:,}")
         elif total:
-            log.say(
+            log.info(
                 f"{stage.title}: {stage.epochs:,} epochs of {per_epoch:,} steps; "
                 "the first waits for the compiler"
             )
@@ -224,8 +224,8 @@ def fit(
                 epoch = step // per_epoch
                 left = slice(step % per_epoch, per_epoch)
                 rows, crops = planned(train, stage, epoch, left)
-                knobs = early if epoch < late_from else late
-                for after, measured, count in stepper(state, rows, crops, knobs):
+                inputs = early if epoch < late_from else late
+                for after, measured, count in stepper(state, rows, crops, inputs):
                     state, step = after, step + count
                     meter.add(step, measured, count)
                     profile.step(step, measured)
@@ -233,11 +233,11 @@ def fit(
                     if processes.is_sync_step(step, count) and (by := stopped()):
                         break
                     if news := broken.news():
-                        log.warn(news)
+                        log.warning(news)
                     if meter.silence() > task.log_seconds:
                         line = meter.line(step)
                         if bar.disable:
-                            log.say(line)
+                            log.info(line)
                         else:
                             bar.set_postfix(loss=f"{meter.loss:.3f}")
                 if step % per_epoch:  # stopped within the epoch
@@ -260,7 +260,7 @@ def fit(
         if task.select != "last" and (best := checkpoints.best()) is not None:
             step = best
             state, _ = checkpoints.restore(step, state)
-    return Fitted(state.params, state.batch_stats, step, meter.wall(), meter.rate())
+    return FitResult(state.params, state.batch_stats, step, meter.wall(), meter.rate())
 
 
 def _report(
@@ -270,7 +270,7 @@ def _report(
     meter: Meter,
     step: int,
     total: int,
-    log: Log,
+    log: Logger,
 ) -> float | None:
     """Evaluates on what chooses the checkpoint and tells; returns the score.
 
@@ -288,7 +288,7 @@ def _report(
             line += f" | test {values['all']:.1%}"
         else:
             line += f" | validation {values['balanced']:.1%} balanced"
-    log.say(line)
+    log.info(line)
     log.record(
         run=stage.title,
         step=step,
@@ -308,7 +308,7 @@ def evaluate(
     params: Params,
     batch_stats: Params,
     dataset: Dataset,
-    log: Log,
+    log: Logger,
     stopped: Callable[[], str] = never_stop,
 ) -> Tally:
     """The tally of a whole data set: every example once, one sync at the end.
@@ -336,7 +336,7 @@ def evaluate(
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
     if news := broken.news():
-        log.warn(news)
+        log.warning(news)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import jax
 
-from lt_jax.training.log import Log
+from lt_jax.training.log import Logger
 
 BEFORE = 10  # steps that are left out: the first one compiles
 TRACED = 5  # steps that are traced
@@ -32,7 +32,7 @@ class Profile:
       steps: that the fit has left.
     """
 
-    def __init__(self, directory: Path | None, steps: int, log: Log):
+    def __init__(self, directory: Path | None, steps: int, log: Logger):
         self._directory, self._log = directory, log
         self._active = directory is not None and log.talks
         self._first = max(1, min(BEFORE, steps - TRACED))
@@ -78,12 +78,12 @@ class Profile:
         jax.profiler.stop_trace()
         files = sorted((self._directory or Path()).rglob("*.trace.json.gz"))
         if not files:
-            self._log.say(f"profile: no trace was written in {self._directory}")
+            self._log.info(f"profile: no trace was written in {self._directory}")
             return
         newest = max(files, key=lambda file: file.stat().st_mtime_ns)
         with gzip.open(newest, "rt", encoding="utf-8") as file:
             events = json.load(file)["traceEvents"]
-        self._log.say(
+        self._log.info(
             f"profile of steps {first + 1:,} to {step:,}, {1e3 * seconds / count:,.1f} "
             f"ms each; open {newest} in ui.perfetto.dev\n{table(slowest(events))}"
         )

@@ -16,7 +16,7 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import Broken, Crops, feed
 from lt_jax.distributed import sharding
 from lt_jax.training import steps
-from lt_jax.training.steps import Compiled, Knobs
+from lt_jax.training.steps import Compiled, StepInputs
 from lt_jax.types import Batch, TrainState
 
 # The state after some steps, what they measured (with a leading axis of steps where the
@@ -24,9 +24,9 @@ from lt_jax.types import Batch, TrainState
 Taken = tuple[TrainState, dict[str, jax.Array], int]
 
 
-# (state, int32[S, B] of this process, its crops, knobs) -> the steps of these rows; the
+# (state, int32[S, B] of this process, its crops, inputs) -> the steps of these rows; the
 # state is given up.
-Stepper = Callable[[TrainState, np.ndarray, Crops, Knobs], Iterator[Taken]]
+Stepper = Callable[[TrainState, np.ndarray, Crops, StepInputs], Iterator[Taken]]
 
 
 def holds(dataset: Dataset, most: float) -> bool:
@@ -53,14 +53,14 @@ def streamed(
     ready: list[Compiled] = []
 
     def take(
-        state: TrainState, rows: np.ndarray, crops: Crops, knobs: Knobs
+        state: TrainState, rows: np.ndarray, crops: Crops, inputs: StepInputs
     ) -> Iterator[Taken]:
         batches = feed(dataset, rows, sharding.shard_batch, crops=crops, broken=broken)
         for batch in timed(batches):
             if not ready:
-                ready.append(steps.compile_ahead(step, state, batch, knobs))
+                ready.append(steps.compile_ahead(step, state, batch, inputs))
                 tell(ready[0])
-            state, measured = ready[0].run(state, batch, knobs)
+            state, measured = ready[0].run(state, batch, inputs)
             yield state, measured, 1
 
     return take
@@ -98,7 +98,7 @@ def resident(
         return ready[0].run(*arguments)
 
     def take(
-        state: TrainState, rows: np.ndarray, crops: Crops, knobs: Knobs
+        state: TrainState, rows: np.ndarray, crops: Crops, inputs: StepInputs
     ) -> Iterator[Taken]:
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]
@@ -107,10 +107,10 @@ def resident(
             dealt = sharding.shard_indices(filled)
             if at_once == 1:
                 batch = steps.make_pick()(held, dealt)
-                state, measured = run(step, state, batch, knobs)
+                state, measured = run(step, state, batch, inputs)
             else:
                 count = sharding.replicate(np.asarray(len(some), np.int32))
-                state, measured = run(several, state, held, dealt, count, knobs)
+                state, measured = run(several, state, held, dealt, count, inputs)
             yield state, measured, len(some)
 
     return take

@@ -45,13 +45,13 @@ VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]
 }
 
 
-class Program(NamedTuple):
+class StepSpec(NamedTuple):
     """What a train step is compiled for. Hashable: a cache key."""
 
     backbone: Any  # a ResNet, which pyright takes for unhashable
     head: Head
     loss: Loss
-    # Maps the head's parameters after the steps that ``Knobs.projects`` names.
+    # Maps the head's parameters after the steps that ``StepInputs.projects`` names.
     project: Callable[[Params, Params], Params] | None
     sgd: Sgd
     trains: str  # regular expression over whole names of parameters
@@ -61,7 +61,7 @@ class Program(NamedTuple):
     mixup: float = 0.0  # its alpha; 0: none
 
 
-class Knobs(NamedTuple):
+class StepInputs(NamedTuple):
     """What a run turns without another compilation."""
 
     key: jax.Array  # of the run's augmentation
@@ -74,7 +74,7 @@ class Knobs(NamedTuple):
 
 @functools.cache
 def _train_step(
-    program: Program,
+    program: StepSpec,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """What one device does in a step, see `make_train_step`."""
     backbone, head, loss, project, sgd, trains, batch_norm, augment, *rest = program
@@ -83,25 +83,25 @@ def _train_step(
     sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
 
     def one_part(
-        state: TrainState, knobs: Knobs, stats: Params, number: Any, batch: Batch
+        state: TrainState, inputs: StepInputs, stats: Params, number: Any, batch: Batch
     ) -> tuple[Params, Any]:
         """The statistics after a micro-batch; its sums of gradients and measures."""
         label, mask = batch["label"], batch["mask"]
         # Augmentation goes by position in the global batch, not by device, so that
         # the number of devices does not change the images.
         here = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
-        position = number * knobs.part + here
-        key = jax.random.fold_in(_key(knobs.key), state.step)
+        position = number * inputs.part + here
+        key = jax.random.fold_in(_key(inputs.key), state.step)
         images = augmentation.vary(augment, key, position, batch["image"])
         images = augmentation.normalise(augment, images)
-        weight = knobs.adjust.weight[label]
+        weight = inputs.adjust.weight[label]
         other, share = label, jnp.ones(len(mask))
         if mixup:
             other = augmentation.partner(label)
             share = augmentation.mix_shares(mixup, key, position, mask)
             own = share[:, None, None, None]
             images = own * images + (1 - own) * augmentation.partner(images)
-            weight = share * weight + (1 - share) * knobs.adjust.weight[other]
+            weight = share * weight + (1 - share) * inputs.adjust.weight[other]
         trained, fixed = trees.partition(state.params, trains)
 
         def total(trained: Params) -> tuple[jax.Array, Any]:
@@ -114,9 +114,9 @@ def _train_step(
                 mutable=["batch_stats"],
             )
             logits = head.apply(params["head"], features)
-            each = loss(logits, label, mask, knobs.adjust, sum_devices)
+            each = loss(logits, label, mask, inputs.adjust, sum_devices)
             if mixup:
-                others = loss(logits, other, mask, knobs.adjust, sum_devices)
+                others = loss(logits, other, mask, inputs.adjust, sum_devices)
                 each = share * each + (1 - share) * others
             return jnp.sum(mask * each), (updated["batch_stats"], logits)
 
@@ -133,9 +133,9 @@ def _train_step(
         return stats, (grads, measured)
 
     def all_parts(
-        state: TrainState, knobs: Knobs, batch: Batch
+        state: TrainState, inputs: StepInputs, batch: Batch
     ) -> tuple[Params, tuple[Params, dict[str, jax.Array]]]:
-        part = functools.partial(one_part, state, knobs)
+        part = functools.partial(one_part, state, inputs)
         if parts == 1:
             return part(state.batch_stats, 0, batch)
         split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
@@ -153,23 +153,23 @@ def _train_step(
         return stats, sums
 
     def step(
-        state: TrainState, batch: Batch, knobs: Knobs
+        state: TrainState, batch: Batch, inputs: StepInputs
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         trained, fixed = trees.partition(state.params, trains)
-        stats, sums = all_parts(state, knobs, batch)
+        stats, sums = all_parts(state, inputs, batch)
         grads, measured = sum_devices(sums)
         # Of a step none of whose images could be decoded there is no mean to follow.
         some = measured["weight_sum"] > 0
         grads = jax.tree.map(
             lambda g: jnp.where(some, g / measured["weight_sum"], 0), grads
         )
-        rate = knobs.rates[state.step]
+        rate = inputs.rates[state.step]
         trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
         params = trees.join(trained, fixed)
         if project is not None:
             before = params["head"]
-            acts = knobs.projects[state.step]
-            after = project(before, knobs.start)
+            acts = inputs.projects[state.step]
+            after = project(before, inputs.start)
             head_now = jax.tree.map(functools.partial(jnp.where, acts), after, before)
             params = {**params, "head": head_now}
         state = TrainState(
@@ -187,8 +187,8 @@ def _train_step(
 
 @functools.cache
 def make_train_step(
-    program: Program,
-) -> Callable[[TrainState, Batch, Knobs], tuple[TrainState, dict[str, jax.Array]]]:
+    program: StepSpec,
+) -> Callable[[TrainState, Batch, StepInputs], tuple[TrainState, dict[str, jax.Array]]]:
     """One step of SGD on the parameters that ``trains`` matches.
 
     Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
@@ -205,7 +205,7 @@ def make_train_step(
     shares: for a cross-entropy the very loss of the mixed target.
 
     Returns:
-      ``(state, batch, knobs) -> (state, measured)``; the state is donated. Measured
+      ``(state, batch, inputs) -> (state, measured)``; the state is donated. Measured
       over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` (of the
       example's own label) and ``seen`` (int32), and whether the new parameters are
       ``finite``.
@@ -221,7 +221,7 @@ def make_train_step(
 
 @functools.cache
 def make_train_steps(
-    program: Program,
+    program: StepSpec,
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Several steps of `make_train_step` in one call, on images held by the devices.
 
@@ -230,7 +230,7 @@ def make_train_steps(
     CPUs, whose compiler gives a loop's body one thread and plain loops.
 
     Returns:
-      ``(state, held, rows, count, knobs) -> (state, measured)``; the state is donated.
+      ``(state, held, rows, count, inputs) -> (state, measured)``; the state is donated.
       ``held``: ``{"image": [N, H, W, C], "label": int32[N]}``, all examples, on every
       device; ``rows``: int32[devices, T, B / devices] from ``shard_rows``; ``count``:
       int32[], of the T steps so many are taken. What is measured has a leading axis of
@@ -239,16 +239,20 @@ def make_train_steps(
     step = _train_step(program)
 
     def several(
-        state: TrainState, held: Batch, rows: jax.Array, count: jax.Array, knobs: Knobs
+        state: TrainState,
+        held: Batch,
+        rows: jax.Array,
+        count: jax.Array,
+        inputs: StepInputs,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         def one(carry: Any) -> Any:
             number, state, measured = carry
-            state, new = step(state, _picked(held, rows[number]), knobs)
+            state, new = step(state, _picked(held, rows[number]), inputs)
             measured = jax.tree.map(lambda m, n: m.at[number].set(n), measured, new)
             return number + 1, state, measured
 
         batch = jax.eval_shape(_picked, held, rows[0])
-        _, shapes = jax.eval_shape(step, state, batch, knobs)
+        _, shapes = jax.eval_shape(step, state, batch, inputs)
         nothing = jax.tree.map(
             lambda a: jnp.zeros((len(rows), *a.shape), a.dtype), shapes
         )

@@ -102,7 +102,7 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
         start = method.head.init(jax.random.key(seed), None, 8, 5, "torch")
         rates = optim.rates(lr, epochs, per_epoch, 0, "epoch")
         made.append(
-            engine.Job(
+            engine.HeadJob(
                 f"los {delta} {seed}",
                 method,
                 start,

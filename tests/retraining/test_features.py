@@ -20,7 +20,7 @@ from lt_jax.heads import linear
 from lt_jax.retraining import features
 from lt_jax.retraining.features import Request
 from lt_jax.training import loop
-from lt_jax.training.log import Log
+from lt_jax.training.log import Logger
 
 PLAIN = Request(("plain",), (2, 0), "float32")
 
@@ -35,7 +35,7 @@ def task_and_network(tmp_path_factory):
 def made(task_and_network, file, request=PLAIN, split="train"):
     task, network = task_and_network
     dataset = getattr(task.splits, split)
-    log = Log(file.parent)
+    log = Logger(file.parent)
     return features.cached_features(task, *network, dataset, request, file, log)
 
 
@@ -151,7 +151,7 @@ def test_a_write_that_fails_leaves_nothing(task_and_network, tmp_path, monkeypat
 
 def test_a_signal_between_two_batches_leaves_no_file(task_and_network, tmp_path):
     task, network = task_and_network
-    request, log, file = PLAIN, Log(tmp_path), tmp_path / "f.npy"
+    request, log, file = PLAIN, Logger(tmp_path), tmp_path / "f.npy"
     given = task, *network, task.splits.train, request, file, log
     answers = iter(["", "", "SIGTERM"])
     with pytest.raises(Interrupted, match="the features of digits"):
@@ -162,7 +162,7 @@ def test_a_signal_between_two_batches_leaves_no_file(task_and_network, tmp_path)
 
 def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_path):
     task, network = task_and_network
-    given = task, linear, *network, task.splits.test, Log(tmp_path)
+    given = task, linear, *network, task.splits.test, Logger(tmp_path)
     answers = iter(["", "", "SIGTERM"])
     with pytest.raises(Interrupted, match="the evaluation on digits"):
         loop.evaluate(*given, lambda: next(answers))

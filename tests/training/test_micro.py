@@ -66,14 +66,14 @@ def images_of(rows):
 def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
     """What ``number`` steps end with, and what they measured."""
     backbone, params, stats = network
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, method.head, method.loss, None, SGD, ".*", batch_norm, AUGMENT, parts,
         mixup,
     )  # fmt: skip
     step = steps.make_train_step(program)
     rates = optim.rates(0.05, number, 1, 0, "step")
-    knobs = sharding.replicate(
-        steps.Knobs(
+    inputs = sharding.replicate(
+        steps.StepInputs(
             jax.random.key(3), rates, method.adjust, params["head"],
             np.zeros(number, bool), sharding.micro_batch_size(ROWS, parts, mixup > 0),
         )
@@ -82,7 +82,7 @@ def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
     seen = []
     with jax.transfer_guard("disallow"):
         for row in sharding.arrange_micro_batches(plan(number), parts, mixup > 0):
-            state, measured = step(state, sharding.shard_batch(images_of(row)), knobs)
+            state, measured = step(state, sharding.shard_batch(images_of(row)), inputs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -178,20 +178,20 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
     row = plan(1)[0]
     row = sharding.arrange_micro_batches(row[None], 1, pairs=True)[0]
     batch = images_of(row)
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
         plain, 1, alpha,
     )  # fmt: skip
     step = steps.make_train_step(program)
     key = jax.random.key(3)
-    knobs = sharding.replicate(
-        steps.Knobs(
+    inputs = sharding.replicate(
+        steps.StepInputs(
             key, np.ones(1, np.float32), losses.over_smooth(K, delta), params["head"],
             np.zeros(1, bool),
         )
     )  # fmt: skip
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, sharding.shard_batch(batch), knobs)
+    _, measured = step(state, sharding.shard_batch(batch), inputs)
 
     share = transforms.mix_shares(
         alpha, jax.random.fold_in(key, 0), jnp.arange(len(row)), batch["mask"]
@@ -225,24 +225,24 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
     params = {"backbone": params, "head": head}
     adjust = losses.over_smooth(odd, 0.9)
     state = steps.init_state(params, stats, SGD, ".*")
-    knobs = steps.Knobs(
+    inputs = steps.StepInputs(
         jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
     )
     batch = sharding.shard_batch(
         images_of(sharding.arrange_micro_batches(plan(1), 1, False)[0])
     )
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
     )
     step = steps.make_train_step(program)
-    knobs = sharding.replicate(knobs)
-    traced = jax.make_jaxpr(step)(state, batch, knobs)
+    inputs = sharding.replicate(inputs)
+    traced = jax.make_jaxpr(step)(state, batch, inputs)
     found = [v.aval for v in variables(traced.jaxpr) if hasattr(v.aval, "shape")]
     half = [a for a in found if a.dtype == jnp.bfloat16]
     assert any(len(a.shape) == 4 for a in half)
     assert not [a for a in half if odd in a.shape]
     assert any(a.dtype == jnp.float32 and a.shape[-1:] == (odd,) for a in found)
-    new, measured = step(state, batch, knobs)
+    new, measured = step(state, batch, inputs)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(new)}
     assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
     assert measured["loss_sum"].dtype == jnp.float32

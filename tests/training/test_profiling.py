@@ -7,7 +7,7 @@ import tiny_digits
 
 from lt_jax.experiment import stages
 from lt_jax.training import profiling, progress
-from lt_jax.training.log import Log
+from lt_jax.training.log import Logger
 
 
 def event(name: str, begin: float, last: float, thread: int = 1) -> dict:
@@ -67,7 +67,7 @@ def test_which_steps_are_traced(tmp_path, monkeypatch, steps, traced):
     monkeypatch.setattr(profiler, "start_trace", lambda _: found.append(now))
     monkeypatch.setattr(profiler, "stop_trace", lambda: found.append(now))
 
-    with profiling.Profile(tmp_path, steps, Log(tmp_path)) as profile:
+    with profiling.Profile(tmp_path, steps, Logger(tmp_path)) as profile:
         for now in range(1, steps + 1):
             profile.step(now + 40, ())  # of a fit that goes on from step 40
     assert tuple(found) == (traced or ())

@@ -21,7 +21,7 @@ def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
     """Parameters and statistics after stage 1 and LOS, and the lines of the log."""
     ends = []
 
-    def fit(*arguments: Any) -> loop.Fitted:
+    def fit(*arguments: Any) -> loop.FitResult:
         ends.append(loop.fit(*arguments))
         return ends[-1]
 

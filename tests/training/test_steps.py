@@ -82,8 +82,8 @@ def train(
     per_epoch=1,
 ):  # fmt: skip
     backbone, params, stats = network
-    knobs = sharding.replicate(
-        steps.Knobs(
+    inputs = sharding.replicate(
+        steps.StepInputs(
             jax.random.key(3),
             optim.rates(0.01, number, 1, 0, "step"),
             method.adjust,
@@ -91,7 +91,7 @@ def train(
             methods.projection_steps(method, number, per_epoch)[:number],
         )
     )
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, method.head, method.loss, method.project, SGD, trains, batch_norm,
         AUGMENT,
     )  # fmt: skip
@@ -100,7 +100,7 @@ def train(
     seen = []
     with jax.transfer_guard("disallow"):
         for batch in batches(number, rows):
-            state, measured = step(state, sharding.shard_batch(batch), knobs)
+            state, measured = step(state, sharding.shard_batch(batch), inputs)
             seen.append(jax.device_get(measured))
     return jax.device_get(state), seen
 
@@ -277,8 +277,8 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     backbone, params, stats = network
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     batch = next(batches(1, 12))
-    knobs = sharding.replicate(
-        steps.Knobs(
+    inputs = sharding.replicate(
+        steps.StepInputs(
             jax.random.key(0),
             np.ones(1, np.float32),
             losses.cross_entropy(K),
@@ -286,13 +286,13 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
             np.zeros(1, bool),
         )
     )
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
         plain,
     )  # fmt: skip
     step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, "head/.*")
-    _, measured = step(state, sharding.shard_batch(batch), knobs)
+    _, measured = step(state, sharding.shard_batch(batch), inputs)
     evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
     placed = sharding.replicate((params, stats, metrics.empty(K)))
     tally = evaluate(*placed[:2], sharding.shard_batch(batch), placed[2])
@@ -312,7 +312,7 @@ def test_steps_trace_once(network):
         traced.append(1)
         return losses.adjusted_xent(logits, labels, mask, adjust, total)
 
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
     step = steps.make_train_step(program)
@@ -320,16 +320,16 @@ def test_steps_trace_once(network):
         (losses.cross_entropy(K), losses.over_smooth(K, 0.9))
     ):
         rates = optim.rates(0.1, 4, 1, 0, "epoch")
-        knobs = sharding.replicate(
-            steps.Knobs(
+        inputs = sharding.replicate(
+            steps.StepInputs(
                 jax.random.key(seed), rates, adjust, params["head"], np.zeros(4, bool)
             )
         )
         state = steps.init_state(params, stats, SGD, "head/.*")
         for batch in batches(4, 12):
-            state, _ = step(state, sharding.shard_batch(batch), knobs)
+            state, _ = step(state, sharding.shard_batch(batch), inputs)
     assert len(traced) == 1
-    program = steps.Program(
+    program = steps.StepSpec(
         backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
     )
     again = steps.make_train_step(program)
