@@ -58,7 +58,7 @@ def program(
         head=heads.linear,
         loss=losses.adjusted_xent,
         project=None,
-        sgd=optim.Sgd(momentum=0.9, nesterov=False, decay=decay, decay_on=".*"),
+        sgd=optim.Sgd(momentum=0.9, decay=decay, decay_on=".*"),
         trains=trains,
         batch_norm=batch_norm,
         augment=augment,

@@ -267,7 +267,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     seen = features.Features(values, labels)
     assert not engine.resident(seen, size.memory)
     whole = samplers.plan(labels, "class", size.batch, (2, 0, 0), 0)
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
+    sgd = optim.Sgd(momentum=0.9, decay=0.0, decay_on=".*")
     found: dict[str, Any] = {"steps_epoch": len(whole)}
 
     def jobs(number: int) -> list[engine.HeadJob]:

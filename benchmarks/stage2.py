@@ -202,7 +202,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
     from lt_jax.training import optim
 
     jobs, counts = [], np.ones(CLASSES, int)
-    sgd = optim.Sgd(momentum=0.9, nesterov=False, decay=0.0, decay_on=".*")
+    sgd = optim.Sgd(momentum=0.9, decay=0.0, decay_on=".*")
     per_epoch = -(-examples // BATCH)
     for i in range(count):
         delta = DELTAS[(i + 6) % len(DELTAS)]  # the first is the paper's

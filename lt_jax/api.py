@@ -200,7 +200,7 @@ def _job(
         rates,
         projection_steps(method, recipe.epochs, steps),
         recipe.epochs,
-        Sgd(recipe.momentum, False, recipe.decay, ".*"),
+        Sgd(recipe.momentum, recipe.decay, ".*"),
         run,
     )
 

@@ -468,7 +468,7 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     backbone = cifar("resnet10", dtype)
     params, stats = taken(theirs, nets, backbone, 5, np.dtype(dtype))
     rates = optim.rates(lr, EPOCHS, STEPS // EPOCHS, 0, "epoch")
-    sgd = optim.Sgd(0.9, False, decay, ".*")
+    sgd = optim.Sgd(0.9, decay, ".*")
     adjust = losses.cross_entropy(5)._replace(smooth=jnp.full(5, delta, dtype))
     method = methods.Method(adjust)
     inputs = steps.StepInputs(
@@ -545,7 +545,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
     """Eight starts of torch's, eight of ours, the same 20 batches, the same step."""
     torch = nets.torch
     backbone = cifar("resnet8")
-    sgd = optim.Sgd(0.9, False, 5e-3, ".*")
+    sgd = optim.Sgd(0.9, 5e-3, ".*")
     rates = optim.rates(0.01, 2, 10, 0, "epoch")
     adjust = losses.cross_entropy(5)
     program = steps.StepSpec(

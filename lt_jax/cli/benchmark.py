@@ -400,7 +400,7 @@ def _heads(
                     rates=np.zeros(epochs * per_epoch, np.float32),
                     projects=projection_steps(method, epochs, per_epoch),
                     epochs=epochs,
-                    sgd=Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
+                    sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
                     order=(2, config.seed, 0),
                 )
             )

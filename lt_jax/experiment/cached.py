@@ -243,7 +243,7 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], HeadJob]:
             rates,
             projection_steps(method, epochs, len(rates) // max(epochs, 1)),
             epochs,
-            Sgd(m.momentum, m.nesterov, hyper["decay"], m.decay_on),
+            Sgd(m.momentum, hyper["decay"], m.decay_on),
             run,
         )
 

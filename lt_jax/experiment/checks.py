@@ -235,7 +235,7 @@ def check_training(
     params = jax.eval_shape(fresh, key)
     optim.rates(o.lr, o.epochs, 1, o.warmup, o.schedule)
     trained, _ = trees.partition(params, o.trains)
-    sgd = Sgd(o.momentum, o.nesterov, o.decay, o.decay_on)
+    sgd = Sgd(o.momentum, o.decay, o.decay_on)
     sgd.check(trained)
     for name, method in entries.items():
         try:
@@ -262,7 +262,7 @@ def _check_head(
         jax.eval_shape(lambda: jax.random.key(0)),
     )
     trained, _ = trees.partition({"head": head}, f"head/(?:{method.head.trains})")
-    sgd = Sgd(m.momentum, m.nesterov, decay, m.decay_on)
+    sgd = Sgd(m.momentum, decay, m.decay_on)
     sgd.check(trained)
 
 

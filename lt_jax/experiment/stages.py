@@ -175,7 +175,7 @@ def first_stage(session: Session, seed: int) -> Stage:
         epochs=o.epochs,
         batch=o.batch,
         rates=session.rates(o.lr, o.epochs, o, images),
-        sgd=Sgd(o.momentum, o.nesterov, o.decay, o.decay_on),
+        sgd=Sgd(o.momentum, o.decay, o.decay_on),
         trains=o.trains,
         batch_norm=o.batch_norm,
         accumulate=o.accumulate,
@@ -212,7 +212,7 @@ def _stage2(session: Session) -> None:
                     rates=session.rates(
                         m[name].lr, m[name].epochs, m, len(session.task.splits.train)
                     ),
-                    sgd=Sgd(m.momentum, m.nesterov, m[name].decay, m.decay_on),
+                    sgd=Sgd(m.momentum, m[name].decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
                     accumulate=m.accumulate,

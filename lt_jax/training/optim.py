@@ -18,7 +18,6 @@ class Sgd(NamedTuple):
     """The numbers of SGD other than the learning rate. Hashable: a cache key."""
 
     momentum: float
-    nesterov: bool
     # Of the weights, coupled: added to the gradient before momentum. A number, or an
     # array within a program.
     decay: Any
@@ -31,7 +30,7 @@ class Sgd(NamedTuple):
         """
         return optax.chain(
             optax.add_decayed_weights(self.decay, mask=self._decayed),
-            optax.trace(self.momentum, nesterov=self.nesterov),
+            optax.trace(self.momentum),
         )
 
     def descend(

@@ -24,8 +24,8 @@ from lt_jax.types import Batch, TrainState
 Taken = tuple[TrainState, dict[str, jax.Array], int]
 
 
-# (state, int32[S, B] of this process, its crops, inputs) -> the steps of these rows; the
-# state is given up.
+# (state, int32[S, B] for this process, crops, inputs) -> the steps of these rows.
+# The state is donated.
 Stepper = Callable[[TrainState, np.ndarray, Crops, StepInputs], Iterator[Taken]]
 
 

@@ -106,12 +106,11 @@ def torch_by_hand(params, grads, rate, sgd, decayed):
                 buffers[name] = (
                     sgd.momentum * buffers[name] + g if name in buffers else g
                 )
-                g = g + sgd.momentum * buffers[name] if sgd.nesterov else buffers[name]
+                g = buffers[name]
             params[name] = w - rate * g
     return params
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize(
     ("decay", "on", "decayed"),
@@ -123,8 +122,8 @@ def torch_by_hand(params, grads, rate, sgd, decayed):
         (0.1, "head/(kernel|scale)", ("head/kernel",)),
     ],
 )
-def test_sgd_is_torchs(nesterov, momentum, decay, on, decayed):
-    sgd = Sgd(momentum=momentum, nesterov=nesterov, decay=decay, decay_on=on)
+def test_sgd_is_torchs(momentum, decay, on, decayed):
+    sgd = Sgd(momentum=momentum, decay=decay, decay_on=on)
     transform = sgd.transform()
     params = start = network()
     grads = [network(seed) for seed in range(1, 6)]
@@ -141,7 +140,7 @@ def test_sgd_is_torchs(nesterov, momentum, decay, on, decayed):
 
 def test_sgd_by_hand():
     """Two steps on one number: w = 1, g = 1, decay 0.5, momentum 0.5, rate 0.1."""
-    transform = Sgd(0.5, False, 0.5, ".*").transform()
+    transform = Sgd(0.5, 0.5, ".*").transform()
     w, g = {"w": jnp.array(1.0)}, {"w": jnp.array(1.0)}
     one, state = transform.update(g, transform.init(w), w)
     assert one["w"] == pytest.approx(1.5)  # 1 + 0.5 * 1
@@ -153,17 +152,17 @@ def test_sgd_by_hand():
 @pytest.mark.parametrize("pattern", ["kernel", "head", "head/kern", "tail/.*"])
 def test_decay_on_nothing_is_an_error(pattern):
     """The whole name has to match, so a part of one matches nothing."""
-    sgd = Sgd(0.9, False, 1e-4, pattern)
+    sgd = Sgd(0.9, 1e-4, pattern)
     with pytest.raises(InputError, match=rf"acts on nothing.*'{pattern}'.*head/kernel"):
         sgd.check(network())
 
 
 def test_no_decay_may_act_on_nothing():
-    Sgd(0.9, False, 0.0, "").check(network())
+    Sgd(0.9, 0.0, "").check(network())
 
 
 def test_is_a_cache_key():
-    one, same = (Sgd(0.9, False, 1e-4, ".*") for _ in range(2))
+    one, same = (Sgd(0.9, 1e-4, ".*") for _ in range(2))
     assert one == same
     assert hash(one) == hash(same)
     assert len({one, same, one._replace(decay=0.0)}) == 2

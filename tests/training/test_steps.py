@@ -18,7 +18,7 @@ from lt_jax.training import optim, steps
 
 K = 7
 AUGMENT = Augment(pad=2, flip=True, mean=(0.5,), std=(0.25,))
-SGD = optim.Sgd(momentum=0.9, nesterov=False, decay=1e-3, decay_on=".*")
+SGD = optim.Sgd(momentum=0.9, decay=1e-3, decay_on=".*")
 
 
 @pytest.fixture(scope="module")
