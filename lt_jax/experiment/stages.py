@@ -277,9 +277,7 @@ def _finish(
     if interrupted and (
         before := processes.from_process_zero(lambda: _swept(session.workdir))
     ):
-        info(
-            f"{session.workdir / 'result.json'} keeps what the sweep before this found"
-        )
+        info(f"{session.workdir / 'result.json'} still holds the previous sweep")
         return before
 
     def build(hyper: dict[str, Any], folder: str) -> dict[str, Any]:
