@@ -54,13 +54,13 @@ def test_values_are_plain():
     ("entry", "message"),
     [
         (ENTRY, "needs a 'grid'"),
-        (ENTRY | {"grid": (0.1,)}, r"a tuple for each key, found \(0.1,\)"),
+        (ENTRY | {"grid": (0.1,)}, r"must map keys to tuples, got \(0.1,\)"),
         (ENTRY | {"grid": {"dleta": (0.5,)}}, "key 'dleta'.*did you mean 'delta'"),
         (ENTRY | {"grid": {"grid": (0.5,)}}, "unknown key 'grid'"),
-        (ENTRY | {"grid": {"lr": ()}}, r"grid.lr must be a tuple .*found \(\)"),
-        (ENTRY | {"grid": {"lr": 0.5}}, r"for example \(0.1,\), found 0.5"),
-        (ENTRY | {"grid": {"start": "fresh"}}, "found 'fresh'"),
-        (ENTRY | {"grid": {"lr": [0.5]}}, r"found \[0.5\]"),
+        (ENTRY | {"grid": {"lr": ()}}, r"grid.lr must be a tuple .*got \(\)"),
+        (ENTRY | {"grid": {"lr": 0.5}}, r"for example \(0.1,\), got 0.5"),
+        (ENTRY | {"grid": {"start": "fresh"}}, "got 'fresh'"),
+        (ENTRY | {"grid": {"lr": [0.5]}}, r"got \[0.5\]"),
     ],
 )
 def test_errors_say_what_was_meant(entry, message):
