@@ -66,7 +66,6 @@ def base_config() -> ConfigDict:
     method.accumulate = 1  # micro-batches per step, to save memory
     method.batch_norm = "frozen"  # or "drift": the authors' moving statistics
     method.momentum = 0.9  # of SGD, as in PyTorch
-    method.nesterov = False  # look ahead along the momentum
     method.decay_on = ".*"  # regex of parameters that decay
     method.schedule = "epoch"  # the cosine moves per "epoch" or per "step"
     method.warmup = 0.0  # epochs of linear warm-up
@@ -79,7 +78,6 @@ def base_config() -> ConfigDict:
     optim.accumulate = 1  # micro-batches per step; batch norm sees one at a time
     optim.lr = 0.01  # highest learning rate
     optim.momentum = 0.9  # of SGD
-    optim.nesterov = False  # look ahead along the momentum
     optim.decay = 5e-3  # weight decay, coupled
     optim.decay_on = ".*"  # batch norm and biases too, as in PyTorch
     optim.schedule = "epoch"  # the cosine moves per "epoch" or per "step"
