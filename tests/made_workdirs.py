@@ -167,7 +167,8 @@ def write(
                 seeds = ".".join(map(str, one["seeds"]))
                 _json(workdir / "checkpoints" / place / seeds / "outcome.json", one)
     if rows:
-        chunk = {"fitted_on": "0" * 16, "network": "made", "rows": list(rows)}
+        origin = {"fitted_on": "0" * 16, "network": "made"}
+        chunk = {"origin": origin, "rows": list(rows)}
         _json(workdir / "sweep" / "0" / "0" / "rows.json", chunk)
     counts = next(iter(fits.values()))[0]["per_class"]["train_count"]
     seeds = max(([o["seeds"] for o in runs] for runs in fits.values()), key=len)

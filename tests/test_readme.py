@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_digits
+from flax.traverse_util import flatten_dict
 
 from lt_jax import methods
 from lt_jax.cli import config_flags, main
-from lt_jax.experiment.workdirs import flattened
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = {
@@ -164,7 +164,7 @@ def test_keys_that_are_named_are_there():
     known = {
         key
         for file in ("digits_lt", "folder", "features")
-        for key in flattened(tiny_digits.load(file).to_dict())
+        for key in flatten_dict(tiny_digits.load(file).to_dict(), sep=".")
     }
     groups = r"(?:data|model|init|method|optim|eval|save|log)"
     count = 0

@@ -34,8 +34,9 @@ def read(config_args: list[str]) -> Config:
     Raises:
       InputError: no such file, an unknown key, a value of the wrong type.
     """
+    from flax.traverse_util import flatten_dict
+
     from lt_jax.errors import InputError, suggest
-    from lt_jax.experiment.workdirs import flattened
 
     with warnings.catch_warnings():
         # ml_collections imports the config file in a way Python is about to drop.
@@ -49,7 +50,7 @@ def read(config_args: list[str]) -> Config:
         file = f"--config={_file(path)}{colon}{argument}"
         config_args = [file if arg in files else arg for arg in config_args]
         files = [file]
-        known = [*flattened(_parsed(files).to_dict())]
+        known = [*flatten_dict(_parsed(files).to_dict(), sep=".")]
         for arg in config_args:
             key = arg.split("=")[0].removeprefix("--config.")
             if arg not in files and key not in known:

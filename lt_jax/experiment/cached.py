@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Self
 from lt_jax import recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
-from lt_jax.experiment import outcomes, results, weights
+from lt_jax.experiment import results, weights
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session
 from lt_jax.experiment.weights import Weights
@@ -107,7 +107,7 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     """Fits what the config says of each method on the features of one stage 1."""
     frozen = Frozen(session, seed, network)
     rows = rows_of(session.config, seed, grid=False)
-    there = [row.name for row in rows if outcomes.done(session, row.title)]
+    there = [row.name for row in rows if session.finished(row.title)]
     by_name, diverged = {row.name: row for row in rows}, []
     for chunk, heads, seconds in fit_rows(frozen, rows, frozenset(there)):
         for job, fit in zip(chunk.jobs, heads, strict=True):
@@ -266,15 +266,16 @@ def record(frozen: Frozen, row: Row, fit: HeadFit, seconds: float, folder: str) 
         seconds,
         epochs * images / seconds,
     )
-    outcomes.save(
-        session,
-        folder + row.title,
-        list(row.seeds),
+    results.save_fit(
+        session.workdir,
+        task,
         ended,
         tally,
+        title=folder + row.title,
+        seeds=list(row.seeds),
         hyper=row.hyper,
         epochs=epochs,
-        keeps="head",
+        keep={"params": {"head": fit.head}},
         analysis=_analysis(frozen, method, fit.head),
     )
 

@@ -1,8 +1,13 @@
-"""From finished fits to ``result.json``, the table and the report's files.
+"""The files of a workdir, read and written here alone, apart from checkpoints.
 
-Each finished fit leaves ``outcome.json`` in its own directory of checkpoints; results
-are gathered from these, so a run that was stopped and taken up again, or made by
-several commands, gives the same result as one that was not.
+    config.json                        resolved config
+    checkpoints/METHOD/SEEDS/outcome.json  a finished fit: metrics, hyper-parameters
+    sweep/SEED/CHUNK/rows.json         finished heads of a sweep
+    result.json                        metrics of all methods over seeds
+    report/table.md, per_class.csv     the same as text; every class of every fit
+
+Results are gathered from the outcomes of finished fits. A run that was stopped and
+resumed, or split over several commands, therefore gives the same result.
 """
 
 from __future__ import annotations
@@ -11,8 +16,8 @@ import csv
 import importlib.metadata
 import io
 import json
-import math
 import platform
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +26,19 @@ import numpy as np
 from lt_jax import metrics
 from lt_jax._version import __version__
 from lt_jax.data.dataset import Splits
-from lt_jax.distributed import sharding
-from lt_jax.experiment import workdirs
+from lt_jax.distributed import processes, sharding
+from lt_jax.errors import InputError
+from lt_jax.experiment import tables
+from lt_jax.files import check_fields, read_json
+from lt_jax.heads import effective_norms
+from lt_jax.metrics import Tally
+from lt_jax.retraining.selection import number, spread
+from lt_jax.training import checkpoint
 from lt_jax.training.log import plain, write_whole
+from lt_jax.training.loop import FitResult, Task
+from lt_jax.types import Params
+
+FINAL = "final"  # folder of weights that no checkpoint of the training loop holds
 
 PACKAGES = (
     "jax",
@@ -35,24 +50,43 @@ PACKAGES = (
     "ml-collections",
     "numpy",
 )
-# Column title, path in a method's metrics, factor, decimals.
-COLUMNS = (
-    ("all", ("all",), 100, 1),
-    ("many", ("many",), 100, 1),
-    ("medium", ("medium",), 100, 1),
-    ("few", ("few",), 100, 1),
-    ("worst", ("worst",), 100, 1),
-    ("ECE", ("ece",), 100, 1),
-    ("LoMa row", ("loma_row",), 1, 2),
-    ("LoMa col", ("loma_col",), 1, 2),
-    ("LoMa spread", ("loma_col", "spread"), 1, 2),
+
+# Required fields of each file, with the type of their values.
+CONFIG = {"method": dict}
+OUTCOME = {"run": str, "seeds": list, "step": int, "fitted_on": str}
+PER_CLASS = (
+    *("class", "train_count", "accuracy", "loma_row", "loma_col"),
+    *(f"rsd_{part}" for part in metrics.RSD),
+    "weight_norm",
 )
+MEASURED = {
+    **OUTCOME,
+    "metrics": dict,
+    **{f"per_class.{name}": list for name in PER_CLASS},
+}
+ROWS = {"origin": dict, "rows": list}
+ROW = {"method": str, "hyper": dict, "seeds": list, "metrics": dict}
+RESULT = {
+    **{f"dataset.{name}": str for name in ("name", "split_hash")},
+    **{f"dataset.{name}": int for name in ("num_train", "num_classes")},
+    **{f"dataset.{name}": int for name in ("counts_max", "counts_min")},
+    **{f"protocol.{name}": str for name in ("batch_norm", "features", "select")},
+    "protocol.flip": bool,
+    "protocol.seeds": list,
+    "protocol.group_limits": dict,
+    **{"methods": dict, "versions": dict, "device": str},
+}
+RESUME = "Run the same command again: it rewrites the file"
+REFIT = "Delete the folder of this fit and run the same command again: it resumes"
+
+Outcome = dict[str, Any]  # the content of an outcome.json
+Row = dict[str, Any]  # an entry of a rows.json
 
 
 def describe(
     name: str, splits: Splits, groups: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-    """The ``dataset`` object of ``result.json``."""
+    """Make the ``dataset`` object of ``result.json``."""
     return {
         "name": name,
         "split_hash": splits.hash,
@@ -66,48 +100,164 @@ def describe(
     }
 
 
-def save_outcome(directory: Path, outcome: dict[str, Any]) -> None:
-    """Marks the fit in this directory as finished, with what came of it."""
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that results depend on."""
+    return {
+        "python": platform.python_version(),
+        "lt_jax": __version__,
+        **{name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+# Finished fits.
+
+
+def measured(task: Task, tally: Tally, head: Params) -> dict[str, Any]:
+    """Make the ``metrics`` and ``per_class`` objects of an outcome."""
+    return {
+        "metrics": summary(task, tally, head),
+        "per_class": {
+            "class": list(task.splits.train.classes),
+            "train_count": task.splits.counts,
+            **metrics.per_class(tally),
+            "weight_norm": np.asarray(effective_norms(head), np.float64),
+        },
+    }
+
+
+def summary(task: Task, tally: Tally, head: Params) -> dict[str, float]:
+    """Compute ``metrics.summary`` and the mean and spread of the class norms."""
+    norms = np.asarray(effective_norms(head), np.float64)
+    return {
+        **metrics.summary(tally, task.groups),
+        "weight_norm": float(norms.mean()),
+        "weight_norm_spread": float(norms.std() / norms.mean()),
+    }
+
+
+def save_fit(
+    workdir: Path,
+    task: Task,
+    fitted: FitResult,
+    tally: Tally,
+    *,
+    title: str,
+    seeds: list[int],
+    hyper: dict[str, Any],
+    epochs: int,
+    keep: dict[str, Any] | None = None,
+    analysis: dict[str, Any] | None = None,
+) -> None:
+    """Write the weights and the outcome of a fit, which marks it as finished.
+
+    Args:
+      tally: of the test set.
+      title: METHOD/SEEDS, the folder below ``checkpoints``.
+      seeds: of stage 1, and of stage 2 if it is one.
+      keep: weights to write; None where a checkpoint of the training loop holds them.
+        If only ``head`` is among its parameters, the backbone is that of stage 1.
+      analysis: see ``analysis.analyse``.
+    """
+    directory = workdir / "checkpoints" / title
+    # New weights must never be next to the outcome of old ones.
+    processes.on_process_zero(
+        lambda: (directory / "outcome.json").unlink(missing_ok=True)
+    )
+    if keep is not None:
+        checkpoint.write(directory / FINAL, fitted.step, keep)
+    alone = keep is not None and "backbone" not in keep["params"]
+    outcome = {
+        "run": title,
+        "weights": "" if keep is None else FINAL,
+        "backbone": f"stage1/{seeds[0]}" if alone else "",
+        "seeds": seeds,
+        "step": fitted.step,
+        "epochs": epochs,
+        "hyper": hyper,
+        "fitted_on": task.splits.train.hash,
+        "seconds": fitted.seconds,
+        "images_per_second": fitted.images_per_second,
+        # Test images that could not be decoded and are in no metric.
+        "left_out": len(task.splits.test) - int(tally.seen.sum()),
+        **measured(task, tally, fitted.params["head"]),
+        "analysis": analysis,
+    }
+    save_outcome(directory, outcome)
+
+
+def save_outcome(directory: Path, outcome: Outcome) -> None:
+    """Write ``outcome.json``: the fit in this directory is finished."""
     write_whole(directory / "outcome.json", json.dumps(plain(outcome), indent=1) + "\n")
 
 
-def outcome(directory: Path) -> dict[str, Any] | None:
-    """What came of the fit in this directory; None if it has not finished."""
+def outcome(directory: Path) -> Outcome | None:
+    """Read the outcome of the fit in this directory; None if it has not finished."""
     file = directory / "outcome.json"
-    return json.loads(file.read_text(encoding="utf-8")) if file.exists() else None
+    return read_json(file, OUTCOME, REFIT) if file.exists() else None
 
 
-def outcomes(workdir: Path, method: str) -> list[dict[str, Any]]:
-    """The outcomes of a method's fits (or of ``stage1``), ordered by seeds."""
-    found = [
-        json.loads(file.read_text(encoding="utf-8"))
-        for file in (workdir / "checkpoints" / method).glob("*/outcome.json")
-    ]
+def outcomes(
+    workdir: Path, folder: str, fields: Mapping[str, type] = OUTCOME
+) -> list[Outcome]:
+    """Read the outcomes of a method (or of ``stage1``), ordered by seeds.
+
+    Args:
+      folder: below ``checkpoints``, for example ``chosen/los``.
+      fields: required fields and their types.
+    """
+    files = (workdir / "checkpoints" / folder).glob("*/outcome.json")
+    found = [read_json(file, fields, REFIT) for file in files]
     return sorted(found, key=lambda o: o["seeds"])
 
 
-def rows(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
-    found: dict[str, dict[str, Any]] = {}
+def finished_outcome(workdir: Path, title: str, examples: str) -> Outcome | None:
+    """Return the outcome of a fit as process 0 reads it; None if it is not finished.
+
+    Args:
+      examples: hash of the training set now.
+
+    Raises:
+      InputError: it was fitted on other examples.
+    """
+    directory = workdir / "checkpoints" / title
+    found = processes.from_process_zero(lambda: outcome(directory))
+    if found is None:
+        return None
+    before = found.get("adopted_for", found["fitted_on"])
+    if before != examples:
+        raise InputError(
+            f"{directory} was fitted on other training examples: split {before}, but "
+            f"the data now give {examples}. Use another --workdir"
+        )
+    return found
+
+
+# Rows of a sweep.
+
+
+def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[Row]) -> None:
+    """Write ``rows.json``: the heads in this folder are finished."""
+    text = json.dumps({"origin": origin, "rows": made}, indent=1)
+    write_whole(folder / "rows.json", text + "\n")
+
+
+def rows(workdir: Path) -> list[Row]:
+    """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
+    found: dict[str, Row] = {}
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
-        chunk = json.loads(file.read_text(encoding="utf-8"))
-        beside = {"origin": chunk["origin"], "folder": str(file.parent)}
-        for row in chunk["rows"]:
-            row = {**row, **beside}
+        chunk = read_json(file, ROWS, RESUME)
+        for index, row in enumerate(chunk["rows"]):
+            check_fields(f"{file}: rows[{index}]", row, ROW, RESUME)
+            row = {**row, "origin": chunk["origin"], "folder": str(file.parent)}
             keys = ("method", "hyper", "seeds", "origin")
             name = json.dumps([row[key] for key in keys])
-            # Measured again on more splits: the fuller one.
+            # A row that was measured again on more splits replaces the first one.
             if len(row["metrics"]) >= len(found.get(name, row)["metrics"]):
                 found[name] = row
     return list(found.values())
 
 
-def _of(
-    workdir: Path, folder: str, name: str, hyper: dict[str, Any]
-) -> list[dict[str, Any]]:
-    """A method's outcomes; of a sweep those of these values alone."""
-    found = outcomes(workdir, folder + name)
-    return [o for o in found if o["hyper"] == plain(hyper)] if folder else found
+# result.json
 
 
 def build(
@@ -117,19 +267,18 @@ def build(
     methods: dict[str, dict[str, Any]],
     folder: str = "",
 ) -> dict[str, Any]:
-    """The content of ``result.json``.
+    """Gather the content of ``result.json`` from the outcomes in a workdir.
 
     Args:
-      workdir: where the outcomes lie.
       dataset: see ``describe``.
       protocol: the choices that decide what a figure means.
       methods: hyper-parameters by method, in the order of the table.
       folder: of the methods' outcomes: "", ``chosen/`` or ``fixed/``.
     """
-    first = outcomes(workdir, "stage1")
-    fits = {"none": first}
-    fits |= {name: _of(workdir, folder, name, methods[name]) for name in methods}
-    hyper = {"none": {}, **methods}
+    stage1 = outcomes(workdir, "stage1", MEASURED)
+    fits = {"none": stage1}
+    for name, hyper in methods.items():
+        fits[name] = _fits(workdir, folder, name, hyper)
     return {
         "dataset": dataset,
         "protocol": {
@@ -138,15 +287,15 @@ def build(
             "seeds": [run["seeds"] for run in max(fits.values(), key=len)],
         },
         "stage1": {
-            "epochs": first[0]["epochs"] if first else None,
-            "seconds": spread([o["seconds"] for o in first]),
-            "images_per_second": spread([o["images_per_second"] for o in first]),
+            "epochs": stage1[0]["epochs"] if stage1 else None,
+            "seconds": over_seeds([o["seconds"] for o in stage1]),
+            "images_per_second": over_seeds([o["images_per_second"] for o in stage1]),
         },
         "methods": {
             name: {
                 **_nested([run["metrics"] for run in runs]),
-                "hyper": hyper[name],
-                "seconds": spread([run["seconds"] for run in runs]),
+                "hyper": methods.get(name, {}),
+                "seconds": over_seeds([run["seconds"] for run in runs]),
             }
             for name, runs in fits.items()
             if runs or name == "none"
@@ -156,161 +305,94 @@ def build(
     }
 
 
-def versions() -> dict[str, str]:
-    """Of Python and of the packages that results hang on."""
-    return {
-        "python": platform.python_version(),
-        "lt_jax": __version__,
-        **{name: importlib.metadata.version(name) for name in PACKAGES},
-    }
+def _fits(
+    workdir: Path, folder: str, name: str, hyper: dict[str, Any]
+) -> list[Outcome]:
+    """Read a method's outcomes; for a sweep only those with these values."""
+    found = outcomes(workdir, folder + name, MEASURED)
+    return [o for o in found if o["hyper"] == plain(hyper)] if folder else found
 
 
-def spread(values: list[float | None]) -> dict[str, Any]:
-    """Mean and sample standard deviation over the seeds; the latter needs two."""
-    mean, std = workdirs.spread(values)
-    return {"mean": mean, "std": std, "values": [*map(workdirs.number, values)]}
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Make the entry of a metric: mean, sample standard deviation and values."""
+    mean, std = spread(values)
+    return {"mean": mean, "std": std, "values": [*map(number, values)]}
 
 
 def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
-    """Every metric over the seeds; group and spread below their metric."""
+    """Every metric over the seeds, with groups and spread below their metric."""
 
-    def over(name: str) -> dict[str, Any]:
-        return spread([run[name] for run in runs])
+    def over(name: str, *parts: str) -> dict[str, Any]:
+        below = {part: over(f"{name}_{part}") for part in parts}
+        return over_seeds([run[name] for run in runs]) | below
 
-    plain_ones = ("all", *metrics.GROUPS, "balanced", "worst", "top5", "ece", "nll")
+    accuracies = ("all", *metrics.GROUPS, "balanced", "worst", "top5", "ece", "nll")
     return {
-        **{name: over(name) for name in plain_ones},
-        **{
-            name: {
-                **over(name),
-                **{
-                    part: over(f"{name}_{part}") for part in (*metrics.GROUPS, "spread")
-                },
-            }
-            for name in ("loma_row", "loma_col")
-        },
+        **{name: over(name) for name in accuracies},
+        "loma_row": over("loma_row", *metrics.GROUPS, "spread"),
+        "loma_col": over("loma_col", *metrics.GROUPS, "spread"),
         "rsd": {part: over(f"rsd_{part}") for part in metrics.RSD},
-        "weight_norm": {
-            **over("weight_norm"),
-            "spread": over("weight_norm_spread"),
-        },
+        "weight_norm": over("weight_norm", "spread"),
     }
-
-
-def caption(result: dict[str, Any]) -> str:
-    """What the figures of the table are of, in a few lines."""
-    d, p = result["dataset"], result["protocol"]
-    stage1 = sorted({seeds[0] for seeds in p["seeds"]})
-    stage2 = sorted({seeds[1] for seeds in p["seeds"] if len(seeds) > 1})
-    over = []
-    if len(stage1) > 1:
-        over.append(f"{len(stage1)} representations")
-    if len(stage2) > 1:
-        over.append(f"{len(stage2)} seeds of stage 2")
-    if not over:
-        spread = "one run, so without a spread"
-    elif len(over) == 1 and len(stage1) == 1:
-        spread = f"mean ± standard deviation over {over[0]} on one representation"
-    else:
-        spread = f"mean ± standard deviation over {' x '.join(over)}"
-    choice = {
-        "last": "last epoch",
-        "validation": "best epoch on validation",
-        "test": "BEST EPOCH ON THE TEST SET, as in the authors' code",
-    }
-    mirror = "averaged over mirror images" if p["flip"] else "each image once"
-    limits = p["group_limits"]
-    return (
-        f"{d['name']}, split {d['split_hash']}, test set; per cent but for LoMa; "
-        f"{spread}\n{choice[p['select']]}; {mirror}; stage 2 {p['features']}, batch "
-        f"norm {p['batch_norm']}; many > {limits['many']} training images, few < "
-        f"{limits['few']}"
-    )
-
-
-def text(result: dict[str, Any]) -> str:
-    """The tables of a result and what they are of."""
-    parts = [caption(result)]
-    if "sweep" in result:
-        s = result["sweep"]
-        parts.append(
-            f"Chosen on validation, by the mean {s['choose']} over seeds, of "
-            f"{s['heads']:,} heads:"
-        )
-    parts.append(table(result["methods"]))
-    if "fixed" in result:
-        parts.append("At the config's own values:")
-        parts.append(table(result["fixed"]))
-    return "\n\n".join(parts)
-
-
-def table(methods: dict[str, Any]) -> str:
-    """The metrics of each of these as a Markdown table.
-
-    Accuracies and the calibration error in per cent; mean and, over two seeds or more,
-    the sample standard deviation.
-    """
-    head = ["method", *(title for title, *_ in COLUMNS)]
-    rows = [head]
-    for name, values in methods.items():
-        row = [name]
-        for _, path, factor, decimals in COLUMNS:
-            value = values
-            for part in path:
-                value = value[part]
-            row.append(_cell(value, factor, decimals))
-        rows.append(row)
-    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
-
-    def line(cells: list[str]) -> str:
-        first, *rest = zip(cells, widths, strict=True)
-        padded = [first[0].ljust(first[1]), *(c.rjust(w) for c, w in rest)]
-        return "| " + " | ".join(padded) + " |"
-
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join([line(head), line(rule), *(line(row) for row in rows[1:])])
-
-
-def _cell(value: dict[str, Any], factor: float, decimals: int) -> str:
-    mean, std = value["mean"], value["std"]
-    if mean is None or math.isnan(mean):
-        return "nan"
-    text = f"{factor * mean:.{decimals}f}"
-    if std is not None and not math.isnan(std):
-        text += f" ± {factor * std:.{decimals}f}"
-    return text
 
 
 def write(workdir: Path, result: dict[str, Any]) -> Path:
-    """Writes ``result.json``, ``report/table.md`` and ``report/per_class.csv``.
+    """Write ``result.json``, ``report/table.md`` and ``report/per_class.csv``.
 
     Returns:
-      The directory of the report.
+      The folder of the report.
     """
     result = plain(result)
     content = json.dumps(result, indent=1, allow_nan=False)
     write_whole(workdir / "result.json", content + "\n")
     report = workdir / "report"
-    write_whole(report / "table.md", text(result) + "\n")
+    write_whole(report / "table.md", tables.text(result) + "\n")
     write_whole(report / "per_class.csv", _per_class(workdir, result))
     return report
 
 
 def _per_class(workdir: Path, result: dict[str, Any]) -> str:
-    """A line for each method, fit and class."""
+    """Format one CSV line per method, fit and class."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
-    header: list[str] | None = None
+    header: list[str] = []
     folder = "chosen/" if "sweep" in result else ""
-    stage1 = outcomes(workdir, "stage1")
-    for name, values in result["methods"].items():
-        hyper = values.get("hyper", {})
-        for run in stage1 if name == "none" else _of(workdir, folder, name, hyper):
-            columns = run["per_class"]
-            if header is None:
-                header = list(columns)
+    for name, entry in result["methods"].items():
+        fits = (
+            outcomes(workdir, "stage1", MEASURED)
+            if name == "none"
+            else _fits(workdir, folder, name, entry["hyper"])
+        )
+        for run in fits:
+            if not header:
+                header = list(run["per_class"])
                 writer.writerow(["method", "seeds", *header])
             seeds = ".".join(map(str, run["seeds"]))
-            for row in zip(*(columns[key] for key in header), strict=True):
+            columns = (run["per_class"][key] for key in header)
+            for row in zip(*columns, strict=True):
                 writer.writerow([name, seeds, *row])
     return file.getvalue()
+
+
+def swept(workdir: Path) -> dict[str, Any] | None:
+    """Read the ``result.json`` of a finished sweep; None if there is none."""
+    file = workdir / "result.json"
+    if not file.exists():
+        return None
+    found = read_json(file, RESULT, RESUME)
+    return found if "sweep" in found else None
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Read ``config.json``.
+
+    Raises:
+      InputError: there is none, or it is invalid.
+    """
+    file = workdir / "config.json"
+    if not file.is_file():
+        raise InputError(
+            f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
+            "an earlier `lt-jax run`"
+        )
+    return read_json(file, CONFIG, RESUME)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from lt_jax import losses, metrics, models
 from lt_jax.data import catalogue
@@ -28,7 +29,6 @@ from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
 from lt_jax.experiment.checks import check_training, check_values, make_method
-from lt_jax.experiment.workdirs import flattened
 from lt_jax.methods import Method
 from lt_jax.training import optim
 from lt_jax.training.log import Logger, plain, write_whole
@@ -78,6 +78,11 @@ class Session(NamedTuple):
         per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
+
+    def finished(self, title: str) -> dict[str, Any] | None:
+        """The outcome of a fit on these examples; None if it is not finished."""
+        examples = self.task.splits.train.hash
+        return results.finished_outcome(self.workdir, title, examples)
 
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
@@ -255,8 +260,8 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuses a config that would mix two experiments in one workdir."""
     file = workdir / "config.json"
     if file.exists():
-        old = flattened(json.loads(file.read_text(encoding="utf-8")))
-        now = flattened(plain(config.to_dict()))
+        old = flatten_dict(results.read_config(workdir), sep=".")
+        now = flatten_dict(plain(config.to_dict()), sep=".")
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())

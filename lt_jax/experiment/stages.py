@@ -11,7 +11,6 @@ the loop.
 from __future__ import annotations
 
 import functools
-import json
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import cached, outcomes, results, weights
+from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import check_sweep, make_method
 from lt_jax.experiment.session import Session, open_session, workdir_lock
@@ -130,7 +129,7 @@ def evaluate_all(
                 tally = evaluate(task, method.head, *network, dataset, log, stopped)
                 head = network.params["head"]
                 found[outcome["run"]] = {
-                    **outcomes.summary(session, tally, head),
+                    **results.summary(task, tally, head),
                     "lowest": _lowest(tally, dataset.classes),
                 }
         return found
@@ -148,7 +147,7 @@ def _stage1(session: Session) -> None:
     told = False
     for seed in range(c.seed, c.seed + o.repeats):
         run = (1, seed)
-        if outcomes.done(session, f"stage1/{seed}"):
+        if session.finished(f"stage1/{seed}"):
             continue
         start = weights.fresh(session.task, init, run)
         if c.init.path:
@@ -201,7 +200,7 @@ def _stage2(session: Session) -> None:
         for name in m.names:
             for seed in range(c.seed, c.seed + m.repeats):
                 title, method = f"{name}/{stage1_seed}.{seed}", session.methods[name]
-                if outcomes.done(session, title):
+                if session.finished(title):
                     continue
                 stage = Stage(
                     title=title,
@@ -241,9 +240,9 @@ def _fit(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
         f"step {fitted.step:,} is kept"
     )
-    keeps = "checkpoint"
+    keep = None
     if stage.method.correct is not None:
-        keeps, network = "all", (fitted.params, fitted.batch_stats)
+        network = fitted.params, fitted.batch_stats
 
         def plain() -> Features:
             given = *network, task.splits.train, session.log, session.stop_requested
@@ -252,18 +251,20 @@ def _fit(
         head, labels = fitted.params["head"], task.splits.train.labels
         head = corrected(stage.method, head, labels, plain)
         fitted = fitted._replace(params={**fitted.params, "head": head})
+        keep = {"params": fitted.params, "batch_stats": fitted.batch_stats}
     head, test = stage.method.head, task.splits.test
     ended = fitted.params, fitted.batch_stats
     tally = evaluate(task, head, *ended, test, session.log, session.stop_requested)
-    outcomes.save(
-        session,
-        stage.title,
-        seeds,
+    results.save_fit(
+        session.workdir,
+        task,
         fitted,
         tally,
+        title=stage.title,
+        seeds=seeds,
         hyper=hyper,
         epochs=stage.epochs,
-        keeps=keeps,
+        keep=keep,
     )
 
 
@@ -274,9 +275,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes ``result.json`` and the report from what has finished; shows the table."""
     c, task, info = session.config, session.task, session.log.info
-    if interrupted and (
-        before := processes.from_process_zero(lambda: _swept(session.workdir))
-    ):
+    before = processes.from_process_zero(lambda: results.swept(session.workdir))
+    if interrupted and before:
         info(f"{session.workdir / 'result.json'} still holds the previous sweep")
         return before
 
@@ -307,18 +307,9 @@ def _finish(
         info("no fit has ended so far, so there is nothing to show")
         return result
     info("")
-    info(results.text(result))
+    info(tables.text(result))
     info(
         f"report: {report} (tables; figures and a page: "
         f"lt-jax report {shlex.quote(str(session.workdir))})"
     )
     return result
-
-
-def _swept(workdir: Path) -> dict[str, Any] | None:
-    """The ``result.json`` of a sweep that has ended; None if there is none."""
-    file = workdir / "result.json"
-    if not file.exists():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    return found if "sweep" in found else None

@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax.distributed import processes
-from lt_jax.errors import Diverged
-from lt_jax.experiment import outcomes, results, weights, workdirs
+from lt_jax.experiment import results, weights
 from lt_jax.experiment.cached import (
     Frozen,
     Row,
@@ -37,10 +36,11 @@ from lt_jax.experiment.cached import (
 from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import Session
 from lt_jax.methods import Method
+from lt_jax.retraining import selection
 from lt_jax.retraining.engine import Chunk, HeadFit, measure_heads
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
-from lt_jax.training.log import plain, write_whole
+from lt_jax.training.log import plain
 from lt_jax.types import Params
 
 
@@ -53,7 +53,7 @@ def sweep(session: Session) -> dict[str, Any]:
         frozen = Frozen(session, seed, network)
         kept.append(frozen)
         found += _sweep_one(frozen)
-    chosen = choose(found, config.eval.choose)
+    chosen = selection.choose(found, config.eval.choose)
     fixed = own_values(config)
     for frozen in kept:
         rows = [
@@ -70,14 +70,11 @@ def sweep(session: Session) -> dict[str, Any]:
         f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
         f"on {len(session.task.splits.valid):,} validation images:"
     )
-    tried = workdirs.settings(found)
     for name, hyper in chosen.items():
         moving = [k for k in config.method[name].grid if k in hyper]
         numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
-        scores = [s.score(metric) for s in tried if s.method == name]
-        alike = scores.count(max(scores))
-        tied = f" (the first of {alike} of {len(scores)} settings with the best mean)"
-        info(f"  {name}: {numbers or 'nothing to choose'}{tied if alike > 1 else ''}")
+        tied = selection.ties(found, name, metric)
+        info(f"  {name}: {numbers or 'nothing to choose'}{tied}")
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -87,7 +84,7 @@ def sweep(session: Session) -> dict[str, Any]:
             "heads": len(found),
             "diverged": diverged,
             "valid": {
-                name: results.spread(
+                name: results.over_seeds(
                     [
                         r["metrics"]["valid"][metric]
                         for r in found
@@ -98,29 +95,6 @@ def sweep(session: Session) -> dict[str, Any]:
             },
         },
     }
-
-
-def choose(rows: Sequence[dict[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
-    """The hyper-parameters of each method with the best mean over its seeds.
-
-    Reads validation alone. A setting that diverged under a seed is never chosen; of
-    equal ones the first is.
-
-    Args:
-      rows: as in ``rows.json``.
-      metric: of ``metrics.CHOOSE``.
-
-    Raises:
-      Diverged: all settings of a method did.
-    """
-    tried = workdirs.settings(rows)
-    chosen = {}
-    for method in dict.fromkeys(setting.method for setting in tried):
-        best = workdirs.best((s for s in tried if s.method == method), metric)
-        if best is None:
-            raise Diverged(f"every setting of {method} in the sweep diverged")
-        chosen[method] = best.hyper
-    return chosen
 
 
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
@@ -207,8 +181,7 @@ def _keep_chunk(
             zip(rows, fits, measured, strict=True)
         )
     ]
-    text = json.dumps({"origin": origin, "rows": made}, indent=1)
-    write_whole(folder / "rows.json", text + "\n")
+    results.save_rows(folder, origin, made)
     return [{**row, "origin": origin, "folder": str(folder)} for row in made]
 
 
@@ -225,7 +198,7 @@ def _measure(
     )
     with np.errstate(invalid="ignore", over="ignore"):  # of heads that diverged
         return [
-            outcomes.summary(session, tally, head)
+            results.summary(session.task, tally, head)
             for tally, head in zip(tallies, heads, strict=True)
         ]
 
@@ -299,7 +272,7 @@ def _is_due(session: Session, title: str, row: Row) -> bool:
     """Whether a row has not been measured under this title yet."""
     directory = session.workdir / "checkpoints" / title
     outcome = processes.from_process_zero(lambda: results.outcome(directory))
-    if not (outcome and outcomes.done(session, title)):
+    if not (outcome and session.finished(title)):
         return True
     if outcome["hyper"] == plain(row.hyper):
         return False

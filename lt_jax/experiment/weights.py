@@ -11,7 +11,7 @@ import jax
 from lt_jax import models, seeds
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError
-from lt_jax.experiment import outcomes, results
+from lt_jax.experiment import results
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
@@ -174,7 +174,7 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
         outcome = source.outcome
         (seed,) = outcome["seeds"]
         network = loaded(source, fresh(task, c.model.init, (1, seed)), skip)
-        if path != session.workdir and not outcomes.done(session, outcome["run"]):
+        if path != session.workdir and not session.finished(outcome["run"]):
             _adopt(session, source, network, skip)
         yield seed, network
 
@@ -193,13 +193,13 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
     if skip:  # what was skipped lies nowhere else
-        kept = outcomes.FINAL
+        kept = results.FINAL
         checkpoint.write(directory / kept, outcome["step"], network._asdict())
     adopted = {
         **outcome,
         "weights": kept,
         "adopted_for": task.splits.train.hash,
-        **outcomes.figures(session, tally, network.params["head"]),
+        **results.measured(task, tally, network.params["head"]),
         "analysis": None,
     }
     results.save_outcome(directory, adopted)

@@ -14,7 +14,7 @@ from flax import traverse_util
 
 from lt_jax import models, trees
 from lt_jax.errors import InputError, one_of
-from lt_jax.experiment import outcomes, results, weights
+from lt_jax.experiment import results, weights
 from lt_jax.export import stablehlo, torch_names, weight_files
 from lt_jax.heads import linear
 from lt_jax.training import checkpoint
@@ -88,12 +88,12 @@ def _in(
         ) from error
     tree = traverse_util.unflatten_dict(found.leaves, sep="/")
     headless = "params/head/kernel" not in found.leaves
-    checkpoint.write(directory / outcomes.FINAL, 0, {"batch_stats": {}, **tree})
+    checkpoint.write(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
     results.save_outcome(
         directory,
         {
             "run": "stage1/0",
-            "weights": outcomes.FINAL,
+            "weights": results.FINAL,
             "backbone": "",
             "seeds": [0],
             "step": 0,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, workdirs
+from lt_jax.experiment import workdirs
+from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
 from lt_jax.report import figures as drawn
 from lt_jax.report import page, style, tables
@@ -130,7 +131,7 @@ def _parts(run: Run) -> list[Part]:
 
 def _facts(run: Run) -> list[tuple[str, str]]:
     r, d = run.result, run.result["dataset"]
-    what, how = results.caption(r).split("\n")
+    what, how = caption(r).split("\n")
     fits = [fit for held in run.fits.values() for fit in held]
     seeds = sorted({tuple(fit["seeds"]) for fit in fits}, key=lambda s: (len(s), s))
     told = ", ".join(".".join(map(str, s)) for s in seeds)

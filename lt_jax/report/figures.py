@@ -8,12 +8,15 @@ from collections.abc import Mapping
 import numpy as np
 
 from lt_jax.experiment import workdirs
-from lt_jax.experiment.workdirs import Outcome, Run, number, spread
+from lt_jax.experiment.results import Outcome
+from lt_jax.experiment.workdirs import Run
 from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
 from lt_jax.report import plots, style
 from lt_jax.report.page import Part, Table
 from lt_jax.report.tables import ACCURACIES, LOS, cell, listed
+from lt_jax.retraining import selection
+from lt_jax.retraining.selection import number, spread
 
 SPLITS = {"valid": "validation", "test": "test"}
 # What accuracy is held against, by its name on the axis.
@@ -106,7 +109,7 @@ def delta(run: Run) -> Part:
     tried = [
         # Plain cross-entropy is the curve's beginning.
         s._replace(hyper={**s.hyper, "delta": 0.0}) if s.method == "ce" else s
-        for s in workdirs.settings(run.rows)
+        for s in selection.settings(run.rows)
         if s.method in ("ce", LOS)
     ]
     if len({s.hyper["delta"] for s in tried}) < 2:
@@ -139,7 +142,7 @@ def delta(run: Run) -> Part:
     for label, among in lines.items():
         deltas = sorted({s.hyper["delta"] for s in among})
         at = [[s for s in among if s.hyper["delta"] == delta] for delta in deltas]
-        found = [best for some in at if (best := workdirs.best(some, run.choose))]
+        found = [best for some in at if (best := selection.best(some, run.choose))]
         x = np.array([s.hyper["delta"] for s in found], np.float64)
         lr = np.array([s.hyper["lr"] for s in found], np.float64)
         over = {
@@ -172,7 +175,7 @@ def delta(run: Run) -> Part:
 
 def rates(run: Run) -> Part:
     part = Part("learning_rate", "Method and learning rate", "")
-    tried = [s for s in workdirs.settings(run.rows) if s.hyper.get("lr", 0) > 0]
+    tried = [s for s in selection.settings(run.rows) if s.hyper.get("lr", 0) > 0]
     rates = sorted({s.hyper["lr"] for s in tried})
     if len(rates) < 2:
         return part._replace(
@@ -186,7 +189,7 @@ def rates(run: Run) -> Part:
     for i, name in enumerate(names):
         for j, rate in enumerate(rates):
             some = [s for s in tried if s.method == name and s.hyper["lr"] == rate]
-            best = workdirs.best(some, run.choose)
+            best = selection.best(some, run.choose)
             if best is None:
                 if some:
                     numbers.append([name, rate, None, None, "diverged"])
@@ -218,7 +221,7 @@ def correlation(run: Run) -> Part:
         {
             "method": row["method"],
             "seeds": row["seeds"],
-            **{k: workdirs.value(row, split, k) for k in ("all", *BALANCE.values())},
+            **{k: selection.value(row, split, k) for k in ("all", *BALANCE.values())},
         }
         for row in run.rows
     ] or [

@@ -9,21 +9,15 @@ from typing import Any
 import numpy as np
 
 from lt_jax.experiment import workdirs
-from lt_jax.experiment.workdirs import Outcome, Run, number, spread
+from lt_jax.experiment.results import Outcome
+from lt_jax.experiment.tables import COLUMNS, cell
+from lt_jax.experiment.workdirs import Run
 from lt_jax.metrics import GROUPS
 from lt_jax.report.page import Part, Table
+from lt_jax.retraining.selection import number, spread
 
 LOS = "los"
 ACCURACIES = ("all", *GROUPS)
-# Title in the main table, key in the metrics, factor, decimals.
-COLUMNS = (
-    *((name, name, 100, 1) for name in (*ACCURACIES, "balanced", "worst")),
-    ("ECE", "ece", 100, 1),
-    ("LoMa row", "loma_row", 1, 2),
-    ("LoMa col", "loma_col", 1, 2),
-    ("spread row", "loma_row_spread", 1, 2),
-    ("spread col", "loma_col_spread", 1, 2),
-)
 
 
 def main(run: Run) -> Part:
@@ -35,12 +29,14 @@ def main(run: Run) -> Part:
                 continue
             label = setting if run.swept and name != "none" else ""
             used = workdirs.hyper(run, name, fits)
-            over = [(*workdirs.over(fits, key), f, d) for _, key, f, d in COLUMNS]
+            over = [
+                (*workdirs.over(fits, c.metric), c.factor, c.decimals) for c in COLUMNS
+            ]
             shown.append([name, label, *(cell(*o) for o in over)])
             both = [f * x for mean, std, f, _ in over for x in (mean, std)]
             numbers.append([name, label, len(fits), *both, json.dumps(used)])
-    titles = [title for title, *_ in COLUMNS]
-    both = [f"{key}{end}" for _, key, *_ in COLUMNS for end in ("", "_std")]
+    titles = [column.title for column in COLUMNS]
+    both = [f"{c.metric}{end}" for c in COLUMNS for end in ("", "_std")]
     header = ["method", "values", *titles]
     if not run.swept:
         for row in (header, *shown):
@@ -193,13 +189,6 @@ def verdict(name: str, mean: float, std: float, pairs: int) -> str:
     if pairs == 1:
         return f"{ahead}, spread unknown"
     return "within the spread" if abs(mean) <= std else ahead
-
-
-def cell(mean: float, std: float, factor: float, decimals: int, sign: str = "") -> str:
-    if not np.isfinite(mean):
-        return "nan"
-    text = f"{factor * mean:{sign}.{decimals}f}".replace("-", "\N{MINUS SIGN}")
-    return text + (f" ± {factor * std:.{decimals}f}" if np.isfinite(std) else "")
 
 
 def words(hyper: Mapping[str, Any]) -> str:

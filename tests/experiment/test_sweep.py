@@ -11,8 +11,8 @@ import pytest
 import tiny_digits
 
 from lt_jax.cli import main
-from lt_jax.errors import Diverged, InputError, Interrupted
-from lt_jax.experiment import cached, results, stages, sweep, weights, workdirs
+from lt_jax.errors import InputError, Interrupted
+from lt_jax.experiment import cached, results, stages, sweep, weights
 from lt_jax.training import checkpoint
 from lt_jax.training.log import plain
 
@@ -233,37 +233,6 @@ def test_views_of_crops(swept, tmp_path):
     found = stages.sweep(c, tmp_path)
     assert found["methods"]["none"]["nll"] == result["methods"]["none"]["nll"]
     assert found["fixed"]["los"]["nll"] != result["fixed"]["los"]["nll"]
-
-
-def row(method, lr, seed, value, diverged=None):
-    return {
-        "method": method,
-        "hyper": {"lr": lr},
-        "seeds": [0, seed],
-        "diverged": diverged,
-        "metrics": {"valid": {"balanced": value, "nll": value}},
-    }
-
-
-def test_choice_by_hand():
-    rows = [
-        row("a", 0.1, 0, 0.5),
-        row("a", 0.1, 1, 0.7),
-        row("a", 0.2, 0, 0.9),
-        row("a", 0.2, 1, 0.1),
-        row("a", 0.3, 0, 0.6),  # as good as the first
-        row("a", 0.3, 1, 0.6),
-        row("a", 0.4, 0, 1.0),
-        row("a", 0.4, 1, None, diverged=7),
-    ]
-    assert sweep.choose(rows, "balanced") == {"a": {"lr": 0.1}}
-    assert sweep.choose(rows[:4], "nll") == {"a": {"lr": 0.2}}
-    tied = [{**r, "hyper": {"lr": lr}} for lr in (1.0, 2.0) for r in rows[:1]]
-    assert sweep.choose(tied, "balanced") == {"a": {"lr": 1.0}}
-    first, second = (s.score("balanced") for s in workdirs.settings(tied))
-    assert first == second
-    with pytest.raises(Diverged, match="every setting of b"):
-        sweep.choose([*rows, row("b", 0.1, 0, None, diverged=1)], "balanced")
 
 
 def test_a_diverging_row_is_told_and_not_chosen(swept, tmp_path):

@@ -473,12 +473,24 @@ def test_another_training_set_and_other_epochs_are_differences(
     [
         ("config.json", None, "not a workdir"),
         ("result.json", None, "nothing has finished"),
-        ("result.json", "{}", "result.json lacks 'dataset'"),
-        ("checkpoints/los/0.1/outcome.json", "{", "0.1/outcome.json is not JSON"),
-        ("checkpoints/los/0.1/outcome.json", "[]", "0.1/outcome.json holds no JSON"),
-        ("checkpoints/los/0.1/outcome.json", "{}", "outcome.json lacks 'seeds'"),
-        ("sweep/0/0/rows.json", '{"rows": [{}]}', "rows.json lacks 'method'"),
-        ("sweep/0/0/rows.json", '{"rows": 3}', "rows.json holds no list"),
+        ("result.json", "{}", "result.json lacks 'dataset.name'"),
+        ("checkpoints/los/0.1/outcome.json", "{", "0.1/outcome.json is not valid JSON"),
+        (
+            "checkpoints/los/0.1/outcome.json",
+            "[]",
+            "0.1/outcome.json must be a JSON object, got []",
+        ),
+        ("checkpoints/los/0.1/outcome.json", "{}", "outcome.json lacks 'run'"),
+        (
+            "sweep/0/0/rows.json",
+            '{"origin": {}, "rows": [{}]}',
+            "rows[0] lacks 'method'",
+        ),
+        (
+            "sweep/0/0/rows.json",
+            '{"origin": {}, "rows": 3}',
+            "rows must be a list, got 3",
+        ),
     ],
 )
 def test_bad_workdirs(
@@ -500,7 +512,7 @@ def test_bad_workdirs(
 def test_a_workdir_in_which_no_fit_has_ended(tmp_path: Path):
     folder = made.write(tmp_path / "run", {"none": fits()["none"]}, made.config({}))
     (folder / "checkpoints" / "stage1" / "0" / "outcome.json").unlink()
-    with pytest.raises(InputError, match="nothing has finished"):
+    with pytest.raises(InputError, match="no finished fits"):
         workdirs.read([folder])
 
 
@@ -510,7 +522,7 @@ def test_no_such_folder_the_same_twice_and_no_place_to_write(
     assert main.main(["report", str(tmp_path / "nowhere")]) == 2
     assert "not a workdir" in capsys.readouterr().err
     assert main.main(["report", str(plain), str(plain)]) == 2
-    assert "given twice" in capsys.readouterr().err
+    assert "duplicate workdir" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main.main(["report", str(plain), "--out", str(tmp_path / "file")]) == 2
     assert "Give another folder with --out" in capsys.readouterr().err
