@@ -37,8 +37,8 @@ def text(result: dict[str, Any]) -> str:
     if "sweep" in result:
         s = result["sweep"]
         parts.append(
-            f"Chosen from {s['heads']:,} heads by the mean {s['choose']} over seeds "
-            "on validation:"
+            f"Chosen on validation by the mean {s['choose']} over seeds, from "
+            f"{s['heads']:,} heads:"
         )
     parts.append(table(result["methods"]))
     if "fixed" in result:
