@@ -1,7 +1,7 @@
 """A head is two functions: one makes its parameters, one turns features into logits.
 
-Class vectors are the *columns* of ``kernel``. What constrains or corrects a head maps
-its parameters to parameters of the same head, so evaluation knows nothing of it.
+Class vectors are the *columns* of ``kernel``. A constraint or correction maps a head's
+parameters to parameters of the same head, so evaluation does not depend on it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from lt_jax import initializers
 from lt_jax.errors import InputError, one_of
 from lt_jax.types import Params
 
-# Features of many examples, float[n, D] after float[n, D]; each call begins anew. They
-# may be more than the memory holds.
+# Features of many examples in blocks, float[n, D] each. Each call starts over. The
+# features may be larger than the memory.
 Blocks = Callable[[], Iterator[Any]]
 
 
 class Init(Protocol):
-    """How a head's parameters are made."""
+    """Function that makes a head's parameters."""
 
     def __call__(
         self,
@@ -35,20 +35,20 @@ class Init(Protocol):
         init: str,
         /,
     ) -> Params:
-        """Parameters that go on from ``start``, the stage-1 head, or fresh ones.
+        """Continue from ``start``, the stage-1 head, or make fresh parameters.
 
-        ``init`` names the initial values of a fresh head, see ``inits.NAMES``.
+        ``init`` is one of ``initializers.NAMES``, for a fresh head.
         """
         ...
 
 
 class Head(NamedTuple):
-    """How a classifier starts and what it computes. Hashable: a cache key."""
+    """A classifier: its initial parameters and its logits. Hashable: a cache key."""
 
     init: Init
     # (params, features float[B, D]) -> logits float[B, K]
     apply: Callable[[Params, jax.Array], jax.Array]
-    trains: str  # regular expression over the names of the leaves that are trained
+    trains: str  # regular expression for the names of the trained leaves
 
 
 def _linear_init(
@@ -62,7 +62,7 @@ def _linear_init(
     zeros: tuple[str, ...] = (),
     directions: tuple[str, ...] = (),
 ) -> Params:
-    """A linear head, and beside it neutral leaves [K] and [D] of these names."""
+    """Make a linear head plus neutral leaves [K] and [D] of these names."""
     keys = jax.random.split(key)
     own = start or {
         "kernel": initializers.kernel(init)(keys[0], (num_features, num_classes)),
@@ -84,7 +84,7 @@ linear = Head(init=_linear_init, apply=_linear_apply, trains=".*")  # W f + b
 
 
 def _unit(vectors: jax.Array, axis: int) -> jax.Array:
-    """Vectors of length 1 along an axis; a vector of zeros stays one."""
+    """Scale vectors along an axis to length 1; a zero vector stays zero."""
     square = jnp.sum(vectors**2, axis=axis, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
@@ -101,10 +101,13 @@ def _cosine_apply(params: Params, features: jax.Array) -> jax.Array:
 
 @functools.cache
 def cosine(scale: float) -> Head:
-    """``scale cos(w_k, f)``, without a bias; the scale is held fixed.
+    """Make the head ``scale cos(w_k, f)``, without a bias and with a fixed scale.
 
-    It is a leaf, so heads of different scales compute the same program, and the logits
-    that are measured are the ones that the loss sees.
+    The scale is a leaf: heads with different scales share one program, and the loss
+    and the metrics get the same logits.
+
+    Raises:
+      InputError: the scale is not positive.
     """
     if not 0 < scale < float("inf"):
         raise InputError(f"scale must be a positive number, got {scale}; usual is 30")
@@ -116,7 +119,7 @@ def _scaled_apply(params: Params, features: jax.Array) -> jax.Array:
     return params["scale"][None, :] * _linear_apply(params, features)
 
 
-# s_k (w_k f + b_k), learnable weight scaling; s alone is trained, or all of it.
+# s_k (w_k f + b_k), learnable weight scaling; only s is trained, or all leaves.
 scaled = Head(
     init=functools.partial(_linear_init, ones=("scale",)),
     apply=_scaled_apply,
@@ -159,29 +162,29 @@ def _centred_apply(params: Params, features: jax.Array) -> jax.Array:
     return _linear_apply(params, _unit(features - params["centre"][None, :], 1))
 
 
-# W u + b of the features moved by a centre and scaled to length 1.
+# W u + b, with u the features minus a centre, scaled to length 1.
 centred = Head(
     init=functools.partial(_linear_init, directions=("centre",)),
     apply=_centred_apply,
     trains="kernel|bias",
 )
 
-# What nearest_mean measures distances between, and the head that computes them.
+# Kind of nearest class mean -> the head that computes it; see ``nearest_mean``.
 NEAREST = {"raw": linear, "l2": centred, "cl2": centred}
 
 
 def class_norms(params: Params) -> jax.Array:
-    """float[K], the Euclidean norm of each class vector (the bias left out)."""
+    """Compute the Euclidean norm of each class vector, float[K], without the bias."""
     return jnp.linalg.norm(params["kernel"], axis=0)
 
 
 def effective_norms(params: Params) -> jax.Array:
-    """float[K], the norms of the class vectors that the logits are made with.
+    """Compute the norms of the class vectors as they enter the logits, float[K].
 
-    Of ``s_k w_k`` where a head scales its logits (``scaled``, ``scaled_all``), of
-    ``omega_k w_k`` for ``marc``. For ``aligned``, whose scale depends on the example,
-    of ``(1 + s_k) / 2 w_k``: a confidence of 1/2, as v = 0 gives it. ``cosine`` makes
-    all vectors as long as its scale. Other heads use ``w_k`` as it is.
+    The vectors are ``s_k w_k`` for ``scaled`` and ``scaled_all``, ``omega_k w_k`` for
+    ``marc`` and ``w_k`` for other heads. The scale of ``aligned`` depends on the
+    example; the vectors are ``(1 + s_k) / 2 w_k``, for a confidence of 1/2 as at v = 0.
+    Every vector of ``cosine`` has the length of its scale.
     """
     norms = class_norms(params)
     if "omega" in params:
@@ -196,11 +199,13 @@ def effective_norms(params: Params) -> jax.Array:
 
 
 def tau_norm(params: Params, tau: float) -> Params:
-    """Class vectors divided by their norm to the power tau; the bias dropped.
+    """Divide class vectors by their norm to the power tau; set the bias to zero.
 
-    Decoupling, ICLR 2020. tau 0 keeps the vectors, 1 makes them unit vectors.
+    tau 0 keeps the vectors, 1 makes them unit vectors.
+
+    Reference: "Decoupling Representation and Classifier", ICLR 2020.
     """
-    norms = jnp.maximum(class_norms(params), 1e-12)  # a vector of zeros stays one
+    norms = jnp.maximum(class_norms(params), 1e-12)  # a zero vector stays zero
     return {
         **params,
         "kernel": params["kernel"] / norms[None, :] ** tau,
@@ -209,14 +214,14 @@ def tau_norm(params: Params, tau: float) -> Params:
 
 
 def shift_bias(params: Params, shift: jax.Array) -> Params:
-    """Logits moved by ``shift``, float[K]."""
+    """Add ``shift``, float[K], to the logits."""
     return {**params, "bias": params["bias"] + shift}
 
 
 def max_norm(params: Params, radius: jax.Array) -> Params:
-    """Class vectors longer than ``radius`` are shortened to it; the bias stays.
+    """Shorten class vectors that are longer than ``radius`` to it; keep the bias.
 
-    "Long-Tailed Recognition via Weight Balancing", CVPR 2022.
+    Reference: "Long-Tailed Recognition via Weight Balancing", CVPR 2022.
     """
     norms = class_norms(params)
     factor = jnp.where(norms > radius, radius / jnp.maximum(norms, 1e-12), 1.0)
@@ -224,9 +229,9 @@ def max_norm(params: Params, radius: jax.Array) -> Params:
 
 
 def max_norm_radius(start: Params, quantile: float) -> jax.Array:
-    """``min + quantile (max - min)`` of the class norms of the head at the start.
+    """Compute ``min + quantile (max - min)`` of the class norms of the start head.
 
-    As the authors' code has it, with 0.1: a point of the range, not a rank.
+    As in the authors' code, which uses 0.1: a point in the range, not a rank.
     """
     norms = class_norms(start)
     return norms.min() + quantile * (norms.max() - norms.min())
@@ -235,18 +240,19 @@ def max_norm_radius(start: Params, quantile: float) -> jax.Array:
 def nearest_mean(
     blocks: Blocks, labels: np.ndarray, shape: tuple[int, int], kind: str
 ) -> Params:
-    """The head of ``NEAREST[kind]`` whose largest logit is the nearest class mean.
+    """Make the head ``NEAREST[kind]`` whose largest logit is the nearest class mean.
 
-    ``2 mu_k f - |mu_k|^2`` is ``-|f - mu_k|^2`` but for ``|f|^2``, which all classes
-    share. The means are those of the features as they are (``raw``), scaled to length
-    1 (``l2``), or moved by their overall mean first (``cl2``), and are not scaled
-    themselves: nearest class mean of Decoupling, ICLR 2020, and of its official code.
-    Goes through the features once, for ``cl2`` twice.
+    ``2 mu_k f - |mu_k|^2`` equals ``-|f - mu_k|^2`` plus ``|f|^2``, which all classes
+    share. As in the official code, the means themselves are not scaled.
 
     Args:
-      blocks: the features.
-      labels: int32[N], an example of every class.
+      blocks: the features, float[N, D] in blocks; read once, or twice for ``cl2``.
+      labels: int32[N], with an example of every class.
       shape: D, K.
+      kind: takes means of the features as they are (``raw``), scaled to length 1
+        (``l2``), or first centred and then scaled to length 1 (``cl2``).
+
+    Reference: "Decoupling Representation and Classifier", ICLR 2020.
     """
     one_of("kind of nearest mean", kind, NEAREST)
     num_features, num_classes = shape
@@ -255,10 +261,10 @@ def nearest_mean(
         for values in blocks():
             centre = _add_up(centre, values)
         centre = centre / len(labels)
-    sums, at = jnp.zeros((num_classes, num_features)), 0
+    sums, first = jnp.zeros((num_classes, num_features)), 0
     for values in blocks():
-        own = labels[at : at + len(values)]
-        at += len(values)
+        own = labels[first : first + len(values)]
+        first += len(values)
         sums = _add_by_class(sums, values, own, centre, kind != "raw")
     means = sums / jnp.bincount(jnp.asarray(labels), length=num_classes)[:, None]
     params = {"kernel": 2 * means.T, "bias": -jnp.sum(means**2, axis=1)}

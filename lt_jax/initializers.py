@@ -1,4 +1,4 @@
-"""Initial values of weights, as PyTorch or Flax has them by default."""
+"""Initial values of weights: the defaults of PyTorch or of Flax."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ NAMES = ("torch", "flax")
 
 
 def kernel(name: str) -> Initializer:
-    """Of a kernel [..., in, out].
+    """Return the initialiser of a kernel [..., in, out].
 
-    ``torch``: U(+-1/sqrt(fan_in)), the default of Conv2d and Linear; ``flax``: LeCun
+    ``torch``: U(+-1/sqrt(fan_in)), the default of Conv2d and Linear. ``flax``: LeCun
     normal.
     """
     if one_of("initialiser", name, NAMES) == "flax":
         return nn.initializers.lecun_normal()
-    # U(-b, b) has the variance b^2 / 3.
+    # U(-b, b) has the variance b ** 2 / 3.
     return nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def bias(name: str, fan_in: int) -> Initializer:
-    """Of the bias beside a kernel of this fan-in: U(+-1/sqrt(fan_in)) or zeros."""
+    """Return the initialiser of a bias: U(+-1/sqrt(fan_in)) or zeros."""
     if one_of("initialiser", name, NAMES) == "flax":
         return nn.initializers.zeros
     bound = fan_in**-0.5

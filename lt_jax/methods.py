@@ -1,10 +1,9 @@
-"""Classifier re-training methods, each a small record of the parts it differs in.
+"""Classifier re-training methods: each is a small record of how it differs.
 
-``METHODS`` maps a name to a function of the class counts of the training set (int[K])
-and of the method's own numbers, all by keyword. To add a method, write one such
-function and one line in ``METHODS``; the command line, the configs and the common
-tests find it there. Learning rate and number of epochs belong to a method too and
-stand in the config beside these numbers.
+``METHODS`` maps a name to a function of the class counts of the training set, int[K],
+and of the method's own hyperparameters, all keyword-only. To add a method, write such
+a function and one line in ``METHODS``, then its published values in ``recipes.py``.
+The learning rate and the number of epochs are part of the recipe too.
 """
 
 from __future__ import annotations
@@ -27,70 +26,51 @@ from lt_jax.types import Params
 STARTS = ("stage1", "fresh")
 PROJECT_EVERY = ("step", "epoch")
 
-
+# (current params of the head, params it started with) -> params
+Project = Callable[[Params, Params], Params]
+# (params of the head, features in blocks, labels int32[N]) -> params of the same shapes
 Correct = Callable[[Params, Blocks, np.ndarray], Params]
 
 
 class Method(NamedTuple):
-    """What a method is, apart from its optimiser's numbers.
+    """A method, apart from the hyperparameters of its optimiser.
 
-    ``head``, ``loss`` and ``project`` are keys of the compiled steps: equal numbers
-    must give equal ones, so they are made at module level or by a cached function.
-    Numbers of the loss travel in ``adjust`` and compile nothing.
+    ``head``, ``loss`` and ``project`` are keys of the compiled steps. Equal
+    hyperparameters must give equal ones, so they are made at module level or by a
+    cached function. The numbers of the loss are in ``adjust`` and compile nothing.
     """
 
     adjust: Adjust
-    sampler: str = "instance"  # see samplers.POWERS
-    start: str = "stage1"  # the head goes on from stage 1, or is "fresh"
+    sampler: str = "instance"  # a key of samplers.POWERS
+    start: str = "stage1"  # continue from the stage-1 head, or start "fresh"
     head: Head = linear
     loss: Loss = adjusted_xent
-    deferred: Adjust | None = None  # takes over from adjust ...
-    defer: float = 1.0  # ... after this share of the epochs
-    # (head's params, those it started with) -> params, after every "step" or "epoch"
-    project: Callable[[Params, Params], Params] | None = None
+    deferred: Adjust | None = None  # replaces adjust ...
+    defer: float = 1.0  # ... after this fraction of the epochs
+    project: Project | None = None  # applied after every step or epoch
     project_every: str = "step"
-    # (head's params, features in blocks, labels int32[N]) -> params of the same shapes,
-    # once after training, from all examples that were fitted, un-augmented
+    # Applied once after training, to all fitted examples without augmentation.
     correct: Correct | None = None
-    needs_features: bool = (
-        True  # whether ``correct`` looks at features, which cost a pass
-    )
+    needs_features: bool = True  # whether ``correct`` reads the features
 
 
 def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
-    """bool[epochs * per_epoch]: after which steps the method projects its head."""
+    """Return bool[epochs * per_epoch]: True where the head is projected after a step.
+
+    Args:
+      method: the method.
+      epochs: number of epochs.
+      per_epoch: steps per epoch.
+    """
     steps = np.arange(1, epochs * per_epoch + 1)
     every = {"step": 1, "epoch": per_epoch}[method.project_every]
     return (steps % every == 0) & (method.project is not None)
 
 
-# Corrections and projections of the same number are the same function.
+@functools.cache  # equal quantiles give the same function
+def _max_norm(quantile: float) -> Project:
+    in_range("quantile", quantile, 0, 1)
 
-
-@functools.cache
-def _tau_norm(tau: float) -> Correct:
-    return lambda params, blocks, labels: heads.tau_norm(params, tau)
-
-
-@functools.cache
-def _minus_log_prior(tau: float) -> Correct:
-    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
-        counts = jnp.bincount(jnp.asarray(labels), length=len(params["bias"]))
-        return heads.shift_bias(params, -tau * jnp.log(counts / len(labels)))
-
-    return correct
-
-
-@functools.cache
-def _nearest_mean(kind: str) -> Correct:
-    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
-        return heads.nearest_mean(blocks, labels, params["kernel"].shape, kind)
-
-    return correct
-
-
-@functools.cache
-def _max_norm(quantile: float) -> Callable[[Params, Params], Params]:
     def project(params: Params, start: Params) -> Params:
         return heads.max_norm(params, heads.max_norm_radius(start, quantile))
 
@@ -101,10 +81,9 @@ def _max_norm(quantile: float) -> Callable[[Params, Params], Params]:
 
 
 def ce(counts: np.ndarray, *, start: str, sampler: str) -> Method:
-    """Cross-entropy, what every other method is measured against.
+    """Cross-entropy, the baseline of every other method (Decoupling, ICLR 2020).
 
-    From the stage-1 head under the instance sampler it is the plain continuation of
-    joint training (Decoupling, ICLR 2020).
+    From the stage-1 head under the instance sampler it continues joint training.
     """
     return Method(losses.cross_entropy(len(counts)), sampler, start)
 
@@ -114,7 +93,7 @@ def label_smoothing(
 ) -> Method:
     """Label smoothing with a small delta ("Rethinking the Inception ...", CVPR 2016).
 
-    The same loss as ``los``, under the name and at the size that everyone uses: 0.1.
+    The same loss as ``los``, at its usual size: 0.1.
     """
     return Method(losses.over_smooth(len(counts), delta), sampler, start)
 
@@ -123,7 +102,7 @@ def los(counts: np.ndarray, *, delta: float, start: str, sampler: str) -> Method
     """Label over-smoothing ("Label Over-Smooth Can Balance", ICLR 2025).
 
     delta is the smoothing mass, spread over all K classes: 0.98 for CIFAR100-LT. The
-    paper starts from the stage-1 head, samples naturally and takes a small learning
+    paper starts from the stage-1 head, samples naturally and uses a small learning
     rate; the gain depends on all three.
     """
     return Method(losses.over_smooth(len(counts), delta), sampler, start)
@@ -140,15 +119,15 @@ def reweight(counts: np.ndarray, *, power: float, start: str, sampler: str) -> M
 def class_balanced(
     counts: np.ndarray, *, beta: float, start: str, sampler: str
 ) -> Method:
-    """Cross-entropy weighted by the effective number of samples (CVPR 2019)."""
+    """Cross-entropy weighted by the effective number of samples (CVPR 2019, eq. 2)."""
     return Method(losses.class_balanced(counts, beta), sampler, start)
 
 
 def focal(counts: np.ndarray, *, gamma: float, start: str, sampler: str) -> Method:
     """Focal loss, ``(1 - p_y) ** gamma`` times cross-entropy (ICCV 2017, eq. 4).
 
-    In the softmax form, as LDAM-DRW's code has it with gamma 1 (there a class weight
-    enters p_y as well; here there is none).
+    This is the softmax form, as in the code of LDAM-DRW, which uses gamma 1. There a
+    class weight enters p_y as well; here there is none.
     """
     extra = jnp.array([in_range("gamma", gamma, 0, np.inf), 0], jnp.float32)
     adjust = losses.cross_entropy(len(counts))._replace(extra=extra)
@@ -183,17 +162,14 @@ def lade(
     """Balanced Softmax plus alpha times the LADE regulariser, see ``losses.lade``.
 
     "Disentangling Label Distribution for Long-tailed Visual Recognition", CVPR 2021.
-    ``square`` is the paper's lambda, of T ** 2. As in the official code, the terms of
-    classes are weighted by the prior, and the first term of a class absent from the
-    batch is 0. The official weights are 0.1 and 0.1 for CIFAR100-LT and ImageNet-LT,
-    0.05 and 0.5 for iNaturalist 2018.
+    ``square`` is the paper's lambda, the weight of T ** 2. As in the official code, the
+    prior weights the terms of the classes. The first term of a class that is absent
+    from the batch is 0. The official weights are 0.1 and 0.1 for CIFAR100-LT and
+    ImageNet-LT, 0.05 and 0.5 for iNaturalist 2018.
     """
-    numbers = [
-        in_range("alpha", alpha, 0, np.inf),
-        in_range("square", square, 0, np.inf),
-    ]
+    extra = in_range("alpha", alpha, 0, np.inf), in_range("square", square, 0, np.inf)
     adjust = losses.logit_adjust(counts, 1.0)
-    adjust = adjust._replace(extra=jnp.array(numbers, jnp.float32))
+    adjust = adjust._replace(extra=jnp.array(extra, jnp.float32))
     return Method(adjust, sampler, start, loss=losses.lade)
 
 
@@ -204,11 +180,10 @@ def cosine(counts: np.ndarray, *, scale: float, start: str, sampler: str) -> Met
     """CE of ``scale cos(w_k, f)``: features and class vectors normalised, no bias.
 
     "Dynamic Few-Shot Visual Learning without Forgetting", CVPR 2018, with its scale
-    held fixed. The scale is the head's, so its logits are the scaled cosines.
+    held fixed. The scale belongs to the head, so its logits are the scaled cosines.
     """
-    return Method(
-        losses.cross_entropy(len(counts)), sampler, start, heads.cosine(scale)
-    )
+    adjust = losses.cross_entropy(len(counts))
+    return Method(adjust, sampler, start, heads.cosine(scale))
 
 
 def ldam(
@@ -223,10 +198,11 @@ def ldam(
 ) -> Method:
     """LDAM-DRW (NeurIPS 2019), CE of ``scale (cos_k - m_y [k = y])``.
 
-    The margins m go with ``n ** -1/4``, the largest is ``max_margin``; after the share
-    ``defer`` of the epochs CE is also weighted by the effective number of samples.
-    The official code takes 0.5, 30, 0.9999 and epoch 160 of 200, and trains the whole
-    network from scratch; as a re-training method it is new. defer 1 is plain LDAM.
+    The margins m are proportional to ``n ** -1/4``, the largest is ``max_margin``.
+    After the fraction ``defer`` of the epochs, CE is also weighted by the effective
+    number of samples. The official code uses 0.5, 30, 0.9999 and epoch 160 of 200, and
+    trains the network from scratch; re-training the classifier with it is ours.
+    defer 1 is plain LDAM.
     """
     adjust = losses.ldam(counts, max_margin, scale)
     weight = losses.class_balanced(counts, beta).weight
@@ -248,8 +224,8 @@ def crt(counts: np.ndarray) -> Method:
 def lws(counts: np.ndarray) -> Method:
     """Learnable weight scaling, CE of ``s_k (w_k f + b_k)`` (Decoupling, ICLR 2020).
 
-    s alone is trained, from 1, under the class sampler. The paper scales w only;
-    the official code scales the bias too and is followed.
+    Only s is trained, from 1, under the class sampler. The paper scales w only; the
+    official code, which we follow, scales the bias too.
     """
     adjust = losses.cross_entropy(len(counts))
     return Method(adjust, sampler="class", head=heads.scaled)
@@ -258,10 +234,10 @@ def lws(counts: np.ndarray) -> Method:
 def disalign(counts: np.ndarray, *, power: float, sampler: str) -> Method:
     """DisAlign, CE of ``c (s_k z_k + o_k) + (1 - c) z_k`` (CVPR 2021).
 
-    With the confidence ``c = sigma(v f)`` and weights ``counts ** -power``; s, o and v
-    are trained, from 1, 0 and 0 ("Distribution Alignment": its alpha, beta and v).
-    The official ImageNet-LT config has power 1.2. Its code for segmentation is this
-    formula and starts v at random, which changes no logit at the start.
+    With the confidence ``c = sigma(v f)`` and weights ``counts ** -power``. Trained are
+    s, o and v, from 1, 0 and 0 ("Distribution Alignment": its alpha, beta and v). The
+    official ImageNet-LT config has power 1.2. The official segmentation code has this
+    formula and a random initial v, which changes no logit at the start.
     """
     return Method(losses.reweight(counts, power), sampler, head=heads.aligned)
 
@@ -270,8 +246,8 @@ def marc(counts: np.ndarray, *, power: float, sampler: str) -> Method:
     """MARC, CE of ``omega_k z_k + beta_k |w_k|`` (ACML 2022).
 
     "Margin Calibration for Long-Tailed Visual Recognition": omega and beta are trained,
-    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; how the paper
-    weighs could not be checked, and power 0 leaves them out.
+    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; power 0 leaves them out.
+    We could not check which weights the paper uses.
     """
     return Method(losses.reweight(counts, power), sampler, head=heads.marc)
 
@@ -281,11 +257,11 @@ def label_aware_smoothing(
 ) -> Method:
     """Label-aware smoothing, stage 2 of MiSLAS ("Improving Calibration", CVPR 2021).
 
-    Smoothing from ``tail`` to ``head`` along a sine of the count, for the logits
+    Smoothing rises from ``tail`` to ``head`` along a sine of the count; the logits are
     ``s_k (w_k f + b_k)``. The official code trains s at the learning rate and W, b at a
-    fraction of it (0.2 for CIFAR), under a class-balanced sampler, and lets the
-    batch norms shift. Here all of the head shares one rate, and batch norm is the
-    config's business. CIFAR100-LT at IR 100: head 0.4, tail 0.1.
+    fraction of it (0.2 for CIFAR), under a class-balanced sampler, and lets the batch
+    norms shift. Here one rate trains the head, and the config decides about batch norm.
+    CIFAR100-LT at IR 100: head 0.4, tail 0.1.
     """
     adjust = losses.label_aware_smoothing(counts, head, tail)
     return Method(adjust, sampler, head=heads.scaled_all)
@@ -299,29 +275,32 @@ def weight_balancing(
 ) -> Method:
     """Weight balancing: class-balanced loss, weight decay and max-norm (CVPR 2022).
 
-    After every ``step`` or ``epoch`` class vectors are shortened to the radius ``min +
+    After every ``step`` or ``epoch``, class vectors are shortened to the radius ``min +
     quantile (max - min)`` of the class norms of the start head. The official code does
-    it after every epoch. The decay, 0.1, is the config's. The bias is decayed and not
-    constrained, as in the official code. Its loss is not followed: there the
-    class-balanced loss is a *binary* cross-entropy of the softmax, averaged over
-    examples and classes, so smaller by about K than the paper's softmax cross-entropy,
-    which stands here. A loss K times larger takes a learning rate K times smaller and a
-    decay K times larger for the same steps: about 1e-4 and 10 for the official 0.01
+    so after every epoch. The decay, 0.1, is set in the recipe. As in the official code,
+    the bias is decayed but not constrained.
+
+    The official loss differs from the paper's: it is a *binary* cross-entropy of the
+    softmax, averaged over examples and classes, so about K times smaller. We use the
+    paper's softmax cross-entropy. For the same steps it needs a learning rate K times
+    smaller and a decay K times larger: about 1e-4 and 10 instead of the official 0.01
     and 0.1 at K = 100.
     """
-    project = _max_norm(in_range("quantile", quantile, 0, 1))
     adjust = losses.class_balanced(counts, beta)
+    project = _max_norm(quantile)
     return Method(adjust, sampler, project=project, project_every=every)
 
 
 def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
     """``w_k / |w_k| ** tau``, bias dropped (Decoupling, ICLR 2020); nothing is trained.
 
-    The code of weight balancing (CVPR 2022) keeps the bias; it is not followed.
+    The code of weight balancing (CVPR 2022) keeps the bias; we do not.
     """
-    correct = _tau_norm(in_range("tau", tau, -np.inf, np.inf))
+    in_range("tau", tau, -np.inf, np.inf)
     return Method(
-        losses.cross_entropy(len(counts)), correct=correct, needs_features=False
+        losses.cross_entropy(len(counts)),
+        correct=lambda params, blocks, labels: heads.tau_norm(params, tau),
+        needs_features=False,
     )
 
 
@@ -329,19 +308,28 @@ def ncm(counts: np.ndarray, *, kind: str) -> Method:
     """Nearest class mean of the features (Decoupling, ICLR 2020); nothing is trained.
 
     kind: ``raw`` features, ``l2``-normalised ones, or ``cl2``: centred, then
-    L2-normalised; the means are not normalised, as in the official code.
+    L2-normalised. As in the official code, the means are not normalised.
     """
     head = heads.NEAREST[one_of("kind of nearest mean", kind, heads.NEAREST)]
+
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        return heads.nearest_mean(blocks, labels, params["kernel"].shape, kind)
+
     adjust = losses.cross_entropy(len(require_examples(counts)))
-    return Method(adjust, head=head, correct=_nearest_mean(kind))
+    return Method(adjust, head=head, correct=correct)
 
 
 def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
     """``argmax z - tau log prior`` (ICLR 2021, eq. 9); nothing is trained.
 
-    A shift of the bias of the stage-1 head.
+    It shifts the bias of the stage-1 head.
     """
-    correct = _minus_log_prior(in_range("tau", tau, -np.inf, np.inf))
+    in_range("tau", tau, -np.inf, np.inf)
+
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        seen = jnp.bincount(jnp.asarray(labels), length=len(params["bias"]))
+        return heads.shift_bias(params, -tau * jnp.log(seen / len(labels)))
+
     adjust = losses.cross_entropy(len(require_examples(counts)))
     return Method(adjust, correct=correct, needs_features=False)
 
@@ -362,18 +350,19 @@ def los_max_norm(
     counts: np.ndarray, *, delta: float, quantile: float, every: str, sampler: str
 ) -> Method:
     """LOS (ICLR 2025) under the max-norm of weight balancing (CVPR 2022)."""
-    method = los(counts, delta=delta, start="stage1", sampler=sampler)
-    project = _max_norm(in_range("quantile", quantile, 0, 1))
-    return method._replace(project=project, project_every=every)
+    adjust = losses.over_smooth(len(counts), delta)
+    project = _max_norm(quantile)
+    return Method(adjust, sampler, project=project, project_every=every)
 
 
 def los_tau_norm(
     counts: np.ndarray, *, delta: float, tau: float, start: str, sampler: str
 ) -> Method:
     """LOS (ICLR 2025), then tau-normalisation (ICLR 2020)."""
-    method = los(counts, delta=delta, start=start, sampler=sampler)
-    correct = _tau_norm(in_range("tau", tau, -np.inf, np.inf))
-    return method._replace(correct=correct, needs_features=False)
+    smooth = losses.over_smooth(len(counts), delta)
+    return tau_norm(counts, tau=tau)._replace(
+        adjust=smooth, start=start, sampler=sampler
+    )
 
 
 METHODS: dict[str, Callable[..., Method]] = {
@@ -398,7 +387,7 @@ METHODS: dict[str, Callable[..., Method]] = {
     "tau_norm": tau_norm,
     "ncm": ncm,
     "logit_adjust_posthoc": logit_adjust_posthoc,
-    # LOS again, for entries, grids and rows of a table of their own.
+    # LOS again, each with its own recipe, grid and row in the tables.
     "los_fresh": los,
     "los_resampled": los,
     "los_balanced_softmax": los_balanced_softmax,
@@ -407,26 +396,26 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
-def make(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
-    """The method of this name with these numbers.
+def make(name: str, counts: np.ndarray, hyperparameters: Mapping[str, Any]) -> Method:
+    """Build the method ``name``.
+
+    Args:
+      name: a key of ``METHODS``.
+      counts: int[K], examples per class of the training set.
+      hyperparameters: a value for each keyword of the method.
 
     Raises:
-      InputError: no such method; a number it does not read or that is missing; a value
-        outside its range.
+      InputError: unknown method; an unknown, missing or invalid hyperparameter.
     """
-    one_of("method", name, METHODS)
-    wanted = [
-        p.name
-        for p in inspect.signature(METHODS[name]).parameters.values()
-        if p.kind is p.KEYWORD_ONLY
-    ]
-    for key in hyper:
+    build = METHODS[one_of("method", name, METHODS)]
+    _, *wanted = inspect.signature(build).parameters
+    for key in hyperparameters:
         if key not in wanted:
-            raise InputError(f"method {name!r} reads no {key!r}{suggest(key, wanted)}")
+            raise InputError(f"method {name!r} has no {key!r}{suggest(key, wanted)}")
     for key in wanted:
-        if key not in hyper:
+        if key not in hyperparameters:
             raise InputError(f"method {name!r} needs a value for {key!r}")
-    method = METHODS[name](counts, **hyper)
+    method = build(counts, **hyperparameters)
     one_of("start of the head", method.start, STARTS)
     one_of("sampler", method.sampler, POWERS)
     one_of("time of a projection", method.project_every, PROJECT_EVERY)

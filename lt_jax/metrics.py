@@ -1,8 +1,8 @@
 """Metrics as additive sums: jitted in every eval step, divided once, on the host.
 
-A ``Tally`` holds what has been seen so far. Tallies add up (over batches with
-``merge``, over devices with ``psum``), so any split of the examples into batches and
-devices gives the same integers. ``summary`` is the only place that divides.
+Tallies add up (over batches with ``merge``, over devices with ``psum``), so any split
+of the examples into batches and devices gives the same integers. ``summary`` and
+``per_class`` are the only places that divide.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ import optax
 
 GROUPS = ("many", "medium", "few")
 RSD = ("row_true", "row_false", "col_true", "col_false")  # reading, deviation
-# What a sweep may choose by, and whether the highest (1) or the lowest (-1) is best.
+# Criteria of a sweep, and whether the highest (1) or the lowest (-1) is best.
 CHOOSE = {
     **dict.fromkeys(("all", *GROUPS, "balanced", "worst", "top5"), 1),
     **dict.fromkeys(("nll", "ece"), -1),
 }
-NUM_BINS = 15  # of the calibration error (Guo et al., ICML 2017)
+NUM_BINS = 15  # for the calibration error (Guo et al., ICML 2017)
 
-Array = Any  # of jax on the devices, of numpy on the host; no checker follows both
+Array = Any  # jax on the devices, numpy on the host; type checkers cannot follow both
 
 
 class Tally(NamedTuple):
-    """Sums over examples; [K] is by true class unless it says column."""
+    """Sums over examples; [K] is by true class unless marked as column."""
 
     seen: Array  # int32[K], examples
-    right: Array  # int32[K], of these, predicted right
-    right5: Array  # int32[K], of these, true class among the five largest logits
+    right: Array  # int32[K], examples predicted correctly
+    right5: Array  # int32[K], examples with the true class among the top five logits
     loss_sum: Array  # float32[K], cross-entropy of the plain softmax, in nats
     true_sum: Array  # float32[K], the true class's logit ...
     true_sq: Array  # float32[K], ... and its square
@@ -46,7 +46,7 @@ class Tally(NamedTuple):
 
 
 def empty(num_classes: int) -> Tally:
-    """The tally of no examples: the identity of ``merge``."""
+    """Return the tally of no examples: the identity of ``merge``."""
     ints, floats = np.zeros(num_classes, np.int32), np.zeros(num_classes, np.float32)
     return Tally(
         *([ints] * 3 + [floats] * 7),
@@ -57,33 +57,33 @@ def empty(num_classes: int) -> Tally:
 
 
 def merge(one: Tally, other: Tally) -> Tally:
-    """The tally of both sets of examples."""
+    """Add two tallies."""
     return jax.tree.map(jnp.add, one, other)
 
 
 def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
-    """The tally of one batch.
+    """Compute the tally of one batch.
 
     Args:
       logits: float[B, K].
-      labels: int32[B]; anything where the mask is 0.
-      mask: float32[B], 1 for an example and 0 for padding, which counts nowhere.
+      labels: int32[B]; ignored where the mask is 0.
+      mask: float32[B], 1 for an example and 0 for padding.
     """
     num_classes = logits.shape[-1]
     logits = logits.astype(jnp.float32)
     counted = mask > 0
     labels = jnp.where(counted, labels, 0)
-    # A masked row may hold anything, even nan, which 0 * nan would let through.
+    # A masked row may hold NaN, and 0 * NaN is NaN.
     logits = jnp.where(counted[:, None], logits, 0.0)
 
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    # Rank of the true class with ties broken by index, as argmax breaks them: top-1 is
-    # rank 0, and no sort of K logits is needed. Counted by who is behind, the true
-    # class itself included, so that logits of nan (a diverged run) are never right.
+    # Rank of the true class with ties broken by index, as argmax does: top-1 is rank 0,
+    # and the K logits need no sort. Count the classes at or behind the true one, itself
+    # included, so that NaN logits (a diverged run) are never right.
     index = jnp.arange(num_classes)[None, :]
     tied = (logits == true[:, None]) & (index > labels[:, None])
-    # The true class by its index, not by its value: a compiler that computes a logit
-    # twice may round it twice.
+    # Find the true class by index, not by value: a compiler that computes a logit twice
+    # may round it differently.
     own = (index == labels[:, None]) & ~jnp.isnan(logits)
     behind = own | (logits < true[:, None]) | tied
     rank = num_classes - jnp.sum(behind, axis=1)
@@ -92,53 +92,53 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
     bins = jnp.ceil(confidence * NUM_BINS).astype(jnp.int32) - 1
     bins = jnp.clip(bins, 0, NUM_BINS - 1)
 
-    whole = counted.astype(jnp.int32)
-    right = whole * (rank == 0)
+    ones = counted.astype(jnp.int32)
+    right = ones * (rank == 0)
 
     def by(where: jax.Array, values: jax.Array, size: int) -> jax.Array:
         return jnp.zeros(size, values.dtype).at[where].add(values)
 
     nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    part = counted.astype(jnp.float32)
     return Tally(
-        seen=by(labels, whole, num_classes),
+        seen=by(labels, ones, num_classes),
         right=by(labels, right, num_classes),
-        right5=by(labels, whole * (rank < min(5, num_classes)), num_classes),
-        loss_sum=by(labels, part * nll, num_classes),
+        right5=by(labels, ones * (rank < min(5, num_classes)), num_classes),
+        loss_sum=by(labels, mask * nll, num_classes),
         true_sum=by(labels, true, num_classes),
         true_sq=by(labels, true**2, num_classes),
         row_sum=by(labels, jnp.sum(logits, axis=1), num_classes),
         row_sq=by(labels, jnp.sum(logits**2, axis=1), num_classes),
         col_sum=jnp.sum(logits, axis=0),
         col_sq=jnp.sum(logits**2, axis=0),
-        bin_seen=by(bins, whole, NUM_BINS),
+        bin_seen=by(bins, ones, NUM_BINS),
         bin_right=by(bins, right, NUM_BINS),
-        bin_conf=by(bins, part * confidence, NUM_BINS),
+        bin_conf=by(bins, mask * confidence, NUM_BINS),
     )
 
 
 def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
-    """The classes of each group by number of training examples.
+    """Group classes by their number of training examples.
 
     Args:
-      counts: int[K] of the whole training set.
-      many, few: limits; more than ``many`` is many, fewer than ``few`` is few, the
-        rest, both limits included, is medium (Liu et al., CVPR 2019, has 100 and 20).
+      counts: int[K] for the full training set.
+      many: classes with more examples are many-shot.
+      few: classes with fewer examples are few-shot; all others are medium-shot.
+        Liu et al., CVPR 2019, use 100 and 20.
 
     Returns:
-      bool[K] by name; a group may be empty.
+      bool[K] per group; a group may be empty.
     """
     medium = (counts >= few) & (counts <= many)
     return dict(zip(GROUPS, (counts > many, medium, counts < few), strict=True))
 
 
 def per_class(tally: Tally) -> dict[str, np.ndarray]:
-    """Each metric of each class, float64[K]; nan for a class without examples.
+    """Compute each metric per class, float64[K]; NaN for a class without examples.
 
-    ``loma_row`` and ``loma_col`` are the two readings of Logits Magnitude; ``rsd_*``
-    divides by it the standard deviation of the class's logits, over its own examples
-    (``true``) or over the others (``false``): in the row reading the other logits of
-    the class's examples, in the column reading the class's logit on other examples.
+    ``loma_row`` and ``loma_col`` are the two readings of Logits Magnitude. ``rsd_*`` is
+    the standard deviation of the class's logits divided by that magnitude. ``true``
+    takes the class's logit on its own examples. ``false`` takes the other logits of
+    these examples (row) or the class's logit on other examples (column).
     """
     t = Tally(*(np.asarray(a, np.float64) for a in tally))
     n, num_classes = t.seen, len(t.seen)
@@ -163,21 +163,21 @@ def per_class(tally: Tally) -> dict[str, np.ndarray]:
 def _moments(
     total: np.ndarray, squares: np.ndarray, count: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and (population) standard deviation."""
+    """Compute the mean and the population standard deviation."""
     mean = total / count
-    # The sums are rounded to float32, so a variance of zero may come out below it.
+    # The sums are rounded to float32, so a variance of zero may come out negative.
     return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
 
 
 def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Every metric of an evaluation as a float64; fractions, not per cent.
+    """Compute every metric of an evaluation, in float64; fractions, not per cent.
 
-    ``all`` is the accuracy over examples, a group's name the accuracy over its
-    examples, ``balanced`` the mean of the class accuracies and ``worst`` the lowest
-    one, both over the classes that have examples. ``loma_*`` and ``rsd_*`` are means
-    over classes; ``loma_*_many`` etc. over the classes of a group; ``loma_*_spread``
-    the standard deviation over classes divided by the mean: 0 is perfectly balanced.
-    An empty group is nan.
+    ``all`` is the accuracy over examples; a group's name is the accuracy over its
+    examples. ``balanced`` is the mean and ``worst`` the minimum of the class accuracies,
+    over classes with examples. ``loma_*`` and ``rsd_*`` are means over classes,
+    ``loma_*_many`` etc. over the classes of a group. ``loma_*_spread`` is the standard
+    deviation over classes divided by the mean: 0 is perfectly balanced. An empty group
+    is NaN.
     """
     t = Tally(*(np.asarray(a, np.float64) for a in tally))
     classes = per_class(tally)
@@ -186,9 +186,7 @@ def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
         "all": _ratio(t.right.sum(), t.seen.sum()),
         **{g: _ratio(t.right[w].sum(), t.seen[w].sum()) for g, w in groups.items()},
         "balanced": _mean(classes["accuracy"][held]),
-        "worst": float(np.min(classes["accuracy"][held], initial=np.inf))
-        if held.any()
-        else float("nan"),
+        "worst": float(np.min(classes["accuracy"][held])) if held.any() else np.nan,
         "top5": _ratio(t.right5.sum(), t.seen.sum()),
         "nll": _ratio(t.loss_sum.sum(), t.seen.sum()),
         "ece": _ratio(np.abs(t.bin_right - t.bin_conf).sum(), t.seen.sum()),
@@ -206,9 +204,9 @@ def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     return result
 
 
-def _ratio(part: Any, whole: Any) -> float:
-    return float(part / whole) if whole else float("nan")
+def _ratio(part: Any, total: Any) -> float:
+    return float(part / total) if total else np.nan
 
 
 def _mean(values: np.ndarray) -> float:
-    return float(np.mean(values)) if values.size else float("nan")
+    return float(np.mean(values)) if values.size else np.nan

@@ -1,8 +1,8 @@
-"""A sampler is an array of indices, made anew for each epoch by a pure function.
+"""A sampler is an array of indices, computed for each epoch by a pure function.
 
-The same plan drives the training loop and the cached one, gives exact resume
-(``plan(...)[step:]``) and makes comparisons paired: two methods that share a seed see
-the same examples in the same order.
+The same plan drives online and cached training and gives exact resume:
+``plan(...)[step:]``. Comparisons are paired: methods that share a seed get the same
+examples in the same order.
 """
 
 from __future__ import annotations
@@ -14,28 +14,29 @@ import numpy as np
 from lt_jax import seeds
 from lt_jax.errors import one_of
 
-# Classes are drawn in proportion to their counts to this power; None: no classes.
+# Classes are drawn in proportion to their counts to this power; None: not by class.
 POWERS = {"instance": None, "class": 0.0, "sqrt": 0.5}
 
 
 def plan(
     labels: np.ndarray, kind: str, batch: int, run: Sequence[int], epoch: int
 ) -> np.ndarray:
-    """The order of examples of one epoch.
+    """Compute the order of examples in one epoch.
 
     Args:
       labels: int[N].
-      kind: ``instance``, each example once in uniform random order; ``class``,
-        classes equally often (class-aware sampling: Shen et al., ECCV 2016, as in
-        Decoupling, ICLR 2020), ``sqrt``, classes as often as the square root of their
-        counts. The latter two draw N examples; within a class every example comes up
-        once before any comes up again.
-      batch: B, of all devices together.
-      run, epoch: what the order depends on, besides the labels; see ``seeds``.
+      kind: ``instance`` draws each example once in uniform random order. ``class``
+        draws classes equally often (class-aware sampling: Shen et al., ECCV 2016, as
+        in Decoupling, ICLR 2020), ``sqrt`` in proportion to the square root of their
+        counts. These two draw N examples; within a class, every example is drawn
+        once before any is drawn again.
+      batch: B, the global batch size.
+      run: name of the run, see ``seeds``.
+      epoch: epoch number.
 
     Returns:
-      int32[steps, B], indices into ``labels``; -1 pads the last row, so that every
-      example counts exactly once and every step has the same shape.
+      int32[steps, B], indices into ``labels``. -1 pads the last row, so that all steps
+      have the same shape.
 
     >>> plan(np.zeros(5, np.int32), "instance", 2, run=(1, 0), epoch=0).shape
     (3, 2)
@@ -50,7 +51,7 @@ def plan(
 
 
 def batch_indices(order: np.ndarray, batch: int) -> np.ndarray:
-    """int32[steps, B], this order in rows of ``batch``, the last one padded with -1."""
+    """Split int[N] into int32[steps, batch]; pad the last row with -1."""
     steps = -(-len(order) // batch)
     rows = np.full(steps * batch, -1, np.int32)
     rows[: len(order)] = order
@@ -58,11 +59,12 @@ def batch_indices(order: np.ndarray, batch: int) -> np.ndarray:
 
 
 def examples_per_epoch(size: int, batch: int, drop_last: bool) -> int:
-    """How many of so many examples an epoch shows.
+    """Count the examples of ``size`` that one epoch uses.
 
     Args:
-      drop_last: whether a last batch that is smaller than the others is left out; those
-        that it would have held are others in every epoch.
+      size: number of examples.
+      batch: B, the global batch size.
+      drop_last: skip an incomplete last batch; its examples differ per epoch.
 
     >>> examples_per_epoch(130, 64, True), examples_per_epoch(130, 64, False)
     (128, 130)
@@ -71,10 +73,10 @@ def examples_per_epoch(size: int, batch: int, drop_last: bool) -> int:
 
 
 def _by_class(labels: np.ndarray, rng: np.random.Generator, power: float) -> np.ndarray:
-    """int[N], classes drawn in proportion to ``counts ** power``."""
+    """Return int[N], with classes drawn in proportion to ``counts ** power``."""
     counts = np.bincount(labels)
     shares = np.where(counts > 0, counts.astype(float) ** power, 0.0)
-    # Systematic sampling: a class comes up its expected number of times, give or take
+    # Systematic sampling: a class is drawn its expected number of times, plus or minus
     # one, instead of with binomial noise.
     edges = np.cumsum(shares) / shares.sum() * len(labels)
     ends = np.floor(edges + rng.random()).astype(int)
@@ -87,8 +89,8 @@ def _by_class(labels: np.ndarray, rng: np.random.Generator, power: float) -> np.
         rounds = -(-draws[label] // len(members))
         shuffled = [rng.permutation(members) for _ in range(rounds)]
         pieces.append(np.concatenate(shuffled)[: draws[label]])
-    # The classes come in random order, the examples of a class in the order made here:
-    # shuffling them again would let one come up twice before another has come up.
+    # Classes are in random order, the examples of a class in the order drawn above.
+    # Another shuffle could draw one twice before another is drawn once.
     classes = rng.permutation(np.repeat(np.arange(len(draws)), draws))
     order = np.empty(len(labels), int)
     order[np.argsort(classes, kind="stable")] = np.concatenate(pieces)

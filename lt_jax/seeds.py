@@ -1,8 +1,8 @@
-"""Independent streams of random numbers, one for each purpose.
+"""Independent streams of random numbers, one per purpose.
 
-A run is named by a few whole numbers, ``(1, seed)`` for stage 1 and ``(2, stage-1
-seed, seed)`` for stage 2, so that no two stages share an order, a crop or a weight by
-accident, while methods that share them are compared on the same ones.
+A run is named by a few integers: ``(1, seed)`` for stage 1 and ``(2, stage-1 seed,
+seed)`` for stage 2. So two stages never share an order, a crop or a weight by accident,
+while methods with the same run use the same ones.
 """
 
 from __future__ import annotations
@@ -17,34 +17,38 @@ PURPOSES = ("backbone", "head", "augment")
 
 
 def key(run: Sequence[int], purpose: str) -> jax.Array:
-    """The key of JAX for a purpose of a run."""
+    """Return the JAX key of a run for one of ``PURPOSES``."""
     numbers = (*run, PURPOSES.index(purpose))
     return functools.reduce(jax.random.fold_in, numbers, jax.random.key(0))
 
 
 def generator(run: Sequence[int], epoch: int) -> np.random.Generator:
-    """NumPy's generator for the order of examples in an epoch of a run."""
+    """Return the NumPy generator for the order of examples in an epoch of a run."""
     return np.random.default_rng([*run, epoch])
 
 
 def uniform(
     run: Sequence[int], epoch: int, positions: np.ndarray, each: int
 ) -> np.ndarray:
-    """float64[n, each], uniform in [0, 1), for places in the order of an epoch.
+    """Draw numbers for positions in the order of an epoch.
 
-    Those of a place depend on nothing but run, epoch and place: a counter and no state
-    decides, so an epoch may be entered anywhere.
+    The numbers depend only on the run, the epoch and the position, so that an epoch
+    can be resumed anywhere.
 
     Args:
-      run, epoch: as for ``generator``, whose stream is another one.
-      positions: int[n], at least 0, close to each other: all between the first and the
-        last are drawn.
-      each: numbers of a place, a multiple of 4, as the counter moves by four numbers.
+      run: name of the run.
+      epoch: epoch number; the stream differs from that of ``generator``.
+      positions: int[n], at least 0 and close together: numbers are drawn for all
+        positions from the first to the last.
+      each: numbers per position, a multiple of 4 because the counter advances by four.
+
+    Returns:
+      float64[n, each], uniform in [0, 1).
     """
     first, last = int(positions.min()), int(positions.max())
     sequence = np.random.SeedSequence([*run, epoch], spawn_key=(1,))
-    counted = np.random.Philox(
+    bits = np.random.Philox(
         counter=first * each // 4, key=sequence.generate_state(2, np.uint64)
     )
-    drawn = np.random.Generator(counted).random((last - first + 1, each))
-    return drawn[positions - first]
+    numbers = np.random.Generator(bits).random((last - first + 1, each))
+    return numbers[positions - first]

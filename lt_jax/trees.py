@@ -1,4 +1,4 @@
-"""Trees of arrays by the names of their leaves: ``head/kernel``."""
+"""Trees of arrays, addressed by leaf names such as ``head/kernel``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lt_jax.types import Params
 
 
 def leaves(tree: Any) -> dict[str, Any]:
-    """The leaves by name, path parts joined by ``/``.
+    """Return the leaves by name: path parts joined by ``/``.
 
     >>> leaves({"head": {"bias": 1, "kernel": 2}})
     {'head/bias': 1, 'head/kernel': 2}
@@ -28,28 +28,28 @@ def leaves(tree: Any) -> dict[str, Any]:
 
 
 def rebuild(like: Any, values: dict[str, Any]) -> Any:
-    """A tree of the structure of ``like`` with these values for its leaves."""
+    """Build a tree with the structure of ``like`` from leaves by name."""
     return jax.tree.unflatten(
         jax.tree.structure(like), [values[name] for name in leaves(like)]
     )
 
 
 def partition(params: Params, pattern: str) -> tuple[Params, Params]:
-    """Splits nested dicts into the leaves whose whole name matches, and the others.
+    """Split nested dicts into leaves whose full name matches, and the others.
 
     Raises:
-      InputError: nothing matches.
+      InputError: no leaf matches.
     """
     flat = leaves(params)
     chosen = {name for name in flat if re.fullmatch(pattern, name)}
     if not chosen:
         raise InputError(
-            f"no parameter matches {pattern!r}; there are: {', '.join(flat)}"
+            f"no parameter matches {pattern!r}: expected one of {', '.join(flat)}"
         )
-    # With the empty branches, those of a backbone without parameters.
-    whole = _flat(params)
-    inside = {name: leaf for name, leaf in whole.items() if name in chosen}
-    outside = {name: leaf for name, leaf in whole.items() if name not in chosen}
+    # Keeps empty branches, as of a backbone without parameters.
+    complete = _flat(params)
+    inside = {name: leaf for name, leaf in complete.items() if name in chosen}
+    outside = {name: leaf for name, leaf in complete.items() if name not in chosen}
     return (
         traverse_util.unflatten_dict(inside, sep="/"),
         traverse_util.unflatten_dict(outside, sep="/"),
@@ -57,7 +57,7 @@ def partition(params: Params, pattern: str) -> tuple[Params, Params]:
 
 
 def join(one: Params, other: Params) -> Params:
-    """The inverse of ``partition``."""
+    """Undo ``partition``."""
     return traverse_util.unflatten_dict({**_flat(one), **_flat(other)}, sep="/")
 
 
@@ -66,7 +66,7 @@ def _flat(params: Params) -> dict[str, Any]:
 
 
 def digest(named: dict[str, Any], before: bytes = b"") -> bytes:
-    """SHA-256 of ``before``, then of the names, shapes, types and bytes of leaves."""
+    """Hash ``before``, then names, shapes, dtypes and bytes of leaves (SHA-256)."""
     total = hashlib.sha256(before)
     for name, leaf in sorted(named.items()):
         array = np.ascontiguousarray(leaf)
@@ -76,7 +76,7 @@ def digest(named: dict[str, Any], before: bytes = b"") -> bytes:
 
 
 def differences(found: dict[str, Any], expected: dict[str, Any]) -> list[str]:
-    """One line for each leaf that is missing, unexpected or of another shape."""
+    """Return one line per leaf that is missing, unexpected or of another shape."""
     lines = []
     for name in sorted(found.keys() | expected.keys()):
         if name not in found:

@@ -1,7 +1,7 @@
-"""The records that every floor shares: batches, data sets, the training state.
+"""Types that the folders share: batches, parameters, the training state.
 
-Letters used for sizes everywhere: ``B`` examples in a batch, ``K`` classes, ``D``
-features, ``N`` examples in a set, ``H W C`` an image.
+Sizes in docstrings: ``B`` examples in a batch, ``K`` classes, ``D`` features, ``N``
+examples in a dataset, ``H W C`` an image.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Any
 import flax.struct
 import jax
 
-# {"image": uint8[B, H, W, C], "label": int32[B], "mask": float32[B]}; mask 0 marks a
-# padded row, which counts nowhere: not in the loss, the metrics or the batch norm.
+# {"image": uint8[B, H, W, C], "label": int32[B], "mask": float32[B]}. Mask 0 marks a
+# padded row; the loss, the metrics and batch norm ignore it.
 Batch = dict[str, Any]
 Params = dict[str, Any]  # a nested dict of arrays
 
-# An ml_collections.ConfigDict; a type checker cannot know what its attributes hold.
+# An ml_collections.ConfigDict; a type checker cannot know its attributes.
 Config = Any
 
 
 @flax.struct.dataclass
 class TrainState:
-    """All that training changes, as arrays only: what is held is what is saved.
+    """Everything that training changes, as arrays only; saved as it is.
 
-    ``params`` is ``{"backbone": ..., "head": ...}``; ``opt_state`` covers only the
-    parameters that are trained.
+    ``params`` is ``{"backbone": ..., "head": ...}``. ``opt_state`` covers the trained
+    parameters only.
     """
 
     step: jax.Array  # int32[], optimiser steps taken

@@ -276,13 +276,13 @@ def test_weights_have_mean_one_and_fall_with_the_count(adjust):
 
 @pytest.mark.parametrize("delta", [1, 1.5, -0.1, float("nan")])
 def test_delta_out_of_range(delta):
-    with pytest.raises(InputError, match=rf"delta must lie in \[0, 1\), got {delta}"):
+    with pytest.raises(InputError, match=rf"delta must be in \[0, 1\), got {delta}"):
         losses.over_smooth(10, delta)
 
 
 @pytest.mark.parametrize("beta", [1, 1.5, -0.1, float("nan")])
 def test_beta_out_of_range(beta):
-    with pytest.raises(InputError, match=rf"beta must lie in \[0, 1\), got {beta}"):
+    with pytest.raises(InputError, match=rf"beta must be in \[0, 1\), got {beta}"):
         losses.class_balanced(COUNTS, beta)
 
 

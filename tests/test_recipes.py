@@ -100,7 +100,7 @@ def test_every_row_of_every_method_is_made(backbone):
         (
             "los",
             {"method__los__grid__delta": (0.5, 1.0)},
-            r"^config.method.los.grid, delta=1.0: delta must lie in \[0, 1\), got 1.0",
+            r"^config.method.los.grid, delta=1.0: delta must be in \[0, 1\), got 1.0",
         ),
         (
             "los",
@@ -141,7 +141,7 @@ def test_every_row_of_every_method_is_made(backbone):
         (
             "los",
             {"method__los__delta": 1.0},
-            r"^config.method.los: delta must lie in \[0, 1\)",
+            r"^config.method.los: delta must be in \[0, 1\)",
         ),
     ],
 )

@@ -82,7 +82,7 @@ def test_partition_keeps_the_arrays_themselves():
 
 @pytest.mark.parametrize("pattern", ["head", "kernel", "haed/.*", "", "head/bia"])
 def test_partition_refuses_what_matches_nothing(pattern):
-    with pytest.raises(InputError, match=rf"'{pattern}'; there are: .*head/bias"):
+    with pytest.raises(InputError, match=rf"'{pattern}': expected one of .*head/bias"):
         trees.partition(PARAMS, pattern)
 
 

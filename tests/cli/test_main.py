@@ -125,7 +125,7 @@ def test_run_and_evaluate(tmp_path, capsys):
     [
         (["--config.optim.epoch=3"], "unknown config key 'optim.epoch'; did you mean"),
         (["--config.optim.epochs=many"], "optim.epochs"),
-        (["--config.method.los.delta=1.0"], "delta must lie in [0, 1)"),
+        (["--config.method.los.delta=1.0"], "delta must be in [0, 1)"),
         (["--config.data.imbalance=0.1"], "imbalance"),
         (["--config.eval.flip=perhaps"], "eval.flip"),
     ],

@@ -400,8 +400,8 @@ def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method__los__delta": 1.0}, r"delta must lie in \[0, 1\)"),
-        ({"method__los__delta": -0.1}, r"delta must lie in \[0, 1\)"),
+        ({"method__los__delta": 1.0}, r"delta must be in \[0, 1\)"),
+        ({"method__los__delta": -0.1}, r"delta must be in \[0, 1\)"),
         ({"data__imbalance": 0.5}, "imbalance .*at least 1"),
         ({"data__imbalance": 1000.0}, "class"),
         ({"data__name": "digit"}, "digits"),
