@@ -173,7 +173,7 @@ def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Compute every metric of an evaluation, in float64; fractions, not per cent.
 
     ``all`` is the accuracy over examples; a group's name is the accuracy over its
-    examples. ``balanced`` is the mean and ``worst`` the minimum of the class accuracies,
+    examples. ``balanced`` is the mean and ``worst`` the lowest of the class accuracies,
     over classes with examples. ``loma_*`` and ``rsd_*`` are means over classes,
     ``loma_*_many`` etc. over the classes of a group. ``loma_*_spread`` is the standard
     deviation over classes divided by the mean: 0 is perfectly balanced. An empty group
