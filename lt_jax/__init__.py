@@ -1,9 +1,8 @@
 """Long-tailed recognition in JAX: decoupled training and classifier re-training.
 
-The way of the data: ``data`` makes a long-tailed task, ``samplers`` plan an order,
-``steps`` run ``models`` and ``heads`` on the devices under ``losses``, ``metrics`` add
-up, ``methods`` say what differs, ``loop`` repeats, ``train`` makes commands of it.
-Without configs and workdirs, on features and logits of one's own: ``library``.
+``fit_heads`` and ``evaluate`` work on your own features and logits. The modules
+``losses``, ``heads``, ``samplers``, ``metrics`` and ``methods`` are pure functions.
+Experiments with configs and workdirs run through the ``lt-jax`` command.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """The names of ``library``, on first use: ``lt-jax --help`` waits for no JAX."""
+    """Import a name of ``api`` on first use, so that ``lt-jax --help`` is fast."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from lt_jax import api

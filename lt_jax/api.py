@@ -1,7 +1,7 @@
-"""Heads on one's own features and metrics of one's own logits: arrays in and out.
+"""Library interface: fit heads on features, evaluate logits; arrays in and out.
 
-No config, no workdir, no files. It is the engine of cached stage 2, so what comes out
-is what ``lt-jax retrain`` finds on the same features (a test compares them).
+No config, no workdir, no files. The heads equal those of ``lt-jax retrain`` on the
+same features: both use the engine of cached stage 2.
 """
 
 from __future__ import annotations
@@ -24,44 +24,41 @@ from lt_jax.training import optim
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
 
-ROWS = 4096  # examples that logits are computed for at once
+ROWS = 4096  # examples per block of logits
 
 
 class Recipe(NamedTuple):
-    """A method and the numbers of its optimiser, SGD with half a cosine to zero."""
+    """A method and its SGD hyperparameters; the rate falls along a half cosine."""
 
-    method: Method  # of lt_jax.methods, made of the class counts
-    lr: float  # the highest learning rate
-    epochs: int  # passes over the examples; 0 for what trains nothing
-    decay: float = 0.0  # of the weights, coupled as in PyTorch
+    method: Method  # from lt_jax.methods, made with the class counts
+    lr: float  # highest learning rate
+    epochs: int  # passes over the examples; 0 for a method that trains nothing
+    decay: float = 0.0  # weight decay, coupled as in PyTorch
     momentum: float = 0.9
 
 
 class FittedHead(NamedTuple):
-    """A classifier after training."""
+    """A trained classifier."""
 
     head: Head
     params: Params  # kernel float32[D, K], bias float32[K], ...
-    diverged: int | None  # the first step whose loss was not a number
+    diverged: int | None  # first step with a NaN or infinite loss
 
     def logits(self, features: Any) -> np.ndarray:
-        """float32[N, K] for float[N, D].
+        """Compute float32[N, K] from float[N, D].
 
         Raises:
           InputError: features of another shape.
         """
         features = np.asarray(features)
-        wide = self.params["kernel"].shape[0]
-        if features.ndim != 2 or features.shape[1] != wide:
+        width = self.params["kernel"].shape[0]
+        if features.ndim != 2 or features.shape[1] != width:
             raise InputError(
-                f"features have the shape {list(features.shape)}; expected [N, {wide}]"
+                f"features have the shape {list(features.shape)}; expected [N, {width}]"
             )
-        blocks = range(0, max(len(features), 1), ROWS)
+        apply, blocks = _compiled(self.head), range(0, max(len(features), 1), ROWS)
         parts = [features[i : i + ROWS].astype(np.float32) for i in blocks]
-        return np.concatenate([np.asarray(self._apply(part)) for part in parts])
-
-    def _apply(self, features: np.ndarray) -> jax.Array:
-        return _compiled(self.head)(self.params, features)
+        return np.concatenate([np.asarray(apply(self.params, part)) for part in parts])
 
 
 @functools.cache
@@ -79,11 +76,9 @@ def fit_head(
     seed: int = 0,
     memory: float = 1.0,
 ) -> FittedHead:
-    """Trains one head; see ``fit_heads``, which does many in hardly more time."""
-    alone = {"": recipe}
-    return fit_heads(
-        features, labels, alone, start=start, batch=batch, seed=seed, memory=memory
-    )[""]
+    """Train one head; see ``fit_heads``, which trains many in little more time."""
+    options: Any = {"start": start, "batch": batch, "seed": seed, "memory": memory}
+    return fit_heads(features, labels, {"": recipe}, **options)[""]
 
 
 def fit_heads(
@@ -96,7 +91,7 @@ def fit_heads(
     seed: int = 0,
     memory: float = 1.0,
 ) -> dict[str, FittedHead]:
-    """Trains heads side by side, on all devices, in one program for each kind of head.
+    """Train heads in parallel on all devices, with one program per kind of head.
 
     >>> from lt_jax import methods
     >>> rng = np.random.default_rng(0)
@@ -110,121 +105,104 @@ def fit_heads(
 
     Args:
       features: float[N, D] of the training examples.
-      labels: int[N], 0 .. K-1; K is the number of counts the methods were made of.
-      recipes: what to train, by a name of the caller's.
-      start: the head that methods of ``start="stage1"`` go on from (all that do not
-        say "fresh"): a fitted linear head, or its ``kernel`` float[D, K] and ``bias``
-        float[K]. Of PyTorch: ``{"kernel": fc.weight.T, "bias": fc.bias}``, on the CPU.
-      batch: examples of a step.
-      seed: decides the order of examples, which all share, and fresh heads.
-      memory: GiB of each device for features and heads at once.
+      labels: int[N] in 0 .. K-1, where K is the number of counts given to the methods.
+      recipes: what to train, by names of your choice.
+      start: initial head for methods with ``start="stage1"``: a fitted linear head, or
+        its ``kernel`` float[D, K] and ``bias`` float[K]. From PyTorch:
+        ``{"kernel": fc.weight.T, "bias": fc.bias}``, on the CPU.
+      batch: examples per step.
+      seed: seed of the order of examples, which all heads share, and of fresh heads.
+      memory: GiB per device for features and heads together.
 
     Returns:
-      The heads by the same names.
+      The fitted heads, by the same names.
 
     Raises:
-      InputError: features, labels, numbers or a start that do not fit, named.
+      InputError: invalid features, labels, hyperparameters or start.
     """
     features, labels = checked("input", np.asarray(features), np.asarray(labels))
     if batch < 1 or not memory > 0:
-        raise InputError(
-            f"expected a batch and a memory above 0, got {batch} and {memory}"
-        )
-    begin = None if start is None else _linear(start, features.shape[1])
+        raise InputError(f"batch and memory must be positive, got {batch} and {memory}")
+    linear = None if start is None else _linear(start, features.shape[1])
     run = (2, 0, seed)  # as stage 2 on the first seed of stage 1
-    jobs = [
-        _job(name, recipe, features, labels, begin, batch, run)
-        for name, recipe in recipes.items()
-    ]
+    jobs = []
+    for name, recipe in recipes.items():
+        try:
+            _check(recipe.method, labels, linear)
+            jobs.append(_job(name, recipe, features.shape, linear, batch, run))
+        except InputError as error:
+            raise InputError(f"recipe {name!r}: {error}" if name else error) from error
     half = memory * 2**30 / 2
     chunks = engine.plan_chunks(jobs, batch, half)
-    seen = Features(features[None], labels)
+    cached = Features(features[None], labels)
     fitted: dict[str, FittedHead] = {}
-    for chunk, fits in engine.fit_heads(chunks, seen, batch, half, lambda heads: None):
+    for chunk, fits in engine.fit_heads(
+        chunks, cached, batch, half, lambda heads: None
+    ):
         for job, fit in zip(chunk.jobs, fits, strict=True):
             head = jax.tree.map(np.asarray, fit.head)
             fitted[job.run] = FittedHead(job.method.head, head, fit.diverged)
     return {name: fitted[name] for name in recipes}
 
 
-def _job(
-    name: str,
-    recipe: Recipe,
-    features: np.ndarray,
-    labels: np.ndarray,
-    start: Params | None,
-    batch: int,
-    run: tuple[int, ...],
-) -> engine.HeadJob:
-    """Checks a recipe and makes its start.
-
-    Raises:
-      InputError: it does not fit the examples or the start.
-    """
-    method, label = recipe.method, f"recipe {name!r}: " if name else ""
+def _check(method: Method, labels: np.ndarray, start: Params | None) -> None:
     num_classes = len(method.adjust.weight)
     if labels.max() >= num_classes:
         raise InputError(
-            f"{label}the method was made of {num_classes} counts, but there is a label "
+            f"the method was made with {num_classes} counts, but a label is "
             f"{labels.max()}; np.bincount(labels) gives the counts"
         )
     if method.start == "stage1" and start is None:
         raise InputError(
-            f"{label}the method goes on from a trained head: give it as start=, from "
-            "a first fit_head with methods.ce(counts, start='fresh', "
-            "sampler='instance') if there is none"
+            "the method continues from a trained head: pass it as start=. To train "
+            "one, use methods.ce(counts, start='fresh', sampler='instance')"
         )
     if start is not None and start["kernel"].shape[1] != num_classes:
         raise InputError(
-            f"{label}the start has {start['kernel'].shape[1]} classes, the method "
-            f"{num_classes}"
+            f"start has {start['kernel'].shape[1]} classes, the method {num_classes}"
         )
+
+
+def _job(
+    name: str,
+    recipe: Recipe,
+    shape: tuple[int, ...],
+    start: Params | None,
+    batch: int,
+    run: tuple[int, ...],
+) -> engine.HeadJob:
     if not (recipe.decay >= 0 and np.isfinite(recipe.decay)):
-        raise InputError(f"{label}decay must be at least 0, got {recipe.decay}")
-    steps = -(-len(labels) // batch)
-    try:
-        rates = optim.rates(recipe.lr, recipe.epochs, steps, 0.0, "epoch")
-    except InputError as error:
-        raise InputError(f"{label}{error}") from error
-    params = method.head.init(
-        seeds.key(run, "head"),
-        start if method.start == "stage1" else None,
-        features.shape[1],
-        num_classes,
-        "torch",
-    )
+        raise InputError(f"decay must be at least 0, got {recipe.decay}")
+    (size, width), method = shape, recipe.method
+    steps = -(-size // batch)
+    num_classes = len(method.adjust.weight)
+    start = start if method.start == "stage1" else None
     return engine.HeadJob(
-        name,
-        method,
-        params,
-        rates,
-        projection_steps(method, recipe.epochs, steps),
-        recipe.epochs,
-        Sgd(recipe.momentum, recipe.decay, ".*"),
-        run,
+        run=name,
+        method=method,
+        start=method.head.init(
+            seeds.key(run, "head"), start, width, num_classes, "torch"
+        ),
+        rates=optim.rates(recipe.lr, recipe.epochs, steps, 0.0, "epoch"),
+        projects=projection_steps(method, recipe.epochs, steps),
+        epochs=recipe.epochs,
+        sgd=Sgd(recipe.momentum, recipe.decay, ".*"),
+        order=run,
     )
 
 
 def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
-    """The kernel and bias of a linear head, checked.
-
-    Raises:
-      InputError: they are not these.
-    """
+    """Copy the kernel and bias of a linear head, and check their shapes."""
     params = start.params if isinstance(start, FittedHead) else start
     if set(params) != {"kernel", "bias"}:
         raise InputError(
             f"start holds {', '.join(sorted(params))}; expected the kernel and bias of "
             "a linear head"
         )
-    # A copy: the compiled program takes over what it is given.
+    # A copy, because the compiled program donates its inputs.
     kernel, bias = (np.array(params[k], np.float32) for k in ("kernel", "bias"))
     bias = np.atleast_1d(bias)
-    if (
-        kernel.ndim != 2
-        or len(kernel) != num_features
-        or bias.shape != kernel.shape[1:]
-    ):
+    if kernel.shape != (num_features, *bias.shape) or bias.ndim != 1:
         raise InputError(
             f"start has a kernel {list(kernel.shape)} and a bias {list(bias.shape)}; "
             f"expected [{num_features}, K] and [K]"
@@ -235,7 +213,7 @@ def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
 def evaluate(
     logits: Any, labels: Any, counts: Any, *, many: int = 100, few: int = 20
 ) -> dict[str, float]:
-    """Every metric of ``metrics.summary`` for logits of whatever classifier.
+    """Compute every metric of ``metrics.summary`` for the logits of any classifier.
 
     >>> found = evaluate([[2.0, 0.0], [0.0, 1.0], [1.0, 0.0]], [0, 1, 1], [200, 5])
     >>> found["all"], found["many"], found["few"]
@@ -244,22 +222,24 @@ def evaluate(
     Args:
       logits: float[N, K].
       labels: int[N].
-      counts: int[K], training examples of each class, which decide the groups.
-      many, few: more than ``many`` is many-shot, fewer than ``few`` few-shot.
+      counts: int[K], training examples per class, which define the groups.
+      many: classes with more training examples are many-shot.
+      few: classes with fewer are few-shot.
 
     Returns:
-      Fractions, not per cent; nan for an empty group. See docs/metrics.md.
+      Fractions, not per cent; NaN for an empty group. See docs/metrics.md.
 
     Raises:
-      InputError: arrays that do not fit, named.
+      InputError: arrays that do not match.
     """
     logits, labels = checked("logits", np.asarray(logits), np.asarray(labels))
     counts = np.asarray(counts)
     num_classes = logits.shape[1]
     if counts.shape != (num_classes,) or labels.max() >= num_classes:
         raise InputError(
-            f"logits of {num_classes} classes, counts of shape {list(counts.shape)} "
-            f"and labels up to {labels.max()}; expected [N, K], [K] and less than K"
+            f"logits have {num_classes} classes, counts the shape "
+            f"{list(counts.shape)}, labels a maximum of {labels.max()}; expected "
+            "[N, K], [K] and less than K"
         )
     total = metrics.empty(num_classes)
     for rows in samplers.batch_indices(np.arange(len(labels)), min(ROWS, len(labels))):

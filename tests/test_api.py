@@ -1,4 +1,4 @@
-"""The library without configs: what the command line finds, clear refusals, light."""
+"""The library interface: agreement with the command line, and its error messages."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[1]
 USUAL = {"start": "stage1", "sampler": "instance"}
 
 
-def test_heads_are_those_of_the_command(tmp_path):
-    """Start, order, rates and losses: every number equals what `retrain` keeps."""
+def test_heads_equal_those_of_retrain(tmp_path):
+    """Start, order, rates and losses agree: every parameter equals the saved one."""
     folder = write(tmp_path / "f")
     stages.retrain(config(folder, data__valid=0.0), tmp_path / "run")
     kept = {
@@ -46,10 +46,10 @@ def test_heads_are_those_of_the_command(tmp_path):
         for leaf, value in expected.items():
             np.testing.assert_allclose(head.params[leaf], value, rtol=1e-5, atol=1e-6)
         moved = np.abs(expected["kernel"] - start["kernel"]).max()
-        assert moved > 1e-4  # or any head would do
+        assert moved > 1e-4  # otherwise the start head would pass
 
 
-def test_one_of_many_is_the_one_alone_and_nothing_else_is_touched():
+def test_many_heads_equal_single_ones_and_the_start_is_unchanged():
     features, labels = arrays()
     counts = np.bincount(labels)
     fresh = methods.ce(counts, start="fresh", sampler="instance")
@@ -64,8 +64,8 @@ def test_one_of_many_is_the_one_alone_and_nothing_else_is_touched():
     found = fit_heads(features, labels, many, start=stage1)
     assert list(found) == list(many)
     for name, recipe in many.items():
-        alone = fit_head(features, labels, recipe, start=stage1)
-        logits = alone.logits(features)
+        single = fit_head(features, labels, recipe, start=stage1)
+        logits = single.logits(features)
         np.testing.assert_allclose(
             found[name].logits(features), logits, rtol=1e-4, atol=1e-5
         )
@@ -74,16 +74,16 @@ def test_one_of_many_is_the_one_alone_and_nothing_else_is_touched():
     np.testing.assert_allclose(norms, 1, rtol=1e-5)
 
 
-def test_evaluate_is_the_same_in_blocks(monkeypatch):
+def test_evaluate_does_not_depend_on_the_block_size(monkeypatch):
     rng = np.random.default_rng(0)
     logits, labels = rng.normal(size=(50, 4)), rng.integers(0, 4, 50)
     counts = np.array([200, 50, 20, 5])
-    whole = evaluate(logits, labels, counts)
+    expected = evaluate(logits, labels, counts)
     monkeypatch.setattr("lt_jax.api.ROWS", 16)
     right = logits.argmax(1) == labels
-    assert whole["all"] == right.mean()
-    assert whole["medium"] == right[(labels == 1) | (labels == 2)].mean()
-    assert evaluate(logits, labels, counts) == pytest.approx(whole, rel=1e-5)
+    assert expected["all"] == right.mean()
+    assert expected["medium"] == right[(labels == 1) | (labels == 2)].mean()
+    assert evaluate(logits, labels, counts) == pytest.approx(expected, rel=1e-5)
 
 
 COUNTS = np.array([40, 20, 10, 6])
@@ -94,11 +94,11 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"start": None}, "goes on from a trained head"),
+        ({"start": None}, "continues from a trained head"),
         ({"start": {"weight": np.zeros(3)}}, "expected the kernel and bias"),
         ({"start": START | {"kernel": np.zeros((4, 8))}}, "expected \\[8, K\\]"),
         ({"start": {"kernel": np.zeros((8, 3)), "bias": np.zeros(3)}}, "3 classes"),
-        ({"labels": np.full(76, 4)}, "a label 4"),
+        ({"labels": np.full(76, 4)}, "a label is 4"),
         ({"labels": np.zeros(3, int)}, "a label for each"),
         ({"features": np.full((76, 8), np.nan)}, "not all finite"),
         ({"recipe": LOS._replace(lr=0.0)}, "must be positive"),
@@ -107,22 +107,29 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
         ({"batch": 0}, "batch"),
     ],
 )
-def test_bad_input_is_named(changes, message):
+def test_invalid_input(changes, message):
     features, labels = arrays()
     given = {"features": features, "labels": labels, "recipe": LOS, "start": START}
     with pytest.raises(InputError, match=message):
         fit_head(**given | changes)
 
 
-def test_bad_logits_are_named():
-    with pytest.raises(InputError, match="logits of 2 classes"):
+def test_errors_name_the_recipe():
+    features, labels = arrays()
+    bad = {"good": LOS, "bad": LOS._replace(decay=-1.0)}
+    with pytest.raises(InputError, match=r"^recipe 'bad': decay must be at least 0"):
+        fit_heads(features, labels, bad, start=START)
+
+
+def test_invalid_logits():
+    with pytest.raises(InputError, match="logits have 2 classes"):
         evaluate(np.zeros((3, 2)), np.zeros(3, int), np.ones(3))
     head = lt_jax.FittedHead(methods.linear, {"kernel": np.zeros((8, 4))}, None)
     with pytest.raises(InputError, match="expected \\[N, 8\\]"):
         head.logits(np.zeros((2, 3)))
 
 
-def test_every_public_name_is_there_and_no_other():
+def test_public_names():
     for name in lt_jax.__all__:
         assert getattr(lt_jax, name).__doc__
     with pytest.raises(AttributeError, match="fit_haed"):
@@ -135,7 +142,7 @@ def blocks(title: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
-def test_the_example_of_the_readme_prints_what_it_says(tmp_path):
+def test_readme_example_prints_the_documented_numbers(tmp_path):
     (features,), (example,) = blocks("Features from anywhere"), blocks("As a library")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
@@ -149,8 +156,8 @@ def test_the_example_of_the_readme_prints_what_it_says(tmp_path):
         timeout=250,
     )
     (printed,) = re.findall(r"```\n(stage 1: .*?)```", readme, re.DOTALL)
-    said, found = (re.findall(r"[\d.]+", text) for text in (printed, done.stdout))
-    assert len(found) == len(said) > 8
+    expected, found = (re.findall(r"[\d.]+", text) for text in (printed, done.stdout))
+    assert len(found) == len(expected) > 8
     np.testing.assert_allclose(
-        [float(x) for x in found], [float(x) for x in said], atol=1.0
+        [float(x) for x in found], [float(x) for x in expected], atol=1.0
     )

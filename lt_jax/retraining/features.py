@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +24,10 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.training import steps
 from lt_jax.training.log import Logger, write_whole
-from lt_jax.training.loop import Task
 from lt_jax.types import Params
+
+if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
+    from lt_jax.training.loop import Task
 
 # How a feature is computed with, and what stands in the file: NumPy's format does not
 # know bfloat16, so its bits are written as whole numbers.
