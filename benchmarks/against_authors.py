@@ -81,7 +81,7 @@ class Jax:
 
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)
         self.shard, self.splits = sharding.shard_batch, splits
-        num_classes = len(splits.counts)
+        num_classes = len(splits.full_class_counts)
         backbone = parts.network(net, NETS[net])
         like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)
         found = torch_names.from_torch(state, trees.leaves(like._asdict()))
@@ -111,7 +111,7 @@ def measure(net: str, seconds: float, most: int, splits: Any) -> dict[str, Any]:
     from lt_jax import samplers
     from lt_jax.data.augment import transforms as augmentation
 
-    num_classes = len(splits.counts)
+    num_classes = len(splits.full_class_counts)
     key = jax.random.key(0)  # as `Jax` has it
     plain = Torch(net, num_classes, channels_last=False)
     other = Torch(net, num_classes, channels_last=True)

@@ -30,7 +30,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     from lt_jax import heads, losses, metrics, samplers
     from lt_jax.data import catalogue
     from lt_jax.data.augment.transforms import Augment
-    from lt_jax.data.loader import feed
+    from lt_jax.data.loader import load_batches
     from lt_jax.distributed import sharding
     from lt_jax.training import steps
 
@@ -38,7 +38,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         "digits", dir="", imbalance=20, split="first", valid=0.2, seed=0
     )
     augment = Augment(pad=1, flip=False, mean=(0.305,), std=(0.376,))
-    num_classes = len(splits.counts)
+    num_classes = len(splits.full_class_counts)
     backbone = parts.network("resnet8", 16, dtype="float64")
     params, stats = parts.fresh(backbone, splits.train.shape, num_classes)
     params = jax.tree.map(lambda a: a.astype(float), params)
@@ -51,14 +51,18 @@ def measure(num_steps: int) -> dict[str, Any]:
         rows.append(samplers.plan(labels, "instance", batch, (1, 0), epoch))
     plan = np.concatenate(rows)[:num_steps]
     curve = []
-    for one in feed(splits.train, sharding.process_part(plan), sharding.shard_batch):
+    for one in load_batches(
+        splits.train, sharding.process_part(plan), sharding.shard_batch
+    ):
         state, measured = train(state, one, inputs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
     evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
     tally = sharding.replicate(metrics.empty(num_classes))
     order = samplers.batch_indices(np.arange(len(splits.test)), 70)
-    for one in feed(splits.test, sharding.process_part(order), sharding.shard_batch):
+    for one in load_batches(
+        splits.test, sharding.process_part(order), sharding.shard_batch
+    ):
         tally = evaluate(state.params, state.batch_stats, one, tally)
     return {
         "devices": jax.device_count(),

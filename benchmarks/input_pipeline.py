@@ -92,7 +92,7 @@ def made(files: list[bytes], workers: int = 1) -> Any:
     """The files as a data set of ours."""
     import numpy as np
 
-    from lt_jax.data.images.photos import View, photographs
+    from lt_jax.data.images.photos import PhotoOptions, photographs
 
     return photographs(
         "made",
@@ -100,7 +100,7 @@ def made(files: list[bytes], workers: int = 1) -> Any:
         np.zeros(len(files), np.int32),
         np.arange(len(files)).astype(str),
         lambda rows: [files[i] for i in rows],
-        View(SIZE, RESIZE, SCALE, RATIO, broken=0.0, workers=workers),
+        PhotoOptions(SIZE, RESIZE, SCALE, RATIO, broken=0.0, workers=workers),
     )
 
 
@@ -116,11 +116,11 @@ def fed(dataset: Any, rows: Any, epoch: int, train: bool = True) -> None:
     """Every batch of a plan, to the host."""
     import numpy as np
 
-    from lt_jax.data.loader import Crops, feed
+    from lt_jax.data.loader import CropPlan, load_batches
 
     places = np.arange(rows.size).reshape(rows.shape)
-    crops = Crops((1, 0), epoch, places) if train else None
-    for _ in feed(dataset, rows, lambda batch: batch, crops=crops):
+    crops = CropPlan((1, 0), epoch, places) if train else None
+    for _ in load_batches(dataset, rows, lambda batch: batch, crops=crops):
         pass
 
 
@@ -128,7 +128,7 @@ Crop = tuple[int, int, int, int]
 
 
 def boxes(images: int, epoch: int) -> list[Crop]:
-    """The crops that ``feed`` takes, for the other ways."""
+    """The crops that ``load_batches`` takes, for the other ways."""
     import numpy as np
 
     from lt_jax import seeds

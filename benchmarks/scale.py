@@ -142,7 +142,7 @@ def host(size: Size, folder: Path) -> dict[str, Any]:
     def plan(kind: str) -> Callable[[], Any]:
         return lambda: samplers.plan(labels, kind, size.batch, (1, 0), 0)
 
-    counts = dataset.counts
+    counts = dataset.class_counts
     groups = metrics.groups(counts, 100, 20)
     return {
         "counts_max": int(counts.max()),
@@ -194,7 +194,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     from lt_jax import losses, samplers
     from lt_jax.data.augment.transforms import Augment
     from lt_jax.data.dataset import Dataset
-    from lt_jax.data.loader import feed
+    from lt_jax.data.loader import load_batches
     from lt_jax.distributed import sharding
     from lt_jax.training import steps
 
@@ -218,7 +218,9 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     rows = samplers.plan(labels, "class", size.batch, (1, 0), 0)
     rows = sharding.arrange_micro_batches(rows, 1, pairs=False)
     begun, used, loss = 0.0, 0.0, float("nan")
-    for at, batch in enumerate(feed(dataset, rows[:number], sharding.shard_batch)):
+    for at, batch in enumerate(
+        load_batches(dataset, rows[:number], sharding.shard_batch)
+    ):
         if at == 2:  # the first two compile and fill
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, inputs)

@@ -102,7 +102,7 @@ def long_tail(largest: int) -> Any:
     from lt_jax.data.dataset import Dataset
 
     rng = np.random.default_rng(0)
-    counts = longtail.counts(largest, CLASSES, min(100, largest))
+    counts = longtail.class_sizes(largest, CLASSES, min(100, largest))
     labels = rng.permutation(np.repeat(np.arange(CLASSES), counts)).astype(np.int32)
     shape = (32, 32, 3)
     images = rng.integers(0, 256, (len(labels), *shape), np.uint8)
@@ -255,7 +255,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     import numpy as np
 
     from lt_jax import losses, samplers
-    from lt_jax.data.loader import feed
+    from lt_jax.data.loader import load_batches
     from lt_jax.distributed import sharding
     from lt_jax.training import steps
 
@@ -270,7 +270,9 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     def take(count: int) -> None:
         nonlocal state
         chosen = rows[np.arange(count) % len(rows)]
-        for batch in feed(dataset, sharding.process_part(chosen), sharding.shard_batch):
+        for batch in load_batches(
+            dataset, sharding.process_part(chosen), sharding.shard_batch
+        ):
             state, _ = step(state, batch, inputs)
         jax.block_until_ready(state)
 

@@ -76,7 +76,7 @@ def ours(
     from lt_jax import heads, losses, metrics, models, samplers
     from lt_jax.data.augment.transforms import Augment
     from lt_jax.data.dataset import Dataset
-    from lt_jax.data.loader import Broken, Crops
+    from lt_jax.data.loader import CropPlan, DecodeErrors
     from lt_jax.distributed import sharding
     from lt_jax.training import stepping, steps
 
@@ -111,7 +111,7 @@ def ours(
         "epoch": stepping.streamed(
             steps.make_train_step(program),
             dataset,
-            Broken(dataset),
+            DecodeErrors(dataset),
             print_to_stderr,
             iter,
         ),
@@ -146,7 +146,7 @@ def ours(
         rows = sharding.process_part(
             sharding.arrange_micro_batches(rows, 1, pairs=False)
         )
-        crops = Crops((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
+        crops = CropPlan((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
         wait, measured = sharding.dispatch_limiter(), None
         for after, measured, _ in takers[kind](state, rows, crops, inputs):
             state = after

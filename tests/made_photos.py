@@ -9,9 +9,11 @@ import numpy as np
 from PIL import Image
 
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import View, photographs
+from lt_jax.data.images.photos import PhotoOptions, photographs
 
-VIEW = View(size=32, resize=36, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), broken=0.0)
+VIEW = PhotoOptions(
+    size=32, resize=36, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), broken=0.0
+)
 
 
 def scene(wide: int, high: int, seed: int = 0) -> np.ndarray:
@@ -50,7 +52,7 @@ def patterned(labels: np.ndarray, num_classes: int, seed: int) -> list[bytes]:
 
 def dataset(
     files: Sequence[bytes],
-    view: View = VIEW,
+    view: PhotoOptions = VIEW,
     labels: np.ndarray | None = None,
     num_classes: int = 2,
     name: str = "made",

@@ -185,7 +185,9 @@ def test_classes_without_a_validation_image_are_named():
     checks.check_choice(config, splits)
     labels = splits.valid.labels
     kept = splits.valid.take(np.flatnonzero((labels != 7) & (labels != 9)))
-    cut = type(splits)(splits.train, kept, splits.test, splits.counts, splits.hash)
+    cut = type(splits)(
+        splits.train, kept, splits.test, splits.full_class_counts, splits.hash
+    )
     for choose in ("balanced", "worst"):
         config.eval.choose = choose
         with pytest.raises(InputError, match=f"'{choose}'.* 2 have no .*: 7, 9. Hold"):

@@ -55,7 +55,7 @@ import numpy as np
 
 from lt_jax import models
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.loader import Broken, Crops, feed
+from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
@@ -310,7 +310,7 @@ def _held(
     stepper = resident(*made, train, at_once, lambda compiled: None)
     rows, _ = planned(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
-    crops = Crops(stage.run, 0, rows)
+    crops = CropPlan(stage.run, 0, rows)
 
     def endless() -> Generator[Any, None, None]:
         now = state
@@ -328,7 +328,7 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     for epoch in itertools.count():
         full = slice(max(1, len(train) // stage.batch))
         rows, crops = planned(train, stage, epoch, full)
-        yield from feed(train, rows, sharding.shard_batch, crops=crops)
+        yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:
@@ -345,7 +345,7 @@ def _extraction(session: Session, network: Weights, seconds: float) -> float:
     task, request = session.task, Request(("plain",), (), "float32")
 
     def run(dataset: Dataset) -> None:
-        given = session.log, Broken(dataset), session.stop_requested
+        given = session.log, DecodeErrors(dataset), session.stop_requested
         for _ in extract(task, *network, dataset, request, *given):
             pass
 
@@ -383,7 +383,7 @@ def _heads(
     labels = train.labels[np.linspace(0, len(train) - 1, rows).astype(int)]
     drawn = np.random.default_rng(0).standard_normal((1, rows, width), np.float32)
     cached = Features(drawn.astype(DTYPES[m.feature_dtype][0]), labels)
-    method = make_method(config, name, train.counts, hyper)
+    method = make_method(config, name, train.class_counts, hyper)
     per_epoch = -(-rows // m.batch)
 
     def run(epochs: int) -> list[float]:

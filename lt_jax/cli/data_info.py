@@ -35,7 +35,7 @@ def text(config: Config, png: Path | None) -> str:
         if key == "groups":
             value = ", ".join(f"{group} {size}" for group, size in value.items())
         lines.append(f"{key:12s} {value}")
-    counts = splits.counts
+    counts = splits.full_class_counts
     lines.append(f"{'imbalance':12s} {counts.max() / counts.min():.1f}")
     classes = splits.train.classes
     for title, k in (("largest", counts.argmax()), ("smallest", counts.argmin())):

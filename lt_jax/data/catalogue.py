@@ -13,7 +13,7 @@ import numpy as np
 
 from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset, Splits
-from lt_jax.data.images.photos import View
+from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
 from lt_jax.errors import InputError, one_of
 
@@ -28,18 +28,18 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
 SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
-class Photos(NamedTuple):
+class PhotoSource(NamedTuple):
     """A set of photographs."""
 
     # (dir, view, further values) -> training, validation (None: it has none), test set
     load: Callable[..., tuple[Dataset, Dataset | None, Dataset]]
-    reads: tuple[str, ...] = ()  # what it takes beside, by the keys of the config
+    extra: tuple[str, ...] = ()  # what it takes beside, by the keys of the config
 
 
-PHOTOS: dict[str, Photos] = {
-    "i_naturalist2018": Photos(large.i_naturalist2018),
-    "imagenet_lt": Photos(large.imagenet_lt),
-    "folder": Photos(folder.load, ("table", "test", "valid_seed")),
+PHOTOS: dict[str, PhotoSource] = {
+    "i_naturalist2018": PhotoSource(large.i_naturalist2018),
+    "imagenet_lt": PhotoSource(large.imagenet_lt),
+    "folder": PhotoSource(folder.load, ("table", "test", "valid_seed")),
 }
 
 
@@ -51,8 +51,8 @@ def load(
     split: str,
     valid: float,
     seed: int,
-    view: View | None = None,
-    more: Mapping[str, Any] | None = None,
+    photos: PhotoOptions | None = None,
+    extra: Mapping[str, Any] | None = None,
 ) -> Splits:
     """A long-tailed task.
 
@@ -69,8 +69,8 @@ def load(
       split: which examples of a class stay, ``first``, ``cao`` or ``whole``.
       valid: fraction of the training set to hold out, in [0, 1).
       seed: of the validation split alone.
-      view: how photographs are looked at; for these only.
-      more: what the source of photographs ``reads``.
+      photos: how photographs are looked at; for these only.
+      extra: what the source of photographs ``reads``.
 
     Raises:
       InputError: an unknown name, data that are missing or damaged, a label outside
@@ -78,8 +78,8 @@ def load(
     """
     own: Dataset | None = None
     if one_of("data set", name, [*SOURCES, *PHOTOS]) in PHOTOS:
-        assert view is not None
-        full, own, test = PHOTOS[name].load(dir, view, **(more or {}))
+        assert photos is not None
+        full, own, test = PHOTOS[name].load(dir, photos, **(extra or {}))
     else:
         full, test = SOURCES[name](dir)
     for part in filter(None, (full, own, test)):
@@ -95,7 +95,7 @@ def load(
         train=whole.take(fit),
         valid=whole.take(held) if own is None else own,
         test=test,
-        counts=whole.counts,
+        full_class_counts=whole.class_counts,
         hash=whole.hash,
     )
 

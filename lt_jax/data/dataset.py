@@ -45,7 +45,7 @@ class Dataset:
     decoder: Decoder | None = None
 
     @property
-    def counts(self) -> np.ndarray:
+    def class_counts(self) -> np.ndarray:
         """int64[K], the number of examples of each class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
@@ -89,7 +89,9 @@ class Splits:
     train: Dataset  # the examples that are fitted
     valid: Dataset  # held out of the training set; may be empty
     test: Dataset
-    counts: np.ndarray  # int64[K] of the whole training set: decides the groups
+    full_class_counts: (
+        np.ndarray
+    )  # int64[K] of the whole training set: decides the groups
     hash: str  # of the whole training set
 
     def in_memory(self) -> Splits:

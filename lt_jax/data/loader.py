@@ -20,7 +20,7 @@ AT_ONCE = 8  # photographs that a thread reads and decodes in one go
 NAMED = 10  # broken images that one message names
 
 
-class Crops(NamedTuple):
+class CropPlan(NamedTuple):
     """Which random crops are taken of photographs."""
 
     run: tuple[int, ...]  # see seeds
@@ -29,17 +29,17 @@ class Crops(NamedTuple):
     positions: np.ndarray
 
 
-class Broken:
+class DecodeErrors:
     """The images of a data set that could not be decoded, and why."""
 
     def __init__(self, dataset: Dataset):
-        self.why: dict[int, str] = {}  # by index into the data set
+        self.reasons: dict[int, str] = {}  # by index into the data set
         self._dataset = dataset
         self._told = 0
 
-    def news(self) -> str:
+    def new_warning(self) -> str:
         """A line on those that came since it was last asked for; "" if none did."""
-        late = list(self.why.items())[self._told :]
+        late = list(self.reasons.items())[self._told :]
         self._told += len(late)
         if not late:
             return ""
@@ -49,10 +49,10 @@ class Broken:
             f"{counts} nowhere: " + self._named(late)
         )
 
-    def in_all(self) -> list[int]:
+    def all_indices(self) -> list[int]:
         """Their indices, of all processes, in order; all have to call it."""
         mask = np.zeros(len(self._dataset), bool)
-        mask[list(self.why)] = True
+        mask[list(self.reasons)] = True
         return np.flatnonzero(processes.any_process(mask)).tolist()
 
     def _named(self, late: list[tuple[int, str]]) -> str:
@@ -61,11 +61,11 @@ class Broken:
     def check(self) -> None:
         """Raises InputError if they are more than is tolerated of the whole set."""
         decoder, total = self._dataset.decoder, len(self._dataset)
-        count = len(self.why)
+        count = len(self.reasons)
         if decoder is None or count <= decoder.broken * total:
             return
         more = f"; and {count - NAMED:,} more" if count > NAMED else ""
-        named = self._named(list(self.why.items())[:NAMED])
+        named = self._named(list(self.reasons.items())[:NAMED])
         raise InputError(
             f"{self._dataset.name}: {count:,} of {total:,} images cannot be decoded, "
             f"more than the share data.broken = {decoder.broken:g}: "
@@ -80,14 +80,14 @@ def _above(share: float) -> float:
     return next((step for step in steps if step > share), 1.0)
 
 
-def feed(
+def load_batches(
     dataset: Dataset,
     rows: np.ndarray,
     place: Callable[[Batch], Batch],
     ahead: int = 2,
     *,
-    crops: Crops | None = None,
-    broken: Broken | None = None,
+    crops: CropPlan | None = None,
+    errors: DecodeErrors | None = None,
 ) -> Iterator[Batch]:
     """Yields the batch of every row of a plan.
 
@@ -102,7 +102,7 @@ def feed(
       place: moves a host batch to the devices.
       ahead: batches that are read while the devices are busy with earlier ones.
       crops: of photographs; None: the centre of each.
-      broken: learns which images could not be decoded.
+      errors: learns which images could not be decoded.
 
     Yields:
       ``{"image": [B, H, W, C] of the type that is read, "label": int32, "mask":
@@ -112,7 +112,7 @@ def feed(
       InputError: more images are broken than ``decoder.broken`` allows of the whole
         set; as soon as they are.
     """
-    broken = Broken(dataset) if broken is None else broken
+    errors = DecodeErrors(dataset) if errors is None else errors
     width = rows.shape[1]
     decoder = dataset.decoder
 
@@ -155,8 +155,8 @@ def feed(
                 for row, why in zip(chosen, done.result(), strict=True):
                     if why:
                         mask[row] = label[row] = 0
-                        broken.why.setdefault(int(indices[row]), why)
-            broken.check()
+                        errors.reasons.setdefault(int(indices[row]), why)
+            errors.check()
             return place({**batch, "image": image})
 
         return gather

@@ -13,7 +13,7 @@ import numpy as np
 from lt_jax.errors import InputError, one_of
 
 
-def counts(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
+def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
     """int64[K], class sizes falling exponentially from ``n_max`` to n_max / imbalance.
 
     ``n_c = int(n_max * (1 / imbalance) ** (c / (K - 1)))`` in the order of the labels,
@@ -119,7 +119,7 @@ def choose(
     """int[sum of counts], the examples that make up the long-tailed set.
 
     They stand class by class, and inside a class in the order they were chosen in.
-    The sizes are ``counts(n, K, imbalance)`` with n the size of the largest class:
+    The sizes are ``class_sizes(n, K, imbalance)`` with n the size of the largest class:
     N / K, which the authors write, wherever the classes are equal; and a set that was
     cut before to this imbalance is kept whole, not cut a second time.
 
@@ -136,14 +136,14 @@ def choose(
 
     Raises:
       InputError: another split, a class with fewer examples than its size, ``whole``
-        with an imbalance or with a class without examples, or what ``counts`` refuses.
+        with an imbalance or a class without examples, or what ``class_sizes`` refuses.
     """
     one_of("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
     if split == WHOLE:
         _check_whole(have, imbalance)
         return ids_order
-    sizes = counts(int(have.max()), num_classes, imbalance)
+    sizes = class_sizes(int(have.max()), num_classes, imbalance)
     short = np.flatnonzero(have < sizes)
     if short.size:
         c = short[0]

@@ -220,7 +220,7 @@ class _Progress:
 def _job_maker(frozen: Frozen) -> Callable[[Row], HeadJob]:
     """Rows to jobs; heads that start alike are made once."""
     session, c = frozen.session, frozen.session.config
-    counts, m = session.task.splits.train.counts, c.method
+    counts, m = session.task.splits.train.class_counts, c.method
 
     @functools.cache
     def started(init: Any, start: str, run: tuple[int, ...]) -> Params:
@@ -254,7 +254,7 @@ def record(frozen: Frozen, row: Row, fit: HeadFit, seconds: float, folder: str) 
     """Measures a head on the test set and marks the fit as finished."""
     session = frozen.session
     task, config = session.task, session.config
-    counts = task.splits.train.counts
+    counts = task.splits.train.class_counts
     method = make_method(config, row.method, counts, row.hyper)
     test, budget = frozen.features("test"), budget_of(config)
     (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)

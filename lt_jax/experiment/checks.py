@@ -190,13 +190,13 @@ def check_choice(config: Config, splits: Splits) -> None:
             "a sweep chooses on validation images, but data.valid is 0: hold out a "
             "share of the training set"
         )
-    held = valid.counts > 0
+    held = valid.class_counts > 0
     without: list[str] = []
     if choose in ("balanced", "worst"):
         without = [str(valid.classes[k]) for k in (~held).nonzero()[0]]
     elif choose in metrics.GROUPS:
         limits = config.data.many, config.data.few
-        if not held[metrics.groups(splits.counts, *limits)[choose]].any():
+        if not held[metrics.groups(splits.full_class_counts, *limits)[choose]].any():
             raise InputError(
                 f"eval.choose is {choose!r}, but no class of that group has a "
                 "validation image: hold out a larger share with data.valid, or choose "
@@ -223,7 +223,7 @@ def check_training(
     c, o = config, config.optim
     key = jax.eval_shape(lambda: jax.random.key(0))
 
-    sizes = models.features_of(backbone), len(splits.counts)
+    sizes = models.features_of(backbone), len(splits.full_class_counts)
 
     def fresh(key: jax.Array) -> Any:
         params, _ = models.init(backbone, key, splits.train.shape)
@@ -278,7 +278,7 @@ def check_grid(
       InputError: names the value that is wrong, or the row of which each value alone
         would do.
     """
-    counts = splits.train.counts
+    counts = splits.train.class_counts
     where = f"config.method.{name}"
     make_method(config, name, counts)
     entry = config.method[name]
@@ -286,7 +286,7 @@ def check_grid(
         rows = recipes.expand(entry)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    sizes = models.features_of(backbone), len(splits.counts)
+    sizes = models.features_of(backbone), len(splits.full_class_counts)
     heads_seen = set()
 
     def made(hyper: dict[str, Any], changed: Iterable[str]) -> Method:

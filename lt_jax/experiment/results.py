@@ -90,12 +90,12 @@ def describe(
     return {
         "name": name,
         "split_hash": splits.hash,
-        "num_train": int(splits.counts.sum()),
+        "num_train": int(splits.full_class_counts.sum()),
         "num_valid": len(splits.valid),
         "num_test": len(splits.test),
-        "num_classes": len(splits.counts),
-        "counts_max": int(splits.counts.max()),
-        "counts_min": int(splits.counts.min()),
+        "num_classes": len(splits.full_class_counts),
+        "counts_max": int(splits.full_class_counts.max()),
+        "counts_min": int(splits.full_class_counts.min()),
         "groups": {group: int(where.sum()) for group, where in groups.items()},
     }
 
@@ -118,7 +118,7 @@ def measured(task: Task, tally: Tally, head: Params) -> dict[str, Any]:
         "metrics": summary(task, tally, head),
         "per_class": {
             "class": list(task.splits.train.classes),
-            "train_count": task.splits.counts,
+            "train_count": task.splits.full_class_counts,
             **metrics.per_class(tally),
             "weight_norm": np.asarray(effective_norms(head), np.float64),
         },

@@ -23,7 +23,7 @@ from lt_jax import losses, metrics, models
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Splits
-from lt_jax.data.images.photos import View
+from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
@@ -93,7 +93,7 @@ class Session(NamedTuple):
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     """The data of a config and the groups of its classes."""
     c = config.data
-    photos = catalogue.PHOTOS.get(c.name)
+    source = catalogue.PHOTOS.get(c.name)
     splits = catalogue.load(
         c.name,
         dir=c.dir,
@@ -101,14 +101,14 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         split=c.split,
         valid=c.valid,
         seed=c.valid_seed,
-        view=view_of(config) if photos else None,
-        more={key: c[key] for key in photos.reads} if photos else None,
+        photos=photo_options(config) if source else None,
+        extra={key: c[key] for key in source.extra} if source else None,
     )
     if not 0 <= c.few <= c.many:
         raise InputError(
             f"group limits must satisfy 0 <= few <= many, got {c.few} and {c.many}"
         )
-    return splits, metrics.groups(splits.counts, c.many, c.few)
+    return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
 def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
@@ -127,10 +127,10 @@ def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
     ).clone(engine=models.fastest_engine())
 
 
-def view_of(config: Config) -> View:
+def photo_options(config: Config) -> PhotoOptions:
     """How the photographs of a config are looked at."""
     c = config.data
-    return View(
+    return PhotoOptions(
         size=c.size,
         resize=c.resize,
         scale=tuple(c.scale),
@@ -193,7 +193,7 @@ def open_session(
     # Photographs stay where they are, and encoded.
     held = splits if c.data.name in catalogue.PHOTOS else splits.in_memory()
     task = make_task(c, held, groups)._replace(profile=c.log.profile)
-    counts = splits.train.counts
+    counts = splits.train.class_counts
     entries = {name: make_method(c, name, counts) for name in c.method.names}
     check_training(c, splits, task.backbone, entries)
     if check:

@@ -120,7 +120,7 @@ def evaluate_all(
                     method = make_method(
                         config,
                         name.split("/")[-1],
-                        task.splits.train.counts,
+                        task.splits.train.class_counts,
                         outcome["hyper"],
                     )
                 shaped = weights.with_head(task, init, like, method, (1, 0))

@@ -207,7 +207,10 @@ def _measure_stored(
     frozen: Frozen, rows: Sequence[Row], split: str, stored: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
     """Rows by name, those of one chunk, which are of one kind of head, together."""
-    config, counts = frozen.session.config, frozen.session.task.splits.train.counts
+    config, counts = (
+        frozen.session.config,
+        frozen.session.task.splits.train.class_counts,
+    )
     by_name = {}
     for group in _by_chunk([_find(row, stored) for row in rows]):
         frozen.session.raise_if_stopped("the heads of the sweep")

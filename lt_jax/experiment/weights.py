@@ -75,7 +75,7 @@ def _head(
     task: Task, head: Head, start: Params | None, init: str, run: tuple[int, ...]
 ) -> Params:
     num_features = models.features_of(task.backbone)
-    num_classes = len(task.splits.counts)
+    num_classes = len(task.splits.full_class_counts)
     return head.init(seeds.key(run, "head"), start, num_features, num_classes, init)
 
 

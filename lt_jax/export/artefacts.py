@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from jax import export
 
-from lt_jax.data.images.photos import View
+from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.errors import InputError
 from lt_jax.export.pictures import check_top, pictures, ranked
 
@@ -44,9 +44,12 @@ def predict(file: Path, images: Sequence[Path], top: int) -> dict[str, Any]:
     if looks is None:
         raise InputError(f"{file} takes features ({note['input']}), not images")
     size = looks["size"][0]
-    view: View | tuple[int, int, int] = (*looks["size"], artefact.in_avals[0].shape[-1])
+    view: PhotoOptions | tuple[int, int, int] = (
+        *looks["size"],
+        artefact.in_avals[0].shape[-1],
+    )
     if looks["resize"] is not None:
-        view = View(size, looks["resize"], (1.0, 1.0), (1.0, 1.0), 0.0)
+        view = PhotoOptions(size, looks["resize"], (1.0, 1.0), (1.0, 1.0), 0.0)
     classes = note["classes"]
     dataset = pictures(images, tuple(classes), view, note["dataset"])
     found = []

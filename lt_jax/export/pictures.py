@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import View, photographs
+from lt_jax.data.images.photos import PhotoOptions, photographs
 from lt_jax.errors import InputError
 
 UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises
@@ -20,7 +20,7 @@ UNREADABLE = (OSError, SyntaxError, ValueError)  # what Pillow raises
 def pictures(
     images: Sequence[Path],
     classes: tuple[str, ...],
-    looks: View | tuple[int, int, int],
+    looks: PhotoOptions | tuple[int, int, int],
     trained_on: str,
 ) -> Dataset:
     """The images as a data set whose labels mean nothing.
@@ -41,7 +41,7 @@ def pictures(
     def encoded(rows: np.ndarray) -> list[bytes]:
         return [images[row].read_bytes() for row in rows]
 
-    if isinstance(looks, View):
+    if isinstance(looks, PhotoOptions):
         return photographs("images", classes, labels, ids, encoded, looks)
     height, width, channels = looks
     for path, size in zip(images, contents, strict=True):

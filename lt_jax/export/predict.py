@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Dataset, Splits
-from lt_jax.data.loader import Broken
+from lt_jax.data.loader import DecodeErrors
 from lt_jax.errors import InputError, suggest
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.checks import make_method
-from lt_jax.experiment.session import make_task, view_of
+from lt_jax.experiment.session import make_task, photo_options
 from lt_jax.experiment.weights import Source
 from lt_jax.export.pictures import check_top, pictures, ranked
 from lt_jax.heads import linear
@@ -74,10 +74,11 @@ def predict(
     views = evaluated_views(task.flip)
     request = Request(views, (), "float32")
     silent = Logger(workdir, talks=False)
-    broken = Broken(dataset)  # of which a config tolerates some; here each is asked for
-    blocks = list(extract(task, *network, dataset, request, silent, broken))
-    if broken.why:
-        told = "; ".join(f"{images[i]}: {why}" for i, why in broken.why.items())
+    decode_errors = DecodeErrors(dataset)  # any error is fatal here
+    blocks = list(extract(task, *network, dataset, request, silent, decode_errors))
+    if decode_errors.reasons:
+        reasons = decode_errors.reasons.items()
+        told = "; ".join(f"{images[i]}: {why}" for i, why in reasons)
         raise InputError(f"cannot decode {told}")
     features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
     logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
@@ -120,4 +121,4 @@ def _dataset(
 ) -> Dataset:
     """The images as a data set whose labels mean nothing."""
     looks = catalogue.SHAPES.get(config.data.name)
-    return pictures(images, classes, looks or view_of(config), config.data.name)
+    return pictures(images, classes, looks or photo_options(config), config.data.name)

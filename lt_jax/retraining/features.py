@@ -19,7 +19,7 @@ import numpy as np
 
 from lt_jax import models, samplers, seeds, trees
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.loader import Broken, Crops, feed
+from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.training import steps
@@ -126,10 +126,10 @@ def cached_features(
         file.parent.mkdir(parents=True, exist_ok=True)
 
     processes.on_process_zero(begin)
-    broken, network = Broken(dataset), (params, batch_stats)
-    blocks = extract(task, *network, dataset, request, log, broken, stopped)
+    decode_errors, network = DecodeErrors(dataset), (params, batch_stats)
+    blocks = extract(task, *network, dataset, request, log, decode_errors, stopped)
     blocks = (block.astype(memory).view(stored) for block in blocks)
-    provenance |= _write(file, shape, stored, blocks, broken)
+    provenance |= _write(file, shape, stored, blocks, decode_errors)
     write_whole(note, json.dumps(provenance, indent=1) + "\n")
     return _loaded(file, note, memory, dataset)
 
@@ -179,7 +179,7 @@ def _write(
     shape: tuple[int, ...],
     dtype: np.dtype,
     blocks: Iterator[np.ndarray],
-    broken: Broken,
+    decode_errors: DecodeErrors,
 ) -> dict[str, Any]:
     """A ``.npy`` in the order it comes, whole or not at all.
 
@@ -197,7 +197,7 @@ def _write(
     thinner = draft.with_suffix(".thin")
     try:
         found: dict[str, Any] = {"sha256": _stream(draft, shape, dtype, blocks)}
-        if left_out := broken.in_all():
+        if left_out := decode_errors.all_indices():
             whole = np.load(draft, mmap_mode="r", allow_pickle=False)
             views, size, num_features = shape
             shape = views, size - len(left_out), num_features
@@ -254,7 +254,7 @@ def extract(
     dataset: Dataset,
     request: Request,
     log: Logger,
-    broken: Broken,
+    decode_errors: DecodeErrors,
     stopped: Callable[[], str] = never_stop,
 ) -> Iterator[np.ndarray]:
     """float[n, D], all views one after the other, each in the order of the data set.
@@ -281,9 +281,9 @@ def extract(
             # device crops small images.
             crops = None
             if view == "random":
-                crops = Crops((*request.run, number), 0, mine)
-            batches = feed(
-                dataset, mine, sharding.shard_batch, crops=crops, broken=broken
+                crops = CropPlan((*request.run, number), 0, mine)
+            batches = load_batches(
+                dataset, mine, sharding.shard_batch, crops=crops, errors=decode_errors
             )
             doing = f"the features of {dataset.name}, which begin anew"
             batches = until_stopped(batches, stopped, doing)
@@ -295,8 +295,8 @@ def extract(
                     yield next_block()
             while waiting:
                 yield next_block()
-            if news := broken.news():
-                log.warning(news)
+            if warning := decode_errors.new_warning():
+                log.warning(warning)
 
 
 def plain_features(
@@ -308,10 +308,13 @@ def plain_features(
     stopped: Callable[[], str] = never_stop,
 ) -> Features:
     """The features of the images as they are, kept nowhere."""
-    request, broken = Request(("plain",), (), "float32"), Broken(dataset)
+    request = Request(("plain",), (), "float32")
+    decode_errors = DecodeErrors(dataset)
     network = params, batch_stats
-    blocks = list(extract(task, *network, dataset, request, log, broken, stopped))
-    left_out = broken.in_all()
+    blocks = list(
+        extract(task, *network, dataset, request, log, decode_errors, stopped)
+    )
+    left_out = decode_errors.all_indices()
     values = np.concatenate(blocks)
     if left_out:
         values = np.delete(values, left_out, axis=0)

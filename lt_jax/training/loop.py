@@ -16,7 +16,7 @@ import numpy as np
 from lt_jax import metrics, samplers, seeds
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset, Splits
-from lt_jax.data.loader import Broken, Crops, feed
+from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.errors import Diverged, InputError, Interrupted
@@ -122,7 +122,7 @@ def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
 
 def planned(
     train: Dataset, stage: Stage, epoch: int, which: slice
-) -> tuple[np.ndarray, Crops]:
+) -> tuple[np.ndarray, CropPlan]:
     """int32[S, B] of this process, and its crops: some steps of an epoch of a stage."""
     rows = samplers.plan(
         train.labels, stage.method.sampler, stage.batch, stage.run, epoch
@@ -137,7 +137,7 @@ def planned(
         )
         for each in (rows, places)
     )
-    return rows, Crops(stage.run, epoch, places)
+    return rows, CropPlan(stage.run, epoch, places)
 
 
 def fit(
@@ -166,7 +166,7 @@ def fit(
     late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
     program = step_spec(task, stage)
-    broken = Broken(train)
+    decode_errors = DecodeErrors(train)
     meter = Meter(stage.title, total)
 
     def tell(compiled: steps.Compiled) -> None:
@@ -183,7 +183,7 @@ def fit(
         at_once = steps.at_once(task.at_once)
         stepper = resident(step_of, several, train, at_once, tell)
     else:
-        stepper = streamed(step_of, train, broken, tell, meter.timed)
+        stepper = streamed(step_of, train, decode_errors, tell, meter.timed)
 
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         step = 0
@@ -232,8 +232,8 @@ def fit(
                     bar.update(count * stage.batch)
                     if processes.is_sync_step(step, count) and (by := stopped()):
                         break
-                    if news := broken.news():
-                        log.warning(news)
+                    if warning := decode_errors.new_warning():
+                        log.warning(warning)
                     if meter.silence() > task.log_seconds:
                         line = meter.line(step)
                         if bar.disable:
@@ -329,14 +329,14 @@ def evaluate(
     rows = sharding.process_part(
         samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     )
-    broken = Broken(dataset)
-    batches = feed(dataset, rows, sharding.shard_batch, broken=broken)
+    decode_errors = DecodeErrors(dataset)
+    batches = load_batches(dataset, rows, sharding.shard_batch, errors=decode_errors)
     doing = f"the evaluation on {dataset.name}, which begins anew"
     for batch in until_stopped(batches, stopped, doing):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
-    if news := broken.news():
-        log.warning(news)
+    if warning := decode_errors.new_warning():
+        log.warning(warning)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.loader import Broken, Crops, feed
+from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import sharding
 from lt_jax.training import steps
 from lt_jax.training.steps import Compiled, StepInputs
@@ -26,7 +26,7 @@ Taken = tuple[TrainState, dict[str, jax.Array], int]
 
 # (state, int32[S, B] for this process, crops, inputs) -> the steps of these rows.
 # The state is donated.
-Stepper = Callable[[TrainState, np.ndarray, Crops, StepInputs], Iterator[Taken]]
+Stepper = Callable[[TrainState, np.ndarray, CropPlan, StepInputs], Iterator[Taken]]
 
 
 def holds(dataset: Dataset, most: float) -> bool:
@@ -39,7 +39,7 @@ def holds(dataset: Dataset, most: float) -> bool:
 def streamed(
     step: Any,
     dataset: Dataset,
-    broken: Broken,
+    decode_errors: DecodeErrors,
     tell: Callable[[Compiled], None],
     timed: Callable[[Iterator[Batch]], Iterator[Batch]],
 ) -> Stepper:
@@ -53,9 +53,11 @@ def streamed(
     ready: list[Compiled] = []
 
     def take(
-        state: TrainState, rows: np.ndarray, crops: Crops, inputs: StepInputs
+        state: TrainState, rows: np.ndarray, crops: CropPlan, inputs: StepInputs
     ) -> Iterator[Taken]:
-        batches = feed(dataset, rows, sharding.shard_batch, crops=crops, broken=broken)
+        batches = load_batches(
+            dataset, rows, sharding.shard_batch, crops=crops, errors=decode_errors
+        )
         for batch in timed(batches):
             if not ready:
                 ready.append(steps.compile_ahead(step, state, batch, inputs))
@@ -98,7 +100,7 @@ def resident(
         return ready[0].run(*arguments)
 
     def take(
-        state: TrainState, rows: np.ndarray, crops: Crops, inputs: StepInputs
+        state: TrainState, rows: np.ndarray, crops: CropPlan, inputs: StepInputs
     ) -> Iterator[Taken]:
         for first in range(0, len(rows), at_once):
             some = rows[first : first + at_once]

@@ -225,9 +225,9 @@ def make_train_steps(
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Several steps of `make_train_step` in one call, on images held by the devices.
 
-    The batches are those that `feed` would have brought, to the bit. The body of a loop
-    is another program than a step alone, so that sums may be rounded otherwise. Not for
-    CPUs, whose compiler gives a loop's body one thread and plain loops.
+    The batches are those of `load_batches`, to the bit. The body of a loop is another
+    program than a step alone, so that sums may be rounded otherwise. Not for CPUs,
+    whose compiler gives a loop's body one thread and plain loops.
 
     Returns:
       ``(state, held, rows, count, inputs) -> (state, measured)``; the state is donated.
@@ -280,7 +280,7 @@ def make_pick() -> Callable[[Batch, jax.Array], Batch]:
 
 
 def _picked(held: Batch, rows: jax.Array) -> Batch:
-    """The batch of these rows of all examples, -1 for padding, as `feed` makes it."""
+    """The batch of these rows of all examples, -1 for padding, as in `load_batches`."""
     real = rows >= 0
     places = jnp.where(real, rows, 0)
     return {

@@ -49,7 +49,9 @@ def test_against_authors_starts_equal_and_draws(tmp_path: Path):
     from lt_jax.data.dataset import Splits
 
     part = stage2.long_tail(2)
-    splits = Splits(part, part.take(part.labels[:0]), part, part.counts, part.hash)
+    splits = Splits(
+        part, part.take(part.labels[:0]), part, part.class_counts, part.hash
+    )
     result = against_authors.measure("resnet32", 300, 2, splits)
     against_authors.show(result)
     against_authors.plot(result, tmp_path / "curve.png")

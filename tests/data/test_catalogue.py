@@ -54,8 +54,8 @@ def test_digits_are_scikit_learns_pixels():
 
 def test_digits_are_balanced_and_disjoint():
     train, test = digits.load("")
-    assert train.counts.tolist() == [114] * 10
-    assert test.counts.tolist() == [60] * 10
+    assert train.class_counts.tolist() == [114] * 10
+    assert test.class_counts.tolist() == [60] * 10
     assert not set(train.ids) & set(test.ids)
     assert train.classes == tuple("0123456789")
     assert (train.ids == np.sort(train.ids)).all()
@@ -87,7 +87,7 @@ def test_load_cuts_and_holds_out():
     whole = catalogue.load("digits", dir="", **LOAD)
     parts = catalogue.load("digits", dir="", **LOAD | {"valid": 0.2})
     expected = [114, 88, 68, 52, 40, 31, 24, 19, 14, 11]
-    assert whole.counts.tolist() == parts.counts.tolist() == expected
+    assert whole.class_counts.tolist() == parts.full_class_counts.tolist() == expected
     assert whole.hash == parts.hash == whole.train.hash
     assert parts.hash != parts.train.hash
     assert len(whole.valid) == 0
@@ -96,7 +96,7 @@ def test_load_cuts_and_holds_out():
     assert not train & valid
     assert train | valid == set(whole.train.ids)
     assert not (train | valid) & set(parts.test.ids)
-    assert parts.valid.counts.tolist() == [round(0.2 * n) for n in expected]
+    assert parts.valid.class_counts.tolist() == [round(0.2 * n) for n in expected]
     assert len(parts.test) == 600
 
 
@@ -135,7 +135,7 @@ def test_load_decodes_only_what_was_chosen(monkeypatch):
     assert not asked  # counting needs no image
     parts = parts.in_memory()
     parts.train.read(np.arange(5))  # from memory, not from the source
-    assert sum(asked) == parts.counts.sum() < 1140
+    assert sum(asked) == parts.full_class_counts.sum() < 1140
 
 
 def test_load_refuses_an_unknown_name():
@@ -238,7 +238,7 @@ def test_cifar_needs_no_tensorflow(tiny):
 def test_cifar10(tmp_path):
     tiny_cifar.write(tmp_path, num_classes=10)
     parts = catalogue.load("cifar10", dir=str(tmp_path), **LOAD)
-    assert parts.counts.tolist() == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
+    assert parts.full_class_counts.tolist() == [20, 15, 11, 9, 7, 5, 4, 3, 2, 2]
     assert parts.train.name == "cifar10"
     assert cifar.original_order(parts.train) is None  # nothing on record
 
@@ -399,10 +399,12 @@ def test_real_load(data_dir):
     parts = catalogue.load(
         "cifar100", dir=str(data_dir), **LOAD | {"imbalance": 100, "valid": 0.1}
     )
-    assert parts.counts.sum() == len(parts.train) + len(parts.valid) == 10_847
-    assert parts.test.counts.tolist() == [100] * 100
-    assert parts.train.counts.min() == 4
-    assert parts.valid.counts.min() == 1
+    assert (
+        parts.full_class_counts.sum() == len(parts.train) + len(parts.valid) == 10_847
+    )
+    assert parts.test.class_counts.tolist() == [100] * 100
+    assert parts.train.class_counts.min() == 4
+    assert parts.valid.class_counts.min() == 1
     assert cifar.original_order(parts.train, parts.valid) in (True, False)
 
 
@@ -411,7 +413,7 @@ def test_real_images_are_pillows(real_full, data_dir):
     import tensorflow_datasets as tfds
 
     full, test = real_full
-    assert test.counts.tolist() == [100] * 100
+    assert test.class_counts.tolist() == [100] * 100
     assert full.ids[[0, -1]].tolist() == ["train_00000", "train_49999"]
     assert {"apple", "worm"} < set(full.classes)
     assert len(set(full.ids)) == 50_000

@@ -188,9 +188,9 @@ def test_features_of_another_width_than_the_head_was_fitted_on(folder, tmp_path)
 def test_whole_is_not_cut(tmp_path):
     where = {"dir": write(tmp_path), "valid": 0.2, "seed": 0}
     splits = catalogue.load("features", imbalance=1.0, split="whole", **where)
-    assert splits.counts.tolist() == list(COUNTS)
+    assert splits.full_class_counts.tolist() == list(COUNTS)
     cut = catalogue.load("features", imbalance=20, split="first", **where)
-    assert cut.counts.max() == 20 * cut.counts.min() == 40
+    assert cut.full_class_counts.max() == 20 * cut.full_class_counts.min() == 40
 
 
 def config(folder, **changes):

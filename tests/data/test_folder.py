@@ -16,20 +16,22 @@ from PIL import Image
 from lt_jax.cli import config_flags, main
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Splits
-from lt_jax.data.images.photos import View
+from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import folder, listing
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
 from lt_jax.export import artefacts, predict
 
-VIEW = View(size=16, resize=20, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0)
+VIEW = PhotoOptions(
+    size=16, resize=20, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0
+)
 SIZES = {"blau": 10, "grün wiese": 5, "rot": 20}
 
 
 def load(dir: Path | str, table: str = "", test: float = 0.25, seed: int = 0, **more):
     values = {"table": table, "test": test, "valid_seed": seed}
     given = {"imbalance": 1.0, "split": "whole", "valid": 0.0, "seed": seed, **more}
-    return catalogue.load("folder", dir=str(dir), view=VIEW, more=values, **given)
+    return catalogue.load("folder", dir=str(dir), photos=VIEW, extra=values, **given)
 
 
 def three(root: Path, val: bool = True) -> Path:
@@ -51,7 +53,7 @@ def test_three_folders(tmp_path, capsys):
     splits = load(three(tmp_path), valid=0.5)
     assert sizes(splits) == (35, 6, 12)  # its own validation images, whatever valid is
     assert splits.train.classes == ("blau", "grün wiese", "rot")
-    assert splits.counts.tolist() == [10, 5, 20]
+    assert splits.full_class_counts.tolist() == [10, 5, 20]
     assert splits.train.ids[0] == "train/blau/bild 0.jpg"
     assert splits.test.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     assert capsys.readouterr().err == ""
@@ -60,14 +62,14 @@ def test_three_folders(tmp_path, capsys):
 def test_without_val_a_share_is_held_out(tmp_path):
     splits = load(three(tmp_path, val=False), valid=0.2)
     assert sizes(splits) == (28, 7, 12)
-    assert splits.valid.counts.tolist() == [2, 1, 4]
+    assert splits.valid.class_counts.tolist() == [2, 1, 4]
 
 
 def test_one_folder_is_split_by_the_seed(tmp_path):
     tiny_photos.write(tmp_path, SIZES)
     one, same, other = (load(tmp_path, seed=s) for s in (0, 0, 1))
-    assert one.test.counts.tolist() == [2, 1, 5]
-    assert one.train.counts.tolist() == [8, 4, 15]
+    assert one.test.class_counts.tolist() == [2, 1, 5]
+    assert one.train.class_counts.tolist() == [8, 4, 15]
     assert one.test.hash == same.test.hash != other.test.hash
     assert not set(one.train.ids) & set(one.test.ids)
     assert one.train.ids[0].startswith("blau/")
@@ -96,7 +98,7 @@ def test_images_in_folders_of_a_class(tmp_path):
     deep.mkdir(parents=True)
     (deep / "x.webp").write_bytes(tiny_photos.image((1, 2, 3), 5, "WEBP"))
     splits = load(tmp_path)
-    assert splits.counts[2] + splits.test.counts[2] == 21
+    assert splits.full_class_counts[2] + splits.test.class_counts[2] == 21
     assert "rot/2024/mai/x.webp" in {*splits.train.ids, *splits.test.ids}
 
 
@@ -114,7 +116,11 @@ def test_images_are_those_of_their_ids(tmp_path):
 def test_cut_to_a_long_tail(tmp_path):
     tiny_photos.write(tmp_path / "train", dict.fromkeys(SIZES, 9))
     tiny_photos.write(tmp_path / "test", dict.fromkeys(SIZES, 2), first=9000)
-    assert load(tmp_path, split="first", imbalance=9).counts.tolist() == [9, 3, 1]
+    assert load(tmp_path, split="first", imbalance=9).full_class_counts.tolist() == [
+        9,
+        3,
+        1,
+    ]
     with pytest.raises(InputError, match="imbalance must be 1; found 9"):
         load(tmp_path, imbalance=9)
 

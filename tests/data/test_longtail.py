@@ -18,7 +18,7 @@ from lt_jax.errors import InputError
     ],
 )
 def test_counts_are_cifar100_lt(imbalance, total, smallest, groups):
-    sizes = longtail.counts(500, 100, imbalance)
+    sizes = longtail.class_sizes(500, 100, imbalance)
     assert sizes.sum() == total
     assert (sizes.max(), sizes.min()) == (500, smallest)
     assert (np.diff(sizes) <= 0).all()
@@ -28,19 +28,19 @@ def test_counts_are_cifar100_lt(imbalance, total, smallest, groups):
 
 def test_counts_by_hand():
     # 100 * 0.1 ** (1/3) = 46.4, 100 * 0.1 ** (2/3) = 21.5
-    assert longtail.counts(100, 4, 10).tolist() == [100, 46, 21, 10]
-    assert longtail.counts(7, 3, 1).tolist() == [7, 7, 7]
+    assert longtail.class_sizes(100, 4, 10).tolist() == [100, 46, 21, 10]
+    assert longtail.class_sizes(7, 3, 1).tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("imbalance", [0.99, 0, -3, float("nan")])
 def test_counts_refuses_imbalance_below_one(imbalance):
     with pytest.raises(InputError, match=r"at least 1.*found"):
-        longtail.counts(500, 100, imbalance)
+        longtail.class_sizes(500, 100, imbalance)
 
 
 def test_counts_refuses_one_class():
     with pytest.raises(InputError, match="at least 2 classes, found num_classes=1"):
-        longtail.counts(500, 1, 10)
+        longtail.class_sizes(500, 1, 10)
 
 
 @pytest.mark.parametrize(
@@ -55,15 +55,15 @@ def test_counts_refuses_one_class():
 )
 def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
     with pytest.raises(InputError, match=rf"{which}; .* is {largest}$"):
-        longtail.counts(n_max, 100, imbalance)
-    assert longtail.counts(n_max, 100, largest).min() == 1
+        longtail.class_sizes(n_max, 100, imbalance)
+    assert longtail.class_sizes(n_max, 100, largest).min() == 1
     with pytest.raises(InputError):
-        longtail.counts(n_max, 100, largest + 1)
+        longtail.class_sizes(n_max, 100, largest + 1)
 
 
 def test_counts_of_nothing():
     with pytest.raises(InputError, match="no imbalance avoids that"):
-        longtail.counts(0, 10, 1)
+        longtail.class_sizes(0, 10, 1)
 
 
 # The oracles walk over the examples as the original codes do, one at a time.
@@ -94,7 +94,7 @@ def cao_oracle(labels, sizes):
 @pytest.mark.parametrize("imbalance", [1, 10, 50])
 def test_choose_against_oracle(split, oracle, imbalance):
     labels = np.random.default_rng(3).permutation(np.repeat(np.arange(10), 50))
-    sizes = longtail.counts(50, 10, imbalance)
+    sizes = longtail.class_sizes(50, 10, imbalance)
     rows = longtail.choose(labels, np.arange(500), 10, imbalance, split)
     assert rows.tolist() == oracle(labels.tolist(), sizes)
     assert np.bincount(labels[rows], minlength=10).tolist() == sizes.tolist()
@@ -122,7 +122,7 @@ def test_choose_does_not_touch_the_global_generator():
 
 
 def test_choose_keeps_a_set_that_is_cut_already():
-    labels = np.repeat(np.arange(100), longtail.counts(500, 100, 100))
+    labels = np.repeat(np.arange(100), longtail.class_sizes(500, 100, 100))
     rows = longtail.choose(labels, np.arange(len(labels)), 100, 100, "first")
     assert rows.tolist() == list(range(len(labels)))
 

@@ -17,7 +17,7 @@ from test_steps import on
 from lt_jax import samplers
 from lt_jax.data import catalogue
 from lt_jax.data.images.photos import photographs
-from lt_jax.data.loader import AT_ONCE, Broken, Crops, feed
+from lt_jax.data.loader import AT_ONCE, CropPlan, DecodeErrors, load_batches
 from lt_jax.errors import InputError
 from lt_jax.experiment import cached, results, stages
 from lt_jax.retraining import features
@@ -41,8 +41,8 @@ def made(broken=(), share=0.0, workers=1, files=FILES, labels=LABELS, name="made
 def fed(dataset, rows, epoch=0, first=0, **how):
     """All batches of a plan, on the host."""
     places = np.arange(rows.size).reshape(rows.shape)
-    crops = Crops((1, 0), epoch, places[first:])
-    return list(feed(dataset, rows[first:], dict, crops=crops, **how))
+    crops = CropPlan((1, 0), epoch, places[first:])
+    return list(load_batches(dataset, rows[first:], dict, crops=crops, **how))
 
 
 def assert_equal(one, other):
@@ -58,7 +58,7 @@ def plan(batch=20, epoch=0):
 
 def test_a_batch_holds_the_images_of_its_row():
     rows = samplers.batch_indices(np.arange(len(LABELS)), 20)
-    batches = list(feed(made(), rows, dict))
+    batches = list(load_batches(made(), rows, dict))
     whole = made().read(np.arange(len(LABELS)))
     for row, batch in zip(rows, batches, strict=True):
         real = row[row >= 0]
@@ -110,7 +110,7 @@ def test_a_subset_crops_as_the_whole():
 def test_a_process_reads_its_own_columns_alone():
     rows = np.concatenate([plan(), np.full((4, 4), -1, np.int32)], axis=1)
     places = np.arange(rows.size).reshape(rows.shape)
-    base = list(feed(made(), rows, dict, crops=Crops((1, 0), 0, places)))
+    base = list(load_batches(made(), rows, dict, crops=CropPlan((1, 0), 0, places)))
     read: list[int] = []
 
     def noting(indices):
@@ -122,8 +122,8 @@ def test_a_process_reads_its_own_columns_alone():
     for number in range(3):
         read.clear()
         own = slice(8 * number, 8 * number + 8)
-        crops = Crops((1, 0), 0, places[:, own])
-        part = list(feed(whole, rows[:, own], dict, crops=crops))
+        crops = CropPlan((1, 0), 0, places[:, own])
+        part = list(load_batches(whole, rows[:, own], dict, crops=crops))
         assert_equal(part, [{k: v[own] for k, v in one.items()} for one in base])
         assert sorted(read) == sorted(i for i in rows[:, own].ravel() if i >= 0)
 
@@ -149,7 +149,7 @@ def test_reading_ahead_ends_with_the_one_who_reads():
     ids = np.arange(len(LABELS)).astype(str)
     part = photographs("made", ("a", "b", "c"), LABELS, ids, waits, VIEW)
     rows = np.tile(plan(8), (20, 1))
-    batches = feed(part, rows, dict, ahead=2)
+    batches = load_batches(part, rows, dict, ahead=2)
     next(batches)
     batches.close()
     assert len(read) <= 4 * 8
@@ -171,21 +171,21 @@ def test_a_defect_is_no_broken_image():
 def test_a_broken_image_becomes_padding_and_is_named(workers):
     bad = (4, 17, 66)
     part = made(bad, share=0.1, workers=workers)
-    broken = Broken(part)
+    broken = DecodeErrors(part)
     rows = plan()
-    found = fed(part, rows, broken=broken)
+    found = fed(part, rows, errors=broken)
     base = fed(made(), rows)
     for row, one, other in zip(rows, found, base, strict=True):
         spoilt = np.isin(row, bad)
         np.testing.assert_array_equal(one["mask"], other["mask"] * ~spoilt)
         np.testing.assert_array_equal(one["image"][~spoilt], other["image"][~spoilt])
         assert not one["image"][spoilt].any()
-    assert set(broken.why) == set(bad)
-    news = broken.news()
+    assert set(broken.reasons) == set(bad)
+    news = broken.new_warning()
     for i in bad:
         assert f"made/{i:04d}.jpg" in news
     assert "3 images cannot be decoded" in news
-    assert broken.news() == ""
+    assert broken.new_warning() == ""
 
 
 def test_more_broken_images_than_the_share_stop_the_run():
@@ -424,10 +424,10 @@ def test_decoding_thousands_takes_no_more_memory_than_hundreds():
     if not os.path.exists("/proc/self/statm"):
         pytest.skip("no /proc here")
     rows = np.tile(samplers.batch_indices(np.arange(72), 72), (6, 1))
-    for batch in feed(made(workers=2), rows, dict):
+    for batch in load_batches(made(workers=2), rows, dict):
         del batch
     before = resident()
     rows = np.tile(rows, (6, 1))
-    for batch in feed(made(workers=2), rows, dict):
+    for batch in load_batches(made(workers=2), rows, dict):
         del batch
     assert resident() < before + 10

@@ -22,14 +22,16 @@ from PIL import Image
 
 from lt_jax.cli import main
 from lt_jax.data import catalogue
-from lt_jax.data.images.photos import View
+from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.prepare import build, convert, definitions
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
 
 TRAIN, VALID = [0, 1, 5, 5, 8141, 0], [1, 0, 8141]
-VIEW = View(size=8, resize=10, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0)
+VIEW = PhotoOptions(
+    size=8, resize=10, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0
+)
 IDS = {"imagenet_lt": "file_name"}
 LOAD = {"imbalance": 1, "split": "whole", "valid": 0.0, "seed": 0}
 
@@ -438,7 +440,7 @@ def test_a_set_without_a_file_or_with_a_cut_one(prepared, tmp_path):
 
 def test_a_part_of_a_set_is_not_trained_on(prepared):
     with pytest.raises(InputError, match="996 of 1000 classes have no training ex"):
-        catalogue.load("imagenet_lt", dir=str(prepared), view=VIEW, **LOAD)
+        catalogue.load("imagenet_lt", dir=str(prepared), photos=VIEW, **LOAD)
 
 
 # From TFRecord

@@ -10,7 +10,7 @@ import pytest
 import tiny_digits
 
 from lt_jax.data.dataset import Dataset, Decoder
-from lt_jax.data.loader import feed
+from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.experiment import stages as commands
 from lt_jax.training import loop, steps
@@ -71,7 +71,7 @@ def test_the_devices_pick_what_feed_brings():
     )
     rows = np.array([[3, 1, 4, 9, 7, -1, -1, -1]], np.int32)
     rows = sharding.process_part(sharding.arrange_micro_batches(rows, 1, pairs=False))
-    (brought,) = feed(dataset, rows, sharding.shard_batch)
+    (brought,) = load_batches(dataset, rows, sharding.shard_batch)
     held = sharding.replicate({"image": images, "label": labels})
     picked = steps.make_pick()(held, sharding.shard_indices(rows))
     assert picked.keys() == brought.keys()

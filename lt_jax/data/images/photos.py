@@ -15,7 +15,7 @@ from lt_jax.data.images.decode import Undecodable, decode
 from lt_jax.errors import InputError
 
 
-class View(NamedTuple):
+class PhotoOptions(NamedTuple):
     """How photographs are looked at; the numbers of the config."""
 
     size: int  # pixels of a side, of what the network sees
@@ -32,7 +32,7 @@ def photographs(
     labels: np.ndarray,
     ids: np.ndarray,
     encoded: Callable[[np.ndarray], list[bytes]],
-    view: View,
+    view: PhotoOptions,
 ) -> Dataset:
     """A data set of photographs, decoded each time they are read.
 
@@ -43,12 +43,12 @@ def photographs(
       ids: str[N].
       encoded: int[n] -> the encoded bytes of these examples; several threads call it
         at once.
-      view: ``read`` gives the centre crop of an evaluation, ``feed`` the random crops
-        of a training epoch, too.
+      view: ``read`` gives the centre crop of an evaluation, ``load_batches`` random
+        crops too.
 
     Raises:
       InputError: a value of ``view`` that makes no sense. And from ``read``: an image
-        that cannot be decoded; ``feed`` masks it.
+        that cannot be decoded; ``load_batches`` masks it.
     """
     check(view)
     # Threads decode whole images, so that OpenCV's own would only get in their way.
@@ -87,7 +87,7 @@ def photographs(
     )
 
 
-def centre(data: bytes, view: View, name: str) -> np.ndarray:
+def centre(data: bytes, view: PhotoOptions, name: str) -> np.ndarray:
     """uint8[size, size, 3]: the shorter side resized, then the middle cropped.
 
     Raises:
@@ -99,7 +99,7 @@ def centre(data: bytes, view: View, name: str) -> np.ndarray:
         raise InputError(f"image {name} cannot be decoded: {error}") from error
 
 
-def check(view: View) -> None:
+def check(view: PhotoOptions) -> None:
     """Raises InputError for a value that makes no sense, by its name in the config."""
     if not 1 <= view.size <= view.resize:
         raise InputError(
@@ -128,11 +128,11 @@ def check(view: View) -> None:
         )
 
 
-def _centre(view: View) -> Callable[[int, int], crops.Box]:
+def _centre(view: PhotoOptions) -> Callable[[int, int], crops.Box]:
     return functools.partial(crops.centre_box, size=view.size, resize=view.resize)
 
 
-def _random(view: View, numbers: np.ndarray) -> Callable[[int, int], crops.Box]:
+def _random(view: PhotoOptions, numbers: np.ndarray) -> Callable[[int, int], crops.Box]:
     return functools.partial(
         crops.random_box, numbers=numbers, scale=view.scale, ratio=view.ratio
     )

@@ -17,7 +17,7 @@ import numpy as np
 
 from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import View, photographs
+from lt_jax.data.images.photos import PhotoOptions, photographs
 from lt_jax.data.sources import listing
 from lt_jax.data.sources.listing import File, some, warn
 from lt_jax.errors import InputError
@@ -44,7 +44,7 @@ def _content(path: str) -> bytes:
 
 
 def load(
-    dir: str, view: View, *, table: str, test: float, valid_seed: int
+    dir: str, view: PhotoOptions, *, table: str, test: float, valid_seed: int
 ) -> tuple[Dataset, Dataset | None, Dataset]:
     """Training, validation (None where there is none) and test set.
 

@@ -7,11 +7,11 @@ alike: examples stand in the order of their ids, whatever that of the files is.
 from __future__ import annotations
 
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import View, photographs
+from lt_jax.data.images.photos import PhotoOptions, photographs
 from lt_jax.data.sources import tfds
 
 
-def i_naturalist2018(dir: str, view: View) -> tuple[Dataset, None, Dataset]:
+def i_naturalist2018(dir: str, view: PhotoOptions) -> tuple[Dataset, None, Dataset]:
     """Training set (437,513), no validation set, and the 24,426 that are tested on.
 
     These are the split ``validation``, as in all of the literature: the labels of
@@ -24,7 +24,7 @@ def i_naturalist2018(dir: str, view: View) -> tuple[Dataset, None, Dataset]:
     )
 
 
-def imagenet_lt(dir: str, view: View) -> tuple[Dataset, Dataset, Dataset]:
+def imagenet_lt(dir: str, view: PhotoOptions) -> tuple[Dataset, Dataset, Dataset]:
     """Training (115,846), validation (20,000) and test set (50,000)."""
     train, valid, test = (
         _split("imagenet_lt", dir, split, "file_name", view)
@@ -33,6 +33,6 @@ def imagenet_lt(dir: str, view: View) -> tuple[Dataset, Dataset, Dataset]:
     return train, valid, test
 
 
-def _split(name: str, dir: str, split: str, id: str, view: View) -> Dataset:
+def _split(name: str, dir: str, split: str, id: str, view: PhotoOptions) -> Dataset:
     part = tfds.load(name, tfds.find(name, dir), split, id)
     return photographs(name, part.classes, part.labels, part.ids, part.encoded, view)
