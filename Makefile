@@ -1,10 +1,11 @@
-# make demo   both stages on the digits that scikit-learn ships: nothing to download
-# make test   the tests that a laptop can run
+# make demo   both stages on the digits that scikit-learn ships; downloads no data
+# make test   the tests that run on a laptop
 # make lint   ruff, pyright, and which module may import which
+# make docs   the site, in build/docs; a warning is an error
 #
-# Each makes a virtual environment in .venv first, if it is missing or out of date.
-# PYTHON=python3.12 chooses the interpreter; CONSTRAINTS= takes the newest versions that
-# pyproject.toml allows in place of the tested ones.
+# Each creates a virtual environment in .venv first if it is missing or out of date.
+# PYTHON=python3.12 selects the interpreter. CONSTRAINTS= installs the newest versions
+# that pyproject.toml allows instead of the tested ones.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -18,7 +19,7 @@ $(error lt_jax needs Python 3.11 or later, $(PYTHON) is $(VERSION): \
   name another, e.g. make PYTHON=python3.12)
 endif
 
-# Empty files in the environment that say what was installed, and when.
+# Empty files in the environment that record what was installed, and when.
 MADE := $(VENV)/.made-with-$(VERSION)
 SET := $(if $(CONSTRAINTS),pinned,newest)
 DEMO := $(VENV)/.demo-$(SET)
@@ -28,10 +29,10 @@ INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check \
   $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),\
   --upgrade --upgrade-strategy eager)
 
-.PHONY: demo test lint
+.PHONY: demo test lint docs
 .DELETE_ON_ERROR:
 
-# Whichever of the two is there and up to date will do: dev contains demo.
+# The dev environment contains demo, so either will do.
 demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 	$(VENV)/bin/lt-jax run --config configs/digits_lt.py --workdir runs/digits
 
@@ -44,8 +45,11 @@ lint: $(DEV)
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest -q tests/test_layers.py
 
+docs: $(DEV)
+	JAX_PLATFORMS=cpu $(VENV)/bin/sphinx-build -W --keep-going -q docs build/docs
+
 $(MADE):
-	@echo "Making $(VENV) with $(PYTHON) ($(VERSION))"
+	@echo "Creating $(VENV) with $(PYTHON) ($(VERSION))"
 	@$(PYTHON) -m venv --clear $(VENV)
 	@touch $@
 
@@ -56,7 +60,7 @@ $(DEMO): $(MADE) pyproject.toml $(CONSTRAINTS)
 	@touch $@
 
 $(DEV): $(MADE) pyproject.toml $(CONSTRAINTS)
-	@echo "Installing lt_jax[dev,demo] into $(VENV), $(SET) versions: about 1 GB, one to two minutes"
+	@echo "Installing lt_jax[dev,demo,docs] into $(VENV), $(SET) versions: about 1 GB, one to two minutes"
 	@rm -f $(VENV)/.demo-* $(VENV)/.dev-*
-	@$(INSTALL) -e '.[dev,demo]'
+	@$(INSTALL) -e '.[dev,demo,docs]'
 	@touch $@

@@ -1,8 +1,7 @@
 """Stage 1 beside a plain PyTorch version of the authors' recipe, step by step.
 
-The authors' code is not part of this repository and is not run here;
-`against_authors.md` says how to run it. This script holds a PyTorch version of
-their stage 1: wide ResNet-34 (or ResNet-32), SGD with momentum 0.9, weight decay 5e-3
+The authors' code is not part of this repository and is not run here. How to run it:
+docs/benchmarks/against_authors.md. This script holds a PyTorch version of their stage 1: wide ResNet-34 (or ResNet-32), SGD with momentum 0.9, weight decay 5e-3
 on everything, cosine by epochs from lr 0.01, batches of 64, crops and mirror images.
 Both sides start from the same weights and see the same pixels in the same order, step
 by step in turns. A second PyTorch copy that differs in its memory layout alone tells

@@ -8,8 +8,8 @@ alone, ours step by step if it may:
     python benchmarks/authors_curves.py --theirs theirs0.txt --ours ours0/log.txt \
         [--plot FILE.png]
 
-(`against_authors.md` has the whole commands.) Each option takes several files, one for
-each seed. Of a file with several epochs the first one counts.
+Full commands: docs/benchmarks/against_authors.md. Each option takes several files, one
+per seed. Only the first epoch of a file is used.
 """
 
 from __future__ import annotations

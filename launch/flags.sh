@@ -26,8 +26,8 @@ if [[ ${DETERMINISTIC:-0} == 1 ]]; then
 fi
 
 # NCCL finds NVLink, InfiniBand and Ethernet by itself, and 161 MB of gradients a step are
-# nothing to tune for (docs/scaling.md). One thing it cannot know is which of several
-# networks joins the hosts; if it hangs at the first step or takes the slow one:
+# nothing to tune for (docs/benchmarks/scaling.md). One thing it cannot know is which of
+# several networks joins the hosts; if it hangs at the first step or takes the slow one:
 # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
 #export NCCL_SOCKET_IFNAME=eth0
 # and what it found, when it does not start:

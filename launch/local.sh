@@ -15,7 +15,7 @@
 #   launch/local.sh 2 -- lt-jax retrain $c
 #   launch/local.sh 2 -- lt-jax sweep $c
 #
-# iNaturalist2018 on eight; the data once, by one process (README). Each process decodes
+# iNaturalist2018 on eight; the data once, by one process (docs/howto/prepare_data.md). Each process decodes
 # with data.workers threads, so eight get an eighth of the cores each, here of 96:
 #
 #   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds

@@ -12,7 +12,7 @@
 #   launch/machine.sh lt-jax retrain $c
 #   launch/machine.sh lt-jax sweep $c
 #
-# iNaturalist2018, the data first (README):
+# iNaturalist2018, the data first (docs/howto/prepare_data.md):
 #
 #   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds
 #   export TFDS_DATA_DIR=/data/tfds

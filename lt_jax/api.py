@@ -227,7 +227,7 @@ def evaluate(
       few: classes with fewer are few-shot.
 
     Returns:
-      Fractions, not per cent; NaN for an empty group. See docs/metrics.md.
+      Fractions, not per cent; NaN for an empty group. See docs/reference/metrics.md.
 
     Raises:
       InputError: arrays that do not match.

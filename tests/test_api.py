@@ -19,6 +19,7 @@ from lt_jax.experiment import stages
 from lt_jax.export import stablehlo
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/tutorials/features.md"
 USUAL = {"start": "stage1", "sampler": "instance"}
 
 
@@ -137,14 +138,14 @@ def test_public_names():
 
 
 def blocks(title: str) -> list[str]:
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split(f"## {title}\n")[1].split("\n## ")[0]
+    section = (
+        PAGE.read_text(encoding="utf-8").split(f"## {title}\n")[1].split("\n## ")[0]
+    )
     return re.findall(r"```python\n(.*?)```", section, re.DOTALL)
 
 
 def test_readme_example_prints_the_documented_numbers(tmp_path):
     (features,), (example,) = blocks("Features from anywhere"), blocks("As a library")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(
         [sys.executable, "-c", features + example],
@@ -155,7 +156,7 @@ def test_readme_example_prints_the_documented_numbers(tmp_path):
         check=True,
         timeout=250,
     )
-    (printed,) = re.findall(r"```\n(stage 1: .*?)```", readme, re.DOTALL)
+    (printed,) = re.findall(r"```\n(stage 1: .*?)```", PAGE.read_text(), re.DOTALL)
     expected, found = (re.findall(r"[\d.]+", text) for text in (printed, done.stdout))
     assert len(found) == len(expected) > 8
     np.testing.assert_allclose(

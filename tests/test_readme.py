@@ -1,16 +1,20 @@
-"""What the documents say can be done: commands parse, keys, files and links are there.
+"""README and docs: commands parse, and the keys, names, files and links in them exist.
 
-The programs in them, and the demo, are run elsewhere (``RUN_BY`` says where).
+``RUN_BY`` names the tests that run their Python programs, ``test_readme_runs.py`` runs
+their commands.
 """
 
 from __future__ import annotations
 
 import ast
+import importlib
+import json
 import re
 import runpy
 import shlex
 from pathlib import Path
 
+import jsonschema
 import numpy as np
 import pytest
 import tiny_digits
@@ -20,56 +24,56 @@ from lt_jax import methods
 from lt_jax.cli import config_flags, main
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = {
+PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/*.md")]
+    for path in [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]
 }
+SCHEMA = json.loads((ROOT / "docs/reference/result.schema.json").read_text())
 
-# Every block of Python, by its section, and the test that runs it.
+# Sections with a block of Python, and the test that runs it.
 RUN_BY = {
     "As a library": "test_api.py",
     "Features from anywhere": "data/test_feature_files.py",
-    "Weights in and out": "export/test_convert.py",
+    "To PyTorch, safetensors or StableHLO": "export/test_convert.py",
     "A method of your own": "test_readme.py",
 }
+# For the authors' checkout, which is not part of this repository.
+AUTHORS = "docs/benchmarks/against_authors.md"
+
+
+def section(page: str, title: str) -> str:
+    """Return the text below a heading, up to the next heading of its level."""
+    level, rest = re.split(rf"^(#+) {title}\n", PAGES[page], flags=re.M)[1:3]
+    return re.split(rf"^#{{1,{len(level)}}} ", rest, flags=re.MULTILINE)[0]
 
 
 def blocks(text: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def commands() -> list[tuple[str, str]]:
-    """Every command line in a block of shell, and the comment behind it."""
+def commands(page: str) -> list[tuple[str, str]]:
+    """Return each command of a page's shell blocks with the comment behind it."""
     found = []
-    for name, text in DOCUMENTS.items():
-        if name == "benchmarks/against_authors.md":
-            # What is given in the authors' checkout, which is not here.
-            text = "".join(
-                line
-                for line in text.replace("\\\n", "").splitlines(keepends=True)
-                if not re.match(r"(python main_|script |sed |git |cd )", line)
-            )
-        for block in blocks(text, "sh"):
-            for line in block.replace("\\\n", "").splitlines():
-                command, _, comment = line.partition("#")
-                if command.strip():
-                    found.append((command.strip(), comment))
+    for block in blocks(PAGES[page], "sh"):
+        for line in block.replace("\\\n", "").splitlines():
+            if page == AUTHORS and re.match(r"(python main_|script |sed |git )", line):
+                continue
+            command, _, comment = line.partition("#")
+            if command.strip():
+                found.append((command.strip(), comment))
     return found
 
 
-COMMANDS = commands()
-
-
 def words(command: str) -> list[str]:
-    """Words as the shell sees them, without the variables set for the command."""
+    """Split a command as the shell does, without the variables set for it."""
     split = shlex.split(command)
     while split and re.match(r"[A-Z_]+=", split[0]):
         split.pop(0)
     return split
 
 
-def ours(command: str) -> list[str] | None:
-    """The arguments of lt-jax, wherever in a command it stands."""
+def lt_jax_arguments(command: str) -> list[str] | None:
+    """Return the arguments of ``lt-jax``, wherever it is in a command."""
     split = words(command)
     for i, word in enumerate(split):
         if word.split("/")[-1] == "lt-jax":
@@ -77,48 +81,48 @@ def ours(command: str) -> list[str] | None:
     return None
 
 
-LT_JAX = [command for command, _ in COMMANDS if ours(command) is not None]
+COMMANDS = [pair for page in PAGES for pair in commands(page)]
+LT_JAX = [command for command, _ in COMMANDS if lt_jax_arguments(command) is not None]
 BENCHMARKS = [pair for pair in COMMANDS if "benchmarks/" in pair[0]]
 
 
-def test_there_are_commands_of_every_kind():
-    """Or the tests below would look at nothing."""
+def test_commands_of_every_kind_are_found():
     assert len(LT_JAX) > 25
     assert len(BENCHMARKS) > 5
-    told = {ours(command)[0] for command in LT_JAX}
-    assert told >= {"run", "train", "retrain", "sweep", "evaluate", "report", "predict"}
-    assert told >= {"data", "convert"}
+    names = {lt_jax_arguments(command)[0] for command in LT_JAX}
+    assert names >= {"run", "train", "retrain", "sweep", "evaluate", "report"}
+    assert names >= {"predict", "data", "convert"}
 
 
 @pytest.mark.parametrize("command", dict.fromkeys(LT_JAX))
-def test_a_command_of_ours_is_one(command, monkeypatch):
+def test_lt_jax_command_parses(command, monkeypatch):
     monkeypatch.chdir(ROOT)
-    arguments = ours(command)
+    arguments = lt_jax_arguments(command)
     for i, word in enumerate(arguments):
         if word == "...":
             is_config = arguments[i - 1] == "--config"
             arguments[i] = "configs/digits_lt.py" if is_config else "runs/any"
     config, rest = config_flags.split(arguments)
-    options = main._parser().parse_args(rest)  # exits where a flag is unknown
+    options = main._parser().parse_args(rest)  # exits on an unknown flag
     assert options.command
     if options.configured:
-        assert config_flags.read(config).seed == 0  # raises where a key is unknown
+        assert config_flags.read(config).seed == 0  # raises on an unknown key
     else:
         assert not config
 
 
 @pytest.mark.parametrize(("command", "comment"), BENCHMARKS)
-def test_a_benchmark_has_these_flags(command, comment):
+def test_benchmark_has_the_flags(command, comment):
     (script,) = [word for word in words(command) if word.startswith("benchmarks/")]
     source = (ROOT / script).read_text(encoding="utf-8")
-    flags = re.findall(r"--[\w-]+", f"{command} {comment}")
-    for flag in flags:
+    for flag in re.findall(r"--[\w-]+", f"{command} {comment}"):
         assert f'"{flag}"' in source, flag
 
 
-def test_every_other_command_names_what_is_there():
+def test_other_commands_name_existing_files():
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
-    known = {"python3", "source", "pip", "pipx", "sbatch", "kubectl", "mpirun", "git"}
+    known = {"python3", "source", "pip", "pipx", "sbatch", "kubectl", "mpirun"}
+    known |= {"check-jsonschema", "lt-jax", "launch", "pytest"}
     for command, _ in COMMANDS:
         split = words(command)
         for word in split:
@@ -130,37 +134,28 @@ def test_every_other_command_names_what_is_there():
         elif first == "python":
             assert split[1].startswith("benchmarks/") or split[1] == "-m", command
         else:
-            start = first.split("/")[0], first.split("/")[-1]
-            assert {*start} & (known | {"lt-jax", "launch", "pytest"}), command
+            assert {first.split("/")[0], first.split("/")[-1]} & known, command
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_links_lead_somewhere(name):
-    text = re.sub(r"^```.*?^```", "", DOCUMENTS[name], flags=re.DOTALL | re.MULTILINE)
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_images_exist(page):
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.DOTALL | re.MULTILINE)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         if re.match(r"https?://", link):
             continue
         path, _, anchor = link.partition("#")
-        target = (ROOT / name).parent / path if path else ROOT / name
+        target = (ROOT / page).parent / path if path else ROOT / page
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
 
 
 def anchors(text: str) -> set[str]:
-    """The names of the headings of a page, as GitHub makes them."""
     titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", t.lower()).replace(" ", "-") for t in titles}
 
 
-@pytest.mark.parametrize("name", DOCUMENTS)
-def test_files_that_are_named_are_there(name):
-    folders = r"(?:lt_jax|tests|benchmarks|configs|docs|launch)"
-    for path in re.findall(rf"`({folders}/[\w./-]*\.\w+)", DOCUMENTS[name]):
-        assert (ROOT / path).exists(), path
-
-
-def test_keys_that_are_named_are_there():
+def test_config_keys_exist():
     known = {
         key
         for file in ("digits_lt", "folder", "features")
@@ -168,44 +163,93 @@ def test_keys_that_are_named_are_there():
     }
     groups = r"(?:data|model|init|method|optim|eval|save|log)"
     count = 0
-    for name, text in DOCUMENTS.items():
+    for page, text in PAGES.items():
         for key in re.findall(rf"[`.]({groups}\.[a-z_]+(?:\.[a-z_]+)*)[=`]", text):
             if re.search(r"\.(py|md|txt|json|jsonl|npz|parquet)$", key):
                 continue
             count += 1
             inner = any(full.startswith(f"{key}.") for full in known)
-            assert key in known or inner, f"{name}: {key}"
+            assert key in known or inner, f"{page}: {key}"
     assert count > 20
 
 
-def test_every_module_is_in_the_map():
-    section = DOCUMENTS["README.md"].split("\n## Map")[1].split("\n## ")[0]
-    for path in (ROOT / "lt_jax").glob("*.py"):
-        assert path.name in section or path.name.startswith("__"), path.name
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_and_names_exist(page):
+    """Paths of the repository, and dotted names of the package."""
+    text = re.sub(r"^```{toctree}.*?^```", "", PAGES[page], flags=re.DOTALL | re.M)
+    folders = r"(?:lt_jax|configs|tests|benchmarks|launch|docs)"
+    for path in re.findall(rf"(?<![\w/.])({folders}/[\w/]*[\w.]*\w)", text):
+        assert (ROOT / path).exists(), path
+    for name in re.findall(r"(?<![\w/.])(lt_jax(?:\.[A-Za-z_]+)+)", text):
+        parts = name.split(".")
+        found = importlib.import_module("lt_jax")
+        for i, part in enumerate(parts[1:], start=2):
+            if not hasattr(found, part):
+                importlib.import_module(".".join(parts[:i]))
+            found = getattr(found, part)
 
 
-def test_every_block_of_python_is_run():
-    """By the test that ``RUN_BY`` names, which reads the section by its title."""
-    for name in ("README.md", *(name for name in DOCUMENTS if name[:5] == "docs/")):
-        for section in re.split(r"^#+ ", DOCUMENTS[name], flags=re.MULTILINE)[1:]:
-            title = section.splitlines()[0]
-            for block in blocks(section, "python"):
+def test_pages_named_in_the_code_exist():
+    found = 0
+    for folder in ("lt_jax", "configs", "launch", "benchmarks"):
+        for file in (ROOT / folder).rglob("*.*"):
+            if file.suffix in (".py", ".sh", ".yaml", ".sbatch"):
+                for page in re.findall(r"docs/[\w/]+\.md", file.read_text("utf-8")):
+                    found += 1
+                    assert (ROOT / page).exists(), f"{file}: {page}"
+    assert found > 3
+
+
+def test_every_python_block_is_run():
+    for page in PAGES:
+        if page == AUTHORS:
+            continue
+        for part in re.split(r"^#+ ", PAGES[page], flags=re.MULTILINE)[1:]:
+            title = part.splitlines()[0]
+            for block in blocks(part, "python"):
                 ast.parse(block)
-                assert title in RUN_BY, f"{name}: {title}"
+                assert title in RUN_BY, f"{page}: {title}"
     for title, test in RUN_BY.items():
         assert title in (ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
-def test_the_method_of_the_readme_is_one():
-    text = DOCUMENTS["README.md"].split("# A method of your own\n")[1]
+@pytest.mark.parametrize("page", ["README.md", "docs/howto/own_method.md"])
+def test_example_method_works(page):
     scope = dict(vars(methods))
-    exec(blocks(text, "python")[0], scope)
+    exec(blocks(section(page, "A method of your own"), "python")[0], scope)
     counts = np.array([100, 25, 4])
     made = scope["sqrt_reweight"](counts, start="stage1", sampler="instance")
     weight = counts**-0.5
     np.testing.assert_allclose(made.adjust.weight, weight / weight.mean(), rtol=1e-6)
 
 
-def test_the_page_of_methods_says_what_the_docstrings_say():
-    scope = runpy.run_path(str(ROOT / "docs/methods.py"))
-    assert DOCUMENTS["docs/methods.md"] == scope["page"](), "run python docs/methods.py"
+def test_generated_reference_is_complete():
+    generate = runpy.run_path(str(ROOT / "docs/generate.py"))
+    commands, config, table, result = (
+        generate["fill"](f"<!-- generated: {part} -->")
+        for part in ("commands", "config", "methods", "result")
+    )
+    for name in ("run", "sweep", "data prepare", "report"):
+        assert f"## lt-jax {name}\n" in commands
+    missing = [
+        key
+        for key in flatten_dict(tiny_digits.load("digits_lt").to_dict(), sep=".")
+        if f"`{key}`" not in config and key.count(".") < 2
+    ]
+    assert not missing
+    assert all(f"| `{name}` |" in table for name in methods.METHODS)
+    assert "`protocol.seeds`" in result
+    assert "generated:" not in commands + config + table + result
+
+
+def test_schema_accepts_the_demo_and_rejects_an_unknown_key():
+    golden = json.loads((ROOT / "tests/golden/digits.json").read_text())["result"]
+    clock = {"mean": None, "std": None, "values": []}  # golden files have no times
+    golden["stage1"] |= {"seconds": clock, "images_per_second": clock}
+    for method in golden["methods"].values():
+        method["seconds"] = clock
+    versions = dict.fromkeys(("python", "lt_jax", "jax", "jaxlib"), "0")
+    golden |= {"versions": versions, "device": "1 x cpu"}
+    jsonschema.validate(golden, SCHEMA)
+    with pytest.raises(jsonschema.ValidationError, match="surprise"):
+        jsonschema.validate(golden | {"surprise": 1}, SCHEMA)

@@ -1,7 +1,7 @@
-"""The commands of the README run, in its order and in one folder, on small data.
+"""The commands of README, tutorials and how-to pages run in their order, on small data.
 
-Each goes through the command line as it stands there; what makes it small is appended.
-Those that are run elsewhere, or cannot be, are listed with where and why.
+Each goes through the command line as it is; flags that make it small are appended.
+Commands that run elsewhere, or cannot run, are listed with the place or the reason.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from glob import glob
 from pathlib import Path
 
 import jax
+import jsonschema
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -20,53 +21,70 @@ import test_readme
 import tiny_archives
 import tiny_photos
 from PIL import Image
-from test_readme import ROOT, ours, words
+from test_readme import ROOT, SCHEMA, lt_jax_arguments, words
 
 from lt_jax import heads, models, trees
 from lt_jax.cli import main
 from lt_jax.export import torch_names
 
+TUTORIALS = ("photographs", "compare_methods", "features")
+HOWTO = ("prepare_data", "sweep", "resume", "clusters", "convert_weights")
+PAGES = (
+    "README.md",
+    "docs/get_started.md",
+    *(f"docs/tutorials/{page}.md" for page in TUTORIALS),
+    *(f"docs/howto/{page}.md" for page in (*HOWTO, "own_method", "measure_speed")),
+    *(
+        f"docs/reference/{page}.md"
+        for page in ("commands", "config", "report", "result")
+    ),
+    "docs/project/contributing.md",
+)
+# Full-size runs, given with their results; test_readme.py parses them.
+BENCHMARK_PAGES = {
+    f"docs/benchmarks/{page}.md"
+    for page in ("results", "protocol", "against_authors", "performance", "scaling")
+}
 COMMANDS = list(
     dict.fromkeys(
         re.sub(r"\s+", " ", command)
-        for block in test_readme.blocks(test_readme.DOCUMENTS["README.md"], "sh")
-        for line in block.replace("\\\n", "").splitlines()
-        if (command := line.partition("#")[0].strip())
+        for page in PAGES
+        for command, _ in test_readme.commands(page)
     )
 )
 
-# By how a command begins; the file that runs it or what it starts, and a word of that.
+# Start of a command: the file that runs it or what it starts, and a word in that file.
 ELSEWHERE = {
     "lt-jax retrain --config configs/features.py": (
         "data/test_feature_files.py",
-        "of_the_readme",
+        "docs/tutorials/features.md",
     ),
     "lt-jax sweep --config configs/features.py": (
         "data/test_feature_files.py",
-        "of_the_readme",
+        "docs/tutorials/features.md",
     ),
     "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
+    "lt-jax data convert": ("data/test_prepare.py", '"data", "convert"'),
     "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
     "launch/tpu.sh": ("test_launch.py", "tpu.sh"),  # with a stand-in for gcloud
     "lt-jax train --config ...": ("distributed/test_hosts.py", "hosts_worker"),
-    "python benchmarks/stage2.py": ("benchmarks/test_benchmarks.py", "stage2.measure"),
-    "python benchmarks/input_pipeline.py": (
-        "benchmarks/test_input_benchmark.py",
-        "bench.measure",
-    ),
+    "check-jsonschema": ("test_readme_runs.py", "jsonschema.validate"),
     "make demo": (".ci/run", "make demo"),
     "make test": (".ci/run", "make test"),
+    "make lint": (".ci/run", "make lint"),
+    "make docs": (".ci/run", "make docs"),
 }
-# What no test and no .ci/run can do, and why.
+# Start of a command that no test runs, and the reason.
 NOT_RUN = {
-    "python3 -m venv": "what `make` does, from the Makefile",
-    ".venv/bin/pip install": "what `make` does; [cuda] needs an NVIDIA GPU",
-    "kubectl": "needs a cluster; test_launch.py holds the manifest to its schema",
+    "python3 -m venv": "`make` does the same",
+    ".venv/bin/pip install": "`make` does the same; [cuda] needs an NVIDIA GPU",
+    "source": "activates the environment",
+    "kubectl": "needs a cluster; test_launch.py checks the manifest's schema",
     "mpirun": "needs Open MPI; test_cluster.py sets its environment",
-    "python benchmarks/devices.py": "minutes; test_steps.py holds what it measures",
-    "python benchmarks/faults.py": "nearly an hour; test_hosts.py holds what it asks",
+    "python benchmarks/devices.py": "minutes; test_steps.py checks what it measures",
+    "python benchmarks/faults.py": "nearly an hour; test_hosts.py kills processes",
 }
 
 SMALL = [
@@ -76,7 +94,7 @@ SMALL = [
 ]
 STAGE2 = ["--config.method.ce.epochs=1", "--config.method.los.epochs=1"]
 FEW = ["--config.method.repeats=1"]
-# What is appended, by the config of the command.
+# Flags to append, by the config of the command.
 SMALLER = {
     "digits_lt": [
         *SMALL,
@@ -115,20 +133,26 @@ def listed(command: str, where: dict[str, object]) -> bool:
 HERE = [c for c in COMMANDS if not listed(c, ELSEWHERE) and not listed(c, NOT_RUN)]
 
 
-def test_every_command_is_run_somewhere():
+def test_every_command_runs_or_is_listed():
     for command in COMMANDS:
         assert listed(command, ELSEWHERE) + listed(command, NOT_RUN) < 2, command
     for start in (*ELSEWHERE, *NOT_RUN):
         assert any(command.startswith(start) for command in COMMANDS), start
     for file, word in ELSEWHERE.values():
         path = ROOT / file if "/" in file else ROOT / "tests" / file
+        path = path if path.exists() else ROOT / "tests" / file
         assert word in path.read_text(encoding="utf-8"), file
     assert len(HERE) > 20
 
 
+def test_every_page_with_commands_is_listed():
+    pages = {page for page in test_readme.PAGES if test_readme.commands(page)}
+    assert pages - {*PAGES} - BENCHMARK_PAGES == {"SECURITY.md"}
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Miniatures of everything the commands look for, where they look for it."""
+    """Create a miniature of every input, where the commands expect it."""
     root = tmp_path_factory.mktemp("readme")
     (root / "configs").symlink_to(ROOT / "configs")
     for name in ("Downloads", "archives", "lists", "new", "runs"):
@@ -143,13 +167,13 @@ def folder(tmp_path_factory):
         root / "photos/train", dict(zip(classes, (12, 6, 3), strict=True))
     )
     tiny_photos.write(root / "photos/test", dict.fromkeys(classes, 2), 5000)
-    # Of the size of CIFAR's, which the network in net.stablehlo asks for.
+    # The size of CIFAR images, which the network in net.stablehlo expects.
     Image.new("RGB", (32, 32), (200, 40, 40)).save(root / "new/any.jpg")
     return root
 
 
-def weights_of_theirs(path: Path) -> None:
-    """A state dict with the authors' names. Not a pickle: that needs PyTorch."""
+def write_authors_weights(path: Path) -> None:
+    """Write a state dict with the authors' names, as safetensors: needs no PyTorch."""
     backbone = models.create("resnet34", "cifar", 4, False, "torch", "float32", None)
     params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
     width = models.features_of(backbone)
@@ -159,14 +183,14 @@ def weights_of_theirs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", HERE)
-def test_a_command_of_the_readme(command, folder, monkeypatch, capsys):
+def test_command_runs(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("TFDS_DATA_DIR", str(folder / "cifar"))
     command = command.replace("$HOME", str(folder))
     command = re.sub(r"(?<==)/(?=archives|lists|data)", f"{folder}/", command)
     for name, value in re.findall(r"^([A-Z_]+)=(\S+) ", command):
         monkeypatch.setenv(name, value)
-    arguments = ours(command)
+    arguments = lt_jax_arguments(command)
     assert arguments, words(command)
     arguments = [path for a in arguments for path in (glob(a) if "*." in a else [a])]
     if config := re.search(r"configs/(\w+)\.py", command):
@@ -177,27 +201,34 @@ def test_a_command_of_the_readme(command, folder, monkeypatch, capsys):
         arguments += ["--partial"]
     if "best_model_stage1.pth" in arguments:
         theirs = "best_model_stage1.safetensors"
-        weights_of_theirs(Path(theirs))
+        write_authors_weights(Path(theirs))
         arguments[arguments.index("best_model_stage1.pth")] = theirs
 
     assert main.main(arguments) == 0, capsys.readouterr().err
-    told = capsys.readouterr().out
-    assert told
+    printed = capsys.readouterr().out
+    assert printed
     if arguments[0] in ("run", "retrain", "sweep"):
-        assert "| los " in told
+        assert "| los " in printed
     if arguments[0] == "predict":
-        assert len(re.findall(r"\d %  \S", told)) >= 3
+        assert len(re.findall(r"\d %  \S", printed)) >= 3
     if arguments[0] == "report":
-        page = Path(told.removeprefix("report: ").strip())
+        page = Path(printed.removeprefix("report: ").strip())
         assert "</html>" in page.read_text(encoding="utf-8")
     if arguments[0] == "convert" and arguments[2].startswith("net."):
         assert Path(arguments[2]).stat().st_size > 10_000
 
 
-def test_what_the_commands_left_goes_together(folder):
-    """Workdirs on one representation share it, and nothing is half-done."""
+def test_workdirs_share_one_representation(folder):
     other = folder / "runs/digits_delta_05/checkpoints/stage1/0"
     weights = json.loads((other / "outcome.json").read_text())["weights"]
     assert Path(weights).samefile(folder / "runs/digits/checkpoints/stage1/0")
     assert list((folder / "traces").rglob("*.trace.json.gz"))
     assert np.array([p.suffix != ".tmp" for p in (folder / "runs").rglob("*")]).all()
+
+
+def test_results_match_the_published_schema(folder):
+    results = [json.loads(p.read_text()) for p in folder.glob("runs/*/result.json")]
+    assert len(results) > 4
+    assert any("sweep" in result for result in results)
+    for result in results:
+        jsonschema.validate(result, SCHEMA)

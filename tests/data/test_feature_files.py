@@ -253,8 +253,8 @@ def test_pixels_are_features_too(tmp_path):
 
 
 def test_the_example_of_the_readme_runs(tmp_path):
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Features from anywhere")[1].split("\n## ")[0]
+    page = (ROOT / "docs/tutorials/features.md").read_text(encoding="utf-8")
+    section = page.split("## Features from anywhere")[1].split("\n## ")[0]
     (script,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     commands = [line for line in section.splitlines() if line.startswith("lt-jax ")]
     env = {**os.environ, "PYTHONPATH": str(ROOT)}

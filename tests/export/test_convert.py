@@ -341,8 +341,8 @@ def test_bad_requests_of_a_workdir(run, tmp_path, capsys, arguments, message):
 
 
 def script_of_the_readme():
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = readme.split("## Weights in and out")[1].split("\n## ")[0]
+    page = (ROOT / "docs/howto/convert_weights.md").read_text(encoding="utf-8")
+    section = page.split("## To PyTorch, safetensors or StableHLO")[1].split("\n## ")[0]
     (script,) = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
     return script
 

@@ -1,0 +1,33 @@
+"""Configuration of the site: ``make docs``."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import generate
+
+from lt_jax import __version__
+
+project = "lt_jax"
+author = "The lt_jax authors"
+copyright = "The lt_jax authors"
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+html_theme = "furo"
+html_title = f"lt_jax {release}"
+myst_enable_extensions = ["deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_preserve_defaults = True
+
+
+def fill_generated_parts(app, docname, source):
+    source[0] = generate.fill(source[0])
+
+
+def setup(app):
+    app.connect("source-read", fill_generated_parts)

@@ -1,0 +1,168 @@
+"""Reference pages generated from the code.
+
+A page holds a line ``<!-- generated: NAME -->``. ``conf.py`` replaces it, while the
+site is built, with the Markdown that the function in ``PARTS`` returns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+DEFAULTS = ROOT / "lt_jax/experiment/defaults.py"
+SCHEMA = ROOT / "docs/reference/result.schema.json"
+MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
+
+
+def fill(text: str) -> str:
+    """Replace every marker of a page with its generated part."""
+    return MARK.sub(lambda found: PARTS[found[1]](), text)
+
+
+def commands() -> str:
+    """Help text of every command, from its parser."""
+    from lt_jax.cli import main
+
+    # argparse wraps at the width of the terminal.
+    with mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"):
+        return "\n\n".join(_helps(main._parser(), "##"))
+
+
+def _helps(parser: argparse.ArgumentParser, level: str) -> Iterator[str]:
+    yield f"{level} {parser.prog}\n\n```text\n{parser.format_help().strip()}\n```"
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield from _helps(inner, "##")
+
+
+def config() -> str:
+    """Return the keys of the base config, then those of photographs and methods."""
+    from lt_jax import recipes
+    from lt_jax.experiment.defaults import base_config, photo_config
+
+    meanings = _comments(DEFAULTS)
+    values = dict(_leaves(base_config()))
+    base = {key: values[key] for key in meanings if key in values}
+    photos = {k: v for k, v in _leaves(photo_config()) if base.get(k, ...) != v}
+    photos["data.workers"] = "all cores"
+    photos |= {"data.table": "", "data.test": 0.1}  # of configs/folder.py
+    meanings = _comments(ROOT / "configs/folder.py") | meanings
+    parts = []
+    for group in dict.fromkeys(key.rpartition(".")[0] for key in base):
+        keys = {k: v for k, v in base.items() if k.rpartition(".")[0] == group}
+        parts.append((f"`{group}`" if group else "Top level", keys))
+    parts.append(("Photographs and folders", photos))
+    text = [
+        f"## {title}\n\n"
+        + _table(
+            [
+                ("key", "default", "meaning"),
+                *((f"`{k}`", f"`{v!r}`", meanings[k]) for k, v in keys.items()),
+            ]
+        )
+        for title, keys in parts
+    ]
+    rows = [("key", "meaning"), *((f"`{k}`", v) for k, v in recipes.KEYS.items())]
+    text.append("## Keys of a method\n\n" + _table(rows))
+    return "\n\n".join(text)
+
+
+def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _comments(file: Path) -> dict[str, str]:
+    """Return the comments of ``config.KEY = value  # comment``, or those above it."""
+    found, above, groups = {}, [], {"config": ""}
+    for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()):
+        if group := re.match(r"config\.(\w+) = (\w+) = ConfigDict\(\)", line):
+            groups[group[2]] = f"{group[1]}."
+        elif key := re.match(r"(\w+)\.([\w.]+) = [^#]*(?:# (.*))?$", line):
+            meaning = " ".join(filter(None, [*above, key[3]]))
+            if key[1] in groups and meaning:
+                found.setdefault(groups[key[1]] + key[2], meaning)
+        above = [*above, line.lstrip("# ")] if line.startswith("#") else []
+    return found
+
+
+def methods() -> str:
+    """Table and details of every method, from the docstrings of METHODS."""
+    from lt_jax import recipes
+    from lt_jax.methods import METHODS
+
+    entries = recipes.entries(recipes.Case(recipes.CIFAR100))
+    rows, texts, seen = [], [], {}
+    for name, make in METHODS.items():
+        first, _, rest = inspect.getdoc(make).partition("\n\n")
+        values = recipes.own(entries[name]).items()
+        recipe = ", ".join(f"{key} {value}" for key, value in values)
+        rows.append((f"`{name}`", _code(first), recipe))
+        if make in seen:
+            texts.append(f"`{name}`\n: `{seen[make]}` with a recipe of its own.")
+        elif rest:
+            body = "\n\n".join(
+                " ".join(part.split()) for part in rest.strip().split("\n\n")
+            )
+            texts.append(f"`{name}`\n: " + _code(body).replace("\n\n", "\n\n  "))
+        seen.setdefault(make, name)
+    head = ("method", "description", "recipe for CIFAR100-LT, batch 64")
+    return _table([head, *rows]) + "\n\n## Details\n\n" + "\n\n".join(texts)
+
+
+def result() -> str:
+    """Keys of ``result.json``, from its JSON schema."""
+    schema = json.loads(SCHEMA.read_text(encoding="utf-8"))
+    tables = [("result.json", schema)]
+    tables += [(name, schema["$defs"][name]) for name in ("method", "loma", "spread")]
+    parts = []
+    for title, part in tables:
+        rows = [("key", "type", "content"), *_keys(part, "")]
+        parts.append(f"## `{title}`\n\n{_table(rows)}")
+    return "\n\n".join(parts)
+
+
+def _keys(schema: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
+    for key, value in schema["properties"].items():
+        name = value.get("$ref", "").rpartition("/")[2]
+        kind = value.get("type", f"`{name}`")
+        if isinstance(kind, list):
+            kind = " or ".join(kind)
+        of_each = value.get("additionalProperties")
+        if isinstance(of_each, dict) and "$ref" in of_each:
+            kind = f"object of `{of_each['$ref'].rpartition('/')[2]}`"
+        choices = value.get("enum", ())
+        content = value["description"]
+        if choices:
+            content += " One of " + ", ".join(f"`{choice}`" for choice in choices) + "."
+        yield f"`{prefix}{key}`", kind, content
+        if "properties" in value and "mean" not in value["properties"]:
+            yield from _keys(value, f"{prefix}{key}.")
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    lines = [
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
+        for row in rows
+    ]
+    return "\n".join([lines[0], "| --- " * len(rows[0]) + "|", *lines[1:]])
+
+
+def _code(text: str) -> str:
+    """Turn a docstring's double backquotes into Markdown's single ones."""
+    return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split(" ")))
+
+
+PARTS = {"commands": commands, "config": config, "methods": methods, "result": result}
