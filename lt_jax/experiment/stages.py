@@ -10,7 +10,6 @@ the loop.
 
 from __future__ import annotations
 
-import functools
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +22,9 @@ from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.checks import check_sweep, make_method
+from lt_jax.experiment.checks import check_sweep
 from lt_jax.experiment.session import Session, open_session, workdir_lock
-from lt_jax.experiment.weights import Source, Weights
+from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import corrected
 from lt_jax.retraining.features import Features, plain_features
@@ -93,45 +92,27 @@ def evaluate_all(
     """
     weights.finished(workdir)
     with open_session(config, workdir, talks=False) as session:
-        task, init = session.task, config.model.init
+        task = session.task
         dataset = getattr(task.splits, split)
         if not len(dataset):
             raise InputError(f"the split {split!r} is empty: config.data.valid is 0")
         if heads:
             with workdir_lock(workdir):  # features may have to be made
                 return sweeping.evaluate_rows(session, split, heads)
-        like = weights.fresh(task, init, (1, 0))
         names = config.method.names
-        folders = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
-        fits = {
-            name: processes.from_process_zero(
-                functools.partial(results.outcomes, workdir, name)
-            )
-            for name in ("stage1", *names, *folders)
-        }
-        count = sum(map(len, fits.values()))
-        session.log.warning(f"measuring {count} fits on {len(dataset):,} images")
+        kinds = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
+        fits = weights.fits(workdir, ["stage1", *names, *kinds])
+        session.log.warning(f"evaluating {len(fits)} fits on {len(dataset):,} images")
         found = {}
-        for name, outcomes_of in fits.items():
-            for outcome in outcomes_of:
-                source = Source(workdir / "checkpoints" / outcome["run"], outcome)
-                method = session.methods["stage1"]
-                if name != "stage1":
-                    method = make_method(
-                        config,
-                        name.split("/")[-1],
-                        task.splits.train.class_counts,
-                        outcome["hyper"],
-                    )
-                shaped = weights.with_head(task, init, like, method, (1, 0))
-                network = weights.loaded(source, shaped, "")
-                log, stopped = session.log, session.stop_requested
-                tally = evaluate(task, method.head, *network, dataset, log, stopped)
-                head = network.params["head"]
-                found[outcome["run"]] = {
-                    **results.summary(task, tally, head),
-                    "lowest": _lowest(tally, dataset.classes),
-                }
+        sizes = task.splits.train.shape, len(task.splits.full_class_counts)
+        for source in fits:
+            head, network = weights.load_fit(source, task.backbone, *sizes)
+            log, stop = session.log, session.stop_requested
+            tally = evaluate(task, head, *network, dataset, log, stop)
+            found[source.outcome["run"]] = {
+                **results.summary(task, tally, network.params["head"]),
+                "lowest": _lowest(tally, dataset.classes),
+            }
         return found
 
 
@@ -153,7 +134,7 @@ def _stage1(session: Session) -> None:
         if c.init.path:
             source = weights.finished(Path(c.init.path).expanduser())[0]
             session.log.info(f"stage1/{seed} starts from {source.directory}")
-            start = weights.loaded(source, start, c.init.skip)
+            start = weights.load(source, start, c.init.skip)
         if not told:
             trained, _ = trees.partition(start.params, o.trains)
             table, sums = overview(start.params, trained)

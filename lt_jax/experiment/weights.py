@@ -1,17 +1,20 @@
-"""Where a network comes from: fresh, or from a finished fit of any workdir."""
+"""Networks to start from: freshly initialised, or loaded from a finished fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
-from lt_jax import models, seeds
+from lt_jax import methods, models, seeds
 from lt_jax.distributed import processes
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
+from lt_jax.experiment.checks import RECIPE
+from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
@@ -21,36 +24,58 @@ from lt_jax.types import Params
 
 
 class Weights(NamedTuple):
-    """What stage 1 ends with and stage 2 starts from."""
+    """A network: what stage 1 ends with and stage 2 starts from."""
 
     params: Params  # {"backbone": ..., "head": ...}
     batch_stats: Params
 
 
 class Source(NamedTuple):
-    """A finished fit: where it was recorded, and what."""
+    """A finished fit."""
 
     directory: Path
-    outcome: dict[str, Any]
+    outcome: Outcome
 
     def kept(self) -> Path:
-        """Where its weights lie; an absolute path names another workdir's."""
+        """Folder of its weights, which may be in another workdir."""
         return self.directory / self.outcome.get("weights", "")
 
 
+# New networks.
+
+
 def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
-    """A network as initialised for stage 1."""
-    params, batch_stats = models.init(
-        task.backbone, seeds.key(run, "backbone"), task.splits.train.shape
-    )
-    head = _head(task, linear, None, init, run)
+    """Initialise a network for stage 1."""
+    key = seeds.key(run, "backbone")
+    params, batch_stats = models.init(task.backbone, key, task.splits.train.shape)
+    head = _new_head(task, linear, None, init, run)
     return Weights({"backbone": params, "head": head}, batch_stats)
+
+
+def with_head(
+    task: Task, init: str, stage1: Weights, method: Method, run: tuple[int, ...]
+) -> Weights:
+    """Replace the head of stage 1 by the one that a method starts from."""
+    start = stage1.params["head"] if method.start == "stage1" else None
+    head = _new_head(task, method.head, start, init, run)
+    return stage1._replace(params={**stage1.params, "head": head})
+
+
+def _new_head(
+    task: Task, head: Head, start: Params | None, init: str, run: tuple[int, ...]
+) -> Params:
+    sizes = models.features_of(task.backbone), len(task.splits.full_class_counts)
+    return head.init(seeds.key(run, "head"), start, *sizes, init)
 
 
 def blank(
     backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
 ) -> Weights:
-    """The shapes of a network for examples of this shape, to load weights into."""
+    """Shapes and dtypes of a network, to load weights into.
+
+    Args:
+      shape: H, W, C of its examples.
+    """
     sizes = models.features_of(backbone), num_classes
 
     def make() -> Weights:
@@ -62,89 +87,141 @@ def blank(
     return jax.eval_shape(make)
 
 
-def with_head(
-    task: Task, init: str, stage1: Weights, method: Method, run: tuple[int, ...]
-) -> Weights:
-    """The network of stage 1 with the head that a method starts from."""
-    start = stage1.params["head"] if method.start == "stage1" else None
-    head = _head(task, method.head, start, init, run)
-    return stage1._replace(params={**stage1.params, "head": head})
-
-
-def _head(
-    task: Task, head: Head, start: Params | None, init: str, run: tuple[int, ...]
-) -> Params:
-    num_features = models.features_of(task.backbone)
-    num_classes = len(task.splits.full_class_counts)
-    return head.init(seeds.key(run, "head"), start, num_features, num_classes, init)
+# Finished fits. All processes call these and use what process 0 finds: on a shared
+# file system the others may see an older state.
 
 
 def finished(path: Path) -> list[Source]:
-    """The finished stage 1 of a workdir, by seed, or the one in this directory.
-
-    What process 0 finds: all of them have to call this.
+    """Find the finished stage 1 of a workdir, by seed, or the one in this folder.
 
     Raises:
       InputError: there is none.
     """
-
-    def find() -> list[tuple[str, dict[str, Any]]]:
-        folders = [*(path / "checkpoints" / "stage1").glob("*"), path]
-        each = [(str(folder), results.outcome(folder)) for folder in folders]
-        return [(folder, outcome) for folder, outcome in each if outcome is not None]
-
-    found = [Source(Path(folder), o) for folder, o in processes.from_process_zero(find)]
+    folders = [*(path / "checkpoints" / "stage1").glob("*"), path]
+    found = _sources(lambda: [(f, results.outcome(f)) for f in folders])
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
-            "outcome.json there; run `lt-jax train` with this config first, or name "
-            "the workdir of one with --config.init.path=..."
+            "outcome.json. Run `lt-jax train` with this config first, or give a "
+            "workdir that has one with --config.init.path=..."
         )
     return sorted(found, key=lambda source: source.outcome["seeds"])
 
 
-def loaded(source: Source, like: Weights, skip: str) -> Weights:
-    """The weights that a finished fit kept.
+def fits(workdir: Path, folders: Sequence[str]) -> list[Source]:
+    """Find the finished fits in these folders of the checkpoints, by seeds in each."""
+
+    def find() -> list[tuple[Path, Outcome | None]]:
+        return [
+            (workdir / "checkpoints" / outcome["run"], outcome)
+            for folder in folders
+            for outcome in results.outcomes(workdir, folder)
+        ]
+
+    return _sources(find)
+
+
+def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
+    """Find a finished fit by name.
 
     Args:
-      like: the network they are for; leaves whose name ``skip`` matches keep its value.
-      skip: regular expression over whole names, as in ``head/kernel``; "" skips none.
+      names: the first that is finished is taken. A method such as ``los``, as a sweep
+        chose it if there was one; a folder such as ``fixed/los``; a fit such as
+        ``los/0.2``; ``stage1`` or ``none``.
+      seeds: as in ``0.2``; "" takes the first.
 
     Raises:
-      InputError: they are gone, or of another network; lists the leaves.
+      InputError: there is none.
     """
-    return checkpoint.merge(kept_leaves(source), like, skip, str(source.kept()))
+    points = workdir / "checkpoints"
+    for name in names:
+        name = "stage1" if name == "none" else name
+        for folder in (f"chosen/{name}", name, f"fixed/{name}"):
+            if found := fits(workdir, [folder]):
+                by_seeds = {source.directory.name: source for source in found}
+                return by_seeds[one_of("seeds", seeds, by_seeds)] if seeds else found[0]
+        if found := _sources(lambda at=points / name: [(at, results.outcome(at))]):
+            return found[0]
+    there = {file.parents[1] for file in points.glob("**/outcome.json")}
+    known = sorted(folder.relative_to(points).as_posix() for folder in there)
+    hint = suggest(names[0], known) if known else ": no fit has finished there"
+    raise InputError(f"no finished fit of {names[0]!r} in {workdir}{hint}")
 
 
-def kept_leaves(source: Source) -> dict[str, Any]:
-    """Parameters and batch statistics by name, a head alone with its backbone's.
+def _sources(find: Callable[[], list[tuple[Path, Outcome | None]]]) -> list[Source]:
+    found = processes.from_process_zero(
+        lambda: [(str(at), outcome) for at, outcome in find() if outcome is not None]
+    )
+    return [Source(Path(at), outcome) for at, outcome in found]
+
+
+def head_of(outcome: Outcome) -> Head:
+    """Return the kind of head that a fit trained."""
+    *_, method, _ = outcome["run"].split("/")
+    if method == "stage1":
+        return linear
+    hyper = {k: v for k, v in outcome["hyper"].items() if k not in RECIPE}
+    counts = np.array(outcome["per_class"]["train_count"])
+    return methods.make(method, counts, hyper).head
+
+
+def load_fit(
+    source: Source, backbone: Any, shape: tuple[int, int, int], num_classes: int
+) -> tuple[Head, Weights]:
+    """Load a finished fit of any method.
+
+    Args:
+      shape: H, W, C of the examples.
+
+    Raises:
+      InputError: see ``load``.
+    """
+    head = head_of(source.outcome)
+    return head, load(source, blank(backbone, head, shape, num_classes))
+
+
+def load(source: Source, like: Weights, skip: str = "") -> Weights:
+    """Load the weights of a finished fit.
+
+    Args:
+      like: the network they are for.
+      skip: regular expression over complete names such as ``head/kernel``; leaves that
+        match keep their value in ``like``. "" skips none.
+
+    Raises:
+      InputError: the weights are gone, or are those of another network.
+    """
+    return checkpoint.merge(load_leaves(source), like, skip, str(source.kept()))
+
+
+def load_leaves(source: Source) -> dict[str, Any]:
+    """Load parameters and batch statistics by name.
 
     Raises:
       InputError: they are gone.
     """
-    found = _kept(source)
+    found = _read(source)
     if source.outcome.get("backbone"):  # a head alone, fitted on cached features
         root = source.directory.parents[len(Path(source.outcome["run"]).parts) - 1]
         directory = root / source.outcome["backbone"]
         outcome = results.outcome(directory)
         if outcome is None:
             raise InputError(
-                f"{source.directory} holds a head alone, its backbone should be that "
-                f"of {directory}, which is gone: move it back"
+                f"{source.directory} has only a head, and {directory}, which has its "
+                "backbone, is gone: move it back"
             )
-        whole = _kept(Source(directory, outcome))
-        rest = {n: a for n, a in whole.items() if not n.startswith("params/head/")}
+        stage1 = _read(Source(directory, outcome))
+        rest = {n: a for n, a in stage1.items() if not n.startswith("params/head/")}
         found = {**rest, **found}
     return found
 
 
-def _kept(source: Source) -> dict[str, Any]:
-    """The parameters and batch statistics of a finished fit by name."""
+def _read(source: Source) -> dict[str, Any]:
     step = source.kept() / str(source.outcome["step"])
     if not step.is_dir():
         raise InputError(
-            f"the weights of {source.outcome['run']} are no longer at {step}: move "
-            "them back, or start again from where they are with --config.init.path=..."
+            f"the weights of {source.outcome['run']} are no longer in {step}: move "
+            "them back, or give their new place with --config.init.path=..."
         )
     return {
         name: leaf
@@ -154,51 +231,49 @@ def _kept(source: Source) -> dict[str, Any]:
 
 
 def representations(session: Session) -> Iterator[tuple[int, Weights]]:
-    """The networks that stage 2 starts from, by the seed of their stage 1.
+    """Load the networks that stage 2 starts from, with the seed of their stage 1.
 
-    Those of this workdir, else those of ``init.path``, which are measured by this
-    workdir's protocol and noted in it.
+    They are the workdir's own, or else those of ``init.path``. The latter are evaluated
+    by this workdir's protocol and recorded in it.
 
     Raises:
-      InputError: there are none, or of another network.
+      InputError: there are none, or they are of another network.
     """
     c, task = session.config, session.task
-    stage1 = processes.from_process_zero(
-        lambda: results.outcomes(session.workdir, "stage1")
-    )
-    own = [outcome for outcome in stage1 if "adopted_for" not in outcome]
+    stage1 = fits(session.workdir, ["stage1"])
+    own = any("adopted_for" not in source.outcome for source in stage1)
     path, skip = Path(c.init.path).expanduser(), c.init.skip
     if own or not c.init.path:
         path, skip = session.workdir, ""
     for source in finished(path):
-        outcome = source.outcome
-        (seed,) = outcome["seeds"]
-        network = loaded(source, fresh(task, c.model.init, (1, seed)), skip)
-        if path != session.workdir and not session.finished(outcome["run"]):
+        (seed,) = source.outcome["seeds"]
+        network = load(source, fresh(task, c.model.init, (1, seed)), skip)
+        if path != session.workdir and not session.finished(source.outcome["run"]):
             _adopt(session, source, network, skip)
         yield seed, network
 
 
 def _adopt(session: Session, source: Source, network: Weights, skip: str) -> None:
-    """Notes another workdir's stage 1 in this one, measured by this one's protocol."""
+    """Record another workdir's stage 1 in this one, evaluated by its protocol."""
     task, outcome = session.task, source.outcome
-    if outcome["fitted_on"] != task.splits.train.hash:
+    examples = task.splits.train.hash
+    if outcome["fitted_on"] != examples:
         session.log.info(
-            f"NOTE: {source.directory} was fitted on other examples "
-            f"({outcome['fitted_on']}) than are fitted here "
-            f"({task.splits.train.hash}); it may have seen what is held out"
+            f"NOTE: {source.directory} was fitted on another training set "
+            f"({outcome['fitted_on']}, here it is {examples}); its training data may "
+            "overlap this validation split"
         )
-    test, log = task.splits.test, session.log
-    tally = evaluate(task, linear, *network, test, log, session.stop_requested)
+    test, log, stop_requested = task.splits.test, session.log, session.stop_requested
+    tally = evaluate(task, linear, *network, test, log, stop_requested)
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
-    if skip:  # what was skipped lies nowhere else
+    if skip:  # the skipped leaves are not in the source
         kept = results.FINAL
         checkpoint.write(directory / kept, outcome["step"], network._asdict())
     adopted = {
         **outcome,
         "weights": kept,
-        "adopted_for": task.splits.train.hash,
+        "adopted_for": examples,
         **results.measured(task, tally, network.params["head"]),
         "analysis": None,
     }

@@ -5,7 +5,6 @@ The data set is not needed: the outcome of a fit holds the names of its classes.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,13 @@ from ml_collections import ConfigDict
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import DecodeErrors
-from lt_jax.errors import InputError, suggest
+from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.session import make_task, photo_options
-from lt_jax.experiment.weights import Source
 from lt_jax.export.pictures import check_top, pictures, ranked
-from lt_jax.heads import linear
 from lt_jax.retraining.features import Request, evaluated_views, extract
 from lt_jax.training.log import Logger
 from lt_jax.types import Config
-
-FOLDERS = ("chosen/", "", "fixed/")  # where a method's fits lie, what is best first
 
 
 def predict(
@@ -52,8 +46,10 @@ def predict(
       InputError: no finished fit, an unknown method, a file that is no image, or one of
         another size than the network was trained on where that size is fixed.
     """
-    config = _config(workdir)
-    outcome = _outcome(workdir, config, method)
+    config = ConfigDict(results.read_config(workdir)).lock()
+    names = [method] if method else [*reversed(config.method.names), "stage1"]
+    source = weights.find(workdir, names)
+    outcome = source.outcome
     classes = tuple(outcome["per_class"]["class"])
     check_top(top)
     dataset = _dataset(config, classes, images)
@@ -61,16 +57,7 @@ def predict(
     splits = Splits(dataset, dataset, dataset, counts, "")
     task = make_task(config, splits, {})
     task = task._replace(eval_batch=min(task.eval_batch, len(images)))
-    run = outcome["run"]
-    init, head = config.model.init, linear
-    like = weights.fresh(task, init, (1, 0))
-    if not run.startswith("stage1/"):
-        name = run.split("/")[-2]
-        stage2 = make_method(config, name, counts, outcome["hyper"])
-        like = weights.with_head(task, init, like, stage2, (1, 0))
-        head = stage2.head
-    source = Source(workdir / "checkpoints" / run, outcome)
-    network = weights.loaded(source, like, "")
+    head, network = weights.load_fit(source, task.backbone, dataset.shape, len(classes))
     views = evaluated_views(task.flip)
     request = Request(views, (), "float32")
     silent = Logger(workdir, talks=False)
@@ -83,37 +70,7 @@ def predict(
     features = np.concatenate(blocks).reshape(len(views) * len(images), -1)
     logits = np.asarray(jax.jit(head.apply)(network.params["head"], features))
     mean = logits.reshape(len(views), len(images), -1).mean(axis=0)
-    return ranked(run, images, classes, mean, top)
-
-
-def _config(workdir: Path) -> Config:
-    file = workdir / "config.json"
-    try:
-        return ConfigDict(json.loads(file.read_text(encoding="utf-8"))).lock()
-    except OSError as error:
-        raise InputError(
-            f"{workdir} is no workdir: expected {file}, which `lt-jax run` writes"
-        ) from error
-
-
-def _outcome(workdir: Path, config: Config, method: str) -> dict[str, Any]:
-    """The finished fit that is meant; of several seeds the first."""
-    stage1 = weights.finished(workdir)[0].outcome
-    if method in ("none", "stage1"):
-        return stage1
-    names = list(config.method.names)
-    for name in [method] if method else reversed(names):
-        for folder in FOLDERS:
-            if found := results.outcomes(workdir, folder + name):
-                return found[0]
-        exact = results.outcome(workdir / "checkpoints" / name)
-        if exact is not None:
-            return exact
-    if not method:
-        return stage1
-    raise InputError(
-        f"no finished fit {method!r} in {workdir}{suggest(method, ['none', *names])}"
-    )
+    return ranked(outcome["run"], images, classes, mean, top)
 
 
 def _dataset(

@@ -16,16 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from lt_jax import methods, models, trees
+from lt_jax import models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.checks import RECIPE
-from lt_jax.experiment.weights import Source, Weights
+from lt_jax.experiment.weights import Weights
 from lt_jax.export import artefacts, torch_names, weight_files
 from lt_jax.files import atomic_path
-from lt_jax.heads import Head, linear
+from lt_jax.heads import Head
 from lt_jax.types import Params
 
 STABLEHLO = ".stablehlo"
@@ -58,35 +57,15 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     Raises:
       InputError: there is none, or it lacks what was asked for.
     """
-    method = {"none": "stage1"}.get(method, method)
-    fits = results.outcomes(workdir, method)
-    if not fits:
-        folders = (workdir / "checkpoints").glob("**/outcome.json")
-        there = sorted(
-            {
-                file.parents[1].relative_to(workdir / "checkpoints").as_posix()
-                for file in folders
-            }
-        )
-        raise InputError(
-            f"no finished fit of {method!r} in {workdir}: expected one of "
-            f"{', '.join(there) or '(there is none at all)'}"
-        )
-    names = [".".join(map(str, fit["seeds"])) for fit in fits]
-    outcome = fits[names.index(one_of("seeds", seeds, names)) if seeds else 0]
+    source = weights.find(workdir, [method], seeds)
+    outcome = source.outcome
     file = workdir / "config.json"
-    told = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+    told = results.read_config(workdir) if file.is_file() else None
     model = told["model"] if told else outcome["model"]
-    source = Source(workdir / "checkpoints" / outcome["run"], outcome)
-    kept = weights.kept_leaves(source)
+    kept = weights.load_leaves(source)
     kernel = kept.get("params/head/kernel")
     if kernel is None:
         raise InputError(f"{workdir} holds a backbone without a head")
-    head = linear
-    if method != "stage1":
-        counts = np.array(outcome["per_class"]["train_count"])
-        hyper = {k: v for k, v in outcome["hyper"].items() if k not in RECIPE}
-        head = methods.make(method.split("/")[-1], counts, hyper).head
     shape = 1, 1, len(kernel)
     if model["name"] == "none":
         backbone: Any = models.Identity(len(kernel))
@@ -101,8 +80,7 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
             model.get("dtype", "float32"),
             None,
         )
-    like = weights.blank(backbone, head, shape, kernel.shape[1])
-    network = weights.loaded(source, like, "")
+    head, network = weights.load_fit(source, backbone, shape, kernel.shape[1])
     augment, images, name = None, None, ""
     if told:
         read, name = told["data"], told["data"]["name"]

@@ -511,7 +511,7 @@ def test_evaluate_names_classes(run):
 @pytest.mark.parametrize(
     ("flag", "message"),
     [
-        ("--method=lso", "no finished fit 'lso' in "),
+        ("--method=lso", "no finished fit of 'lso' in "),
         ("--method=lso", "did you mean 'los'"),
         ("--top=0", "--top must be at least 1"),
     ],
@@ -537,7 +537,7 @@ def test_predict_refuses_what_is_no_image(run, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             predict.predict(workdir, [tmp_path / name], "", 5)
-    with pytest.raises(InputError, match=r"is no workdir: expected .*config\.json"):
+    with pytest.raises(InputError, match=r"is not a workdir: it has no config\.json"):
         predict.predict(tmp_path, [tmp_path / "text.jpg"], "", 5)
 
 

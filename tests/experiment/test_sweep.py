@@ -282,7 +282,7 @@ def test_a_lost_backbone_is_told(swept, tmp_path):
     assert outcome is not None
     source = weights.Source(copy / "checkpoints/chosen/los/0.0", outcome)
     with pytest.raises(InputError, match="which is gone"):
-        weights.loaded(source, weights.Weights({}, {}), "")
+        weights.load(source, weights.Weights({}, {}), "")
 
 
 def test_the_command(swept, capsys):

@@ -284,8 +284,8 @@ def test_a_backbone_alone_needs_skip(tmp_path, capsys):
     backbone = models.create("resnet8", "cifar", 4, False, "torch", "float32", None)
     like = weights.blank(backbone, linear, (8, 8, 1), 10)
     with pytest.raises(InputError, match="- params/head/kernel"):
-        weights.loaded(source, like, "")
-    found = trees.leaves(weights.loaded(source, like, "head/.*")._asdict())
+        weights.load(source, like)
+    found = trees.leaves(weights.load(source, like, "head/.*")._asdict())
     assert_same({n: leaf for n, leaf in found.items() if "/head/" not in n}, leaves)
 
 
@@ -375,7 +375,7 @@ def test_the_artefact_runs_without_the_package(run, tmp_path, method):
 
 
 def test_the_artefact_of_features_takes_features(tmp_path):
-    from test_vectors import config, write
+    from test_feature_files import config, write
 
     stages.retrain(config(write(tmp_path / "f")), tmp_path / "run")
     file = tmp_path / "head.stablehlo"
