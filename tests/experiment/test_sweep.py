@@ -281,7 +281,7 @@ def test_a_lost_backbone_is_told(swept, tmp_path):
     outcome = results.outcome(copy / "checkpoints/chosen/los/0.0")
     assert outcome is not None
     source = weights.Source(copy / "checkpoints/chosen/los/0.0", outcome)
-    with pytest.raises(InputError, match="which is gone"):
+    with pytest.raises(InputError, match="its backbone, is gone"):
         weights.load(source, weights.Weights({}, {}), "")
 
 
