@@ -1,41 +1,41 @@
-"""What a config makes of this machine: ``lt-jax benchmark``.
+"""Speed of a config on this machine: ``lt-jax benchmark``.
 
-Everything runs through the functions that the commands use, on a network as
-initialised and at learning rate 0, so that nothing diverges; and nothing is kept. One
-process, all its devices.
+Calls the functions of the other commands, on an untrained network at learning rate 0 so
+that nothing diverges. One process, all its devices; nothing is saved.
 
-The object of ``--json``; speeds are medians, ``null`` is what does not apply:
+Keys of the ``--json`` object. Speeds are medians; ``null`` means not applicable:
 
-    config, device, versions   what was measured, where; ``versions`` as in result.json
-    seconds                    for each part, asked for
+    config, device, versions   what was measured and where
+    seconds                    per measurement
     peak.flops, .dtype         FLOP/s of a large matmul in that type, all devices
-    peak.bytes                 bytes/s of a large copy, read and written, all devices
-    stage1.batch               images of a step
-    stage1.lower_seconds       to trace the step and turn it into XLA's language
-    stage1.compile_seconds     to compile that
-    stage1.flops, .bytes       of a step, all devices, as XLA counts what it compiled
-    stage1.step_seconds        of a step on a batch that is on the devices
+    peak.bytes                 bytes/s of a large copy, read plus written, all devices
+    stage1.batch               images per step
+    stage1.lower_seconds       time to trace and lower the step
+    stage1.compile_seconds     time to compile it
+    stage1.flops, .bytes       per step, all devices, counted by XLA
+    stage1.step_seconds        time per step with the batch on the devices
     stage1.synthetic           images/s of the same
-    stage1.resident            images/s, the training images on the devices
-    stage1.streaming           images/s, the batches from the config's own data
-    stage1.waiting             share of the streaming time that the host waits for data
-    stage1.flops_share         of the step on the devices, of ``peak.flops``
-    stage1.bytes_share         likewise, of ``peak.bytes``; caches may lift it above 1
-    evaluation                 images/s, test images, with what it takes to read them
-    extraction                 images/s, features of training images, likewise
-    stage2.method, .batch      of cached stage 2; on random features
-    stage2.rows, .features     examples, and features of each
+    stage1.resident            images/s with the training images on the devices
+    stage1.streaming           images/s with batches from the config's data
+    stage1.waiting             fraction of the streaming time spent waiting for data
+    stage1.flops_share         of the step, relative to ``peak.flops``
+    stage1.bytes_share         relative to ``peak.bytes``; above 1 if caches help
+    evaluation                 images/s of the test set, reading included
+    extraction                 images/s of features of the training set, same
+    stage2.method, .batch      of cached stage 2, on random features
+    stage2.rows, .features     examples, and features per example
     stage2.steps_per_second    of one head; .head_images_per_second: heads x images
-    sweep.heads                that are fitted at once, and the same speeds
-    memory.bytes               greatest use up to the end of the benchmark
+    sweep.heads                fitted at once, with the same speeds
+    memory.bytes               peak use by the end of the benchmark
     memory.of                  "device", the fullest one; or "process", its resident set
 
-XLA counts the body of a loop once, so a step in micro-batches (``optim.accumulate``) is
-counted as so many times its body. It cannot count what is inside a foreign kernel.
+XLA counts a loop's body once, so a step with ``optim.accumulate`` micro-batches counts
+as that many bodies. XLA cannot count inside a foreign kernel.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import itertools
 import json
@@ -72,42 +72,32 @@ from lt_jax.training.log import plain, write_whole
 from lt_jax.training.loop import Stage, evaluate, planned, step_inputs, step_spec
 from lt_jax.training.optim import Sgd
 from lt_jax.training.stepping import holds, resident
-from lt_jax.types import Batch, Config, TrainState
+from lt_jax.types import Batch, Config
 
-HEADS = 8  # of the sweep
-ROUNDS = 3  # that each part is measured at least
-GIVEN_UP = "the benchmark, which keeps nothing"  # said after a signal
+HEADS = 8  # heads of the sweep
+ROUNDS = 3  # least number of measurements per part
 
 
-def benchmark(
-    config: Config,
-    seconds: float,
-    tell: Callable[[str], None],
-    file: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all parts, tells a line after each; returns what ``--json`` writes.
+def benchmark(config: Config, seconds: float, file: Path | None = None) -> None:
+    """Measure all parts, print a line after each, and write ``--json`` to ``file``.
 
     Raises:
-      InputError: what every command raises; seconds or a file that make no sense.
+      InputError: invalid config, seconds or file.
     """
     if not 0 < seconds < math.inf:
-        raise InputError(f"--seconds: expected a number above 0, got {seconds:g}")
+        raise InputError(f"--seconds must be a positive number, got {seconds:g}")
     if file is not None and (file.is_dir() or not file.parent.is_dir()):
-        raise InputError(f"--json: expected a file in a folder that exists, got {file}")
+        raise InputError(f"--json must be a file in an existing folder, got {file}")
     with (
-        tempfile.TemporaryDirectory() as nowhere,
-        open_session(config, Path(nowhere), talks=False) as session,
+        tempfile.TemporaryDirectory() as folder,
+        open_session(config, Path(folder), talks=False) as session,
     ):
-        found = _measure(session, seconds, tell)
+        found = plain(_measure(session, seconds))
     if file is not None:
-        text = json.dumps(found, indent=1, allow_nan=False)
-        write_whole(file, text + "\n")
-    return found
+        write_whole(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
-def _measure(
-    session: Session, seconds: float, tell: Callable[[str], None]
-) -> dict[str, Any]:
+def _measure(session: Session, seconds: float) -> dict[str, Any]:
     config = session.config
     found: dict[str, Any] = {
         "config": session.dataset["name"],
@@ -115,45 +105,49 @@ def _measure(
         "versions": results.versions(),
         "seconds": seconds,
     }
-    tell(f"{found['config']}, {config.model.name} on {found['device']}")
+    _print(f"{found['config']}, {config.model.name} on {found['device']}")
     found["peak"] = peak = _peak(config.model.dtype, seconds)
-    tell(
+    _print(
         f"peak         {_si(peak['flops'])}FLOP/s ({peak['dtype']} matmul), "
         f"{_si(peak['bytes'])}B/s (copy), measured"
     )
     network = weights.fresh(session.task, config.model.init, (1, config.seed))
-    tell("             stage 1 is compiled anew, without the cache, and takes longest")
+    _print("             compiling stage 1 without the cache; this takes longest")
     found["stage1"] = s = _stage1(session, network, peak, seconds)
-    tell(
+    _print(
         f"stage 1      batch {s['batch']}: {s['synthetic']:,.0f} img/s on the device, "
-        f"{_rate(s['resident'])} picked there, "
-        f"{s['streaming']:,.0f} streaming (waits {s['waiting']:.0%} for data)\n"
-        f"  a step     {1e3 * s['step_seconds']:,.2f} ms, "
+        f"{_rate(s['resident'])} with resident data, "
+        f"{s['streaming']:,.0f} streaming ({s['waiting']:.0%} waiting for data)\n"
+        f"  per step   {1e3 * s['step_seconds']:,.2f} ms, "
         f"{_si(s['flops'])}FLOP ({_share(s['flops_share'])} of the peak), "
         f"{_si(s['bytes'])}B ({_share(s['bytes_share'])})\n"
         f"  compiled   in {s['lower_seconds']:.1f} s (tracing) + "
         f"{s['compile_seconds']:.1f} s"
     )
-    session.raise_if_stopped(GIVEN_UP)
+    session.raise_if_stopped("the benchmark")
     found["evaluation"] = _evaluation(session, network, seconds)
-    tell(f"evaluation   {found['evaluation']:,.0f} img/s")
+    _print(f"evaluation   {found['evaluation']:,.0f} img/s")
     found["extraction"] = _extraction(session, network, seconds)
-    tell(f"extraction   {found['extraction']:,.0f} img/s")
+    _print(f"extraction   {found['extraction']:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
-        session.raise_if_stopped(GIVEN_UP)
+        session.raise_if_stopped("the benchmark")
         found[part] = h = _heads(session, network, heads, seconds)
         if h is None:
-            tell(f"{part:12s} nothing to fit: no method of method.names has epochs")
+            _print(f"{part:12s} skipped: no method in method.names has epochs")
             continue
-        tell(
+        _print(
             f"{part:12s} {h['heads']} x {h['method']} on {h['rows']:,} x "
             f"{h['features']} features, batch {h['batch']}: "
             f"{h['steps_per_second']:,.0f} steps/s, "
             f"{h['head_images_per_second']:,.0f} head-images/s"
         )
     found["memory"] = memory = _memory()
-    tell(f"memory       {_si(memory['bytes'])}B of the {memory['of']} at most")
-    return plain(found)
+    _print(f"memory       {_si(memory['bytes'])}B peak, {memory['of']}")
+    return found
+
+
+def _print(text: str) -> None:
+    print(text, flush=True)
 
 
 def _rate(rate: float | None) -> str:
@@ -161,9 +155,9 @@ def _rate(rate: float | None) -> str:
 
 
 def _pace(call: Callable[[], Any], seconds: float) -> float:
-    """Seconds of a call, the median of rounds that end with a sync.
+    """Measure the seconds per call: the median of rounds that end with a sync.
 
-    A round takes as many calls as fill a tenth of the time, since the commands do not
+    A round makes enough calls to fill a tenth of the time, because training does not
     wait for each step either.
     """
     jax.block_until_ready(call())  # may compile
@@ -193,21 +187,12 @@ def _median(work: Callable[[], None], seconds: float) -> float:
 
 
 def _peak(dtype: str, seconds: float) -> dict[str, Any]:
-    """What the devices reach together where nothing but one thing is asked of them."""
+    """Measure the matmul and copy speed of all devices together."""
     count = jax.device_count()
 
-    def grown(make: Callable[[int], Callable[[], Any]], size: int, most: int) -> Any:
-        """The work at the least size that takes some milliseconds, and the size."""
-        while True:
-            work = make(size)
-            if size >= most or _pace(work, 0.01) > 5e-3:
-                return work, size
-            size *= 2
-
     def matmul(size: int) -> Callable[[], Any]:
-        square = sharding.shard_globally(
-            np.full((count, size, size), 1e-3, jnp.dtype(dtype))
-        )
+        square = np.full((count, size, size), 1e-3, jnp.dtype(dtype))
+        square = sharding.shard_globally(square)
         product = sharding.jit_over_devices(lambda a: a @ a, (True,))
         return lambda: product(square)
 
@@ -216,67 +201,67 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
         plus = sharding.jit_over_devices(lambda a: a + 1, (True,))
         return lambda: plus(array)
 
-    work, size = grown(matmul, 512, 8192)
-    flops = count * 2 * size**3 / _pace(work, seconds)
-    work, size = grown(copy, 2**24, 2**28)  # 64 MiB, more than most caches, to 1 GiB
-    rate = count * 2 * 4 * size / _pace(work, seconds)
-    return {"flops": flops, "bytes": rate, "dtype": dtype}
+    def speed(make: Any, size: int, most: int) -> tuple[float, int]:
+        """Measure calls/s at the smallest size that takes some milliseconds."""
+        while size < most and _pace(make(size), 0.01) < 5e-3:
+            size *= 2
+        return 1 / _pace(make(size), seconds), size
+
+    products, size = speed(matmul, 512, 8192)
+    flops = count * 2 * size**3 * products
+    copies, size = speed(copy, 2**24, 2**28)  # 64 MiB, more than most caches, to 1 GiB
+    return {"flops": flops, "bytes": count * 2 * 4 * size * copies, "dtype": dtype}
 
 
 def _stage1(
     session: Session, network: Weights, peak: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    stage = first_stage(session, session.config.seed)
-    task = session.task
-    program = step_spec(task, stage)
-    train_step: Any = steps.make_train_step(program)
+    task, stage = session.task, first_stage(session, session.config.seed)
+    stage = stage._replace(rates=np.zeros_like(stage.rates))
+    spec = step_spec(task, stage)
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    still = stage._replace(rates=np.zeros_like(stage.rates))
-    per_epoch = len(still.rates) // stage.epochs
-    inputs = step_inputs(still, network.params["head"], per_epoch)
+    per_epoch = len(stage.rates) // stage.epochs
+    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    train_step: Any = steps.make_train_step(spec)
+    # XLA counts only its own convolutions.
+    counted_spec = spec._replace(backbone=_with_xla(task.backbone))
+    counted_step: Any = steps.make_train_step(counted_spec)
+    waited = 0.0
+
+    def take_step(batch: Batch) -> Any:
+        nonlocal state
+        state, measured = step(state, batch, inputs)
+        return measured
+
+    def streaming() -> Any:
+        nonlocal waited
+        before = time.monotonic()
+        following = next(batches)
+        waited += time.monotonic() - before
+        return take_step(following)
+
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
         batch = next(batches)
         begun = time.monotonic()
         lowered = train_step.lower(state, batch, inputs)
         traced = time.monotonic()
         step = lowered.compile(steps.compiler_options())
-        ended = time.monotonic()
-        waited = 0.0
-
-        def synthetic() -> Any:
-            nonlocal state
-            state, measured = step(state, batch, inputs)
-            return measured
-
-        def streaming() -> Any:
-            nonlocal state, waited
-            before = time.monotonic()
-            following = next(batches)
-            waited += time.monotonic() - before
-            state, measured = step(state, following, inputs)
-            return measured
-
-        each = _pace(synthetic, seconds)
+        compiled = time.monotonic()
+        each = _pace(lambda: take_step(batch), seconds)
         before = time.monotonic()
         streamed = _pace(streaming, seconds)
         waited /= time.monotonic() - before
-        # XLA sees into its own convolutions alone.
-        plain = program._replace(backbone=_by_xla(task.backbone))
-        counted: Any = steps.make_train_step(plain)
-        flops = _counted(counted.lower(state, batch, inputs), "flops", stage)
-    held = None
-    if holds(task.splits.train, task.resident):
-        held = _held(session, stage, program, state, inputs, seconds)
+        flops = _counted(counted_step.lower(state, batch, inputs), "flops", stage)
     accessed = _counted(step, "bytes accessed", stage)
     return {
         "batch": stage.batch,
         "lower_seconds": traced - begun,
-        "compile_seconds": ended - traced,
+        "compile_seconds": compiled - traced,
         "flops": flops,
         "bytes": accessed,
         "step_seconds": each,
         "synthetic": stage.batch / each,
-        "resident": held,
+        "resident": _resident(session, stage, (spec, state, inputs), seconds),
         "streaming": stage.batch / streamed,
         "waiting": waited,
         "flops_share": flops and flops / each / peak["flops"],
@@ -284,9 +269,9 @@ def _stage1(
     }
 
 
-def _by_xla(backbone: Any) -> Any:
-    bare = isinstance(backbone, models.Identity)
-    return backbone if bare else backbone.clone(engine="xla")
+def _with_xla(backbone: Any) -> Any:
+    is_network = not isinstance(backbone, models.Identity)
+    return backbone.clone(engine="xla") if is_network else backbone
 
 
 def _counted(program: Any, key: str, stage: Stage) -> float | None:
@@ -295,18 +280,16 @@ def _counted(program: Any, key: str, stage: Stage) -> float | None:
     return times * cost[key] if key in cost else None
 
 
-def _held(
-    session: Session,
-    stage: Stage,
-    program: steps.StepSpec,
-    state: TrainState,
-    inputs: steps.StepInputs,
-    seconds: float,
-) -> float:
-    """Images a second where the images lie on the devices."""
-    train = session.task.splits.train
-    at_once = steps.at_once(session.task.at_once)
-    made = steps.make_train_step(program), steps.make_train_steps(program)
+def _resident(
+    session: Session, stage: Stage, step: tuple[Any, Any, Any], seconds: float
+) -> float | None:
+    """Measure images/s with the training images on the devices, if they fit."""
+    task, (spec, state, inputs) = session.task, step
+    train = task.splits.train
+    if not holds(train, task.resident):
+        return None
+    at_once = steps.at_once(task.at_once)
+    made = steps.make_train_step(spec), steps.make_train_steps(spec)
     stepper = resident(*made, train, at_once, lambda compiled: None)
     rows, _ = planned(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
@@ -324,16 +307,15 @@ def _held(
 
 
 def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
-    """The batches of epoch after epoch, the full ones alone where there are any."""
+    """Yield batches for epoch after epoch, skipping incomplete ones."""
+    full = slice(max(1, len(train) // stage.batch))
     for epoch in itertools.count():
-        full = slice(max(1, len(train) // stage.batch))
         rows, crops = planned(train, stage, epoch, full)
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, seconds: float) -> float:
-    task = session.task
-    head = session.methods["stage1"].head
+    task, head = session.task, session.methods["stage1"].head
 
     def run(dataset: Dataset) -> None:
         evaluate(task, head, *network, dataset, session.log, session.stop_requested)
@@ -355,23 +337,20 @@ def _extraction(session: Session, network: Weights, seconds: float) -> float:
 def _images(
     run: Callable[[Dataset], None], dataset: Dataset, batch: int, seconds: float
 ) -> float:
-    """Images a second of passes over as much of the data set as the time allows."""
-    size = min(batch, len(dataset))
-    run(dataset.take(np.arange(size)))  # compiles
-    while True:
-        some = dataset.take(np.arange(size))
-        begun = time.monotonic()
-        run(some)
-        if size == len(dataset) or 2 * ROUNDS * (time.monotonic() - begun) > seconds:
-            break
-        size = min(2 * size, len(dataset))
-    return size / _median(lambda: run(some), seconds)
+    """Measure images/s over as much of the dataset as the time allows."""
+    part = dataset.take(np.arange(min(batch, len(dataset))))
+    run(part)  # compiles
+    once = _median(lambda: run(part), 0)
+    while len(part) < len(dataset) and 2 * ROUNDS * once < seconds:
+        part = dataset.take(np.arange(min(2 * len(part), len(dataset))))
+        once *= 2
+    return len(part) / _median(lambda: run(part), seconds)
 
 
 def _heads(
     session: Session, network: Weights, heads: int, seconds: float
 ) -> dict[str, Any] | None:
-    """So many heads of the first method that trains, side by side."""
+    """Measure fitting ``heads`` heads of the first method that trains, in parallel."""
     config, task = session.config, session.task
     m, train = config.method, task.splits.train
     trained = {k: v for k, v in own_values(config).items() if v["epochs"]}
@@ -386,41 +365,35 @@ def _heads(
     method = make_method(config, name, train.class_counts, hyper)
     per_epoch = -(-rows // m.batch)
 
-    def run(epochs: int) -> list[float]:
-        """Seconds of every epoch of all heads but the first, which compiles."""
-        jobs = []
-        for seed in range(heads):
-            order = (2, config.seed, seed)
-            start = weights.with_head(task, config.model.init, network, method, order)
-            jobs.append(
-                HeadJob(
-                    run=f"{name}/{seed}",
-                    method=method,
-                    start=start.params["head"],
-                    rates=np.zeros(epochs * per_epoch, np.float32),
-                    projects=projection_steps(method, epochs, per_epoch),
-                    epochs=epochs,
-                    sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
-                    order=(2, config.seed, 0),
-                )
-            )
-        chunks, ends = plan_chunks(jobs, m.batch, budget), []
+    def job(seed: int, epochs: int) -> HeadJob:
+        order = (2, config.seed, seed)
+        start = weights.with_head(task, config.model.init, network, method, order)
+        return HeadJob(
+            run=f"{name}/{seed}",
+            method=method,
+            start=start.params["head"],
+            rates=np.zeros(epochs * per_epoch, np.float32),
+            projects=projection_steps(method, epochs, per_epoch),
+            epochs=epochs,
+            sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
+            order=(2, config.seed, 0),
+        )
+
+    def run(epochs: int) -> np.ndarray:
+        """Return the seconds per epoch of all heads, without the first, compiling."""
+        jobs, ends = [job(seed, epochs) for seed in range(heads)], []
 
         def after_epoch(_: int) -> None:
             ends.append(time.monotonic())
-            session.raise_if_stopped(GIVEN_UP)
+            session.raise_if_stopped("the benchmark")
 
-        for _ in fit_heads(
-            chunks, cached, m.batch, budget, after_epoch, lambda: cached
-        ):
-            pass
-        times = []
-        for first in range(0, len(ends), epochs):  # chunk after chunk
-            times.append(np.diff(ends[first : first + epochs]))
-        return list(np.sum(times, axis=0))
+        chunks = plan_chunks(jobs, m.batch, budget)
+        collections.deque(
+            fit_heads(chunks, cached, m.batch, budget, after_epoch, lambda: cached), 0
+        )
+        return np.diff(np.reshape(ends, (-1, epochs))).sum(0)  # over the chunks
 
-    each = run(2)[0]
-    epochs = 1 + max(ROUNDS, min(1000, round(seconds / each)))
+    epochs = 1 + max(ROUNDS, min(1000, round(seconds / run(2)[0])))
     epoch = statistics.median(run(epochs))
     return {
         "method": name,
@@ -448,7 +421,7 @@ def _share(share: float | None) -> str:
 
 
 def _si(number: float | None) -> str:
-    """``12.3 G``, for a unit to follow."""
+    """Format a number with an SI prefix, ready for a unit: ``12.3 G``."""
     if number is None:
         return "? "
     power = 0 if number < 1 else min(5, int(math.log10(number)) // 3)

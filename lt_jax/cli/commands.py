@@ -1,12 +1,11 @@
-"""What each command does with its flags: a call into the package, and what it prints.
+"""The commands: each calls the package and prints its result.
 
-Heavy imports stand inside the functions, so that ``--help`` answers at once.
+Heavy imports are inside the functions, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fit(config: Config, options: argparse.Namespace) -> None:
-    """``run``, ``train``, ``retrain`` and ``sweep``."""
+    """Run ``run``, ``train``, ``retrain`` or ``sweep``."""
     from lt_jax.experiment import stages
 
     calls = {
@@ -41,20 +40,19 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
         return
     names = ("all", "many", "medium", "few", "balanced", "worst", "ece")
     print(f"{options.split} split, per cent")
-    wide = max([16, *(len(run) + 2 for run in found)])
+    width = max([16, *(len(run) + 2 for run in found)])
     last = "" if options.heads else "  lowest classes"
-    print(f"{'fit':{wide}s}" + "".join(f"{name:>10s}" for name in names) + last)
+    print(f"{'fit':{width}s}" + "".join(f"{name:>10s}" for name in names) + last)
     for run, values in found.items():
         cells = "".join(f"{100 * values[name]:10.1f}" for name in names)
         lowest = (f"{name} {100 * a:.1f}" for name, a in values.get("lowest", ()))
-        print(f"{run:{wide}s}{cells}  {', '.join(lowest)}".rstrip())
+        print(f"{run:{width}s}{cells}  {', '.join(lowest)}".rstrip())
 
 
 def benchmark(config: Config, options: argparse.Namespace) -> None:
     from lt_jax.cli import benchmark
 
-    tell = functools.partial(print, flush=True)
-    benchmark.benchmark(config, options.seconds, tell, options.json)
+    benchmark.benchmark(config, options.seconds, options.json)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -90,13 +88,13 @@ def predict(options: argparse.Namespace) -> None:
             options.workdir, options.images, options.method, options.top
         )
     elif options.method:
-        raise InputError("an artefact holds one head: leave --method out")
+        raise InputError("--artefact does not take --method: it holds one head")
     else:
         found = artefacts.predict(options.artefact, options.images, options.top)
     if options.json:
         print(json.dumps(found))
         return
-    print(f"by {found['head']}")
+    print(f"head: {found['head']}")
     for image in found["images"]:
         print(image["path"])
         for guess in image["top"]:
@@ -132,3 +130,12 @@ def data_convert(options: argparse.Namespace) -> None:
     from lt_jax.data.prepare.convert import convert
 
     convert(options.folder)
+
+
+def list_names(options: argparse.Namespace) -> None:
+    from lt_jax.cli import listing
+
+    lines = getattr(listing, options.what)()
+    width = max([0, *(len(name) for name, _ in lines)])
+    for name, text in lines:
+        print(f"{name:{width}s}  {text}")

@@ -1,4 +1,4 @@
-"""What the data of a config are: numbers, and the curve of sorted class counts."""
+"""Description of a config's data: numbers, and a curve of the sorted class counts."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ from lt_jax.types import Config
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
 ORDER = {
-    True: "that of the original archive: `first` picks the authors' images",
-    False: "not that of the original archive: `first` picks other images than the "
-    "authors'; a copy made by `lt-jax data prepare` has their order",
+    True: "as in the original archive: `first` picks the authors' images",
+    False: "not as in the original archive: `first` picks other images than the "
+    "authors'; a copy made by `lt-jax data prepare` has the original order",
 }
 
 
 def describe(config: Config) -> dict[str, object]:
-    """The ``dataset`` object of ``result.json``."""
+    """Return the ``dataset`` object of ``result.json``."""
     splits, groups = session.load_splits(config)
     return results.describe(config.data.name, splits, groups)
 
 
 def text(config: Config, png: Path | None) -> str:
-    """The same for people, with the curve; which goes to a PNG too, if one is named."""
+    """Format the description with the curve; also draw the curve to ``png``."""
     splits, groups = session.load_splits(config)
     lines = []
     for key, value in results.describe(config.data.name, splits, groups).items():
         if key == "groups":
             value = ", ".join(f"{group} {size}" for group, size in value.items())
         lines.append(f"{key:12s} {value}")
-    counts = splits.full_class_counts
+    counts, classes = splits.full_class_counts, splits.train.classes
     lines.append(f"{'imbalance':12s} {counts.max() / counts.min():.1f}")
-    classes = splits.train.classes
     for title, k in (("largest", counts.argmax()), ("smallest", counts.argmin())):
         lines.append(f"{title:12s} {classes[k]} ({counts[k]:,})")
     original = original_order(splits.train, splits.valid)
@@ -55,14 +54,14 @@ def text(config: Config, png: Path | None) -> str:
 
 
 def curve(counts: np.ndarray) -> list[str]:
-    """Lines of text: class counts from the largest to the smallest, linear."""
+    """Draw class counts int[K], largest first, as lines of text on a linear scale."""
     ordered = np.sort(counts)[::-1]
     edges = np.linspace(0, len(ordered), min(WIDTH, len(ordered)) + 1).astype(int)
     means = np.array(
         [ordered[low:high].mean() for low, high in itertools.pairwise(edges)]
     )
     steps = len(BARS) - 1
-    # A column that holds images shows at least the thinnest bar.
+    # A column with images gets at least the thinnest bar.
     heights = np.maximum(np.round(means / means.max() * HEIGHT * steps), 1).astype(int)
     lines = []
     for row in reversed(range(HEIGHT)):
@@ -70,5 +69,4 @@ def curve(counts: np.ndarray) -> list[str]:
         bars = "".join(BARS[h] * (WIDTH // len(heights)) for h in clipped)
         label = {HEIGHT - 1: f"{ordered[0]:,}", 0: f"{ordered[-1]:,}"}.get(row, "")
         lines.append(f"{label:>8s} {bars}".rstrip())
-    lines.append(f"{'':8s} {len(ordered):,} classes, largest first")
-    return lines
+    return [*lines, f"{'':8s} {len(ordered):,} classes, largest first"]

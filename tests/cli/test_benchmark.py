@@ -1,4 +1,4 @@
-"""``lt-jax benchmark``: one run of all parts on the digits, and what it refuses."""
+"""``lt-jax benchmark``: one run of all parts on the digits, and invalid input."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
 
 
 def test_all_parts(tmp_path, capsys, monkeypatch):
-    """Speeds that agree with each other, in the text and in the file; and no trace."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
+    """Speeds agree with each other, in the text and in the file; no files are left."""
+    (tmp_path / "current").mkdir()
+    monkeypatch.chdir(tmp_path / "current")
     file = tmp_path / "speed.json"
     flags = ["--config.model.name=none", "--config.optim.accumulate=2"]
     arguments = ["--seconds=0.05", f"--json={file}", f"--config={DIGITS}", *flags]
     assert main.main(["benchmark", *arguments]) == 0
-    told = capsys.readouterr().out
+    text = capsys.readouterr().out
     found = json.loads(file.read_text())
     assert set(found) == set(documented("")) | {"peak", "stage1", "stage2", "sweep"} | {
         "memory"
@@ -36,7 +36,7 @@ def test_all_parts(tmp_path, capsys, monkeypatch):
     assert s["flops_share"] == pytest.approx(
         s["flops"] / s["step_seconds"] / found["peak"]["flops"]
     )
-    # Two matrix products of 64 features and 10 classes an image, and some more.
+    # Two matrix products of 64 features and 10 classes per image, plus some more.
     assert 32 * 2 * 2 * 64 * 10 < s["flops"] < 32 * 1e5
     assert s["bytes"] > 0
     assert 0 <= s["waiting"] <= 1
@@ -53,13 +53,13 @@ def test_all_parts(tmp_path, capsys, monkeypatch):
         )
     assert found["memory"]["of"] == "process"
     assert 1e8 < found["memory"]["bytes"] < 1e11
-    assert f"{s['synthetic']:,.0f} img/s on the device" in told
-    assert f"evaluation   {found['evaluation']:,.0f} img/s" in told
-    assert list((tmp_path / "here").iterdir()) == []
+    assert f"{s['synthetic']:,.0f} img/s on the device" in text
+    assert f"evaluation   {found['evaluation']:,.0f} img/s" in text
+    assert list((tmp_path / "current").iterdir()) == []
 
 
 def documented(part: str) -> list[str]:
-    """The keys of the table in the docstring, of a part or of none."""
+    """Return the keys of one part in the docstring's table; "" for the top level."""
     found = []
     for line in (benchmark.__doc__ or "").splitlines():
         if match := re.match(r"    (\S+(?:, \S+)*)  +\S", line):
@@ -73,22 +73,22 @@ def documented(part: str) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seconds=0"], "--seconds: expected a number above 0, got 0"),
-        (["--seconds=nan"], "--seconds: expected a number above 0, got nan"),
-        (["--json=nowhere/speed.json"], "expected a file in a folder that exists"),
+        (["--seconds=0"], "--seconds must be a positive number, got 0"),
+        (["--seconds=nan"], "--seconds must be a positive number, got nan"),
+        (["--json=missing/speed.json"], "--json must be a file in an existing folder"),
         (["--config.optim.batch=0"], "optim.batch"),
         (["--config.optim.bach=1"], "did you mean"),
     ],
 )
-def test_what_is_refused(tmp_path, capsys, monkeypatch, flags, message):
+def test_invalid_flags(tmp_path, capsys, monkeypatch, flags, message):
     monkeypatch.chdir(tmp_path)
     assert main.main(["benchmark", f"--config={DIGITS}", *flags]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
-def test_numbers_for_people():
-    told = [benchmark._si(n) for n in (0.5, 12, 4_560, 7.9e14, 2e17, None)]
-    assert told == ["0.5 ", "12 ", "4.56 k", "790 T", "200 P", "? "]
+def test_si_prefixes():
+    texts = [benchmark._si(n) for n in (0.5, 12, 4_560, 7.9e14, 2e17, None)]
+    assert texts == ["0.5 ", "12 ", "4.56 k", "790 T", "200 P", "? "]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: exit codes, messages, Ctrl-C."""
+"""The command line: exit codes, messages, Ctrl-C."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def command(*arguments: str) -> list[str]:
 
 
 def test_help_is_light():
-    """No JAX, Flax or TFDS for --help: the answer comes at once."""
+    """--help imports no JAX, Flax or TFDS."""
     code = (
-        "import sys; from lt_jax import cli\n"
-        "try: cli.main(['--help'])\n"
+        "import sys; from lt_jax.cli import main\n"
+        "try: main.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets', 'orbax', 'torch',"
         " 'matplotlib', 'tensorflow'}\n"
@@ -47,7 +47,7 @@ def test_help_is_light():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0
     assert "COMMAND" in done.stdout
-    for name in ("run", "train", "retrain", "evaluate", "benchmark", "data"):
+    for name in ("run", "train", "retrain", "evaluate", "benchmark", "data", "list"):
         assert name in done.stdout
 
 
@@ -58,12 +58,12 @@ def test_help_is_light():
             "lt_jax",
             {"PIL", "cv2", "jax", "flax", "numpy", "optax", "orbax", "tqdm", "absl"},
         ),
-        # What a training command imports before it reads its data.
+        # Imports of a training command before it reads its data.
         ("lt_jax.experiment.stages", set()),
     ],
 )
 def test_imports_are_light(module, absent):
-    """What only some data, a report or a conversion takes is imported there."""
+    """Packages for some datasets, reports or conversions are imported on use."""
     absent = absent | {
         "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "pyarrow",
         "pandas", "sklearn", "grain", "array_record", "safetensors",
@@ -107,17 +107,17 @@ def test_run_and_evaluate(tmp_path, capsys):
     assert "stem_conv/kernel" not in table
     assert "stem_conv/kernel" in (tmp_path / "log.txt").read_text()
     assert "stage1/0: 2 epochs of 10 steps" in table
-    assert main.main(["run", *arguments]) == 0  # finds everything done
+    assert main.main(["run", *arguments]) == 0  # everything is done already
     capsys.readouterr()
     assert main.main(["evaluate", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "result.json").read_text())
     assert found["los/0.0"]["all"] == stored["methods"]["los"]["all"]["mean"]
     assert main.main(["evaluate", *arguments, "--split=valid"]) == 0
-    told = capsys.readouterr()
-    (row,) = [line for line in told.out.splitlines() if line.startswith("los/0.0")]
+    printed = capsys.readouterr()
+    (row,) = [line for line in printed.out.splitlines() if line.startswith("los/0.0")]
     assert re.search(r"\d  \d \d+\.\d, \d \d+\.\d, \d \d+\.\d$", row)
-    assert "measuring 3 fits on 76 images" in told.err
+    assert "measuring 3 fits on 76 images" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -133,18 +133,18 @@ def test_run_and_evaluate(tmp_path, capsys):
 def test_bad_values(tmp_path, capsys, flags, message):
     arguments = ["run", "--config", DIGITS, "--workdir", str(tmp_path / "w"), *flags]
     assert main.main(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lt-jax: ")
-    assert message in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert error.startswith("lt-jax: ")
+    assert message in error
+    assert "Traceback" not in error
     assert not (tmp_path / "w/result.json").exists()
 
 
-def test_a_config_that_came_with_the_package_is_found(tmp_path, monkeypatch):
-    """As a wheel brings it; one in the folder at hand comes first."""
+def test_shipped_configs_are_found(tmp_path, monkeypatch):
+    """A wheel ships configs; a file in the current folder comes first."""
     folder = tmp_path / "site"
     shutil.copytree(ROOT / "configs", folder / "configs")
-    monkeypatch.setattr(config_flags, "__file__", str(folder / "configuring.py"))
+    monkeypatch.setattr(config_flags, "__file__", str(folder / "cli/config_flags.py"))
     monkeypatch.chdir(tmp_path)
     found = config_flags.read(
         ["--config=configs/cifar100_lt.py:ir=50", "--config.seed=3"]
@@ -161,7 +161,7 @@ def test_a_config_that_came_with_the_package_is_found(tmp_path, monkeypatch):
     assert config_flags.read(["--config=configs/cifar100_lt.py"]).seed == 7
 
 
-def test_the_wheel_brings_the_configs_along():
+def test_the_wheel_contains_the_configs():
     build = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
     wheel = build["build"]["targets"]["wheel"]
     assert wheel["force-include"] == {"configs": "lt_jax/configs"}
@@ -180,42 +180,42 @@ def test_bad_config_files(tmp_path, capsys, flags, message):
     assert message in capsys.readouterr().err
 
 
-def test_an_error_in_the_config_file_is_told_in_a_line(tmp_path, capsys):
+def test_an_error_in_a_config_file_is_one_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("def get_config():\n    return nothing\n")
     assert main.main(["data", "info", "--config", str(tmp_path / "mine.py")]) == 2
-    told = capsys.readouterr().err
-    assert told.strip().endswith("mine.py: NameError: name 'nothing' is not defined")
+    error = capsys.readouterr().err
+    assert error.strip().endswith("mine.py: NameError: name 'nothing' is not defined")
 
 
 def test_data_that_is_not_prepared(tmp_path, capsys):
     config = str(tiny_digits.CONFIGS / "cifar100_lt.py:ir=100")
     flags = ["--config", config, f"--config.data.dir={tmp_path}"]
     assert main.main(["data", "info", *flags]) == 2
-    told = capsys.readouterr().err
-    assert str(tmp_path) in told
-    assert "tfds build cifar100 --file_format=array_record" in told
+    error = capsys.readouterr().err
+    assert str(tmp_path) in error
+    assert "tfds build cifar100 --file_format=array_record" in error
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     arguments = ["--config", DIGITS, "--workdir", str(tmp_path / "file/run"), *SMALL]
     assert main.main(["train", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert "Not a directory" in told
-    assert str(tmp_path / "file") in told
+    error = capsys.readouterr().err
+    assert "Not a directory" in error
+    assert str(tmp_path / "file") in error
 
 
 def test_divergence(tmp_path, capsys):
     flags = [*SMALL, "--config.optim.lr=1e18", "--config.optim.warmup=1.0"]
     arguments = ["train", "--config", DIGITS, "--workdir", str(tmp_path), *flags]
     assert main.main(arguments) == 1
-    told = capsys.readouterr().err
-    assert "stage1/0: step" in told
-    assert "learning rate" in told
+    error = capsys.readouterr().err
+    assert "stage1/0: step" in error
+    assert "Try a lower learning rate" in error
 
 
 def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
-    """SIGINT: a checkpoint, result.json, exit code 130; the same command goes on."""
+    """SIGINT: a checkpoint, result.json, exit code 130; the same command resumes."""
     flags = ["--config", DIGITS, "--workdir", str(tmp_path), *SMALL]
     flags += ["--config.optim.epochs=400", "--config.log.seconds=0.2"]
     flags += ["--config.eval.every=400", "--config.save.every=400"]
@@ -234,7 +234,8 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
     assert process.returncode == 130
     assert "no fit has ended so far" in out
     assert "| method |" not in out
-    assert "stopped and saved at stage1/0: step" in err
+    assert "stopped at stage1/0: step" in err
+    assert "checkpoint saved; rerun the same command to resume" in err
     assert "Traceback" not in err
     stored = json.loads((tmp_path / "result.json").read_text())
     assert stored["protocol"]["interrupted"] is True
@@ -252,8 +253,32 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
     assert found
 
 
-def test_late_answers_of_a_failed_read_are_not_printed(monkeypatch):
-    """Other faults of the same sort are, and the hook of before comes back."""
+def test_config_flags_are_refused_where_unused(capsys):
+    assert main.main(["list", "methods", "--config=configs/digits_lt.py"]) == 2
+    assert "lt-jax: list does not take --config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "name", "text"),
+    [
+        ("methods", "los", "Label over-smoothing"),
+        ("networks", "resnet34", "3-4-6-3 basic blocks"),
+        ("networks", "resnext50_32x4d", "bottleneck blocks of 32 groups"),
+        ("data", "cifar100", "CIFAR-100"),
+        ("configs", "configs/digits_lt.py", "long-tailed"),
+    ],
+)
+def test_list(capsys, monkeypatch, what, name, text):
+    monkeypatch.chdir(ROOT)
+    assert main.main(["list", what]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (line,) = [line for line in lines if line.split()[0] == name]
+    assert text in line
+    assert all(len(line.split()) > 1 for line in lines)
+
+
+def test_closed_event_loops_are_silenced(monkeypatch):
+    """Other unraisable errors are printed, and the previous hook is restored."""
 
     class Late:
         def __init__(self, text):
@@ -262,13 +287,11 @@ def test_late_answers_of_a_failed_read_are_not_printed(monkeypatch):
         def __del__(self):
             raise RuntimeError(self.text)
 
-    heard = []
-    monkeypatch.setattr(
-        sys, "unraisablehook", lambda told: heard.append(told.exc_value)
-    )
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda e: printed.append(e.exc_value))
     before = sys.unraisablehook
-    with main._without_late_answers():
+    with main._without_closed_loops():
         Late("Event loop is closed")
-        Late("another fault")
-    assert [str(error) for error in heard] == ["another fault"]
+        Late("another error")
+    assert [str(error) for error in printed] == ["another error"]
     assert sys.unraisablehook is before

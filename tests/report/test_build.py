@@ -530,7 +530,7 @@ def test_no_such_folder_the_same_twice_and_no_place_to_write(
 
 def test_the_command_reads_workdirs_and_no_config(plain: Path, capsys: Any):
     assert main.main(["report", "--config", "configs/digits_lt.py", str(plain)]) == 2
-    assert "takes no --config" in capsys.readouterr().err
+    assert "does not take --config" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")
