@@ -16,9 +16,6 @@ import jax
 Batch = dict[str, Any]
 Params = dict[str, Any]  # a nested dict of arrays
 
-# An ml_collections.ConfigDict; a type checker cannot know its attributes.
-Config = Any
-
 
 @flax.struct.dataclass
 class TrainState:

@@ -11,8 +11,9 @@ import tiny_digits
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lt_jax import methods, recipes
-from lt_jax.experiment import checks, defaults, session, stages
+from lt_jax import methods, models, recipes
+from lt_jax.experiment import config as configs
+from lt_jax.experiment import defaults, session, stages
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -92,7 +93,7 @@ def test_grids(name):
         if entry.epochs:
             assert min(entry.grid.lr) * 100 <= max(entry.grid.lr), method
         for row in rows:
-            hyper = {k: v for k, v in row.items() if k not in checks.RECIPE}
+            hyper = {k: v for k, v in row.items() if k not in configs.OPTIMISER}
             methods.make(method, counts, hyper)
     assert 3 * total <= 1500
     los, ce = found["los"].grid, found["ce"].grid
@@ -129,49 +130,51 @@ def test_all_configs_have_the_same_keys_outside_of_method(name):
 def test_methods_of_the_config_exist(name):
     config = tiny_digits.load(name)
     for method, entry in entries(config).items():
-        hyper = {k: v for k, v in recipes.own(entry).items() if k not in checks.RECIPE}
+        hyper = {
+            k: v for k, v in recipes.own(entry).items() if k not in configs.OPTIMISER
+        }
         methods.make(method, np.arange(1, 11), hyper)
-        assert {*checks.RECIPE, "grid"} <= set(entry)
+        assert {*configs.OPTIMISER, "grid"} <= set(entry)
     assert set(config.method.names) <= set(config.method)
 
 
-def test_every_key_is_read(tmp_path, monkeypatch):
-    """Runs both stages, checks the grids, and notes which keys are asked for."""
-    names = tuple(entries(tiny_digits.load("digits_lt")))
-    assert set(names) == set(methods.METHODS)
+@pytest.fixture
+def read(monkeypatch):
+    """The keys of resolved configs that are read, as ``optim.lr``."""
+    groups = {group: name for name, group in configs.GROUPS.items()}
+    found: set[str] = set()
+    for group, name in {**groups, configs.Config: ""}.items():
+
+        def noting(self, key, name=name, group=group):
+            found.add(f"{name}.{key}".strip("."))
+            return object.__getattribute__(self, key)
+
+        monkeypatch.setattr(group, "__getattribute__", noting)
+    # Both read everything: what they read is not used.
+    monkeypatch.setattr(configs.Config, "__post_init__", lambda self: None)
+    monkeypatch.setattr(session, "as_dict", lambda config: {})
+    return found
+
+
+def test_every_key_is_read(tmp_path, read):
+    """By both stages, online and cached, and by the check of a sweep."""
     config = tiny_digits.config(
         optim__epochs=1,
-        method__names=names,
-        **{f"method__{name}__epochs": 0 for name in names},
+        method__names=("ce",),
+        method__ce__epochs=0,
+        method__los__epochs=0,
     )
-
-    def named(config, prefix=""):
-        inner = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
-        found = {id(config): prefix}
-        for key, value in inner.items():
-            found |= named(value, f"{prefix}{key}.")
-        return found
-
-    groups = named(config)
-    read: set[str] = set()
-    look_up = ConfigDict.__getitem__
-
-    def noting(self, key):
-        read.add(groups.get(id(self), "?") + key)
-        return look_up(self, key)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ConfigDict, "to_dict", lambda self: {})  # reads all of it
-        patch.setattr(ConfigDict, "__getitem__", noting)
-        stages.run(config, tmp_path)
-        for name in names:
-            recipes.expand(config.method[name])
-    unread = set(leaves(config)) - read
-    assert not unread
+    stages.run(config, tmp_path)
+    config.method.names, config.method.features = ("los",), "cached"
+    stages.run(config, tmp_path)
+    c = configs.resolve(config)
+    configs.check_choice(c, session.load_splits(c)[0])
+    unread = {key for key in leaves(config) if key.count(".") < 2} - read
+    assert unread == {"eval.curves"}  # read when a sweep has fitted its heads
 
 
-def test_every_key_of_photographs_is_read(tmp_path, monkeypatch):
-    """The keys of ``data``, which say how a photograph is read, by the folder's."""
+def test_every_key_of_photographs_is_read(tmp_path, read):
+    """Those that say how a photograph is read, and the source's own."""
     for part in ("train", "val", "test"):
         for i, name in enumerate(("ant", "bee")):
             (tmp_path / part / name).mkdir(parents=True)
@@ -179,18 +182,11 @@ def test_every_key_of_photographs_is_read(tmp_path, monkeypatch):
                 image = Image.new("RGB", (20, 20), (60 * i, 60 * j, len(part)))
                 image.save(tmp_path / part / name / f"{j}.png")
     config = tiny_digits.load("folder", f"path={tmp_path},classes=2,net=resnet10")
-    group, read = config.data, set()
-    look_up = ConfigDict.__getitem__
-
-    def noting(self, key):
-        read.update([key] if self is group else [])
-        return look_up(self, key)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(ConfigDict, "__getitem__", noting)
-        splits, groups = session.load_splits(config)
-        session.make_task(config, splits, groups)
-    assert set(group) == read
+    c = configs.resolve(config)
+    read.clear()
+    splits, groups = session.load_splits(c)
+    session.make_task(c, splits, groups)
+    assert {f"data.{key}" for key in config.data} <= read
 
 
 @pytest.mark.parametrize(
@@ -264,7 +260,7 @@ def test_recipes_of_photographs(name):
     # Off in the paper's protocol.
     assert not any(c.data.jitter)
     assert c.data.randaugment[0] == c.optim.mixup == 0
-    checks.models.create(
+    models.create(
         c.model.name,
         stem=c.model.stem,
         width=c.model.width,

@@ -60,7 +60,7 @@ from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.cached import budget_of, own_values
-from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.config import UserConfig, make_method
 from lt_jax.experiment.session import Session, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.experiment.weights import Weights
@@ -72,13 +72,13 @@ from lt_jax.training.log import plain, write_whole
 from lt_jax.training.loop import Stage, evaluate, planned, step_inputs, step_spec
 from lt_jax.training.optim import Sgd
 from lt_jax.training.stepping import holds, resident
-from lt_jax.types import Batch, Config
+from lt_jax.types import Batch
 
 HEADS = 8  # heads of the sweep
 ROUNDS = 3  # least number of measurements per part
 
 
-def benchmark(config: Config, seconds: float, file: Path | None = None) -> None:
+def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> None:
     """Measure all parts, print a line after each, and write ``--json`` to ``file``.
 
     Raises:
@@ -90,7 +90,7 @@ def benchmark(config: Config, seconds: float, file: Path | None = None) -> None:
         raise InputError(f"--json must be a file in an existing folder, got {file}")
     with (
         tempfile.TemporaryDirectory() as folder,
-        open_session(config, Path(folder), talks=False) as session,
+        open_session(config, Path(folder), writes=False) as session,
     ):
         found = plain(_measure(session, seconds))
     if file is not None:

@@ -11,10 +11,10 @@ import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lt_jax.types import Config
+    from lt_jax.experiment.config import UserConfig
 
 
-def fit(config: Config, options: argparse.Namespace) -> None:
+def fit(config: UserConfig, options: argparse.Namespace) -> None:
     """Run ``run``, ``train``, ``retrain`` or ``sweep``."""
     from lt_jax.experiment import stages
 
@@ -27,7 +27,7 @@ def fit(config: Config, options: argparse.Namespace) -> None:
     calls[options.command](config, options.workdir)
 
 
-def evaluate(config: Config, options: argparse.Namespace) -> None:
+def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.distributed import cluster
     from lt_jax.experiment import stages
     from lt_jax.training.log import plain
@@ -49,7 +49,7 @@ def evaluate(config: Config, options: argparse.Namespace) -> None:
         print(f"{run:{width}s}{cells}  {', '.join(lowest)}".rstrip())
 
 
-def benchmark(config: Config, options: argparse.Namespace) -> None:
+def benchmark(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import benchmark
 
     benchmark.benchmark(config, options.seconds, options.json)
@@ -101,7 +101,7 @@ def predict(options: argparse.Namespace) -> None:
             print(f"  {100 * guess['probability']:5.1f} %  {guess['class']}")
 
 
-def data_info(config: Config, options: argparse.Namespace) -> None:
+def data_info(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import data_info as info
 
     if options.json:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lt_jax.types import Config
+    from lt_jax.experiment.config import UserConfig
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -28,7 +28,7 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return config, rest
 
 
-def read(config_args: list[str]) -> Config:
+def read(config_args: list[str]) -> UserConfig:
     """The locked config of a file and its overrides.
 
     Raises:
@@ -78,7 +78,7 @@ def _file(path: str) -> str:
     raise InputError(f"no config file {path!r} here ({os.getcwd()}){with_it}")
 
 
-def _parsed(config_args: list[str]) -> Config:
+def _parsed(config_args: list[str]) -> UserConfig:
     from absl import flags
     from ml_collections import config_flags
 

@@ -9,8 +9,8 @@ import numpy as np
 
 from lt_jax.data.sources.cifar import original_order
 from lt_jax.experiment import results, session
+from lt_jax.experiment.config import UserConfig, resolve
 from lt_jax.report import plots, style
-from lt_jax.types import Config
 
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
@@ -21,17 +21,19 @@ ORDER = {
 }
 
 
-def describe(config: Config) -> dict[str, object]:
+def describe(config: UserConfig) -> dict[str, object]:
     """Return the ``dataset`` object of ``result.json``."""
-    splits, groups = session.load_splits(config)
-    return results.describe(config.data.name, splits, groups)
+    c = resolve(config)
+    splits, groups = session.load_splits(c)
+    return results.describe(c.data.name, splits, groups)
 
 
-def text(config: Config, png: Path | None) -> str:
+def text(config: UserConfig, png: Path | None) -> str:
     """Format the description with the curve; also draw the curve to ``png``."""
-    splits, groups = session.load_splits(config)
+    c = resolve(config)
+    splits, groups = session.load_splits(c)
     lines = []
-    for key, value in results.describe(config.data.name, splits, groups).items():
+    for key, value in results.describe(c.data.name, splits, groups).items():
         if key == "groups":
             value = ", ".join(f"{group} {size}" for group, size in value.items())
         lines.append(f"{key:12s} {value}")
@@ -45,7 +47,7 @@ def text(config: Config, png: Path | None) -> str:
     lines += ["", *curve(counts)]
     if png:
         with style.style():
-            limits = config.data.many, config.data.few
+            limits = c.data.many, c.data.few
             drawn = style.render(plots.sorted_counts(counts, *limits))
         png.parent.mkdir(parents=True, exist_ok=True)
         png.write_bytes(drawn["png"])

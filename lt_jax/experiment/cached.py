@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Self
 
-from lt_jax import recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.session import Session
 from lt_jax.experiment.weights import Weights
 from lt_jax.methods import Method, projection_steps
@@ -44,7 +43,7 @@ from lt_jax.retraining.features import (
 from lt_jax.training.log import Logger, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
-from lt_jax.types import Config, Params
+from lt_jax.types import Params
 
 
 class Row(NamedTuple):
@@ -303,14 +302,14 @@ def rows_of(config: Config, stage1_seed: int, grid: bool) -> list[Row]:
     return [
         Row(name, hyper, (stage1_seed, seed))
         for name in config.method.names
-        for hyper in (recipes.expand(config.method[name]) if grid else [own[name]])
+        for hyper in (config.method.entries[name].rows() if grid else [own[name]])
         for seed in seeds_of(config)
     ]
 
 
 def own_values(config: Config) -> dict[str, dict[str, Any]]:
     """The config's own hyper-parameters of each method."""
-    return {name: recipes.own(config.method[name]) for name in config.method.names}
+    return {name: dict(config.method.entries[name].own) for name in config.method.names}
 
 
 def seeds_of(config: Config) -> range:

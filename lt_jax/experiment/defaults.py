@@ -16,8 +16,8 @@ from lt_jax import recipes
 from lt_jax.errors import InputError
 
 
-def base_config() -> ConfigDict:
-    """Return the defaults for small images, without methods."""
+def base_config() -> Any:
+    """Return a ConfigDict of the defaults for small images, without methods."""
     config = ConfigDict()
     config.seed = 0  # first seed of everything random; further ones count up
 
@@ -110,8 +110,8 @@ def base_config() -> ConfigDict:
     return config
 
 
-def photo_config() -> ConfigDict:
-    """Return the defaults for photographs: Decoupling's recipe for ImageNet-LT."""
+def photo_config() -> Any:
+    """Return a ConfigDict for photographs: Decoupling's recipe for ImageNet-LT."""
     config = base_config()
     data = config.data
     data.split = "whole"
@@ -144,7 +144,7 @@ def photo_config() -> ConfigDict:
     return config
 
 
-def set_methods(config: ConfigDict, case: recipes.Case, names: str = "two") -> None:
+def set_methods(config: Any, case: recipes.Case, names: str = "two") -> None:
     """Add the entries of all methods, and fit ``"two"`` (ce and los) or ``"all"``."""
     for name, entry in recipes.entries(case).items():
         config.method[name] = ConfigDict(entry)

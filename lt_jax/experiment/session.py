@@ -1,4 +1,4 @@
-"""A command at work in a workdir: its config, checked before long work starts."""
+"""A command that works in a workdir: everything is checked before work starts."""
 
 from __future__ import annotations
 
@@ -28,12 +28,23 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
-from lt_jax.experiment.checks import check_training, check_values, make_method
+from lt_jax.experiment.config import (
+    Config,
+    DataConfig,
+    OptimConfig,
+    RetrainConfig,
+    UserConfig,
+    as_dict,
+    check_data,
+    check_methods,
+    make_method,
+    resolve,
+    without_dropped,
+)
 from lt_jax.methods import Method
 from lt_jax.training import optim
 from lt_jax.training.log import Logger, plain, write_whole
 from lt_jax.training.loop import Task
-from lt_jax.types import Config
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
@@ -58,7 +69,7 @@ FREE = (
 
 
 class Session(NamedTuple):
-    """A command at work in a workdir."""
+    """A command that works in a workdir."""
 
     config: Config
     workdir: Path
@@ -68,12 +79,21 @@ class Session(NamedTuple):
     stop_requested: Callable[[], str]  # name of the signal, or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
 
-    def rates(self, lr: float, epochs: int, group: Config, images: int) -> np.ndarray:
-        """float32[steps], under the schedule and the batch of this group.
+    def rates(
+        self,
+        lr: float,
+        epochs: int,
+        group: OptimConfig | RetrainConfig,
+        images: int,
+    ) -> np.ndarray:
+        """Return the learning rate of every step under a group's schedule and batch.
 
-        ``images`` are passed over in an epoch.
+        Args:
+          lr: highest rate for a batch of ``group.lr_batch``; it scales with the batch.
+          images: per epoch.
 
-        ``lr`` belongs to a batch of ``lr_batch``, and grows in proportion to the batch.
+        Returns:
+          float32[steps].
         """
         per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
@@ -91,7 +111,7 @@ class Session(NamedTuple):
 
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
-    """The data of a config and the groups of its classes."""
+    """Load the data of a config and the groups of its classes."""
     c = config.data
     source = catalogue.PHOTOS.get(c.name)
     splits = catalogue.load(
@@ -101,18 +121,14 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         split=c.split,
         valid=c.valid,
         seed=c.valid_seed,
-        photos=photo_options(config) if source else None,
-        extra={key: c[key] for key in source.extra} if source else None,
+        photos=photo_options(c) if source else None,
+        extra={key: getattr(c, key) for key in source.extra} if source else None,
     )
-    if not 0 <= c.few <= c.many:
-        raise InputError(
-            f"group limits must satisfy 0 <= few <= many, got {c.few} and {c.many}"
-        )
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
 def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
-    """The backbone of a config for examples of this shape."""
+    """Make the backbone of a config for examples of this shape."""
     m = config.model
     if m.name == "none":
         return models.Identity(math.prod(shape))
@@ -127,21 +143,14 @@ def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
     ).clone(engine=models.fastest_engine())
 
 
-def photo_options(config: Config) -> PhotoOptions:
-    """How the photographs of a config are looked at."""
-    c = config.data
-    return PhotoOptions(
-        size=c.size,
-        resize=c.resize,
-        scale=tuple(c.scale),
-        ratio=tuple(c.ratio),
-        broken=c.broken,
-        workers=c.workers,
-    )
+def photo_options(data: DataConfig) -> PhotoOptions:
+    """Return how photographs are cropped and decoded."""
+    c: Any = data  # photographs have these keys
+    return PhotoOptions(c.size, c.resize, c.scale, c.ratio, c.broken, c.workers)
 
 
 def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
-    """What all fits of a config share."""
+    """Make what all fits of a config share."""
     c = config
     return Task(
         splits=splits,
@@ -150,10 +159,10 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
         augment=Augment(
             pad=c.data.pad,
             flip=c.data.flip,
-            mean=tuple(c.data.mean),
-            std=tuple(c.data.std),
-            jitter=tuple(c.data.jitter),
-            randaugment=tuple(c.data.randaugment),
+            mean=c.data.mean,
+            std=c.data.std,
+            jitter=c.data.jitter,
+            randaugment=c.data.randaugment,
         ),
         flip=c.eval.flip,
         eval_batch=c.eval.batch,
@@ -168,50 +177,48 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
 
 @contextlib.contextmanager
 def open_session(
-    config: Config,
+    config: UserConfig,
     workdir: Path,
-    talks: bool = True,
+    writes: bool = True,
     check: Callable[[Config, Splits, Any], None] | None = None,
 ) -> Iterator[Session]:
-    """Checks everything that can be checked before anything is written.
+    """Resolve a config and check all that can be checked before anything is written.
 
     Args:
-      check: what the command checks beside.
-      talks: whether the command tells and writes; one that does not only reads the
-        workdir, and Ctrl-C stops it at once; SIGTERM, which may come to one of several
-        processes, at the next batch.
+      config: what a config file returns.
+      writes: whether the command logs and writes. If not, Ctrl-C stops it at once, and
+        SIGTERM, which may reach one of several processes, at the next batch.
+      check: what the command checks in addition, given the backbone.
     """
-    c = config
-    if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has eaten a slash
+    c = resolve(config)
+    if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has removed a slash
         raise InputError(
-            f"--workdir {scheme[1]}://...: workdirs are folders of a file system that "
-            "all processes share; mount the bucket (gcsfuse, s3fs) and name the mount"
+            f"--workdir {scheme[1]}://...: a workdir must be in a file system that all "
+            "processes share; mount the bucket (gcsfuse, s3fs) and use the mount"
         )
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
-    check_values(c, splits)
-    # Photographs stay where they are, and encoded.
+    check_data(c, splits)
+    # Photographs stay on disk, encoded.
     held = splits if c.data.name in catalogue.PHOTOS else splits.in_memory()
     task = make_task(c, held, groups)._replace(profile=c.log.profile)
     counts = splits.train.class_counts
-    entries = {name: make_method(c, name, counts) for name in c.method.names}
-    check_training(c, splits, task.backbone, entries)
+    made = {name: make_method(c, name, counts) for name in c.method.names}
+    check_methods(c, splits, task.backbone, made)
     if check:
         check(c, splits, task.backbone)
-    entries["stage1"] = Method(
-        losses.cross_entropy(len(counts)), c.optim.sampler, "fresh"
-    )
+    made["stage1"] = Method(losses.cross_entropy(len(counts)), c.optim.sampler, "fresh")
     dataset = results.describe(c.data.name, splits, groups)
-    log = Logger(workdir, talks)
-    if not talks:
+    log = Logger(workdir, writes)
+    if not writes:
         with catch_signals("SIGTERM") as stopped:
-            yield Session(c, workdir, task, dataset, log, stopped, entries)
+            yield Session(c, workdir, task, dataset, log, stopped, made)
         return
-    text = json.dumps(plain(c.to_dict()), indent=1)
+    text = json.dumps(plain(as_dict(c)), indent=1, sort_keys=True)
     with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stopped:
-        _check_same_config(c, workdir)  # of a job that came and went in the meantime
+        _check_same_config(c, workdir)  # another job may have run in the meantime
         write_whole(workdir / "config.json", text + "\n")
-        session = Session(c, workdir, task, dataset, log, stopped, entries)
+        session = Session(c, workdir, task, dataset, log, stopped, made)
         _announce(session)
         yield session
 
@@ -258,10 +265,9 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
 
 def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuses a config that would mix two experiments in one workdir."""
-    file = workdir / "config.json"
-    if file.exists():
-        old = flatten_dict(results.read_config(workdir), sep=".")
-        now = flatten_dict(plain(config.to_dict()), sep=".")
+    if (workdir / "config.json").exists():
+        old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
+        now = flatten_dict(plain(as_dict(config)), sep=".")
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())

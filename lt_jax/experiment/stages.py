@@ -22,7 +22,7 @@ from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.checks import check_sweep
+from lt_jax.experiment.config import UserConfig, check_sweep
 from lt_jax.experiment.session import Session, open_session, workdir_lock
 from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
@@ -31,25 +31,24 @@ from lt_jax.retraining.features import Features, plain_features
 from lt_jax.training.log import duration, overview
 from lt_jax.training.loop import Stage, evaluate, fit
 from lt_jax.training.optim import Sgd
-from lt_jax.types import Config
 
 
-def train(config: Config, workdir: Path) -> dict[str, Any]:
+def train(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Stage 1. Returns the content of ``result.json``."""
     return _command(config, workdir, _stage1)
 
 
-def retrain(config: Config, workdir: Path) -> dict[str, Any]:
+def retrain(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Stage 2 on the stage 1 that this workdir trained, or else on ``init.path``'s."""
     return _command(config, workdir, _stage2)
 
 
-def run(config: Config, workdir: Path) -> dict[str, Any]:
+def run(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Both stages; what is finished already is not done again."""
     return _command(config, workdir, _stage1, _stage2)
 
 
-def sweep(config: Config, workdir: Path) -> dict[str, Any]:
+def sweep(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Stage 2 at every point of the methods' grids, on cached features."""
     with open_session(config, workdir, check=check_sweep) as session:
         try:
@@ -62,7 +61,7 @@ def sweep(config: Config, workdir: Path) -> dict[str, Any]:
 
 
 def _command(
-    config: Config, workdir: Path, *stages: Callable[[Session], None]
+    config: UserConfig, workdir: Path, *stages: Callable[[Session], None]
 ) -> dict[str, Any]:
     with open_session(config, workdir) as session:
         try:
@@ -75,7 +74,7 @@ def _command(
 
 
 def evaluate_all(
-    config: Config, workdir: Path, split: str, heads: str = ""
+    config: UserConfig, workdir: Path, split: str, heads: str = ""
 ) -> dict[str, dict[str, Any]]:
     """The metrics of every finished fit of a workdir on one of its splits.
 
@@ -91,7 +90,7 @@ def evaluate_all(
       accuracies of the classes that are recognised least.
     """
     weights.finished(workdir)
-    with open_session(config, workdir, talks=False) as session:
+    with open_session(config, workdir, writes=False) as session:
         task = session.task
         dataset = getattr(task.splits, split)
         if not len(dataset):
@@ -99,7 +98,7 @@ def evaluate_all(
         if heads:
             with workdir_lock(workdir):  # features may have to be made
                 return sweeping.evaluate_rows(session, split, heads)
-        names = config.method.names
+        names = session.config.method.names
         kinds = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         fits = weights.fits(workdir, ["stage1", *names, *kinds])
         session.log.warning(f"evaluating {len(fits)} fits on {len(dataset):,} images")
@@ -181,18 +180,19 @@ def _stage2(session: Session) -> None:
         for name in m.names:
             for seed in range(c.seed, c.seed + m.repeats):
                 title, method = f"{name}/{stage1_seed}.{seed}", session.methods[name]
+                entry = m.entries[name]
                 if session.finished(title):
                     continue
                 stage = Stage(
                     title=title,
                     run=(2, stage1_seed, seed),
                     method=method,
-                    epochs=m[name].epochs,
+                    epochs=entry.epochs,
                     batch=m.batch,
                     rates=session.rates(
-                        m[name].lr, m[name].epochs, m, len(session.task.splits.train)
+                        entry.lr, entry.epochs, m, len(session.task.splits.train)
                     ),
-                    sgd=Sgd(m.momentum, m[name].decay, m.decay_on),
+                    sgd=Sgd(m.momentum, entry.decay, m.decay_on),
                     trains=f"head/(?:{method.head.trains})",
                     batch_norm=m.batch_norm,
                     accumulate=m.accumulate,

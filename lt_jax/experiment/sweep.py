@@ -33,7 +33,7 @@ from lt_jax.experiment.cached import (
     rows_of,
     seeds_of,
 )
-from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.config import make_method
 from lt_jax.experiment.session import Session
 from lt_jax.methods import Method
 from lt_jax.retraining import selection
@@ -71,7 +71,7 @@ def sweep(session: Session) -> dict[str, Any]:
         f"on {len(session.task.splits.valid):,} validation images:"
     )
     for name, hyper in chosen.items():
-        moving = [k for k in config.method[name].grid if k in hyper]
+        moving = [k for k in config.method.entries[name].grid or () if k in hyper]
         numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
         tied = selection.ties(found, name, metric)
         info(f"  {name}: {numbers or 'nothing to choose'}{tied}")

@@ -11,18 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import DecodeErrors
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, weights
+from lt_jax.experiment import weights
+from lt_jax.experiment.config import Config, workdir_config
 from lt_jax.experiment.session import make_task, photo_options
 from lt_jax.export.pictures import check_top, pictures, ranked
 from lt_jax.retraining.features import Request, evaluated_views, extract
 from lt_jax.training.log import Logger
-from lt_jax.types import Config
 
 
 def predict(
@@ -46,7 +45,7 @@ def predict(
       InputError: no finished fit, an unknown method, a file that is no image, or one of
         another size than the network was trained on where that size is fixed.
     """
-    config = ConfigDict(results.read_config(workdir)).lock()
+    config = workdir_config(workdir)
     names = [method] if method else [*reversed(config.method.names), "stage1"]
     source = weights.find(workdir, names)
     outcome = source.outcome
@@ -77,5 +76,6 @@ def _dataset(
     config: Config, classes: tuple[str, ...], images: Sequence[Path]
 ) -> Dataset:
     """The images as a data set whose labels mean nothing."""
-    looks = catalogue.SHAPES.get(config.data.name)
-    return pictures(images, classes, looks or photo_options(config), config.data.name)
+    name = config.data.name
+    shape = catalogue.SHAPES.get(name)
+    return pictures(images, classes, shape or photo_options(config.data), name)

@@ -20,7 +20,8 @@ from lt_jax import models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, weights
+from lt_jax.experiment import weights
+from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.weights import Weights
 from lt_jax.export import artefacts, torch_names, weight_files
 from lt_jax.files import atomic_path
@@ -59,9 +60,9 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     """
     source = weights.find(workdir, [method], seeds)
     outcome = source.outcome
-    file = workdir / "config.json"
-    told = results.read_config(workdir) if file.is_file() else None
-    model = told["model"] if told else outcome["model"]
+    # A converted folder has no config.
+    config = workdir_config(workdir) if (workdir / "config.json").is_file() else None
+    model = dict(vars(config.model)) if config else outcome["model"]
     kept = weights.load_leaves(source)
     kernel = kept.get("params/head/kernel")
     if kernel is None:
@@ -82,17 +83,15 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         )
     head, network = weights.load_fit(source, backbone, shape, kernel.shape[1])
     augment, images, name = None, None, ""
-    if told:
-        read, name = told["data"], told["data"]["name"]
-        augment = Augment(0, False, tuple(read["mean"]), tuple(read["std"]))
+    if config:
+        data, name = config.data, config.data.name
+        augment = Augment(0, False, data.mean, data.std)
         if model["name"] != "none":
             photos = name in catalogue.PHOTOS
             images = {
-                "size": [read["size"]] * 2
-                if photos
-                else list(catalogue.SHAPES[name][:2]),
-                "resize": read["resize"] if photos else None,
-                "flip": told["eval"]["flip"],
+                "size": [data.size] * 2 if photos else list(catalogue.SHAPES[name][:2]),
+                "resize": data.resize if photos else None,
+                "flip": config.eval.flip,
             }
     return Finished(backbone, head, network, model, augment, outcome, name, images)
 

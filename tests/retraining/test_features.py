@@ -28,7 +28,7 @@ PLAIN = Request(("plain",), (2, 0), "float32")
 @pytest.fixture(scope="module")
 def task_and_network(tmp_path_factory):
     config = tiny_digits.config(data__pad=2, data__flip=True, eval__batch=50)
-    with open_session(config, tmp_path_factory.mktemp("work"), talks=False) as session:
+    with open_session(config, tmp_path_factory.mktemp("work"), writes=False) as session:
         yield session.task, weights.fresh(session.task, "torch", (1, 0))
 
 

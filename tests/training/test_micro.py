@@ -17,7 +17,7 @@ from lt_jax.data.augment import transforms
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment.checks import check_values
+from lt_jax.experiment.config import check_data, resolve
 from lt_jax.experiment.session import load_splits, open_session
 from lt_jax.experiment.stages import run
 from lt_jax.training import optim, steps
@@ -269,26 +269,28 @@ def test_scaled_rate():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim__accumulate": 0}, "optim.accumulate must be a number of at least 1"),
+        ({"optim__accumulate": 0}, "optim.accumulate must be at least 1"),
         (
             {"method__accumulate": 33},
-            "cuts a batch of 32 images into parts of at least",
+            "must be at most method.batch, 32, got 33",
         ),
-        ({"optim__lr_batch": 0}, "optim.lr_batch must be a number of at least 1"),
-        ({"optim__mixup": -0.1}, "optim.mixup must be a number of at least 0"),
+        ({"optim__lr_batch": 0}, "optim.lr_batch must be at least 1"),
+        ({"optim__mixup": -0.1}, "optim.mixup must be at least 0"),
         ({"data__jitter": (0.4, 0.4)}, "must be four numbers"),
         ({"data__jitter": (0.0, 0.0, 0.0, 0.6)}, "hue .at most 0.5"),
         ({"data__randaugment": (2, 31.0)}, "magnitude from 0 to 30"),
-        ({"data__randaugment": (1.5, 9.0)}, "whole number of operations"),
-        ({"data__randaugment": (2, 9.0)}, "have 1 channel.*set them to"),
-        ({"data__jitter": (0.4, 0.4, 0.4, 0.0)}, "have 1 channel.*set them to"),
+        ({"data__randaugment": (1.5, 9.0)}, "integer number of operations"),
+        ({"data__randaugment": (2, 9.0)}, "need 3 channels, .*have 1: set them"),
+        (
+            {"data__jitter": (0.4, 0.4, 0.4, 0.0)},
+            "need 3 channels, .*have 1: set them",
+        ),
     ],
 )
-def test_bad_values_are_told(changes, message):
-    config = tiny_digits.config(**changes)
-    splits, _ = load_splits(config)
+def test_invalid_values_raise(changes, message):
+    splits, _ = load_splits(resolve(tiny_digits.config()))
     with pytest.raises(InputError, match=message):
-        check_values(config, splits)
+        check_data(resolve(tiny_digits.config(**changes)), splits)
 
 
 @pytest.mark.slow
@@ -313,7 +315,8 @@ def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
 def test_twice_the_batch_has_twice_the_rate(tmp_path):
     config = tiny_digits.config()
     config.optim.batch = 2 * config.optim.lr_batch
-    with open_session(config, tmp_path, talks=False) as session:
-        rates = session.rates(0.1, 1, config.optim, 1000)
+    with open_session(config, tmp_path, writes=False) as session:
+        rates = session.rates(0.1, 1, session.config.optim, 1000)
         assert rates[0] == pytest.approx(0.2)
-        assert session.rates(0.1, 1, config.method, 1000)[0] == pytest.approx(0.1)
+        rates = session.rates(0.1, 1, session.config.method, 1000)
+        assert rates[0] == pytest.approx(0.1)
