@@ -152,7 +152,7 @@ def read(monkeypatch):
         monkeypatch.setattr(group, "__getattribute__", noting)
     # Both read everything: what they read is not used.
     monkeypatch.setattr(configs.Config, "__post_init__", lambda self: None)
-    monkeypatch.setattr(session, "as_dict", lambda config: {})
+    monkeypatch.setattr(session, "as_dict", lambda config: {"method": {}})
     return found
 
 
