@@ -117,7 +117,7 @@ def test_run_and_evaluate(tmp_path, capsys):
     printed = capsys.readouterr()
     (row,) = [line for line in printed.out.splitlines() if line.startswith("los/0.0")]
     assert re.search(r"\d  \d \d+\.\d, \d \d+\.\d, \d \d+\.\d$", row)
-    assert "measuring 3 fits on 76 images" in printed.err
+    assert "evaluating 3 fits on 76 images" in printed.err
 
 
 @pytest.mark.parametrize(
