@@ -15,6 +15,7 @@ copyright = "The lt_jax authors"
 version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+smartquotes = False  # quotes in comments of config keys are values
 html_theme = "furo"
 html_title = f"lt_jax {release}"
 myst_enable_extensions = ["deflist"]
@@ -29,5 +30,11 @@ def fill_generated_parts(app, docname, source):
     source[0] = generate.fill(source[0])
 
 
+def skip_tuple_fields(app, what, name, member, skip, options):
+    """Skip the fields of named tuples: they are listed as parameters."""
+    return True if type(member).__name__ == "_tuplegetter" else None
+
+
 def setup(app):
+    app.connect("autodoc-skip-member", skip_tuple_fields)
     app.connect("source-read", fill_generated_parts)
