@@ -164,6 +164,8 @@ def test_config_keys_exist():
     groups = r"(?:data|model|init|method|optim|eval|save|log)"
     count = 0
     for page, text in PAGES.items():
+        if page == "CHANGELOG.md":  # names removed keys
+            continue
         for key in re.findall(rf"[`.]({groups}\.[a-z_]+(?:\.[a-z_]+)*)[=`]", text):
             if re.search(r"\.(py|md|txt|json|jsonl|npz|parquet)$", key):
                 continue
