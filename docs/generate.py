@@ -33,7 +33,7 @@ def commands() -> str:
 
     # argparse wraps at the width of the terminal.
     with mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1"):
-        return "\n\n".join(_helps(main._parser(), "##"))
+        return "\n\n".join(_helps(main.make_parser(), "##"))
 
 
 def _helps(parser: argparse.ArgumentParser, level: str) -> Iterator[str]:

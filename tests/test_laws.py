@@ -1,4 +1,4 @@
-"""The algebra of the losses: which are the same, and where each one leads."""
+"""Laws of the losses, heads and methods: equalities and optima."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def adjusted_xent(logits, labels, adjust):
 
 
 def assert_same_loss(one, other):
-    """The same losses and the same gradients."""
+    """Check that losses and gradients agree."""
 
     def value_and_gradient(adjust):
-        weights = jnp.linspace(1, 2, len(LABELS))  # so that the examples differ
+        weights = jnp.linspace(1, 2, len(LABELS))  # examples differ
         total = lambda z: jnp.vdot(weights, adjusted_xent(z, LABELS, adjust))  # noqa: E731
         return adjusted_xent(LOGITS, LABELS, adjust), jax.grad(total)(LOGITS)
 
@@ -102,7 +102,7 @@ def test_neutral_numbers_make_it_cross_entropy(adjust):
 
 
 def test_beta_near_one_is_inverse_frequency():
-    """The effective number of examples is then their number."""
+    """The effective number of examples approaches their number."""
     assert_same_loss(
         losses.class_balanced(COUNTS, 1 - 1e-9), losses.reweight(COUNTS, 1.0)
     )
@@ -116,7 +116,7 @@ def test_a_constant_offset_changes_nothing():
 
 
 def descend(loss, logits, rate, steps=400):
-    """Free logits after gradient descent on the sum of a loss."""
+    """Minimise the sum of a loss over free logits by gradient descent."""
     gradient = jax.grad(lambda z: jnp.sum(loss(z)))
     step = jax.jit(lambda z: z - rate * gradient(z))
     for _ in range(steps):
@@ -143,12 +143,12 @@ def test_over_smoothing_drives_the_logits_to_the_gap(num_classes, delta):
 @pytest.mark.parametrize(
     ("num_classes", "gap"), [(100, 1.112), (1000, 3.064), (8142, 5.119)]
 )
-def test_the_gap_of_the_paper(num_classes, gap):
+def test_gaps_of_the_paper(num_classes, gap):
     assert losses.smoothing_gap(num_classes, 0.98) == pytest.approx(gap, abs=5e-4)
 
 
-def test_the_targets_of_the_paper():
-    """The gradient at logits of zero is 1/K - t, so it shows the target."""
+def test_targets_of_the_paper():
+    """The gradient at zero logits is 1/K - t, which gives the target t."""
     adjust = losses.over_smooth(100, 0.98)
     total = lambda z: jnp.sum(adjusted_xent(z, jnp.array([3]), adjust))  # noqa: E731
     target = 0.01 - jax.grad(total)(jnp.zeros((1, 100)))[0]
@@ -160,14 +160,14 @@ def test_the_targets_of_the_paper():
 @pytest.mark.parametrize(
     ("adjust", "power"),
     [
-        (cross_entropy(3), 1.0),  # logits learn the prior ...
-        (losses.logit_adjust(np.array([60, 30, 10]), 1.0), 0.0),  # ... not any more
+        (cross_entropy(3), 1.0),  # logits learn the prior
+        (losses.logit_adjust(np.array([60, 30, 10]), 1.0), 0.0),
         (losses.reweight(np.array([60, 30, 10]), 1.0), 0.0),
         (losses.reweight(np.array([60, 30, 10]), 0.5), 0.5),
         (losses.logit_adjust(np.array([60, 30, 10]), 0.5), 0.5),
     ],
 )
-def test_what_a_prior_does_to_logits_without_features(adjust, power):
+def test_logits_without_features_converge_to_a_power_of_the_prior(adjust, power):
     counts = np.array([60, 30, 10])
     labels = jnp.asarray(np.repeat(np.arange(3), counts))
 
@@ -182,7 +182,7 @@ def test_what_a_prior_does_to_logits_without_features(adjust, power):
     )
 
 
-def test_mapped_over_equals_one_by_one():
+def test_vmapped_losses_equal_single_ones():
     adjusts = [
         cross_entropy(K),
         losses.over_smooth(K, 0.98),
@@ -203,13 +203,13 @@ def test_mapped_over_equals_one_by_one():
 
 @pytest.mark.parametrize("count", [1, 50])
 def test_equal_counts_give_every_class_the_same_margin(count):
-    """LDAM is then the additive-margin softmax."""
+    """LDAM becomes the additive-margin softmax."""
     margin = losses.ldam(np.full(K, count), 0.5, 30.0).margin
     np.testing.assert_array_equal(margin, np.full(K, 15, np.float32))
 
 
-def test_ldam_is_the_formula_of_its_paper():
-    """CE of scale (cos_k - m_y [k = y]); the gradient of the class vectors too."""
+def test_ldam_equals_the_formula_of_its_paper():
+    """CE of scale (cos_k - m_y [k = y]), with its gradient for the class vectors."""
     scale, root = 7.0, COUNTS**-0.25
     margin = jnp.asarray(0.5 * root / root.max(), jnp.float32)
     params = heads.cosine(scale).init(jax.random.key(0), START, D, K, "torch")
@@ -238,21 +238,21 @@ def test_vs_without_gamma_is_logit_adjustment():
     assert_same_loss(losses.vs(COUNTS, 0.0, 1.5), losses.logit_adjust(COUNTS, 1.5))
 
 
-def test_label_aware_smoothing_of_one_size_is_label_smoothing():
+def test_constant_label_aware_smoothing_is_label_smoothing():
     one = losses.label_aware_smoothing(COUNTS, 0.3, 0.3)
     assert_same_loss(one, losses.over_smooth(K, 0.3))
 
 
-def test_the_regulariser_of_lade_without_features_is_least_at_the_prior():
-    """There T_c = z_c - log p_c - log K, and R = lambda sum_c p_c T_c ** 2 + const."""
+def test_lade_regulariser_without_features_has_its_minimum_at_the_prior():
+    """T_c = z_c - log p_c - log K, and R = lambda sum_c p_c T_c ** 2 + const."""
     counts = np.array([60, 30, 10])
     labels = jnp.asarray(np.repeat(np.arange(3), counts))
     adjust = losses.logit_adjust(counts, 1.0)._replace(extra=jnp.array([1.0, 1.0]))
 
     def regulariser(logits):
         everyone = jnp.broadcast_to(logits[None, :], (100, 3))
-        whole = losses.lade(everyone, labels, jnp.ones(100), adjust)
-        return (whole - adjusted_xent(everyone, labels, adjust)) / 100
+        total = losses.lade(everyone, labels, jnp.ones(100), adjust)
+        return (total - adjusted_xent(everyone, labels, adjust)) / 100
 
     logits = descend(regulariser, jnp.array([1.0, 0.0, -1.0]), rate=0.5)
     np.testing.assert_allclose(logits, np.log(3 * counts / 100), atol=1e-4)
@@ -267,7 +267,7 @@ START = {
 
 
 @pytest.mark.parametrize("name", ["scaled", "scaled_all", "aligned", "marc"])
-def test_heads_beside_the_linear_one_start_as_it(name):
+def test_other_heads_start_like_the_linear_one(name):
     head = getattr(heads, name)
     params = head.init(jax.random.key(0), START, D, K, "torch")
     np.testing.assert_allclose(
@@ -282,9 +282,9 @@ def test_heads_beside_the_linear_one_start_as_it(name):
 
 
 def test_tau_zero_keeps_the_vectors_and_tau_one_gives_unit_vectors():
-    none, whole = heads.tau_norm(START, 0.0), heads.tau_norm(START, 1.0)
+    none, full = heads.tau_norm(START, 0.0), heads.tau_norm(START, 1.0)
     np.testing.assert_allclose(none["kernel"], START["kernel"], rtol=1e-6)
-    np.testing.assert_allclose(heads.class_norms(whole), 1, rtol=1e-6)
+    np.testing.assert_allclose(heads.class_norms(full), 1, rtol=1e-6)
     some = heads.tau_norm(START, 0.7)
     cosines = jnp.sum(some["kernel"] * START["kernel"], axis=0)
     cosines = cosines / heads.class_norms(some) / heads.class_norms(START)
@@ -292,11 +292,11 @@ def test_tau_zero_keeps_the_vectors_and_tau_one_gives_unit_vectors():
     np.testing.assert_allclose(
         heads.class_norms(some), heads.class_norms(START) ** 0.3, rtol=1e-5
     )
-    for params in (none, some, whole):
+    for params in (none, some, full):
         np.testing.assert_array_equal(params["bias"], 0)
 
 
-def test_max_norm_is_the_projection_on_the_ball():
+def test_max_norm_is_the_projection_onto_the_ball():
     norms = np.asarray(heads.class_norms(START), np.float64)
     radius = heads.max_norm_radius(START, 0.1)
     assert float(radius) == pytest.approx(0.9 * norms.min() + 0.1 * norms.max())
@@ -311,7 +311,7 @@ def test_max_norm_is_the_projection_on_the_ball():
     np.testing.assert_array_equal(once["bias"], START["bias"])
     twice = heads.max_norm(once, radius)
     np.testing.assert_allclose(twice["kernel"], once["kernel"], rtol=1e-6)
-    # No point of the ball is nearer.
+    # No point of the ball is closer.
     for seed in range(20):
         point = jax.random.normal(jax.random.key(seed), (D, K))
         point = point / jnp.maximum(jnp.linalg.norm(point, axis=0) / radius, 1)[None, :]
@@ -321,31 +321,31 @@ def test_max_norm_is_the_projection_on_the_ball():
 
 
 @pytest.mark.parametrize("kind", ["raw", "l2", "cl2"])
-def test_nearest_mean_is_the_nearest_mean(kind):
+def test_nearest_mean_predicts_the_nearest_class_mean(kind):
     labels = np.arange(20) % K
-    pieces = FEATURES[:7], FEATURES[7:19], FEATURES[19:]  # never all of them at once
+    pieces = FEATURES[:7], FEATURES[7:19], FEATURES[19:]  # in unequal blocks
     params = heads.nearest_mean(lambda: iter(pieces), labels, (D, K), kind)
     queries = jax.random.normal(jax.random.key(1), (50, D)) + 0.5
     found = np.argmax(heads.NEAREST[kind].apply(params, queries), axis=1)
 
-    def seen(x):
+    def transform(x):
         x = np.asarray(x, np.float64)
         if kind == "cl2":
             x = x - np.asarray(FEATURES, np.float64).mean(0)
         return x if kind == "raw" else x / np.linalg.norm(x, axis=1, keepdims=True)
 
-    known, asked = seen(FEATURES), seen(queries)
-    means = np.stack([known[labels == k].mean(0) for k in range(K)])
-    distances = np.linalg.norm(asked[:, None] - means[None], axis=2)
+    fitted, points = transform(FEATURES), transform(queries)
+    means = np.stack([fitted[labels == k].mean(0) for k in range(K)])
+    distances = np.linalg.norm(points[:, None] - means[None], axis=2)
     np.testing.assert_array_equal(found, distances.argmin(1))
 
 
 @pytest.mark.parametrize("tau", [0.0, 1.0, 1.7])
-def test_posthoc_logit_adjustment_takes_the_prior_off(tau):
+def test_posthoc_logit_adjustment_subtracts_the_prior(tau):
     method = methods.make("logit_adjust_posthoc", COUNTS, {"tau": tau})
     labels = np.repeat(np.arange(K), COUNTS)
     assert method.correct is not None
-    params = method.correct(START, lambda: iter(()), labels)  # looks at no feature
+    params = method.correct(START, lambda: iter(()), labels)  # reads no features
     logits = heads.linear.apply(START, FEATURES)
     expected = logits - (tau * np.log(COUNTS / COUNTS.sum()))[None, :].astype("f")
     np.testing.assert_allclose(
@@ -354,7 +354,7 @@ def test_posthoc_logit_adjustment_takes_the_prior_off(tau):
 
 
 @pytest.mark.parametrize("loss", [losses.focal, losses.lade])
-def test_losses_with_numbers_of_their_own_are_mapped_over_too(loss):
+def test_vmapped_focal_and_lade_equal_single_ones(loss):
     base, mask = losses.logit_adjust(COUNTS, 1.0), jnp.ones(len(LABELS)).at[3].set(0)
     adjusts = [base._replace(extra=jnp.array([a, 0.1])) for a in (0.0, 0.5, 2.0)]
     stacked = jax.tree.map(lambda *vectors: jnp.stack(vectors), *adjusts)

@@ -1,4 +1,4 @@
-"""The losses: numbers by hand, a numpy oracle, gradients, permutations, errors."""
+"""Losses: numbers by hand, a NumPy oracle, gradients, permutations, errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])
 
 
 def adjusted_xent(logits, labels, adjust):
-    """It looks neither at the mask nor at other devices: poisons that would show."""
+    """Call with None for the mask and the total, which would fail if it read them."""
     return losses.adjusted_xent(logits, labels, None, adjust, None)  # pyright: ignore
 
 
@@ -34,7 +34,7 @@ WITHOUT_COUNTS = {"cross_entropy", "over_smooth"}
 
 
 def any_adjust(num_classes, seed=0):
-    """All five vectors away from their neutral values, and different per class."""
+    """Return five non-neutral vectors that differ per class."""
     rng = np.random.default_rng(seed)
 
     def draw(low, high):
@@ -57,7 +57,7 @@ def any_batch(size, num_classes, seed=0):
 
 
 def by_hand(logits, labels, adjust):
-    """The definition, one example and one class at a time."""
+    """Compute the definition, one example and one class at a time."""
     z = np.asarray(logits, np.float64)
     a = Adjust(*(np.asarray(v, np.float64) for v in adjust))
     found = []
@@ -128,7 +128,7 @@ def test_numbers_by_hand(adjust, logits, label, expected):
         ({"scale": [2, 1], "margin": [1, 0]}, 0, 0.126928),  # (2, 0): margin first
         ({"scale": [2, 1], "offset": [0, 1]}, 0, 0.048587),  # (4, 1): offset last
         ({"weight": [3, 7]}, 1, 7 * 2.126928),
-        ({"smooth": [0.5, 0]}, 1, 2.126928),  # that of the label only
+        ({"smooth": [0.5, 0]}, 1, 2.126928),  # the smoothing of the label only
     ],
 )
 def test_each_vector_by_hand(vectors, label, expected):
@@ -149,25 +149,25 @@ def test_all_five_at_once_by_hand():
 
 @pytest.mark.parametrize("size", [1, 2, 13])
 @pytest.mark.parametrize("num_classes", [2, 7])
-def test_equals_a_numpy_oracle(size, num_classes):
+def test_adjusted_xent_equals_a_numpy_oracle(size, num_classes):
     logits, labels = any_batch(size, num_classes)
     adjust = any_adjust(num_classes)
     loss = adjusted_xent(logits, labels, adjust)
     np.testing.assert_allclose(loss, by_hand(logits, labels, adjust), rtol=1e-5)
 
 
-def test_is_per_example():
-    """Neither reduced nor dependent on the neighbours in the batch."""
+def test_losses_are_per_example():
+    """Losses are not reduced and do not depend on other examples in the batch."""
     logits, labels = any_batch(13, 7)
     adjust = any_adjust(7)
     together = adjusted_xent(logits, labels, adjust)
     assert together.shape == (13,)
     assert together.dtype == jnp.float32
-    alone = [
+    single = [
         adjusted_xent(logits[i : i + 1], labels[i : i + 1], adjust)[0]
         for i in range(13)
     ]
-    np.testing.assert_allclose(together, np.array(alone), rtol=1e-6)
+    np.testing.assert_allclose(together, np.array(single), rtol=1e-6)
 
 
 def test_jit_equals_eager():
@@ -180,7 +180,7 @@ def test_jit_equals_eager():
     )
 
 
-def test_another_loss_is_not_another_program():
+def test_all_losses_share_one_program():
     traced = []
 
     @jax.jit
@@ -211,7 +211,7 @@ def test_loss_and_gradient_are_finite(name, level):
     assert np.any(grads[0] != 0)
 
 
-def test_gradient_is_that_of_the_oracle():
+def test_gradient_equals_the_oracle():
     logits, labels = any_batch(4, 5)
     adjust = any_adjust(5)
     found = jax.grad(lambda z: jnp.sum(adjusted_xent(z, labels, adjust)))(logits)
@@ -266,7 +266,7 @@ def test_constructors_give_five_float32_vectors(name):
         losses.class_balanced(np.array([437_000, 1]), 0.9999),
     ],
 )
-def test_weights_have_mean_one_and_fall_with_the_count(adjust):
+def test_weights_have_mean_one_and_decrease_with_the_count(adjust):
     weight = np.asarray(adjust.weight, np.float64)
     np.testing.assert_allclose(weight.mean(), 1, rtol=1e-6)
     assert (weight > 0).all()
@@ -287,7 +287,7 @@ def test_beta_out_of_range(beta):
 
 
 @pytest.mark.parametrize("name", sorted(set(CONSTRUCTORS) - WITHOUT_COUNTS))
-def test_empty_classes_are_named(name):
+def test_error_lists_empty_classes(name):
     with pytest.raises(InputError, match=r"classes \[1, 3\] have none"):
         CONSTRUCTORS[name](np.array([5, 0, 2, 0]))
 
@@ -319,7 +319,7 @@ def test_numbers_out_of_range(make, message):
 
 def test_ldam_margins():
     margin = np.asarray(losses.ldam(COUNTS, 0.5, 30.0).margin, np.float64)
-    assert margin.max() == 15 == margin[-1]  # 0.5 of the cosines, 30 of them
+    assert margin.max() == 15 == margin[-1]  # 0.5 in cosines, times 30
     np.testing.assert_allclose(margin * COUNTS**0.25, 15, rtol=1e-6)
 
 
@@ -364,7 +364,7 @@ def test_focal_gradient_is_finite_where_p_is_one(gamma, gap):
 
 
 def lade_by_hand(logits, labels, mask, counts, alpha, square):
-    """The paper's formula in float64 on the examples that count."""
+    """Compute the paper's formula in float64 on the unmasked examples."""
     z = np.asarray(logits, np.float64)[np.asarray(mask) > 0]
     y = np.asarray(labels)[np.asarray(mask) > 0]
     prior = counts / counts.sum()
@@ -386,13 +386,13 @@ def test_lade_equals_the_formula():
     found = losses.lade(logits, labels, mask, adjust)[:10]
     expected = lade_by_hand(logits, labels, mask, COUNTS, 0.5, 0.2)
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    # What stands in padded rows changes nothing.
+    # The content of padded rows changes nothing.
     other = losses.lade(logits.at[10:].set(50.0), labels, mask, adjust)[:10]
     np.testing.assert_allclose(found, other, rtol=1e-5)
 
 
-def test_lade_weighs_its_regulariser_once():
-    """The weighted mean over a batch holds R once, whatever the weights."""
+def test_lade_counts_its_regulariser_once():
+    """The weighted mean over a batch contains R once, for any weights."""
     logits, labels = any_batch(13, 7)
     base = losses.logit_adjust(COUNTS, 1.0)._replace(
         weight=losses.reweight(COUNTS, 1.0).weight
@@ -413,7 +413,7 @@ def test_lade_weighs_its_regulariser_once():
 
 
 @pytest.mark.parametrize("loss", [losses.focal, losses.lade])
-def test_own_losses_at_zero_and_jitted(loss):
+def test_focal_and_lade_at_zero_and_jitted(loss):
     logits, labels = any_batch(13, 7)
     mask, adjust = jnp.ones(13), any_adjust(7)
     np.testing.assert_allclose(

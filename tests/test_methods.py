@@ -1,4 +1,4 @@
-"""The common suite that every entry of METHODS passes, and the errors of ``make``."""
+"""Checks that every entry of METHODS passes, and the errors of ``make``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lt_jax.methods import METHODS, Method
 
 K, D = 7, 5
 COUNTS = np.array([500, 120, 40, 9, 3, 3, 1])
-# A value for every number that a method may ask for. A new number goes here too.
+# A value for every hyperparameter. A new hyperparameter goes here too.
 NUMBERS = {
     "start": "stage1",
     "sampler": "instance",
@@ -37,7 +37,7 @@ NUMBERS = {
     "kind": "cl2",
     "every": "epoch",
 }
-# Read the stage-1 head or need none: their start, or start and sampler, are fixed.
+# Methods with a fixed sampler and start, and methods with a fixed start.
 FIXED = {"crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"}
 STAGE1 = FIXED | {
     "disalign",
@@ -59,8 +59,8 @@ def name(request):
     return request.param
 
 
-def test_numbers_are_keywords_without_defaults(name):
-    """The library supplies no default for a config key."""
+def test_hyperparameters_are_keywords_without_defaults(name):
+    """The library has no defaults for config keys."""
     counts, *numbers = inspect.signature(METHODS[name]).parameters.values()
     assert counts.name == "counts"
     for number in numbers:
@@ -68,7 +68,7 @@ def test_numbers_are_keywords_without_defaults(name):
         assert number.default is number.empty, number.name
 
 
-def test_can_be_made(name):
+def test_make_accepts_read_only_counts(name):
     counts = COUNTS.copy()
     counts.flags.writeable = False
     method = make(name, counts)
@@ -82,7 +82,7 @@ def test_cites_a_paper(name):
         r"\b(ICLR|ICML|NeurIPS|CVPR|ICCV|ECCV|ACML) 20\d\d\b",
         METHODS[name].__doc__ or "",
     )
-    assert found, "say in the docstring where the method comes from"
+    assert found, "name the paper of the method in its docstring"
 
 
 def test_five_float32_vectors(name):
@@ -110,7 +110,7 @@ def examples():
 
 
 def off_neutral(params):
-    """Nudged: at its neutral point DisAlign's confidence has no gradient."""
+    """Move away from the neutral point, where DisAlign's confidence has no gradient."""
     return jax.tree.map(
         lambda p: p + jnp.linspace(0.1, 0.2, p.size).reshape(p.shape), params
     )
@@ -118,7 +118,7 @@ def off_neutral(params):
 
 @pytest.mark.parametrize("kind", ["stage1", "fresh"])
 def test_head_loss_and_gradient(name, kind):
-    """Ten steps on what the head trains: finite, and they fit the batch better."""
+    """Ten steps on the trained leaves stay finite and reduce the loss."""
     method = make(name)
     stage1 = stage1_head()
     start = stage1 if kind == "stage1" else None
@@ -174,7 +174,7 @@ def test_loss_is_finite_far_out(name):
     assert np.isfinite(gradient).all()
 
 
-def test_trains_some_leaf_of_its_head(name):
+def test_some_leaf_is_trained(name):
     head = make(name).head
     trained, _ = trees.partition(
         head.init(jax.random.key(0), None, D, K, "torch"), head.trains
@@ -182,8 +182,8 @@ def test_trains_some_leaf_of_its_head(name):
     assert trained
 
 
-def test_equal_numbers_are_the_same_program(name):
-    """What the steps are compiled for hashes equal; numbers travel in the adjust."""
+def test_equal_hyperparameters_give_the_same_program(name):
+    """The keys of the compiled steps are equal and hash equal."""
     one, other = make(name), make(name)
     for part in ("head", "loss", "project"):
         assert getattr(one, part) == getattr(other, part)
@@ -222,7 +222,7 @@ def test_sampler_makes_a_plan(name):
     assert rows.shape == (11, 64)
 
 
-def test_what_they_are():
+def test_records_of_the_methods():
     vectors = {name: make(name).adjust for name in METHODS}
     balanced = losses.logit_adjust(COUNTS, 1.0)
     expected = {
@@ -265,8 +265,8 @@ def test_what_they_are():
     np.testing.assert_allclose(make("lade").adjust.extra, [0.1, 0.1])
 
 
-def test_scales_of_a_cosine_head_are_one_program_and_its_logits():
-    """Another scale is another start, not another function; the loss does not scale."""
+def test_scales_of_a_cosine_head_share_one_program():
+    """The scale is a leaf of the head: it changes no function and no loss."""
     features, _ = examples()
     found = {}
     for scale in (10.0, 30.0):
@@ -289,7 +289,7 @@ def test_scales_of_a_cosine_head_are_one_program_and_its_logits():
     assert np.abs(found["ldam", 30.0][1]).max() > 1
 
 
-def test_when_the_projection_acts():
+def test_projection_steps():
     each = make("weight_balancing")._replace(project_every="step")
     np.testing.assert_array_equal(methods.projection_steps(each, 2, 3), [True] * 6)
     last = [False, False, True]
@@ -305,7 +305,7 @@ def test_when_the_projection_acts():
 
 @pytest.mark.parametrize("start", ["stage1", "fresh"])
 @pytest.mark.parametrize("sampler", samplers.POWERS)
-def test_start_and_sampler_are_handed_on(start, sampler):
+def test_start_and_sampler_are_passed_on(start, sampler):
     chosen = {"start": start, "sampler": sampler}
     for name in METHODS:
         wanted = set(inspect.signature(METHODS[name]).parameters) - {"counts"}
@@ -342,12 +342,12 @@ def test_start_and_sampler_are_handed_on(start, sampler):
         ),
     ],
 )
-def test_errors_say_what_was_meant(name, hyper, message):
+def test_errors_of_make(name, hyper, message):
     with pytest.raises(InputError, match=message):
         methods.make(name, COUNTS, hyper)
 
 
-def test_empty_class_is_an_error_where_counts_are_read():
+def test_methods_that_read_counts_reject_empty_classes():
     hyper = {"tau": 1.0, "start": "stage1", "sampler": "instance"}
     for name in ("logit_adjust", "logit_adjust_posthoc", "ncm"):
         wanted = set(inspect.signature(METHODS[name]).parameters) - {"counts"}

@@ -1,4 +1,4 @@
-"""The tally against a numpy oracle, as a monoid, and what the summary makes of it."""
+"""Metrics: the tally against a NumPy oracle, as a monoid, and the summary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ tally = jax.jit(metrics.tally)
 
 
 def any_batch(size=90, num_classes=K, seed=0, balanced=False):
-    """Logits that know something, and a bias and a spread of their own per class."""
+    """Return informative logits with a bias and a spread per class, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, num_classes, size).astype(np.int32)
     if balanced:
@@ -69,7 +69,7 @@ def tally_by_hand(logits, labels):
 
 
 def classes_by_hand(logits, labels):
-    """Each metric of each class from its definition, without any sums."""
+    """Compute each metric per class from its definition, without running sums."""
     z, num_classes = np.asarray(logits, np.float64), logits.shape[1]
     found = {name: np.full(num_classes, np.nan) for name in PER_CLASS}
     for k in sorted(set(labels.tolist())):
@@ -134,7 +134,7 @@ def summary_by_hand(logits, labels, groups):
 
 
 def assert_same(found, expected, rtol=1e-5, atol=1e-4):
-    """Integers exactly, floats up to the order of the sums."""
+    """Compare integers exactly and floats up to the order of summation."""
     for name in Tally._fields:
         one, other = getattr(found, name), getattr(expected, name)
         if name in INTEGERS:
@@ -150,7 +150,7 @@ def assert_close(found, expected, rtol=1e-4, atol=1e-6):
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 7])
-def test_equals_the_oracle(num_classes):
+def test_metrics_equal_the_oracle(num_classes):
     logits, labels = any_batch(num_classes=num_classes, seed=num_classes)
     found = tally_of(logits, labels)
     assert_same(found, tally_by_hand(logits, labels))
@@ -161,7 +161,7 @@ def test_equals_the_oracle(num_classes):
     )
 
 
-def test_equals_the_oracle_with_a_class_without_examples():
+def test_metrics_equal_the_oracle_with_an_empty_class():
     logits, labels = any_batch()
     labels = np.where(np.isin(labels, (1, 5)), 3, labels)
     found = tally_of(logits, labels)
@@ -171,7 +171,7 @@ def test_equals_the_oracle_with_a_class_without_examples():
     )
 
 
-def test_class_without_examples_is_nan_and_left_out():
+def test_an_empty_class_is_nan_and_ignored():
     # Class 0: 1 of 2 right. Class 1: 1 of 1. Class 2: none.
     logits = np.array([[5, 0, 1], [0, 5, 1], [0, 5, 1]], np.float32)
     found = tally_of(logits, np.array([0, 0, 1]))
@@ -220,15 +220,15 @@ def test_merge_is_a_commutative_monoid():
     assert int(np.sum(merge(one, two).seen)) == 180
 
 
-RUBBISH = (np.nan, np.inf, -np.inf, 3e38, 1e9)
+GARBAGE = (np.nan, np.inf, -np.inf, 3e38, 1e9)
 
 
 @pytest.mark.parametrize("size", [1, 4, 32, 90, 128])
 @pytest.mark.parametrize("where", ["end", "start", "between"])
-def test_any_split_and_any_padding_give_the_same(size, where):
+def test_splits_and_padding_do_not_change_the_tally(size, where):
     """Masked rows may hold anything: values out of range, labels out of range."""
     logits, labels = any_batch()
-    whole = tally_of(logits, labels)
+    expected = tally_of(logits, labels)
     total = metrics.empty(K)
     rng = np.random.default_rng(1)
     for start in range(0, len(labels), size):
@@ -239,17 +239,17 @@ def test_any_split_and_any_padding_give_the_same(size, where):
             "start": np.arange(rows - held, rows),
             "between": np.sort(rng.permutation(rows)[:held]),
         }[where]
-        batch = rng.choice(RUBBISH, (rows, K)).astype(np.float32)
+        batch = rng.choice(GARBAGE, (rows, K)).astype(np.float32)
         label = rng.choice([-1, 999, 0, K], rows).astype(np.int32)
         mask = np.zeros(rows, np.float32)
         batch[place], label[place] = logits[start : start + size], labels[start:][:held]
         mask[place] = 1
         total = metrics.merge(total, tally(batch, label, mask))
-    assert_same(total, whole)
+    assert_same(total, expected)
     assert int(np.sum(total.seen)) == len(labels)
 
 
-def test_batch_of_padding_alone_is_empty():
+def test_a_batch_of_padding_is_empty():
     found = tally(np.full((4, K), np.nan, np.float32), np.full(4, -1), np.zeros(4))
     assert_same(found, metrics.empty(K), rtol=0, atol=0)
 
@@ -263,8 +263,8 @@ def test_types():
         metrics.empty(K),
     ):
         for name, field in found._asdict().items():
-            whole = np.int32 if name in INTEGERS else np.float32
-            assert field.dtype == whole, name
+            dtype = np.int32 if name in INTEGERS else np.float32
+            assert field.dtype == dtype, name
             assert field.shape == ((NUM_BINS,) if "bin" in name else (K,)), name
 
 
@@ -278,7 +278,7 @@ def test_jit_equals_eager():
 
 def test_four_devices_equal_one():
     logits, labels = any_batch(96)
-    mask = (np.arange(96) < 70).astype(np.float32)  # the last device has padding alone
+    mask = (np.arange(96) < 70).astype(np.float32)  # the last device has padding only
     logits[70:] = np.nan
 
     @functools.partial(jax.pmap, axis_name="batch", out_axes=None)
@@ -292,8 +292,8 @@ def test_four_devices_equal_one():
     assert_same(found, tally_by_hand(logits[:70], labels[:70]))
 
 
-def test_ties_go_to_the_first_as_argmax_has_it():
-    """A head of zeros is right about class 0 alone, and not about everything."""
+def test_ties_go_to_the_first_class_as_in_argmax():
+    """A head of zeros is right for class 0 only, not for every class."""
     found = tally_of(np.zeros((K, K), np.float32), np.arange(K))
     np.testing.assert_array_equal(found.right, [1, 0, 0, 0, 0, 0, 0])
     np.testing.assert_array_equal(found.right5, [1, 1, 1, 1, 1, 0, 0])
@@ -303,7 +303,7 @@ def test_ties_go_to_the_first_as_argmax_has_it():
 
 
 def test_diverged_logits_are_never_right():
-    """All nan would otherwise be class 0 for argmax, and ahead of nobody in a rank."""
+    """Naively, argmax of NaN logits is class 0, and NaN ranks first."""
     for num_classes in (3, K):
         logits = np.full((num_classes, num_classes), np.nan, np.float32)
         found = tally_of(logits, np.arange(num_classes))
@@ -316,7 +316,7 @@ def test_diverged_logits_are_never_right():
 
 
 @pytest.mark.parametrize("num_classes", [2, 3, 4, 5])
-def test_top5_of_five_classes_or_fewer_is_always_right(num_classes):
+def test_top5_with_at_most_five_classes_is_always_right(num_classes):
     logits, labels = any_batch(num_classes=num_classes)
     values = metrics.summary(tally_of(logits, labels), {})
     assert values["top5"] == 1
@@ -329,13 +329,13 @@ def test_confidence_of_one_is_in_the_last_bin():
     assert found.bin_seen[-1] == 2
     assert found.bin_right[-1] == 1
     assert found.bin_conf[-1] == 2
-    assert found.bin_seen[7] == 1  # 0.5 lies in (7/15, 8/15]
+    assert found.bin_seen[7] == 1  # 0.5 is in (7/15, 8/15]
     assert int(np.sum(found.bin_seen)) == 3
     # (|1 - 2| + |0 - 0.5|) / 3
     assert metrics.summary(found, {})["ece"] == pytest.approx(0.5)
 
 
-def test_row_reading_ignores_a_shift_of_each_example():
+def test_row_reading_ignores_a_shift_per_example():
     logits, labels = any_batch()
     shift = np.random.default_rng(1).normal(0, 2, (len(labels), 1))
     before = metrics.per_class(tally_of(logits, labels))
@@ -344,7 +344,7 @@ def test_row_reading_ignores_a_shift_of_each_example():
     assert np.abs(after["loma_col"] - before["loma_col"]).min() > 0.01
 
 
-def test_column_reading_ignores_a_bias_of_each_class():
+def test_column_reading_ignores_a_bias_per_class():
     logits, labels = any_batch()
     bias = np.random.default_rng(1).normal(0, 2, (1, K))
     before = metrics.per_class(tally_of(logits, labels))
@@ -354,8 +354,8 @@ def test_column_reading_ignores_a_bias_of_each_class():
     assert np.abs(after["loma_row"] - before["loma_row"]).min() > 0.01
 
 
-def test_on_a_balanced_set_both_readings_have_the_same_mean():
-    """Both are then the mean true logit minus the mean of all the other logits."""
+def test_both_readings_have_the_same_mean_on_a_balanced_set():
+    """Both equal the mean true logit minus the mean of all other logits."""
     logits, labels = any_batch(12 * K, balanced=True)
     values = metrics.summary(tally_of(logits, labels), {})
     assert values["loma_row"] == pytest.approx(values["loma_col"], rel=1e-5)
@@ -374,12 +374,12 @@ def test_equal_magnitudes_have_no_spread():
         assert values[f"{name}_spread"] == pytest.approx(0, abs=1e-6)
 
 
-def test_nothing_seen_is_nan_throughout():
+def test_summary_of_no_examples_is_nan():
     values = metrics.summary(metrics.empty(K), GROUPS)
     assert all(math.isnan(value) for value in values.values()), values
 
 
-def test_summary_is_plain_numbers():
+def test_summary_holds_python_floats():
     values = metrics.summary(tally_of(*any_batch()), GROUPS)
     assert {type(value) for value in values.values()} == {float}
 
@@ -393,8 +393,8 @@ def test_groups_include_their_limits_in_medium():
     assert (sum(w.astype(int) for w in GROUPS.values()) == 1).all()
 
 
-def test_a_group_is_over_its_examples_and_balanced_over_classes():
-    # Class 0: 3 of 3 right; class 1: 0 of 1. Both of one group.
+def test_groups_average_over_examples_and_balanced_over_classes():
+    # Class 0: 3 of 3 right; class 1: 0 of 1. Both are in one group.
     logits = np.array([[1, 0]] * 4, np.float32)
     found = tally_of(logits, np.array([0, 0, 0, 1]))
     values = metrics.summary(found, {"few": np.array([True, True])})
@@ -402,13 +402,14 @@ def test_a_group_is_over_its_examples_and_balanced_over_classes():
     assert values["balanced"] == 0.5
 
 
-def test_right_is_argmax_where_logits_are_computed_in_the_same_program():
-    """A fusion may compute a logit twice, with and without a fused multiply-add; the
-    true class must not count as ahead of itself by the last bit.
+def test_right_equals_argmax_if_logits_are_computed_in_the_same_program():
+    """A fusion may compute a logit twice, with and without a fused multiply-add.
+
+    The true class must not rank ahead of itself because of the last bit.
     """
     head = heads.aligned
     params = head.init(jax.random.key(0), None, 64, 10, "torch")
-    params = {  # away from zeros and ones, which round alike
+    params = {  # away from zeros and ones, which are exact
         name: leaf + jax.random.normal(jax.random.key(1), leaf.shape) / 10
         for name, leaf in params.items()
     }

@@ -1,7 +1,7 @@
-"""What PyTorch computes from the same weights on the same batches.
+"""Parity with PyTorch: same weights, same batches, same results.
 
-Against plain ``torch.nn`` modules (``torch_networks``) and short torch versions of
-every method. Needs the extra ``parity``: pytest -m parity tests/test_parity.py
+The references are plain ``torch.nn`` modules (``torch_networks``) and short torch
+versions of every method. Needs the extra ``parity``; run with ``pytest -m parity``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = Augment(pad=0, flip=False, mean=(), std=())  # float32 images as they ar
 
 @pytest.fixture(scope="module")
 def nets():
-    """The module of torch networks, imported here so that collecting needs no torch."""
+    """Import torch_networks here, so that collection does not need torch."""
     pytest.importorskip("torch", reason="pip install 'lt_jax[parity]'")
     import torch
     import torch_networks
@@ -37,7 +37,7 @@ def nets():
 
 
 def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
-    """Our leaves of a torch network: params, batch_stats."""
+    """Convert a torch network to our params and batch_stats."""
     like = weights.blank(backbone, linear, (32, 32, 3), num_classes)
     found = torch_names.from_torch(nets.state(theirs), trees.leaves(like._asdict()))
     values = {name: jnp.asarray(leaf, dtype) for name, leaf in found.leaves.items()}
@@ -45,12 +45,12 @@ def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
 
 
 def cifar(name, dtype="float32"):
-    """A narrow network for the steps."""
+    """Make a narrow network."""
     return models.create(name, "cifar", 8, False, "torch", dtype, sharding.AXIS)
 
 
 def close(ours, theirs, tolerance):
-    """To a share of the largest value: what float32 can be held to."""
+    """Compare up to a fraction of the largest value, as float32 allows."""
     theirs = np.asarray(theirs)
     limit = tolerance * max(1.0, float(np.abs(theirs).max()))
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=limit)
@@ -70,7 +70,7 @@ def close(ours, theirs, tolerance):
 )
 @pytest.mark.slow
 def test_networks(nets, name, width, stem, size, total):
-    """Features and logits in eval and train mode; running statistics of 3 batches."""
+    """Features and logits agree in eval and train mode, and running statistics too."""
     torch = nets.torch
     theirs = nets.network(name, width, 100, stem=stem)
     assert sum(p.numel() for p in theirs.parameters()) == total
@@ -83,17 +83,19 @@ def test_networks(nets, name, width, stem, size, total):
 
     @jax.jit
     def fixed(stats, x):
-        whole = {"params": params["backbone"], "batch_stats": stats}
-        return backbone.apply(whole, x, mask, False)
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        return backbone.apply(variables, x, mask, False)
 
     @jax.jit
     def moving(stats, x):
-        whole = {"params": params["backbone"], "batch_stats": stats}
-        features, new = backbone.apply(whole, x, mask, True, mutable=["batch_stats"])
+        variables = {"params": params["backbone"], "batch_stats": stats}
+        features, new = backbone.apply(
+            variables, x, mask, True, mutable=["batch_stats"]
+        )
         return features, new["batch_stats"]
 
     def compare(features, x):
-        """To 1e-5, or as near to float64 as torch itself: batches amplify rounding."""
+        """Compare up to 1e-5, or torch's own distance to float64 in train mode."""
         x = torch.from_numpy(x.transpose(0, 3, 1, 2))
         with torch.no_grad():  # once each: in train mode the statistics move
             expected, right = theirs.features(x), exact.features(x.double())
@@ -130,7 +132,7 @@ def test_networks(nets, name, width, stem, size, total):
 
 @pytest.mark.parametrize(("name", "width"), [("resnet10", 16), ("resnet8", 32)])
 def test_initial_values(nets, name, width):
-    """Of every leaf the bounds and the deviation of torch's defaults."""
+    """Every leaf has the bounds and the deviation of torch's defaults."""
     torch = nets.torch
     torch.manual_seed(1)
     backbone = models.create(name, "cifar", width, False, "torch", "float32", None)
@@ -145,7 +147,7 @@ def test_initial_values(nets, name, width):
     assert found.keys() == expected.keys()
     for leaf, value in expected.items():
         ours, theirs = np.asarray(found[leaf]), np.asarray(value)
-        if theirs.std() == 0:  # of a norm: 0 or 1 throughout
+        if theirs.std() == 0:  # a norm layer: all 0 or all 1
             np.testing.assert_array_equal(ours, theirs, err_msg=leaf)
             continue
         fan_in = np.prod(ours.shape[:-1]) if ours.ndim > 1 else len(head["kernel"])
@@ -185,7 +187,7 @@ def head_and_batch(method, seed=0):
     rng = np.random.default_rng(seed)
     start = {"kernel": rng.normal(size=(D, K)), "bias": rng.normal(size=K)}
     params = method.head.init(jax.random.key(0), start, D, K, "torch")
-    # Off the neutral values, where some gradients vanish.
+    # Move away from the neutral values, where some gradients vanish.
     params = {
         name: leaf if name in start or np.ndim(leaf) == 0
         else leaf + rng.uniform(0.1, 0.3, np.shape(leaf))
@@ -222,7 +224,7 @@ def marc_logits(p, f):
 
 
 def weighted(weight):
-    """torch's own mean: the sum of weighted losses over the sum of weights."""
+    """Return torch's weighted mean: sum of weighted losses over sum of weights."""
 
     def loss(z, y, n):
         from torch.nn.functional import cross_entropy
@@ -314,7 +316,7 @@ def effective(n):
     return (1 - NUMBERS["beta"]) / (1 - NUMBERS["beta"] ** n)
 
 
-# For every method the logits of its head and its loss, in torch.
+# Logits and loss of every method in torch.
 VERSIONS = {
     "ce": (linear_logits, plain_ce),
     "label_smoothing": (linear_logits, smoothed),
@@ -348,7 +350,7 @@ def test_every_method_has_a_torch_version():
 
 
 def both(nets, method, version, adjust):
-    """Loss and gradients of the head, ours and torch's."""
+    """Compute loss and gradients of the head in both libraries."""
     torch = nets.torch
     params, features, labels = head_and_batch(method)
     features = features[: len(labels)]
@@ -377,7 +379,7 @@ def both(nets, method, version, adjust):
 
 
 @pytest.mark.parametrize("name", [*VERSIONS, "ldam deferred"])
-def test_every_loss_and_its_gradient(nets, name):
+def test_losses_and_gradients(nets, name):
     method = made(name.split()[0])
     version, adjust = VERSIONS[name.split()[0]], method.adjust
     if "deferred" in name:
@@ -387,7 +389,7 @@ def test_every_loss_and_its_gradient(nets, name):
     for leaf, grad in grads.items():
         theirs = p[leaf].grad.numpy()
         if leaf in ("scale",) and np.ndim(grad) == 0:
-            continue  # of the cosine head, where it is a number and not trained
+            continue  # the cosine head's scale, which is not trained
         np.testing.assert_allclose(grad, theirs, rtol=1e-6, atol=1e-6, err_msg=leaf)
 
 
@@ -449,7 +451,7 @@ STEPS, EPOCHS = 50, 5
 
 
 def batches(num_classes, size=8, rows=20):
-    """Patterns of the classes under noise; the last batch of an epoch is short."""
+    """Yield noisy class patterns; the last batch of an epoch is short."""
     rng = np.random.default_rng(0)
     patterns = rng.normal(size=(num_classes, size, size, 3))
     for step in range(STEPS):
@@ -461,7 +463,7 @@ def batches(num_classes, size=8, rows=20):
 
 
 def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
-    """The same fit twice: leaves by our names, ours and torch's, and both losses."""
+    """Train in both libraries; return leaves by our names and both loss curves."""
     torch = nets.torch
     kind = {"float32": torch.float32, "float64": torch.float64}[dtype]
     theirs = nets.network("resnet10", 8, 5).to(kind)
@@ -528,7 +530,7 @@ RECIPES = {
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_fifty_steps(nets, recipe, dtype):
-    """Decay on everything, momentum, the cosine by epochs, short last batches."""
+    """Weight decay, momentum, cosine schedule and short last batches agree."""
     tolerance = {"float32": 1e-4, "float64": 1e-9}[dtype]
     with jax.enable_x64(dtype == "float64"):
         found, expected, ours, theirs = trained(nets, dtype, **RECIPES[recipe])
@@ -541,8 +543,8 @@ def test_fifty_steps(nets, recipe, dtype):
         assert ours[-1] < 0.8 * ours[0]
 
 
-def test_first_losses_lie_within_the_seeds_of_torch(nets):
-    """Eight starts of torch's, eight of ours, the same 20 batches, the same step."""
+def test_first_losses_are_within_the_spread_of_seeds(nets):
+    """Eight initialisations of each library, on the same 20 batches and steps."""
     torch = nets.torch
     backbone = cifar("resnet8")
     sgd = optim.Sgd(0.9, 5e-3, ".*")
@@ -590,7 +592,7 @@ def test_first_losses_lie_within_the_seeds_of_torch(nets):
 # --- data and evaluation --------------------------------------------------------
 
 
-def test_the_same_offsets_give_the_same_pixels(nets):
+def test_equal_crop_offsets_give_equal_pixels(nets):
     torch = nets.torch
     augment = Augment(4, True, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     rng = np.random.default_rng(0)
@@ -613,7 +615,7 @@ def test_the_same_offsets_give_the_same_pixels(nets):
 
 
 def test_mirror_averaging_groups_and_classes(nets):
-    """The evaluation of the authors' code, on the same images and network."""
+    """Evaluate as the authors' code does, on the same images and network."""
     torch = nets.torch
     theirs = nets.network("resnet8", 8, K).eval()
     backbone = cifar("resnet8")
@@ -629,7 +631,7 @@ def test_mirror_averaging_groups_and_classes(nets):
     x = (torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 255 - 0.5) / 0.25
     with torch.no_grad():
         logits = (theirs(x) + theirs(x.flip(3))) / 2
-        assert (logits.argmax(1) != theirs(x).argmax(1)).any()  # it matters
+        assert (logits.argmax(1) != theirs(x).argmax(1)).any()  # not a no-op
     right = (logits.argmax(1).numpy() == labels).reshape(K, -1)
     np.testing.assert_array_equal(tally.right, right.sum(1))
     np.testing.assert_allclose(metrics.per_class(tally)["accuracy"], right.mean(1))

@@ -1,4 +1,4 @@
-"""The plans: who comes up, how often, in what order, and that nobody is lost."""
+"""Sampling plans: frequencies, order, padding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HELD = np.flatnonzero(COUNTS)
 
 
 def drawn(rows):
-    """The order of a plan; the padding must be all at the end."""
+    """Return the order of a plan; check that the padding is at the end."""
     flat = rows.reshape(-1)
     order = flat[flat >= 0]
     np.testing.assert_array_equal(flat[: len(order)], order)
@@ -41,13 +41,13 @@ def test_shape_and_padding(kind, batch):
 
 
 @pytest.mark.parametrize("epoch", range(3))
-def test_instance_takes_each_example_once(epoch):
+def test_instance_draws_each_example_once(epoch):
     order = drawn(plan(LABELS, "instance", 7, run=(1, 0), epoch=epoch))
     np.testing.assert_array_equal(np.sort(order), np.arange(N))
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_class_takes_the_classes_equally_often(seed):
+def test_class_draws_classes_equally_often(seed):
     often = per_class(drawn(plan(LABELS, "class", 7, run=(1, seed), epoch=0)))
     assert often.sum() == N
     assert np.ptp(often[HELD]) <= 1
@@ -55,7 +55,7 @@ def test_class_takes_the_classes_equally_often(seed):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_sqrt_takes_the_classes_as_often_as_the_root_of_their_count(seed):
+def test_sqrt_draws_classes_by_the_root_of_their_count(seed):
     often = per_class(drawn(plan(LABELS, "sqrt", 7, run=(1, seed), epoch=0)))
     assert often.sum() == N
     share = np.sqrt(COUNTS) / np.sqrt(COUNTS).sum()
@@ -64,7 +64,7 @@ def test_sqrt_takes_the_classes_as_often_as_the_root_of_their_count(seed):
 
 
 @pytest.mark.parametrize("kind", ["class", "sqrt"])
-def test_who_gets_the_odd_draw_is_fair(kind):
+def test_remaining_draws_are_fair(kind):
     """Over many epochs the mean frequency is the exact one, not a rounded one."""
     labels = np.repeat(np.arange(3), [5, 4, 1])
     share = np.array([5, 4, 1]) ** (0.0 if kind == "class" else 0.5)
@@ -80,7 +80,7 @@ def test_who_gets_the_odd_draw_is_fair(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_everyone_of_a_class_comes_up_before_anyone_comes_up_again(kind):
+def test_a_class_is_exhausted_before_an_example_repeats(kind):
     order = drawn(plan(LABELS, kind, 7, run=(1, 0), epoch=0))
     for label in HELD:
         mine = order[LABELS[order] == label]
@@ -91,7 +91,7 @@ def test_everyone_of_a_class_comes_up_before_anyone_comes_up_again(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_is_shuffled_over_the_epoch(kind):
-    """No class comes early or late, and no example of a class does."""
+    """Every class and every example has the same mean position."""
     labels = np.repeat(np.arange(3), [60, 30, 10])
     places = np.zeros(100)
     times = np.zeros(100)
@@ -99,18 +99,18 @@ def test_order_is_shuffled_over_the_epoch(kind):
         order = drawn(plan(labels, kind, 10, run=(1, 1), epoch=epoch))
         np.add.at(places, order, np.arange(100))
         np.add.at(times, order, 1)
-    # 70 visits or more to each example: the mean place has a deviation of 3.4 or less.
+    # At least 70 draws per example: the mean position has a deviation of at most 3.4.
     np.testing.assert_allclose(places / times, 49.5, atol=15)
     by_class = np.bincount(labels, places) / np.bincount(labels, times)
     np.testing.assert_allclose(by_class, 49.5, atol=2)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_depends_on_seed_and_epoch_alone(kind):
+def test_plan_depends_on_seed_and_epoch_only(kind):
     first = plan(LABELS, kind, 7, run=(1, 3), epoch=5)
     np.random.default_rng().random()
     np.testing.assert_array_equal(first, plan(LABELS, kind, 7, run=(1, 3), epoch=5))
-    others = [(3, 6), (4, 5), (5, 3)]  # the last one: seed and epoch are not added up
+    others = [(3, 6), (4, 5), (5, 3)]  # the last: seed and epoch are not summed
     for seed, epoch in others:
         assert (plan(LABELS, kind, 7, run=(1, seed), epoch=epoch) != first).any()
 
@@ -124,7 +124,7 @@ def test_batch_size_does_not_change_the_order(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_leaves_the_labels_alone(kind):
+def test_labels_are_not_modified(kind):
     labels = LABELS.copy()
     labels.flags.writeable = False
     plan(labels, kind, 7, run=(1, 0), epoch=0)
@@ -137,7 +137,7 @@ def test_single_example(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_at_the_size_of_inaturalist(kind):
+def test_inaturalist_size(kind):
     num_classes, size = 8142, 437_513
     share = 1 / np.arange(1, num_classes + 1)
     rng = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def test_at_the_size_of_inaturalist(kind):
     assert (each <= rounds[labels] + 1).all()
 
 
-def test_unknown_kind_names_the_near_one():
+def test_unknown_kind_suggests_a_similar_one():
     with pytest.raises(InputError, match=r"'instnce'.*did you mean 'instance'"):
         plan(LABELS, "instnce", 7, run=(1, 0), epoch=0)
 

@@ -1,4 +1,4 @@
-"""Nothing executes what it reads."""
+"""The package never executes data that it reads."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "lt_jax").rglob("*.py"))
 
-# They run code that stands in what they read, whatever their arguments.
+# These can execute code from their input, with any arguments.
 MODULES = {"cloudpickle", "dill", "joblib", "marshal", "shelve"}
 CALLS = {
     "eval", "exec", "compile", "os.system", "os.popen",
@@ -19,8 +19,8 @@ CALLS = {
     "yaml.load", "yaml.unsafe_load", "yaml.full_load",
     "shutil.unpack_archive",
 }  # fmt: skip
-# These do so unless told not to: the argument and the value that it must be given.
-TOLD = {
+# These can too, unless this argument has this value.
+SAFE_WITH = {
     "np.load": ("allow_pickle", False),
     "numpy.load": ("allow_pickle", False),
     "torch.load": ("weights_only", True),
@@ -28,7 +28,7 @@ TOLD = {
 
 
 def dangers(source: str) -> list[str]:
-    """Lines that could execute their input."""
+    """Return the lines that could execute their input."""
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -42,10 +42,10 @@ def dangers(source: str) -> list[str]:
         given = {word.arg: word.value for word in node.keywords}
         if called in CALLS or called.endswith((".extractall", ".extract")):
             found.append(f"line {node.lineno}: {called}")
-        elif called in TOLD:
-            name, value = TOLD[called]
-            told = given.get(name)
-            if not (isinstance(told, ast.Constant) and told.value is value):
+        elif called in SAFE_WITH:
+            name, value = SAFE_WITH[called]
+            passed = given.get(name)
+            if not (isinstance(passed, ast.Constant) and passed.value is value):
                 found.append(f"line {node.lineno}: {called} without {name}={value}")
         shell = given.get("shell")
         if isinstance(shell, ast.Constant) and shell.value is True:
@@ -54,7 +54,7 @@ def dangers(source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
-def test_nothing_executes_what_it_reads(path):
+def test_sources_never_execute_data(path):
     assert dangers(path.read_text(encoding="utf-8")) == []
 
 
@@ -73,7 +73,7 @@ def test_nothing_executes_what_it_reads(path):
         "subprocess.run(text, shell=True)",
     ],
 )
-def test_dangers_are_seen(line):
+def test_dangers_are_found(line):
     assert len(dangers(line)) == 1
 
 
@@ -89,12 +89,12 @@ def test_dangers_are_seen(line):
         "subprocess.run(words)",
     ],
 )
-def test_what_is_harmless_is_allowed(line):
+def test_harmless_calls_are_allowed(line):
     assert dangers(line) == []
 
 
 def test_a_pickle_in_an_array_file_is_refused(tmp_path):
-    """The guard that the first test looks for does what it says."""
+    """The argument required above has the expected effect."""
     np.save(tmp_path / "bad.npy", np.array([Path("x")], object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         np.load(tmp_path / "bad.npy", allow_pickle=False)

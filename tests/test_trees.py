@@ -1,4 +1,4 @@
-"""Trees by the names of their leaves: round trips and what is said when they differ."""
+"""Trees by leaf names: round trips and reported differences."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_rebuild_undoes_leaves(tree):
     assert trees.rebuild(tree, trees.leaves(tree)) == tree
 
 
-def test_rebuild_goes_by_name_and_not_by_order():
+def test_rebuild_matches_by_name_not_by_order():
     values = {name: name for name in reversed(trees.leaves(PARAMS))}
-    again = trees.leaves(trees.rebuild(PARAMS, values | {"of/no/use": 0}))
+    again = trees.leaves(trees.rebuild(PARAMS, values | {"not/used": 0}))
     assert again == {name: name for name in again}
 
 
@@ -69,11 +69,11 @@ def test_partition_splits_and_join_undoes_it(pattern, inside):
     assert trees.join(one, other) == trees.join(other, one) == PARAMS
 
 
-def test_partition_of_everything_leaves_nothing():
+def test_partition_of_everything():
     assert trees.partition(PARAMS, ".*") == (PARAMS, {})
 
 
-def test_partition_keeps_the_arrays_themselves():
+def test_partition_does_not_copy_arrays():
     params = {"head": {"kernel": np.ones(3), "bias": np.zeros(2)}}
     one, other = trees.partition(params, ".*bias")
     assert one["head"]["bias"] is params["head"]["bias"]
@@ -81,7 +81,7 @@ def test_partition_keeps_the_arrays_themselves():
 
 
 @pytest.mark.parametrize("pattern", ["head", "kernel", "haed/.*", "", "head/bia"])
-def test_partition_refuses_what_matches_nothing(pattern):
+def test_partition_rejects_a_pattern_without_matches(pattern):
     with pytest.raises(InputError, match=rf"'{pattern}': expected one of .*head/bias"):
         trees.partition(PARAMS, pattern)
 

@@ -1,7 +1,4 @@
-"""The networks in plain torch.nn, for the tests marked ``parity``.
-
-Written for these tests, with torchvision's names of modules.
-"""
+"""The networks in plain torch.nn, with torchvision's module names, for parity tests."""
 
 from __future__ import annotations
 
@@ -90,7 +87,7 @@ class Network(nn.Module):
 
 
 def network(name: str, width: int, num_classes: int, **fields: Any) -> Network:
-    """A network with weights of torch's own and statistics of nothing in particular."""
+    """Make a network with torch's initial weights and random batch-norm values."""
     torch.manual_seed(0)
     made = Network(name, width, num_classes, **fields)
     for module in made.modules():
@@ -103,5 +100,5 @@ def network(name: str, width: int, num_classes: int, **fields: Any) -> Network:
 
 
 def state(module: nn.Module) -> dict[str, Any]:
-    """The state dict in numpy."""
+    """Return the state dict as NumPy arrays."""
     return {name: t.detach().numpy().copy() for name, t in module.state_dict().items()}

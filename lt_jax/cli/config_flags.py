@@ -68,7 +68,7 @@ def _file(path: str) -> str:
 
     if os.path.isfile(path):
         return path
-    # In a wheel; a checkout has them beside the package.
+    # In a wheel; a checkout has them next to the package.
     shipped = Path(__file__).parents[1] / "configs"
     own = shipped / path.removeprefix("configs/")
     if own.is_file():

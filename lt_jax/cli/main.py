@@ -75,9 +75,9 @@ def _run(argv: list[str]) -> int:
     # Orbax logs errors with tracebacks from its threads, and raises them as well.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     flags, rest = config_flags.split(argv)
-    options = _parser().parse_args(rest)
+    options = make_parser().parse_args(rest)
     if options.command is None:
-        _parser().print_help()
+        make_parser().print_help()
         return 2
     try:
         _call(options, flags)
@@ -142,7 +142,7 @@ def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] |
     return None
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lt-jax",
         description="Long-tailed recognition: train a representation, re-train its "
