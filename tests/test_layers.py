@@ -33,6 +33,7 @@ MAY_IMPORT["cli"] = MAY_IMPORT["export"] | {"report", "export"}
 ROOM_OF = {"__init__.py": "api", "api.py": "api", "__main__.py": "cli"}
 
 # Who alone may import what, and everything under it. Both are patterns of paths.
+CONFIG_DICT = ["experiment/config.py", "experiment/defaults.py", "cli/config_flags.py"]
 ONLY = {
     "orbax": ["training/checkpoint.py"],
     "tensorflow_datasets": ["data/*"],
@@ -43,7 +44,8 @@ ONLY = {
     "torch": ["export/weight_files.py"],
     "safetensors": ["export/weight_files.py"],
     "pyarrow": ["data/*"],
-    "absl.flags": ["cli/*"],
+    "absl": [],
+    "ml_collections": CONFIG_DICT,
     "argparse": ["cli/*", "export/weight_files.py"],
     "configs": [],
     "flax.training": [],  # deprecated
@@ -156,6 +158,25 @@ def config_names(source: str) -> list[str]:
     ]
 
 
+def config_dict_uses(source: str) -> list[str]:
+    """Where a config is used as a ConfigDict: by subscript, or as a mapping."""
+    group = (
+        r"(session\.|self\.)?config(\.(data|model|init|method|optim|eval|save|log))?"
+    )
+    mapping = ("items", "keys", "values", "to_dict", "lock", "unlocked")
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        config = None
+        if isinstance(node, ast.Subscript):
+            config = node.value
+        elif isinstance(node, ast.Attribute) and node.attr in mapping:
+            config = node.value
+        named = isinstance(node, ast.Name) and node.id == "ConfigDict"
+        if named or (config and re.fullmatch(group, ast.unparse(config))):
+            found.append(f"line {node.lineno}: {ast.unparse(node)}")
+    return found
+
+
 def pmaps(source: str) -> list[str]:
     """Where the code says pmap; prose may."""
     return [
@@ -231,6 +252,30 @@ def test_config_is_known_to_the_loops_only(path: str):
 @each_module
 def test_no_default_for_a_config_key_and_no_hidden_import(path: str):
     assert forbidden_calls(PACKAGE[path]) == []
+
+
+@each_module
+def test_only_the_door_knows_a_config_dict(path: str):
+    assert path in CONFIG_DICT or config_dict_uses(PACKAGE[path]) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "config['seed']",
+        "session.config.method['los']",
+        "config.method.items()",
+        "ConfigDict()",
+        "config.to_dict()",
+    ],
+)
+def test_a_config_dict_is_seen(line: str):
+    assert len(config_dict_uses(line)) == 1
+
+
+@pytest.mark.parametrize("line", ["config.method.entries['los']", "rows[config.seed]"])
+def test_a_resolved_config_is_allowed(line: str):
+    assert config_dict_uses(line) == []
 
 
 @each_config

@@ -1,21 +1,25 @@
-"""From the flags of a config, ``--config FILE`` and its overrides, to a locked config.
+"""``--config FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``: from flags to a config.
 
-Heavy imports stand inside the functions, so that ``--help`` answers at once.
+Heavy modules are imported inside functions so that ``--help`` is fast.
 """
 
 from __future__ import annotations
 
+import ast
 import os
-import warnings
+import re
+import runpy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from lt_jax.errors import InputError, suggest
 
 if TYPE_CHECKING:
-    from lt_jax.experiment.config import UserConfig
+    from ml_collections import ConfigDict
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Parts the flags of the config from the others; both ``=`` and space work."""
+    """Separate config flags from the others; both ``=`` and a space are accepted."""
     config, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)
@@ -28,70 +32,67 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return config, rest
 
 
-def read(config_args: list[str]) -> UserConfig:
-    """The locked config of a file and its overrides.
+def read(flags: list[str]) -> ConfigDict:
+    """Return the locked config of a file, with its overrides.
 
     Raises:
-      InputError: no such file, an unknown key, a value of the wrong type.
+      InputError: no such file, an error in it, an unknown key, or a value of another
+        type.
     """
     from flax.traverse_util import flatten_dict
 
-    from lt_jax.errors import InputError, suggest
-
-    with warnings.catch_warnings():
-        # ml_collections imports the config file in a way Python is about to drop.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        files = [arg for arg in config_args if arg.startswith("--config=")]
-        if len(files) != 1:
-            raise InputError(
-                "expected --config FILE once, for example --config configs/digits_lt.py"
-            )
-        path, colon, argument = files[0].removeprefix("--config=").partition(":")
-        file = f"--config={_file(path)}{colon}{argument}"
-        config_args = [file if arg in files else arg for arg in config_args]
-        files = [file]
-        known = [*flatten_dict(_parsed(files).to_dict(), sep=".")]
-        for arg in config_args:
-            key = arg.split("=")[0].removeprefix("--config.")
-            if arg not in files and key not in known:
-                raise InputError(f"unknown config key {key!r}{suggest(key, known)}")
-        return _parsed(config_args)
+    files = [flag for flag in flags if flag.startswith("--config=")]
+    if len(files) != 1:
+        raise InputError(
+            "expected --config FILE once, for example --config configs/digits_lt.py"
+        )
+    config = _load(files[0].removeprefix("--config="))
+    present = flatten_dict(config.to_dict(), sep=".")
+    for flag in (flag for flag in flags if flag not in files):
+        key, _, text = flag.removeprefix("--config.").partition("=")
+        if key not in present:
+            raise InputError(f"unknown config key {key!r}{suggest(key, present)}")
+        config.update_from_flattened_dict({key: _parse(key, text, present[key])})
+    return config.lock()
 
 
-def _file(path: str) -> str:
-    """The file at hand, else the one of this name that the package brought along.
+def _load(file: str) -> ConfigDict:
+    """Call ``get_config`` of ``FILE[:ARGUMENT]``."""
+    path, colon, argument = file.partition(":")
+    path = _find(path)
+    try:
+        get_config = runpy.run_path(path)["get_config"]
+        return get_config(argument) if colon else get_config()
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Exception as error:  # a config file is code and may raise anything
+        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
 
-    Raises:
-      InputError: there is neither.
-    """
-    from lt_jax.errors import InputError
 
-    if os.path.isfile(path):
-        return path
-    # In a wheel; a checkout has them next to the package.
+def _find(path: str) -> str:
+    """Return the path if it exists, else that of the config shipped in the wheel."""
     shipped = Path(__file__).parents[1] / "configs"
     own = shipped / path.removeprefix("configs/")
-    if own.is_file():
-        return str(own)
+    for file in (path, str(own)):
+        if os.path.isfile(file):
+            return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))
-    with_it = f"; with the package came {names}" if names else ""
-    raise InputError(f"no config file {path!r} here ({os.getcwd()}){with_it}")
+    also = f"; the package has {names}" if names else ""
+    raise InputError(f"no config file {path!r} in {os.getcwd()}{also}")
 
 
-def _parsed(config_args: list[str]) -> UserConfig:
-    from absl import flags
-    from ml_collections import config_flags
-
-    from lt_jax.errors import InputError
-
-    values, argv = flags.FlagValues(), ["lt-jax", *config_args]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+def _parse(key: str, text: str, present: Any) -> Any:
+    """Parse an override as the type of the present value."""
+    truths = {"": True, "true": True, "1": True, "false": False, "0": False}
     try:
-        values(argv)
-    except flags.IllegalFlagValueError as error:
-        # An error of the file may come as a traceback in text: its last line.
-        raise InputError(str(error).strip().splitlines()[-1]) from error
-    except Exception as error:  # the file is code of the user's, and may raise anything
-        file = config_args[0].removeprefix("--config=")
-        raise InputError(f"{file}: {type(error).__name__}: {error}") from error
-    return values.config
+        if isinstance(present, bool):
+            return truths[text.lower()]
+        if isinstance(present, tuple):
+            if re.fullmatch(r"[a-z]\w*(,\w+)*", text):  # names without quotes
+                return tuple(text.split(","))
+            value = ast.literal_eval(text)
+            return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        return type(present)(text)
+    except (KeyError, ValueError, SyntaxError) as error:
+        kind = type(present).__name__
+        raise InputError(f"{key} must be of type {kind}, got {text!r}") from error

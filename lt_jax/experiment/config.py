@@ -376,11 +376,17 @@ def _typed(
             if field.default is dataclasses.MISSING:
                 raise InputError(f"the config has no {prefix}{key}")
             continue
-        kind = re.split(r"\W", str(field.type))[0]
+        kind, _, inner = str(field.type).partition("[")
+        kind = kind.split(" ")[0]  # "int | None"
         accepted, name = TYPES[kind]
         value = values[key].item() if hasattr(values[key], "item") else values[key]
-        truth = isinstance(value, bool) and kind != "bool"  # a bool is an int
-        if truth or not isinstance(value, accepted):
+        parts = value if isinstance(value, tuple) else (value,)
+        if kind == "tuple":
+            item = str if inner.startswith("str") else (int, float)
+            wrong = not all(isinstance(part, item) for part in parts)
+        else:
+            wrong = isinstance(value, bool) and kind != "bool"  # a bool is an int
+        if wrong or not isinstance(value, accepted):
             raise InputError(f"{prefix}{key} must be {name}, got {value!r}")
         found[key] = float(value) if kind == "float" else value
     return found

@@ -150,7 +150,7 @@ def test_shipped_configs_are_found(tmp_path, monkeypatch):
         ["--config=configs/cifar100_lt.py:ir=50", "--config.seed=3"]
     )
     assert (found.data.imbalance, found.seed) == (50.0, 3)
-    with pytest.raises(InputError, match=r"came configs/cifar100_lt\.py, configs/dig"):
+    with pytest.raises(InputError, match=r"has configs/cifar100_lt\.py, configs/dig"):
         config_flags.read(["--config=configs/nothing.py"])
     (tmp_path / "configs").mkdir()
     own = tmp_path / "configs/cifar100_lt.py"
