@@ -10,7 +10,6 @@ import numpy as np
 from lt_jax.data.sources.cifar import original_order
 from lt_jax.experiment import results, session
 from lt_jax.experiment.config import UserConfig, resolve
-from lt_jax.report import plots, style
 
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
@@ -46,9 +45,11 @@ def text(config: UserConfig, png: Path | None) -> str:
         lines.append(f"{'id order':12s} {ORDER[original]}")
     lines += ["", *curve(counts)]
     if png:
+        from lt_jax.report import figures, style  # matplotlib is slow to import
+
         with style.style():
             limits = c.data.many, c.data.few
-            drawn = style.render(plots.sorted_counts(counts, *limits))
+            drawn = style.render(figures.sorted_counts(counts, *limits))
         png.parent.mkdir(parents=True, exist_ok=True)
         png.write_bytes(drawn["png"])
         lines.append(f"curve: {png}")

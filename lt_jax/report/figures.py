@@ -1,26 +1,56 @@
-"""The figures of a report: which numbers of a workdir each draws."""
+"""Figures of a report: each takes its numbers from a run, draws them and lists them.
+
+Many methods become many small panels, each with the stage-1 head in grey.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.results import Outcome
+from lt_jax.experiment.tables import cell
 from lt_jax.experiment.workdirs import Run
 from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
-from lt_jax.report import plots, style
-from lt_jax.report.page import Part, Table
-from lt_jax.report.tables import ACCURACIES, LOS, cell, listed
+from lt_jax.report.style import (
+    BLUE,
+    GREY,
+    INK,
+    LINES,
+    NOTE,
+    ORANGE,
+    PINK,
+    RED,
+    WIDTH,
+    legend,
+    limits,
+    log_axis,
+    mark_empty,
+    render,
+    small_panels,
+    trend,
+)
+from lt_jax.report.tables import ACCURACIES, LOS, Part, Table, listed, with_std
 from lt_jax.retraining import selection
-from lt_jax.retraining.selection import number, spread
+from lt_jax.retraining.selection import Setting, number, spread
 
+MANY_CLASSES = 1500  # more classes than this are drawn as a band, not as points
+MANY_POINTS = 2000  # more points than this are one raster image in a vector figure
+Look = dict[str, Any]  # keyword arguments of a drawing function of matplotlib
 SPLITS = {"valid": "validation", "test": "test"}
-# What accuracy is held against, by its name on the axis.
-BALANCE = {
+# Metrics on the x axes of the correlation figure.
+CORRELATES = {
     "LoMa row, spread over classes": "loma_row_spread",
     "LoMa col, spread over classes": "loma_col_spread",
     "weight norm, spread over classes": "weight_norm_spread",
@@ -28,326 +58,655 @@ BALANCE = {
     "LoMa col, mean (nats)": "loma_col",
     **{f"RSD {part.replace('_', ' ')}": f"rsd_{part}" for part in RSD},
 }
-PANELS = (
-    "A panel for each method: points are classes (mean over seeds), lines the medians "
-    "of classes of similar count (where classes are too many for points, bands hold "
-    "the middle half of them); grey is the stage-1 head, none."
+# The first curve of a smoothing panel is solid and filled, the second dashed and open.
+CURVES: tuple[Look, ...] = ({"ls": "-"}, {"ls": (0, (3, 2)), "mfc": "white"})
+
+
+class ClassMetric(NamedTuple):
+    """A metric of every class, drawn against the class's training count."""
+
+    name: str  # of the files
+    title: str
+    ylabel: str
+    keys: Mapping[str, str]  # metrics of ``per_class`` by label, a line each
+    caption: str = ""
+    factor: float = 1
+    log: bool = False
+
+
+BALANCED = " A balanced head has a horizontal line. "
+CLASS_METRICS = (
+    ClassMetric(
+        *("accuracy", "Accuracy per class by training count", "accuracy (per cent)"),
+        {"": "accuracy"},
+        factor=100,
+    ),
+    ClassMetric(
+        *("loma_row", "Logits Magnitude per class, row form", "LoMa row (nats)"),
+        {"": "loma_row"},
+        "Mean over the examples of a class: true logit minus the mean of the other "
+        "logits." + BALANCED,
+    ),
+    ClassMetric(
+        *("loma_col", "Logits Magnitude per class, column form", "LoMa col (nats)"),
+        {"": "loma_col"},
+        "Mean of logit k over the examples of class k, minus its mean over all other "
+        "examples." + BALANCED,
+    ),
+    *(
+        ClassMetric(
+            *(f"rsd_{key}", f"RSD per class, {form} form", f"RSD {key} (log scale)"),
+            {kind: f"rsd_{key}_{kind}" for kind in ("true", "false")},
+            "Standard deviation of a class's logits divided by its LoMa; true: over "
+            "its own examples, false: over all others. Lower is more uniform. ",
+            log=True,
+        )
+        for key, form in (("row", "row"), ("col", "column"))
+    ),
+    ClassMetric(
+        *("weight_norm", "Weight norm per class", "norm of the class vector"),
+        {"": "weight_norm"},
+    ),
 )
 
 
+def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
+    """Draw the training images per class, largest first, with the group limits.
+
+    Args:
+      counts: int[K].
+      many, few: limits, see ``metrics.groups``.
+    """
+    figure = Figure(figsize=(WIDTH, WIDTH / 2.5))
+    axis = figure.add_subplot()
+    ordered = np.sort(counts)[::-1]
+    rank = np.arange(1, len(ordered) + 1)
+    axis.fill_between(rank, ordered, step="mid", color=BLUE, alpha=0.25, linewidth=0)
+    axis.step(rank, ordered, where="mid", color=BLUE)
+    for limit, name in ((many, "many above"), (few, "few below")):
+        axis.axhline(limit, color=GREY, linestyle="--", linewidth=0.8)
+        note = {"transform": axis.get_yaxis_transform(), **NOTE}
+        axis.text(1, limit, f"{name} {limit:,}", **note)
+    log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axis.set(xlabel="class, largest first", ylabel="training images")
+    return figure
+
+
 def groups(run: Run) -> Part:
-    columns = {
-        key: tuple(
-            100 * np.array([workdirs.over(fits, key) for fits in run.fits.values()]).T
-        )
-        for key in ACCURACIES
-    }
-    numbers = [
-        [name, len(fits), *(float(a[i]) for pair in columns.values() for a in pair)]
-        for i, (name, fits) in enumerate(run.fits.items())
-    ]
-    limits = run.result["protocol"]["group_limits"]
-    figure = plots.bars(list(run.fits), columns, "none", LOS)
+    """Accuracy by group of classes: a bar for each method, whiskers over seeds."""
+    names = list(run.fits)
+    values = 100 * np.array(
+        [[workdirs.over(fits, key) for key in ACCURACIES] for fits in run.fits.values()]
+    )  # [methods, columns, mean and deviation]
+    figure, axes = _bar_panels(ACCURACIES, names, "accuracy (per cent)")
+    colours = [{"none": GREY, LOS: RED}.get(name, BLUE) for name in names]
+    hatches = ["////" if name == "none" else "" for name in names]
+    rows = np.arange(len(names))
+    for axis, (mean, std) in zip(axes, np.moveaxis(values, 0, 2), strict=True):
+        reach = np.nan_to_num(mean + np.nan_to_num(std))
+        top = max(reach.max(), 1e-9)
+        axis.barh(rows, mean, 0.72, color=colours, hatch=hatches, edgecolor="white")
+        whiskers: Look = {"ecolor": INK, "elinewidth": 0.8, "capsize": 1.6}
+        axis.errorbar(mean, rows, xerr=std, fmt="none", **whiskers)
+        for row in np.flatnonzero(np.isfinite(mean)):
+            _bar_label(axis, reach[row] + 0.03 * top, row, f"{mean[row]:.1f}")
+        if names[0] == "none" and np.isfinite(mean[0]):
+            axis.axvline(mean[0], color=INK, lw=0.7, ls=(0, (4, 3)))
+        if not np.isfinite(mean).any():
+            mark_empty(axis)
+            axis.set_xticks([])
+        axis.set_xlim(0, 1.28 * top)
+    group_limits = run.result["protocol"]["group_limits"]
     return Part(
         "groups",
-        "Many, medium, few",
-        f"Accuracy over all test images and over those of the many- (more than "
-        f"{limits['many']} training images), medium- and few-shot (fewer than "
-        f"{limits['few']}) classes; whiskers: standard deviation over seeds; dashed: "
-        "the stage-1 head.",
-        picture=style.render(figure),
-        alt=f"Bars of the accuracy of {listed(run.fits)}, over all and by group.",
+        "Accuracy by group",
+        "Accuracy on all test images and on those of the many-shot (more than "
+        f"{group_limits['many']} training images), medium-shot and few-shot (fewer "
+        f"than {group_limits['few']}) classes. Whiskers: standard deviation over "
+        "seeds. Dashed line: the stage-1 head.",
+        picture=render(figure),
+        alt=f"Bar chart of accuracy, on all classes and by group, for {listed(names)}.",
         numbers=Table(
-            ["method", "seeds", *(f"{k}{e}" for k in ACCURACIES for e in ("", "_std"))],
+            ["method", "seeds", *with_std(ACCURACIES)],
+            [
+                [name, len(run.fits[name]), *row.ravel().tolist()]
+                for name, row in zip(names, values, strict=True)
+            ],
+        ),
+    )
+
+
+def per_class(run: Run, metric: ClassMetric) -> Part:
+    """A metric of every class against its training count, a panel for each method."""
+    first = next(iter(run.fits.values()))[0]["per_class"]
+    lines: dict[str, dict[str, np.ndarray]] = {}
+    numbers = []
+    for method, fits in run.fits.items():
+        columns, lines[method] = [], {}
+        for label, key in metric.keys.items():
+            values = np.array([[number(v) for v in f["per_class"][key]] for f in fits])
+            values *= metric.factor
+            unknown = np.full(values.shape[1], np.nan)
+            std = values.std(axis=0, ddof=1) if len(fits) > 1 else unknown
+            lines[method][label] = values.mean(axis=0)
+            columns += [values.mean(axis=0).tolist(), std.tolist()]
+        rows = zip(first["class"], first["train_count"], *columns, strict=True)
+        numbers += [[method, *row] for row in rows]
+    panels = {m: drawn for m, drawn in lines.items() if m != "none"} or lines
+    reference = lines.get("none", {}) if "none" not in panels else {}
+    counts = np.array(first["train_count"], np.float64)
+    figure = _draw_per_class(counts, panels, reference, metric)
+    return Part(
+        metric.name,
+        metric.title,
+        metric.caption + "One panel per method. Points are classes (mean over seeds); "
+        "lines are medians of classes with similar counts. With too many classes for "
+        "points, bands show the middle half. Grey: the stage-1 head (none).",
+        picture=render(figure),
+        alt=f"{metric.title}: one panel each for {listed(panels)}; stage-1 head in "
+        "grey.",
+        numbers=Table(
+            ["method", "class", "train_count", *with_std(metric.keys.values())],
             numbers,
         ),
     )
 
 
-def per_class(
-    run: Run,
+def _draw_per_class(
+    counts: np.ndarray,
+    panels: Mapping[str, Mapping[str, np.ndarray]],
+    reference: Mapping[str, np.ndarray],
+    metric: ClassMetric,
+) -> Figure:
+    """Draw float[K] lines by method and label; ``reference`` in every panel."""
+    figure, axes, size = small_panels(len(panels), 0.85)
+    values = [v for lines in (*panels.values(), reference) for v in lines.values()]
+    low, high, outside = limits(np.concatenate(values), metric.log)
+    total = sum(map(len, values))
+    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
+        for (label, y), (_, _, dash) in zip(reference.items(), LINES, strict=False):
+            name = f"none {label}".strip()
+            _draw_classes(axis, counts, y, (GREY, "x", dash), name)
+        for (label, y), kind in zip(lines.items(), LINES, strict=False):
+            _draw_classes(axis, counts, y, kind, label or "method")
+        for points in axis.collections:
+            points.set_rasterized(total > MANY_POINTS)
+        axis.set_title(title, fontsize=size)
+    # The limits come first: the first panel may have no positive values to scale by.
+    axes[0].set_ylim(low, high)
+    if metric.log:
+        log_axis(axes[0], "y", low, high)
+    log_axis(axes[0], "x", counts.min(), counts.max())
+    axes[0].set_xlim(counts.min() / 1.25, counts.max() * 1.25)
+    figure.supxlabel("training examples of the class (log scale)")
+    figure.supylabel(metric.ylabel)
+    legend(figure, axes[0])
+    if outside and len(counts) <= MANY_CLASSES:
+        note = f"{outside:,} of {total:,} points are outside the axis limits"
+        figure.suptitle(note, x=0.99, **NOTE)
+    return figure
+
+
+def _draw_classes(
+    axis: Axes,
+    counts: np.ndarray,
+    values: np.ndarray,
+    kind: tuple[str, str, str],
     name: str,
-    title: str,
-    ylabel: str,
-    keys: Mapping[str, str],
-    factor: float = 1,
-    words: str = "",
-    log: bool = False,
-) -> Part:
-    first = next(iter(run.fits.values()))[0]["per_class"]
-    counts = np.array(first["train_count"], np.float64)
-    lines: dict[str, dict[str, np.ndarray]] = {}
-    numbers = []
-    for method, fits in run.fits.items():
-        columns = []
-        lines[method] = {}
-        for label, key in keys.items():
-            runs = np.array([_column(fit, key) for fit in fits])
-            mean = factor * runs.mean(axis=0)
-            some = np.full_like(mean, np.nan)
-            std = factor * runs.std(axis=0, ddof=1) if len(runs) > 1 else some
-            lines[method][label] = mean
-            columns += [mean.tolist(), std.tolist()]
-        rest = zip(first["class"], first["train_count"], *columns, strict=True)
-        numbers += [[method, *row] for row in rest]
-    panels = {m: of for m, of in lines.items() if m != "none"} or lines
-    reference = lines.get("none", {}) if "none" not in panels else {}
-    figure = plots.per_class(counts, panels, reference, ylabel, log)
-    both = [f"{key}{end}" for key in keys.values() for end in ("", "_std")]
-    return Part(
-        name,
-        title,
-        words + PANELS,
-        picture=style.render(figure),
-        alt=f"{title}, a panel for each of {listed(panels)}; none in grey.",
-        numbers=Table(["method", "class", "train_count", *both], numbers),
-    )
+) -> None:
+    """Draw classes as points, or as a band if there are many, with their trend."""
+    colour, marker, dash = kind
+    grey, few = colour == GREY, len(counts) <= 30  # few points are drawn boldly
+    known = np.isfinite(values)
+    counts, values = counts[known], values[known]
+    x, y = trend(counts, values)
+    if len(known) > MANY_CLASSES:
+        low, high = (trend(counts, values, quantile)[1] for quantile in (0.25, 0.75))
+        axis.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
+    else:
+        look: Look = {"s": 16, "alpha": 0.9} if few else {"s": 7, "alpha": 0.45}
+        edge = (1 if few else 0.6) if grey else 0
+        look |= {"marker": marker, "color": colour, "linewidths": edge}
+        axis.scatter(counts, values, zorder=3 if few else 1, **look)
+    axis.plot(x, y, dash, color=colour, lw=1 if grey else 1.4)
+    axis.plot([], [], dash, color=colour, marker=marker, label=name)  # for the legend
+
+
+class Curve(NamedTuple):
+    """LOS by delta, increasing, for one way to choose the learning rate."""
+
+    label: str
+    deltas: np.ndarray  # float[n]
+    rates: np.ndarray  # float[n]
+    seeds: list[int]  # [n]
+    values: dict[str, np.ndarray]  # float[n, 2] by metric, mean and deviation
 
 
 def delta(run: Run) -> Part:
-    part = Part("delta", "How much smoothing", "")
+    """Metrics of LOS by the amount of label smoothing, from a sweep."""
+    part = Part("delta", "Amount of label smoothing")
     tried = [
-        # Plain cross-entropy is the curve's beginning.
+        # Plain cross-entropy is LOS without smoothing.
         s._replace(hyper={**s.hyper, "delta": 0.0}) if s.method == "ce" else s
         for s in selection.settings(run.rows)
         if s.method in ("ce", LOS)
     ]
     if len({s.hyper["delta"] for s in tried}) < 2:
         return part._replace(
-            missing="The workdir holds no sweep of LOS over two values of delta or "
-            "more (lt-jax sweep with several in method.los.grid.delta)."
+            missing="This needs a sweep of LOS with two or more values of delta "
+            "(lt-jax sweep with several values in method.los.grid.delta)."
         )
-    usual = workdirs.hyper(run, LOS, run.fixed.get(LOS, []))
-    free = ("lr", "delta")
-    rest = {k: v for k, v in usual.items() if k not in free}
-    alike = [
-        s for s in tried if {k: v for k, v in s.hyper.items() if k not in free} == rest
-    ]
-    tried = alike or tried
     split = _split(run)
-    keys = (
-        "all",
-        "balanced",
-        *GROUPS,
-        "loma_row",
-        "loma_col",
-        *(f"rsd_{p}" for p in RSD),
-    )
-    curves, numbers = [], []
-    lines = {"best learning rate on validation": tried}
-    if any(s.hyper["lr"] == usual.get("lr") for s in tried):
-        same = [s for s in tried if s.hyper["lr"] == usual["lr"]]
-        lines[f"the config's learning rate, {usual['lr']:g}"] = same
-    num_classes = run.result["dataset"]["num_classes"]
-    for label, among in lines.items():
-        deltas = sorted({s.hyper["delta"] for s in among})
-        at = [[s for s in among if s.hyper["delta"] == delta] for delta in deltas]
-        found = [best for some in at if (best := selection.best(some, run.choose))]
-        x = np.array([s.hyper["delta"] for s in found], np.float64)
-        lr = np.array([s.hyper["lr"] for s in found], np.float64)
-        over = {
-            k: np.array([s.over(split, k) for s in found]).reshape(-1, 2).T
-            for k in keys
-        }
-        if len(found):
-            curves.append(
-                plots.Curve(label, x, lr, {k: (o[0], o[1]) for k, o in over.items()})
-            )
-        asked = smoothing_gap(num_classes, x)
-        for i in range(len(found)):
-            both = [float(v) for k in keys for v in over[k][:, i]]
-            numbers.append([label, x[i], lr[i], asked[i], len(found[i].rows), *both])
+    curves = _delta_curves(run, tried, split)
     if not curves:
-        return part._replace(missing="Every LOS head of the sweep has diverged.")
-    both = [f"{key}{end}" for key in keys for end in ("", "_std")]
+        return part._replace(missing="All LOS heads of the sweep diverged.")
+    num_classes = run.result["dataset"]["num_classes"]
+    numbers = []
+    for curve in curves:
+        gaps = smoothing_gap(num_classes, curve.deltas)
+        for i, seeds in enumerate(curve.seeds):
+            values = [v for pair in curve.values.values() for v in pair[i].tolist()]
+            numbers.append(
+                [curve.label, curve.deltas[i], curve.rates[i], gaps[i], seeds, *values]
+            )
+    start, end = curves[0].deltas[[0, -1]]
+    header = ["line", "delta", "lr", "gap_asked", "seeds"]
     return part._replace(
-        read=f"LOS by its delta, on the {SPLITS[split]} split; the axis is logarithmic "
-        "in 1-δ. Filled and solid: at each delta the learning rate that is best on "
-        f"validation ({run.choose}); open and dashed: the config's. Bands: standard "
-        "deviation over seeds. Fifth panel: the gap between the logits that a perfect "
-        "fit has against LoMa (δ = 0 asks for an infinite one and is not in it).",
-        picture=style.render(plots.smoothing(curves, num_classes, SPLITS[split])),
-        alt="Accuracy, Logits Magnitude, RSD, gap and learning rate of LOS against "
-        f"delta from {curves[0].x.min():g} to {curves[0].x.max():g}.",
-        numbers=Table(["line", "delta", "lr", "gap_asked", "seeds", *both], numbers),
+        caption=f"LOS by delta on the {SPLITS[split]} split; the axis is logarithmic "
+        "in 1-δ. Filled and solid: the learning rate with the best validation score "
+        f"({run.choose}) at each delta; open and dashed: that of the config. Bands: "
+        "standard deviation over seeds. Fifth panel: the logit gap of a perfect fit "
+        "against the measured LoMa; at δ = 0 that gap is infinite and not drawn.",
+        picture=render(_draw_delta(curves, num_classes, SPLITS[split])),
+        alt="Accuracy, Logits Magnitude, RSD, gap and learning rate of LOS for delta "
+        f"from {start:g} to {end:g}.",
+        numbers=Table([*header, *with_std(curves[0].values)], numbers),
     )
+
+
+def _delta_curves(run: Run, tried: list[Setting], split: str) -> list[Curve]:
+    """Curves at the best and at the config's learning rate; others as in the config."""
+    fixed = workdirs.hyper(run, LOS, run.fixed.get(LOS, []))
+
+    def others(hyper: dict[str, Any]) -> dict[str, Any]:
+        return {k: v for k, v in hyper.items() if k not in ("lr", "delta")}
+
+    tried = [s for s in tried if others(s.hyper) == others(fixed)] or tried
+    by_label = {"best learning rate on validation": tried}
+    if same := [s for s in tried if s.hyper["lr"] == fixed.get("lr")]:
+        by_label[f"the config's learning rate, {fixed['lr']:g}"] = same
+    metrics = ("all", "balanced", *GROUPS, "loma_row", "loma_col")
+    metrics += tuple(f"rsd_{part}" for part in RSD)
+    curves = []
+    for label, settings in by_label.items():
+        best = [
+            selection.best([s for s in settings if s.hyper["delta"] == d], run.choose)
+            for d in sorted({s.hyper["delta"] for s in settings})
+        ]
+        if found := [s for s in best if s is not None]:
+            curves.append(
+                Curve(
+                    label,
+                    deltas=np.array([s.hyper["delta"] for s in found], np.float64),
+                    rates=np.array([s.hyper["lr"] for s in found], np.float64),
+                    seeds=[len(s.rows) for s in found],
+                    values={
+                        k: np.array([s.over(split, k) for s in found]) for k in metrics
+                    },
+                )
+            )
+    return curves
+
+
+def _draw_delta(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
+    """Draw six panels; the first curve is solid and filled, the second dashed."""
+    figure = Figure(figsize=(WIDTH, 5.0))
+    axes = list(figure.subplots(2, 3).flat)
+    panels = (
+        ("accuracy (per cent)", 100, {"all": "all", "balanced": "balanced"}),
+        ("accuracy (per cent)", 100, {group: group for group in GROUPS}),
+        ("Logits Magnitude (nats)", 1, {"loma_row": "row", "loma_col": "column"}),
+        ("RSD (log scale)", 1, {f"rsd_{part}": part.replace("_", " ") for part in RSD}),
+    )
+    for axis, (ylabel, factor, keys) in zip(axes, panels, strict=False):
+        positive = True
+        for (key, name), (colour, marker, _) in zip(keys.items(), LINES, strict=False):
+            for curve, look in zip(curves, CURVES, strict=False):
+                x, (mean, std) = 1 - curve.deltas, factor * curve.values[key].T
+                label = name if look is CURVES[0] else None
+                axis.plot(x, mean, color=colour, marker=marker, label=label, **look)
+                positive &= mean.min() > 0
+                if label:
+                    band: Look = {"color": colour, "alpha": 0.15, "lw": 0}
+                    axis.fill_between(x, mean - std, mean + std, **band)
+        _delta_axis(axis, curves)
+        if not positive:  # RSD is negative where LoMa is
+            ylabel = ylabel.removesuffix(" (log scale)")
+        elif ylabel.endswith("(log scale)"):
+            log_axis(axis, "y", *axis.get_ylim())
+        axis.set_ylabel(ylabel)
+        axis.legend(fontsize=6.5)
+    _draw_gap(axes[4], curves, num_classes)
+    for curve, look in zip(curves, CURVES, strict=False):
+        axes[5].plot(1 - curve.deltas, curve.rates, color=BLUE, marker="o", **look)
+    _delta_axis(axes[5], curves)
+    rates = np.unique(np.concatenate([curve.rates for curve in curves]))
+    if rates[0] > 0:
+        axes[5].set_yscale("log")
+        axes[5].yaxis.set_minor_locator(FixedLocator([]))
+    axes[5].set_yticks(rates, [f"{rate:g}" for rate in rates])
+    axes[5].set_ylabel("learning rate")
+    handles = [
+        Line2D([], [], color=INK, marker="o", label=curve.label, **look)
+        for curve, look in zip(curves, CURVES, strict=False)
+    ]
+    figure.legend(handles=handles, loc="outside upper left", ncols=2)
+    figure.suptitle(f"{split} split", x=0.99, **NOTE)
+    return figure
+
+
+def _draw_gap(axis: Axes, curves: Sequence[Curve], num_classes: int) -> None:
+    """Draw the measured LoMa against the logit gap of a perfect fit."""
+    reached = [0.0]
+    for curve, look in zip(curves, CURVES, strict=False):
+        x, y = smoothing_gap(num_classes, curve.deltas), curve.values["loma_row"][:, 0]
+        shown = np.isfinite(x) & np.isfinite(y)
+        axis.plot(x[shown], y[shown], color=BLUE, marker="o", **look)
+        reached += [*x[shown], *y[shown]]
+    axis.axline((0, 0), slope=1, color=GREY, lw=1)
+    edge = 1.06 * max(reached) or 1.0
+    axis.set(xlim=(0, edge), ylim=(min(0.0, 1.06 * min(reached)), edge))
+    axis.text(0.72 * edge, 0.72 * edge, "perfect fit ", **NOTE)
+    axis.set_xlabel("gap of a perfect fit, ln(1 + K(1-δ)/δ) (nats)")
+    axis.set_ylabel("measured gap, LoMa row (nats)")
+
+
+def _delta_axis(axis: Axes, curves: Sequence[Curve]) -> None:
+    """Show delta on a scale that is logarithmic in 1 - delta: changes are near 1."""
+    most = max(float(curve.deltas.max()) for curve in curves)
+    shown = [d for d in (0, 0.5, 0.9, 0.99, 0.999, 0.9999) if d <= most + 1e-9]
+    axis.set(xscale="log", xlim=(1.25, (1 - most) / 1.25), xlabel="δ")
+    axis.set_xticks([1 - d for d in shown], [f"{d:g}" for d in shown])
+    axis.xaxis.set_minor_locator(FixedLocator([]))
 
 
 def rates(run: Run) -> Part:
-    part = Part("learning_rate", "Method and learning rate", "")
+    """Accuracy by method and learning rate as a heat map, from a sweep."""
+    part = Part("learning_rate", "Accuracy by method and learning rate")
     tried = [s for s in selection.settings(run.rows) if s.hyper.get("lr", 0) > 0]
     rates = sorted({s.hyper["lr"] for s in tried})
     if len(rates) < 2:
         return part._replace(
-            missing="The workdir holds no sweep over two learning rates or more "
-            "(lt-jax sweep)."
+            missing="This needs a sweep with two or more learning rates (lt-jax sweep)."
         )
-    held = {s.method for s in tried}
-    names = [name for name in dict.fromkeys([*run.fits, *sorted(held)]) if name in held]
+    swept = {s.method for s in tried}
+    names = [n for n in dict.fromkeys([*run.fits, *sorted(swept)]) if n in swept]
     split = _split(run)
     values, numbers = np.full((len(names), len(rates)), np.nan), []
     for i, name in enumerate(names):
         for j, rate in enumerate(rates):
-            some = [s for s in tried if s.method == name and s.hyper["lr"] == rate]
-            best = selection.best(some, run.choose)
-            if best is None:
-                if some:
-                    numbers.append([name, rate, None, None, "diverged"])
-                continue
-            mean, std = (100 * v for v in best.over(split, "all"))
-            values[i, j] = mean
-            numbers.append([name, rate, mean, std, json.dumps(best.hyper)])
+            same = [s for s in tried if s.method == name and s.hyper["lr"] == rate]
+            if best := selection.best(same, run.choose):
+                mean, std = (100 * v for v in best.over(split, "all"))
+                values[i, j] = mean
+                numbers.append([name, rate, mean, std, json.dumps(best.hyper)])
+            elif same:
+                numbers.append([name, rate, None, None, "diverged"])
     chosen, fixed = (
-        {n: workdirs.hyper(run, n, of[n]).get("lr", 0.0) for n in names if n in of}
-        for of in (run.fits, run.fixed)
+        {n: workdirs.hyper(run, n, fits[n]).get("lr", 0.0) for n in names if n in fits}
+        for fits in (run.fits, run.fixed)
     )
-    figure = plots.heat(names, rates, values, chosen, fixed)
     return part._replace(
-        read=f"Accuracy over all classes on the {SPLITS[split]} split, mean over "
-        "seeds; at each learning rate the other hyper-parameters are those that are "
-        f"best on validation ({run.choose}). Frame: chosen; dot: the config's; empty: "
-        "not tried, or diverged.",
-        picture=style.render(figure),
+        caption=f"Accuracy on all classes of the {SPLITS[split]} split, mean over "
+        "seeds. Each cell takes the other hyper-parameters with the best validation "
+        f"score ({run.choose}). Frame: chosen; dot: the config's; empty: not tried, or "
+        "diverged.",
+        picture=render(_draw_rates(names, rates, values, chosen, fixed)),
         alt=f"Heat map of accuracy for {len(names)} methods and {len(rates)} learning "
         "rates.",
         numbers=Table(["method", "lr", "all", "all_std", "hyper"], numbers),
     )
 
 
+def _draw_rates(
+    names: Sequence[str],
+    rates: Sequence[float],
+    values: np.ndarray,
+    chosen: Mapping[str, float],
+    fixed: Mapping[str, float],
+) -> Figure:
+    """Draw float[methods, rates]; nan is an empty cell."""
+    size = max(3.4, 1.9 + 0.58 * len(rates)), 0.9 + 0.21 * len(names)
+    figure = Figure(figsize=size)
+    axis = figure.subplots()
+    places = np.arange(len(rates)), np.arange(len(names))
+    mesh = axis.pcolormesh(*places, values, ec="white")
+    for (i, j), value in np.ndenumerate(values):
+        if np.isfinite(value):
+            light = np.dot(mesh.to_rgba(value)[:3], (0.299, 0.587, 0.114)) > 0.5
+            text = (
+                f"{value:.1f} •" if fixed.get(names[i]) == rates[j] else f"{value:.1f}"
+            )
+            look: Look = {"size": 6.5, "color": INK if light else "white"}
+            axis.text(j, i, text, ha="center", va="center", **look)
+        if chosen.get(names[i]) == rates[j]:
+            frame: Look = {"fill": False, "edgecolor": RED, "linewidth": 1.6}
+            axis.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, **frame))
+    axis.set_xticks(places[0], [f"{rate:g}" for rate in rates])
+    axis.set_yticks(places[1], names)
+    axis.invert_yaxis()
+    axis.grid(visible=False)
+    axis.tick_params(length=0)
+    axis.spines[:].set_visible(False)
+    axis.set_xlabel("learning rate")
+    return figure
+
+
 def correlation(run: Run) -> Part:
-    part = Part("correlation", "What goes with accuracy", "")
-    split = _split(run)
+    """Rank correlation of accuracy with the balance and scale of the logits."""
+    part = Part("correlation", "Correlates of accuracy")
+    metrics = ["all", *CORRELATES.values()]
+    split = _split(run) if run.rows else "test"
     heads = [
-        {
-            "method": row["method"],
-            "seeds": row["seeds"],
-            **{k: selection.value(row, split, k) for k in ("all", *BALANCE.values())},
-        }
-        for row in run.rows
+        (r, [selection.value(r, split, k) for k in metrics]) for r in run.rows
     ] or [
-        {
-            "method": name,
-            "seeds": fit["seeds"],
-            **{k: number(fit["metrics"].get(k)) for k in ("all", *BALANCE.values())},
-        }
+        ({**fit, "method": name}, [number(fit["metrics"].get(k)) for k in metrics])
         for name, fits in run.fits.items()
         for fit in fits
     ]
-    heads = [head for head in heads if np.isfinite(head["all"])]
+    heads = [(head, values) for head, values in heads if np.isfinite(values[0])]
     if len(heads) < 3:
         return part._replace(
-            missing="Fewer than three heads have a finite accuracy: too few for a "
-            "correlation."
+            missing="This needs at least three heads with a finite accuracy."
         )
-    accuracy = 100 * np.array([head["all"] for head in heads])
-    ours = np.array([head["method"] == LOS for head in heads])
-    panels, shown = {}, []
-    for name, key in BALANCE.items():
-        values = np.array([head[key] for head in heads])
+    accuracy, *columns = np.array([values for _, values in heads]).T
+    accuracy = 100 * accuracy
+    ours = np.array([head["method"] == LOS for head, _ in heads])
+    correlations, shown = [], []
+    for name, values in zip(CORRELATES, columns, strict=True):
         rho = spearman(values, accuracy)
-        panels[name] = values, rho
-        own = spearman(values[ours], accuracy[ours])
+        correlations.append(rho)
+        los = spearman(values[ours], accuracy[ours])
         size = str(int(np.isfinite(values).sum()))
-        shown.append([name, _signed(rho), _signed(own), size])
-    split = split if run.rows else "test"
+        shown.append([name, _signed(rho), _signed(los), size])
     return part._replace(
-        read=f"Each point is a head, {len(heads):,} in all, on the {SPLITS[split]} "
-        "split. ρ is Spearman's rank correlation with accuracy: +1 and -1 are the same "
-        "and the opposite order. Heads of one method resemble each other, so it "
-        "describes these heads and tests nothing.",
-        picture=style.render(
-            plots.correlation(panels, accuracy, ours, LOS if ours.any() else "")
-        ),
-        alt="Scatter of accuracy against LoMa, its balance over classes, RSD and the "
-        "balance of weight norms: "
+        caption=f"Each point is one of {len(heads):,} heads on the {SPLITS[split]} "
+        "split. ρ is Spearman's rank correlation with accuracy. Heads of one method "
+        "are not independent, so this describes these heads and is not a test.",
+        picture=render(_draw_correlation(columns, correlations, accuracy, ours)),
+        alt="Scatter plots of accuracy against LoMa, its balance over classes, RSD and "
+        "the balance of weight norms: "
         + "; ".join(f"{name} rho {rho}" for name, rho, *_ in shown),
-        table=Table(
-            ["held against accuracy", "ρ, all heads", "ρ, LOS", "heads"], shown
-        ),
+        table=Table(["metric", "ρ, all heads", "ρ, LOS", "heads"], shown),
         numbers=Table(
-            ["method", "seeds", "all", *BALANCE.values()],
+            ["method", "seeds", *metrics],
             [
-                [h["method"], ".".join(map(str, h["seeds"])), 100 * h["all"]]
-                + [h[k] for k in BALANCE.values()]
-                for h in heads
+                [h["method"], ".".join(map(str, h["seeds"])), 100 * all_, *rest]
+                for h, (all_, *rest) in heads
             ],
         ),
     )
 
 
+def _draw_correlation(
+    columns: Sequence[np.ndarray],
+    correlations: Sequence[float],
+    accuracy: np.ndarray,
+    ours: np.ndarray,
+) -> Figure:
+    """Draw accuracy, float[heads], against each column, float[heads]."""
+    rows = -(-len(columns) // 3)
+    figure = Figure(figsize=(WIDTH, 0.4 + 1.95 * rows))
+    axes = list(figure.subplots(rows, 3, sharey=True, squeeze=False).flat)
+    look: Look = {"s": 10, "alpha": 0.55, "linewidths": 0}
+    look["rasterized"] = len(accuracy) > MANY_POINTS // 4
+    for axis, name, x, rho in zip(axes, CORRELATES, columns, correlations, strict=True):
+        axis.scatter(x[~ours], accuracy[~ours], c=BLUE, label="other methods", **look)
+        if ours.any():
+            axis.scatter(x[ours], accuracy[ours], c=RED, marker="^", label=LOS, **look)
+        known = x[np.isfinite(x)]
+        # A rank correlation is the same on every increasing axis.
+        log = bool(len(known)) and known.min() > 0 and known.max() > 20 * known.min()
+        low, high, outside = limits(known, log)
+        if log:
+            log_axis(axis, "x", low, high)
+        axis.set(xlim=(low, high), xlabel=name)
+        axis.set_title(f"ρ = {_signed(rho)}")
+        if outside:
+            axis.set_title(f"{outside} outside the axis", loc="right", size=6.5)
+    figure.supylabel("accuracy (per cent)")
+    legend(figure, axes[0])
+    return figure
+
+
 def reliability(run: Run) -> Part:
-    part = Part("reliability", "Reliability, before and after a temperature", "")
-    held = _analysed(run, "reliability")
-    if not held:
+    """Confidence against accuracy, before and after temperature scaling."""
+    part = Part("reliability", "Reliability before and after temperature scaling")
+    analysed = _analysed(run, "reliability")
+    if not analysed:
         return part._replace(missing=_no_analysis("reliability"))
     panels, shown, numbers = {}, [], []
-    for name, fits in held.items():
-        bins = [fit["analysis"]["reliability"] for fit in fits]
-        before = _diagram([b["before"] for b in bins])
-        after = (
-            _diagram([b["after"] for b in bins])
-            if all(b["after"] for b in bins)
-            else None
-        )
+    for name, fits in analysed.items():
         analyses = [fit["analysis"] for fit in fits]
-        heat = spread(a.get("temperature") for a in analyses)
-        raw = workdirs.over(fits, "ece")
-        ece = spread((a.get("calibrated") or {}).get("ece") for a in analyses)
-        warm = np.isfinite(heat[0])
-        note = f"T {heat[0]:.2f}\n" if warm else ""
-        note += f"ECE {100 * raw[0]:.1f}" + (f" → {100 * ece[0]:.1f}" if warm else "")
-        panels[name] = before, after, note
-        shown.append([name, cell(*heat, 1, 2), cell(*raw, 100, 1), cell(*ece, 100, 1)])
-        for label, diagram in (("before", before), ("after", after)):
-            if diagram is not None:
-                numbers += [
-                    [name, label, i, int(seen), int(right), float(conf)]
-                    for i, (seen, right, conf) in enumerate(zip(*diagram, strict=True))
-                ]
-    stage1 = panels["none"][0] if "none" in panels and len(panels) > 1 else None
-    absent = [name for name in run.fits if name not in held]
+        temperature = spread(a.get("temperature") for a in analyses)
+        before = workdirs.over(fits, "ece")
+        after = spread((a.get("calibrated") or {}).get("ece") for a in analyses)
+        note = f"ECE {100 * before[0]:.1f}"
+        if np.isfinite(temperature[0]):
+            note = f"T {temperature[0]:.2f}\n{note} → {100 * after[0]:.1f}"
+        bins = [a["reliability"] for a in analyses]
+        diagrams = {
+            when: {k: np.sum([b[when][k] for b in bins], axis=0) for k in bins[0][when]}
+            for when in ("before", "after")
+            if all(b[when] for b in bins)
+        }
+        panels[name] = diagrams, note
+        ece = [cell(*over, 100, 1) for over in (before, after)]
+        shown.append([name, cell(*temperature, 1, 2), *ece])
+        for when, sums in diagrams.items():
+            rows = zip(sums["seen"], sums["right"], sums["conf"], strict=True)
+            numbers += [
+                [name, when, i, int(seen), int(right), float(conf)]
+                for i, (seen, right, conf) in enumerate(rows)
+            ]
     return part._replace(
-        read="On the diagonal a head is as often right as it is confident; below it, "
-        "it is too sure. Logits are divided by T, which minimises NLL on validation; "
-        "test examples of all seeds in 15 bins of confidence."
-        + (f" Not measured for {listed(absent)}." if absent else ""),
-        picture=style.render(plots.reliability(panels, stage1)),
-        alt=f"Reliability diagrams of {listed(panels)}; temperatures and ECE stand in "
-        "the table.",
+        caption="Points on the diagonal are as often right as they are confident; "
+        "below it, the head is overconfident. Logits are divided by T, which minimises "
+        "NLL on validation. Test examples of all seeds, in 15 bins of confidence."
+        + _not_measured(run, analysed),
+        picture=render(_draw_reliability(panels)),
+        alt=f"Reliability diagrams of {listed(panels)}; the table lists temperatures "
+        "and ECE.",
         table=Table(["method", "T", "ECE before", "ECE after"], shown),
         numbers=Table(["method", "when", "bin", "seen", "right", "conf"], numbers),
     )
 
 
+def _draw_reliability(panels: Mapping[str, tuple[dict[str, Any], str]]) -> Figure:
+    """Draw the bins of each method before and after, and its note."""
+    figure, axes, size = small_panels(len(panels), 1.0)
+    before = {"color": RED, "ls": "--", "marker": "^", "mfc": "white"}
+    after = {"color": BLUE, "marker": "o"}
+
+    def line(
+        axis: Axes, sums: Mapping[str, np.ndarray], label: str, look: Look
+    ) -> None:
+        seen = sums["seen"]
+        x, y = (100 * sums[k][seen > 0] / seen[seen > 0] for k in ("conf", "right"))
+        axis.plot(x, y, label=label, **look)
+
+    for axis, (title, (diagrams, note)) in zip(axes, panels.items(), strict=True):
+        axis.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=(0, (1, 2)))
+        if "none" in panels and len(panels) > 1:
+            grey = {"color": GREY, "lw": 1}
+            line(axis, panels["none"][0]["before"], "none, before", grey)
+        for when, look in (("before", before), ("after", after)):
+            if when in diagrams:
+                line(axis, diagrams[when], when, look)
+        axis.set_title(title, fontsize=size)
+        place: Look = {"transform": axis.transAxes, "ha": "right", "size": size - 0.8}
+        axis.text(0.96, 0.04, note, **place)
+        axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
+    figure.supxlabel("confidence (per cent)")
+    figure.supylabel("accuracy (per cent)")
+    legend(figure, *axes)
+    return figure
+
+
 def confusion(run: Run) -> Part:
-    part = Part("confusion", "Where head and tail are taken for each other", "")
-    held = _analysed(run, "confusion")
-    if not held:
-        return part._replace(missing=_no_analysis("confusion of the groups"))
+    """Predictions by group of the true and of the predicted class, as stacked bars."""
+    part = Part("confusion", "Head/tail confusion")
+    analysed = _analysed(run, "confusion")
+    if not analysed:
+        return part._replace(missing=_no_analysis("confusion of groups"))
     shares, numbers = [], []
-    for name, fits in held.items():
-        lines = [fit["analysis"]["confusion"]["counts"] for fit in fits]
-        counts = np.sum(np.array(lines, np.int64), axis=0)
+    for name, fits in analysed.items():
+        tables = [fit["analysis"]["confusion"]["counts"] for fit in fits]
+        counts = np.sum(np.array(tables, np.int64), axis=0)
         with np.errstate(invalid="ignore"):
-            share = 100 * counts / np.sum(counts, axis=1, keepdims=True)
-        shares.append(share)
-        for group, line, percent in zip(GROUPS, counts, share, strict=True):
-            numbers.append([name, group, *map(int, line), *map(float, percent)])
+            shares.append(100 * counts / np.sum(counts, axis=1, keepdims=True))
+        for group, line, percent in zip(GROUPS, counts, shares[-1], strict=True):
+            numbers.append([name, group, *line.tolist(), *percent.tolist()])
     columns = ["right", *(f"wrong_to_{group}" for group in GROUPS)]
-    absent = [name for name in run.fits if name not in held]
-    figure = plots.confusion(list(held), GROUPS, np.array(shares))
+    percent = [f"{column}_percent" for column in columns]
     return part._replace(
-        read="For the test examples of each group: predicted right (the number), or "
-        "wrong, by the group of the class they were taken for; all seeds together."
-        + (f" Not measured for {listed(absent)}." if absent else ""),
-        picture=style.render(figure),
-        alt=f"Stacked bars for {listed(held)}: right, and wrong by the group of the "
-        "predicted class, for each true group.",
-        numbers=Table(
-            ["method", "true_group", *columns, *(f"{c}_percent" for c in columns)],
-            numbers,
-        ),
+        caption="Test examples of each group: predicted right (the number), or wrong, "
+        "by the group of the predicted class. Sums over all seeds."
+        + _not_measured(run, analysed),
+        picture=render(_draw_confusion(list(analysed), np.array(shares))),
+        alt=f"Stacked bars for {listed(analysed)}: right predictions, and wrong ones "
+        "by the group of the predicted class, for each true group.",
+        numbers=Table(["method", "true_group", *columns, *percent], numbers),
     )
+
+
+def _draw_confusion(names: Sequence[str], shares: np.ndarray) -> Figure:
+    """Draw float[methods, groups, 1 + groups] in per cent; nan for an empty group."""
+    titles = [f"true class: {group}" for group in GROUPS]
+    xlabel = "share of the group's test examples (per cent)"
+    figure, axes = _bar_panels(titles, names, xlabel)
+    looks = ((BLUE, ""), (ORANGE, "////"), ("#F3DFA2", "...."), (PINK, "\\\\\\\\"))
+    labels = ("right", *(f"wrong, to {group}" for group in GROUPS))
+    rows = np.arange(len(names))
+    for axis, lines in zip(axes, np.moveaxis(shares, 0, 2), strict=True):
+        left = np.zeros(len(names))
+        for line, (colour, hatch), label in zip(lines, looks, labels, strict=True):
+            look = {"color": colour, "hatch": hatch, "label": label, "linewidth": 0}
+            edge = "#00000066" if hatch else "white"
+            width = np.nan_to_num(line)
+            axis.barh(rows, width, 0.78, left, edgecolor=edge, **look)
+            left += width
+        right = lines[0]
+        for row in np.flatnonzero(np.isfinite(right)):
+            inside = bool(right[row] > 14)
+            x = 1.5 if inside else right[row] + 1.5
+            _bar_label(axis, x, row, f"{right[row]:.0f}", inside)
+        if not np.isfinite(right).any():
+            mark_empty(axis)
+        axis.set_xlim(0, 100)
+    legend(figure, axes[0])
+    return figure
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -357,50 +716,60 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     0.5
     """
     known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < 3:
+    x, y = x[known], y[known]
+    if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:  # else SciPy warns
         return float("nan")
-    a, b = (_ranks(v[known]) for v in (x, y))
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.sqrt((a @ a) * (b @ b))
-    return float(a @ b / scale) if scale else float("nan")
+    return float(scipy.stats.spearmanr(x, y)[0])
 
 
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks from 1; ties share the mean of theirs."""
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
+def _bar_panels(
+    titles: Sequence[str], names: Sequence[str], xlabel: str
+) -> tuple[Figure, list[Axes]]:
+    """Panels for horizontal bars: a column per title, a row per name."""
+    figure = Figure(figsize=(WIDTH, 0.9 + 0.19 * len(names)))
+    axes = list(figure.subplots(1, len(titles), sharey=True, squeeze=False).flat)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set_title(title)
+        axis.grid(axis="y", visible=False)
+        axis.tick_params(axis="y", length=0)
+    axes[0].set_yticks(np.arange(len(names)), names)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)  # the first one on top
+    figure.supxlabel(xlabel)
+    return figure, axes
 
 
-def _column(fit: Outcome, key: str) -> list[float]:
-    return [number(v) for v in fit["per_class"][key]]
-
-
-def _split(run: Run) -> str:
-    """Where every head of the sweep was measured."""
-    tested = all("test" in row["metrics"] for row in run.rows)
-    return "test" if tested else "valid"
-
-
-def _analysed(run: Run, what: str) -> dict[str, list[Outcome]]:
-    """The methods of which every fit holds this."""
-    return {
-        name: fits
-        for name, fits in run.fits.items()
-        if all((fit.get("analysis") or {}).get(what) for fit in fits)
-    }
-
-
-def _no_analysis(what: str) -> str:
-    return (
-        f"The fits of this workdir hold no {what}: it is measured on cached features "
-        "(method.features=cached, or lt-jax sweep)."
-    )
-
-
-def _diagram(bins: list[dict[str, list[float]]]) -> plots.Diagram:
-    sums = (np.sum([b[k] for b in bins], axis=0) for k in ("seen", "right", "conf"))
-    return plots.Diagram(*(np.asarray(s, np.float64) for s in sums))
+def _bar_label(axis: Axes, x: float, row: Any, text: str, inside: bool = False) -> None:
+    box = {"fc": "white", "ec": "none", "pad": 0.4, "alpha": 0.85}
+    look: Look = {"color": "white"} if inside else {"bbox": box}
+    axis.text(x, row, text, va="center", size=6.5, zorder=4, **look)
 
 
 def _signed(rho: float) -> str:
     return cell(rho, np.nan, 1, 2, sign="+")
+
+
+def _split(run: Run) -> str:
+    """The test split if every head of the sweep was measured on it, else validation."""
+    tested = all("test" in row["metrics"] for row in run.rows)
+    return "test" if tested else "valid"
+
+
+def _analysed(run: Run, part: str) -> dict[str, list[Outcome]]:
+    """The methods whose fits all have this part of the analysis."""
+    return {
+        name: fits
+        for name, fits in run.fits.items()
+        if all((fit.get("analysis") or {}).get(part) for fit in fits)
+    }
+
+
+def _not_measured(run: Run, analysed: Mapping[str, Any]) -> str:
+    absent = [name for name in run.fits if name not in analysed]
+    return f" Not measured for {listed(absent)}." if absent else ""
+
+
+def _no_analysis(part: str) -> str:
+    return (
+        f"This workdir has no {part}: it is measured on cached features only "
+        "(method.features=cached, or lt-jax sweep)."
+    )

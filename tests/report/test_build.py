@@ -1,4 +1,4 @@
-"""The report: its numbers by hand, its page read back, and what is said of gaps."""
+"""The report: hand-computed numbers, the page read back, missing data and errors."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any
 import made_workdirs as made
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import workdirs
-from lt_jax.report import build, figures, page, style, tables
+from lt_jax.report import build, figures, tables
 
 COUNTS = (500, 50, 5)
 LOS = {"lr": 5e-4, "epochs": 2, "delta": 0.9, "start": "stage1", "sampler": "instance"}
@@ -39,7 +38,7 @@ def fits(los: tuple[float, ...] = (0.5, 0.6), **entry: Any) -> dict[str, list[di
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of both stages, and its report."""
+    """A run of both stages and its report."""
     folder = made.write(
         tmp_path_factory.mktemp("plain") / "run",
         fits(),
@@ -52,8 +51,8 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sweep_rows() -> list[dict]:
     """LOS at two deltas and rates, CE at two rates; one setting diverged.
 
-    On validation LOS is best at 0.005 for delta 0.5 and at 0.0005 for delta 0.9; on
-    the test set it would be the other way round.
+    The best rate of LOS on validation is 0.005 for delta 0.5 and 0.0005 for delta 0.9.
+    On the test set it is the reverse.
     """
     table = {  # delta, lr: accuracy on validation, on test
         (0.5, 5e-4): (0.30, 0.52),
@@ -82,7 +81,7 @@ def sweep_rows() -> list[dict]:
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sweep, and its report."""
+    """A sweep and its report."""
     chosen = {
         "none": [made.outcome([0], 0.4, COUNTS, analysed=made.analysis())],
         "ce": [
@@ -108,9 +107,9 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves out the drawing, which takes most of the time."""
+    """Skip drawing, which takes most of the time."""
     files = {"png": b"png", "svg": b'<svg width="9pt"/>'}
-    monkeypatch.setattr(style, "render", lambda _: files)
+    monkeypatch.setattr(figures, "render", lambda _: files)
 
 
 def numbers(workdir: Path, name: str) -> list[dict[str, str]]:
@@ -138,10 +137,10 @@ def test_groups_are_means_and_deviations_in_per_cent(plain: Path):
     assert float(los["many"]) == pytest.approx(75)
     assert float(los["few"]) == pytest.approx(35)
     assert float(ce["all_std"]) == 0
-    assert none["all_std"] == ""  # one seed has no spread
+    assert none["all_std"] == ""  # one seed has no deviation
 
 
-def test_per_class_has_a_line_for_each_method_and_class(plain: Path):
+def test_per_class_has_a_row_for_each_method_and_class(plain: Path):
     lines = numbers(plain, "accuracy")
     assert len(lines) == 3 * 3
     last = lines[-1]
@@ -164,23 +163,8 @@ def test_differences_from_los_are_paired_by_seeds(plain: Path):
     assert "LOS is ahead of 2 of 2." in html(plain)
 
 
-@pytest.mark.parametrize(
-    ("mean", "std", "pairs", "expected"),
-    [
-        (0.01, 0.02, 3, "within the spread"),
-        (0.03, 0.02, 3, "ce ahead"),
-        (-0.03, 0.02, 3, "los ahead"),
-        (-0.03, np.nan, 1, "los ahead, spread unknown"),
-        (0.0, 0.0, 3, "equal"),
-        (np.nan, np.nan, 0, "no seeds in common"),
-    ],
-)
-def test_verdict(mean: float, std: float, pairs: int, expected: str):
-    assert tables.verdict("ce", mean, std, pairs) == expected
-
-
-def test_delta_takes_the_rate_that_validation_chooses_and_the_fixed_one(swept: Path):
-    """The curve begins with plain cross-entropy, which is a delta of 0."""
+def test_delta_uses_the_best_rate_on_validation_and_the_fixed_one(swept: Path):
+    """The curve starts at delta 0, which is plain cross-entropy."""
     lines = numbers(swept, "delta")
     best, fixed = lines[:3], lines[3:]
     assert [(float(r["delta"]), float(r["lr"])) for r in best] == [
@@ -198,7 +182,7 @@ def test_delta_takes_the_rate_that_validation_chooses_and_the_fixed_one(swept: P
     assert float(best[1]["gap_asked"]) == pytest.approx(np.log(1 + 3 * 0.1 / 0.9))
 
 
-def test_heat_map_takes_the_best_of_the_rest_on_validation(swept: Path):
+def test_heat_map_uses_the_best_other_values_on_validation(swept: Path):
     lines = {(r["method"], float(r["lr"])): r for r in numbers(swept, "learning_rate")}
     assert json.loads(lines["los", 5e-4]["hyper"])["delta"] == 0.9
     assert float(lines["los", 5e-4]["all"]) == pytest.approx(61)
@@ -206,11 +190,11 @@ def test_heat_map_takes_the_best_of_the_rest_on_validation(swept: Path):
     assert lines["ce", 5e-3]["hyper"] == "diverged"
 
 
-def test_diverged_heads_are_in_no_correlation(swept: Path):
+def test_correlation_skips_diverged_heads(swept: Path):
     assert len(numbers(swept, "correlation")) == 10
 
 
-def test_chosen_stands_beside_fixed(swept: Path):
+def test_main_table_lists_chosen_and_fixed_settings(swept: Path):
     lines = [(r["method"], r["values"], r["all"]) for r in numbers(swept, "main")]
     assert lines == [
         ("none", "", "40"),
@@ -230,7 +214,7 @@ def test_confusion_adds_up_over_seeds(swept: Path):
     assert float(line["right_percent"]) == 80
 
 
-def test_reliability_adds_up_and_lives_without_a_validation_set(swept: Path):
+def test_reliability_adds_up_over_seeds_and_needs_no_validation_set(swept: Path):
     lines = numbers(swept, "reliability")
     last = [r for r in lines if (r["method"], r["when"]) == ("los", "before")][-1]
     assert (last["seen"], last["right"], float(last["conf"])) == ("20", "16", 19.6)
@@ -241,43 +225,11 @@ def test_reliability_adds_up_and_lives_without_a_validation_set(swept: Path):
     assert "3.0 ± 0.0" in cells  # ECE afterwards
 
 
-@pytest.mark.parametrize(
-    ("x", "y", "expected"),
-    [
-        ([1, 2, 3, 4], [10, 20, 30, 40], 1.0),
-        ([1, 2, 3, 4], [4, 3, 2, 1], -1.0),
-        # Ranks 1 2.5 2.5 4 and 1 3 2 4: cov 4.5, variances 4.5 and 5.
-        ([1, 2, 2, 9], [0, 5, 1, 7], 4.5 / np.sqrt(4.5 * 5)),
-        ([1, 2, np.nan, 3], [1, 2, 0, 3], 1.0),
-        ([1, 1, 1], [1, 2, 3], np.nan),
-        ([1, 2], [1, 2], np.nan),
-    ],
-)
-def test_spearman(x: list[float], y: list[float], expected: float):
-    rho = figures.spearman(np.array(x, float), np.array(y, float))
-    assert rho == pytest.approx(expected, nan_ok=True)
-
-
-def test_limits_leave_out_what_is_far_and_count_it():
-    values = np.append(np.linspace(0, 1, 200), [1e6, np.nan])
-    low, high, beyond = style.limits(values)
-    assert -0.1 < low < 0.01
-    assert 1.0 < high < 1.6
-    assert beyond == 1
-    assert style.limits(np.array([-1.0, 1.0, 10.0]), log=True)[2] == 1
-    assert style.limits(np.array([np.nan])) == (0.0, 1.0, 0)
-
-
-def test_a_trend_of_few_points_goes_through_them():
-    x, y = style.trend(np.array([3.0, 1.0, 2.0]), np.array([30.0, 10.0, 20.0]))
-    assert (x.tolist(), y.tolist()) == ([1, 2, 3], [10, 20, 30])
-
-
 # The page.
 
 
 @pytest.mark.parametrize("which", ["plain", "swept"])
-def test_the_page_is_well_formed_and_needs_nothing_else(
+def test_page_is_well_formed_and_self_contained(
     which: str, request: pytest.FixtureRequest
 ):
     folder = request.getfixturevalue(which)
@@ -294,15 +246,15 @@ def test_the_page_is_well_formed_and_needs_nothing_else(
         if element.tag == "img":
             assert element.get("alt")
             _, content = element.get("src", "").split("base64,")
-            style = base64.b64decode(content).decode()
-            ElementTree.fromstring(style)
-            assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", style)
+            svg = base64.b64decode(content).decode()
+            ElementTree.fromstring(svg)
+            assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "0123456789abcdef" in text  # the split
     assert "1 x made" in text  # the device
 
 
-def test_every_figure_has_its_files_and_they_come_out_the_same(
+def test_every_figure_has_its_files_and_they_are_reproducible(
     swept: Path, tmp_path: Path
 ):
     names = (*FIGURES, "weight_norm", "delta", "learning_rate", "correlation")
@@ -315,26 +267,26 @@ def test_every_figure_has_its_files_and_they_come_out_the_same(
         assert file.read_bytes() == again.read_bytes(), file.name
 
 
-def test_numbers_can_be_taken_from_the_page(plain: Path):
+def test_page_embeds_the_numbers(plain: Path):
     links = [a for a in tree(html(plain)).iter("a") if a.get("download")]
     link = next(a for a in links if a.get("download") == "groups.csv")
     content = base64.b64decode(link.get("href", "").split("base64,")[1])
     assert content == (plain / "report" / "figures" / "groups.csv").read_bytes()
 
 
-def test_numbers_too_large_for_the_page_are_named():
-    table = page.Table(["x"], [["9" * page.LARGEST]])
-    part = page.Part("n", "t", "r", numbers=table)
-    text = page.html("", "", [page.Chapter("c", (), [part])])
+def test_page_only_names_a_large_csv():
+    table = tables.Table(["x"], [["9" * build.LARGEST_DOWNLOAD]])
+    part = tables.Part("n", "t", "r", numbers=table)
+    text = build.render("", [build.Chapter("c", (), [part])])
     assert "figures/n.csv" in text
     assert "download" not in text
 
 
 def test_names_are_escaped(tmp_path: Path):
-    """Markup in names of classes, methods, devices and folders is text."""
+    """Markup in names of classes, methods, devices and folders becomes text."""
     runs = fits()
-    for held in runs.values():
-        for one in held:
+    for outcomes in runs.values():
+        for one in outcomes:
             one["per_class"]["class"][0] = "<b>&"
     runs["<i>$x$"] = runs.pop("ce")
     folder = made.write(tmp_path / "a<u>&", runs, made.config({"los": LOS}))
@@ -350,19 +302,19 @@ def test_names_are_escaped(tmp_path: Path):
     assert numbers(folder, "accuracy")[0]["class"] == "<b>&"
 
 
-# What is missing.
+# Missing data.
 
 
-def test_what_is_missing_is_said(plain: Path):
-    said = {
+def test_page_explains_missing_parts(plain: Path):
+    text = {
         section.get("id"): "".join(section.itertext())
         for section in tree(html(plain)).iter("section")
         if section.get("id")
     }
-    assert "no sweep of LOS over two values of delta" in said["delta"]
-    assert "no sweep over two learning rates" in said["learning_rate"]
-    assert "hold no reliability" in said["reliability"]
-    assert "hold no confusion" in said["confusion"]
+    assert "needs a sweep of LOS with two or more values" in text["delta"]
+    assert "needs a sweep with two or more learning rates" in text["learning_rate"]
+    assert "has no reliability" in text["reliability"]
+    assert "has no confusion" in text["confusion"]
     for name in ("delta", "learning_rate", "reliability", "confusion"):
         assert not list((plain / "report" / "figures").glob(f"{name}.*"))
 
@@ -378,8 +330,8 @@ def test_stage_1_alone_and_empty_groups_and_nulls(tmp_path: Path):
     build.write([folder], folder / "report")
     assert numbers(folder, "groups")[0]["few"] == ""
     assert "nan" in [cell.text for cell in tree(html(folder)).iter("td")]
-    assert "No other method to hold LOS against, or no LOS." in html(folder)
-    assert "too few for a correlation" in html(folder)
+    assert "This needs LOS and at least one other method." in html(folder)
+    assert "at least three heads with a finite accuracy" in html(folder)
 
 
 def test_a_method_without_analysis_is_named(tmp_path: Path):
@@ -390,7 +342,7 @@ def test_a_method_without_analysis_is_named(tmp_path: Path):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_a_sweep_in_which_all_diverged(tmp_path: Path):
+def test_a_sweep_whose_heads_all_diverged(tmp_path: Path):
     rows = [
         made.row("los", LOS | {"delta": d, "lr": lr}, [0, 0], {}, {}, 3)
         for d in (0.5, 0.9)
@@ -400,14 +352,14 @@ def test_a_sweep_in_which_all_diverged(tmp_path: Path):
     folder = made.write(tmp_path / "run", runs, made.config({"los": LOS}), rows)
     build.write([folder], folder / "report")
     assert "4 heads, 4 diverged" in html(folder)
-    assert "Every LOS head of the sweep has diverged." in html(folder)
+    assert "All LOS heads of the sweep diverged." in html(folder)
 
 
 # Several workdirs.
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_one_choice_is_named_and_several_are_listed(plain: Path, tmp_path: Path):
+def test_protocol_lists_the_choices_that_differ(plain: Path, tmp_path: Path):
     entries = {"ce": CE, "los": LOS}
     drift = made.write(
         tmp_path / "drift",
@@ -428,12 +380,12 @@ def test_one_choice_is_named_and_several_are_listed(plain: Path, tmp_path: Path)
     assert float(one["all"]) == pytest.approx(15)  # 0.6 - 0.5 and 0.8 - 0.6
     assert float(one["all_std"]) == pytest.approx(np.std([10, 20], ddof=1))
     assert one["choices"] == "1"
-    # Batch norm in stage 2 is nothing to the head of stage 1.
+    # Batch norm in stage 2 does not affect the stage-1 head.
     assert lines["drift", "none"]["what_differs"] == "nothing: a repetition"
-    told = lines["both", "los"]["what_differs"]
-    assert told.startswith("2 choices: ")
-    assert "flip: False → True" in told
-    assert "los.start: stage1 → fresh" in told
+    choices = lines["both", "los"]["what_differs"]
+    assert choices.startswith("2 choices: ")
+    assert "flip: False → True" in choices
+    assert "los.start: stage1 → fresh" in choices
     assert lines["both", "ce"]["what_differs"] == "flip: False → True"
     text = (out / "index.html").read_text(encoding="utf-8")
     assert {"protocol", "accuracy-1-run", "accuracy-2-drift", "accuracy-3-both"} <= {
@@ -443,9 +395,7 @@ def test_one_choice_is_named_and_several_are_listed(plain: Path, tmp_path: Path)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_another_training_set_and_other_epochs_are_differences(
-    plain: Path, tmp_path: Path
-):
+def test_training_set_and_epochs_are_choices(plain: Path, tmp_path: Path):
     folder = made.write(
         tmp_path / "other",
         {"none": [made.outcome([7], 0.5, COUNTS)]},
@@ -503,47 +453,38 @@ def test_bad_workdirs(
         (folder / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / file).write_text(content)
     assert main.main(["report", str(folder)]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert str(folder) in told
+    error = capsys.readouterr().err
+    assert message in error
+    assert str(folder) in error
     assert not (folder / "report").exists()
 
 
-def test_a_workdir_in_which_no_fit_has_ended(tmp_path: Path):
+def test_a_workdir_without_finished_fits(tmp_path: Path):
     folder = made.write(tmp_path / "run", {"none": fits()["none"]}, made.config({}))
     (folder / "checkpoints" / "stage1" / "0" / "outcome.json").unlink()
     with pytest.raises(InputError, match="no finished fits"):
         workdirs.read([folder])
 
 
-def test_no_such_folder_the_same_twice_and_no_place_to_write(
+def test_missing_or_repeated_workdir_and_unwritable_output(
     plain: Path, tmp_path: Path, capsys: Any
 ):
-    assert main.main(["report", str(tmp_path / "nowhere")]) == 2
+    assert main.main(["report", str(tmp_path / "absent")]) == 2
     assert "not a workdir" in capsys.readouterr().err
     assert main.main(["report", str(plain), str(plain)]) == 2
     assert "duplicate workdir" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main.main(["report", str(plain), "--out", str(tmp_path / "file")]) == 2
-    assert "Give another folder with --out" in capsys.readouterr().err
+    assert "Choose another folder with --out" in capsys.readouterr().err
 
 
-def test_the_command_reads_workdirs_and_no_config(plain: Path, capsys: Any):
+def test_command_does_not_take_a_config(plain: Path, capsys: Any):
     assert main.main(["report", "--config", "configs/digits_lt.py", str(plain)]) == 2
     assert "does not take --config" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_command_tells_where_the_page_is(plain: Path, tmp_path: Path, capsys: Any):
+def test_command_prints_the_path_of_the_page(plain: Path, tmp_path: Path, capsys: Any):
     assert main.main(["report", str(plain), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'index.html'}\n"
     assert (tmp_path / "index.html").exists()
-
-
-def test_a_scale_of_one_count_has_one_number():
-    """As in a balanced set, where a logarithmic scale finds no round numbers."""
-    axis = Figure().subplots()
-    style.count_axis(axis, np.array([500, 500]))
-    assert [f"{x:g}" for x in axis.get_xticks()] == ["500"]
-    style.count_axis(axis, np.array([5, 500]))
-    assert {10, 100} <= set(axis.get_xticks())
