@@ -1,4 +1,4 @@
-"""One process of a job of several: joins the others and runs commands, in order.
+"""One process of a multi-process job: join the others and run commands in order.
 
 python tests/hosts_worker.py ADDRESS PROCESSES PROCESS WORKDIR COMMAND...
 """
@@ -17,9 +17,9 @@ from lt_jax.errors import Interrupted
 from lt_jax.experiment import stages
 from lt_jax.training import steps
 
-# With seed 0 an activation comes so near to zero that the order of sums decides its
-# sign; then a gradient differs by 15 % on 2 or 8 devices, by the compiler's version. Of
-# the seeds 1 to 6, on 1, 2, 4 and 8 devices, none does: 4e-6 at most.
+# With seed 0, an activation is so close to zero that the order of sums decides its
+# sign. Then a gradient differs by 15 % on 2 or 8 devices, depending on the compiler.
+# Seeds 1 to 6 have no such activation on 1, 2, 4 and 8 devices: 4e-6 at most.
 SEED = 3
 
 
@@ -27,7 +27,7 @@ def config():
     c = tiny_digits.config(
         seed=SEED,
         optim__epochs=1,
-        optim__lr=0.01,  # calm: training amplifies roundings
+        optim__lr=0.01,  # low, as training amplifies rounding errors
         optim__batch=16,  # 20 steps, the last one ragged
         method__names=("ce", "ncm"),
         eval__batch=77,
@@ -41,11 +41,11 @@ def config():
 
 
 def slow_train(c, workdir):
-    """Training that a signal meets."""
+    """Train slowly enough for a signal to arrive."""
     compiles, pause = steps.compile_ahead, time.sleep
 
-    def slowed(*args):
-        step = compiles(*args)
+    def slowed(*args, **kwargs):
+        step = compiles(*args, **kwargs)
         return step._replace(run=lambda *given: (pause(0.2), step.run(*given))[1])
 
     steps.compile_ahead = slowed
@@ -53,17 +53,17 @@ def slow_train(c, workdir):
 
 
 def slow_sweep(c, workdir):
-    """Features that a signal meets."""
+    """Extract features slowly enough for a signal to arrive."""
     make, pause = steps.make_feature_step, time.sleep
 
-    def made(*args):
+    def made(*args, **kwargs):
         print("features begin", flush=True)
-        step = make(*args)
+        step = make(*args, **kwargs)
         return lambda *given: (pause(0.2), step(*given))[1]
 
     steps.make_feature_step = made
     with c.unlocked():
-        c.eval.batch = 8  # of several batches between two answers
+        c.eval.batch = 8  # several batches between two sync steps
     return stages.sweep(c.lock(), workdir)
 
 

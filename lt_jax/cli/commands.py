@@ -28,12 +28,13 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
 
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
-    from lt_jax.distributed import cluster
+    import jax
+
     from lt_jax.experiment import stages
     from lt_jax.training.log import plain
 
     found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
-    if not cluster.is_process_zero():
+    if jax.process_index() != 0:
         return
     if options.json:
         print(json.dumps(plain(found), allow_nan=False))

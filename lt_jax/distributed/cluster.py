@@ -5,44 +5,46 @@ Importing this module does not import JAX.
 
 from __future__ import annotations
 
+import contextlib
+import glob
+import importlib.util
 import os
+import re
+import signal
 import socket
 import stat
 import sys
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lt_jax._version import __version__
-from lt_jax.distributed import meeting, schedulers
-from lt_jax.distributed.schedulers import Job
 from lt_jax.errors import InputError
 
-# To wait for the other processes: hosts of one job may start minutes apart, when each
-# pulls an image first. JAX's own default.
+# JAX's own default. Hosts may start minutes apart, if each pulls an image first.
 JOIN_SECONDS = 300
 
-# After they have met, JAX's runtime connects them; nobody has to be waited for.
-CONNECT_SECONDS = 60
-
-# A process that is silent for so long is dead, and the runtime ends all others. A
-# closed connection ends them at once; this is for a host that just stops answering.
-# JAX's default is 100 s. The signs of life come from a thread of their own, which
-# Python and compilation cannot hold up, only a machine that stands still: a swapping
-# host or the live migration of a virtual machine, which take seconds. Shorter costs
-# whole jobs for a hiccup, longer only idle machines.
+# After this silence a host counts as dead, and the runtime ends the other processes. A
+# closed connection ends them at once. JAX's default is 100 s. Only a stopped machine
+# delays heartbeats: swapping or a live migration takes seconds.
 HEARTBEAT_SECONDS = 60
 
-# At a normal end all wait for each other so long: process 0 writes the report alone.
+# At a normal end the others wait this long while process 0 writes the report.
 SHUTDOWN_SECONDS = 300
 
-# After an error the others have so long to come to the same end, and then the exit code
-# is the command's own; else this process leaves alone. Without, the runtime would wait
-# SHUTDOWN_SECONDS and turn every exit code into SIGABRT.
+# After an error the others have this long to end too, so that the exit code is the
+# command's own. The runtime would wait SHUTDOWN_SECONDS, then abort with SIGABRT.
 LEAVE_SECONDS = 10
+COMMON_EXIT_CODES = (0, 75, 130)  # all processes end together
 
-# Ends that all processes come to together, but for one that was stopped at once.
-TOGETHER = (0, 75, 130)
+FLAGS = {
+    "coordinator_address": "--coordinator",
+    "num_processes": "--num_processes",
+    "process_id": "--process_id",
+}
+HINT = f"pass {', '.join(FLAGS.values())}, or only --num_processes 1 to run alone"
 
 
 def join(
@@ -51,173 +53,286 @@ def join(
     process_id: int | None = None,
     seconds: float = JOIN_SECONDS,
 ) -> bool:
-    """Makes this process a part of its job. To be called before JAX does anything.
+    """Join the other processes of the job. Call it before any JAX computation.
 
-    A process works alone unless the arguments say otherwise or it finds itself among
-    several: in a SLURM step or under Open MPI with more than one task, in an indexed
-    Kubernetes Job, or on a Cloud TPU. What the arguments leave open is taken from SLURM
-    or Open MPI; ``num_processes=1`` alone turns the search off.
+    Without flags, a process runs alone unless a scheduler started several. SLURM and
+    Open MPI provide missing numbers. ``num_processes=1`` alone skips the detection.
 
     Args:
-      coordinator: ``HOST:PORT`` where process 0 listens, on that interface alone.
-      seconds: to wait for the others at most.
+      coordinator: ``HOST:PORT`` where process 0 listens, on that interface only.
+      num_processes: processes of the job.
+      process_id: from 0 to ``num_processes - 1``.
+      seconds: time to wait for the others. After it the process exits with code 2.
 
     Returns:
-      Whether there are others. Then each process has said on stderr who it is, and
-      stdout belongs to process 0's own text.
+      Whether there are other processes. If so, each has printed a line to stderr, and
+      from now on only process 0 prints to stdout.
 
     Raises:
-      InputError: arguments that do not fit, or processes that did not come.
+      InputError: inconsistent flags, no connection, or other versions in process 0.
     """
-    if (coordinator, num_processes, process_id) == (None, 1, None):
+    flags = zip(FLAGS, (coordinator, num_processes, process_id), strict=True)
+    given = {name: value for name, value in flags if value is not None}
+    arguments = _arguments(given)
+    if arguments is None:
         return False
-    flags = {
-        "--coordinator": coordinator,
-        "--num_processes": num_processes,
-        "--process_id": process_id,
-    }
-    given = [flag for flag, value in flags.items() if value is not None]
-    finds = schedulers.launched if given else schedulers.detect
-    found = finds(os.environ)
-    if not given and found is None:
-        return False
-    # A collective of several CPU devices or processes needs more threads than a small
-    # machine has cores, and dead-locks without; JAX reads this when it starts.
+    # With fewer threads than devices, a collective of CPU devices dead-locks. JAX reads
+    # this variable when it starts.
     if (os.cpu_count() or 1) < 16:
         os.environ.setdefault("NPROC", "16")
-    if not given:
-        assert found is not None
-        return _join_found(found, seconds)
-    if found is not None:
-        flags["--num_processes"] = num_processes = num_processes or found.num_processes
-        if process_id is None:
-            flags["--process_id"] = process_id = found.process_id
-    missing = [flag for flag, value in flags.items() if value is None]
-    if coordinator is None or num_processes is None or process_id is None:
-        raise InputError(
-            f"{' and '.join(given)} without {' and '.join(missing)}: expected all "
-            "three, or --num_processes 1 for a process that works alone"
-        )
-    where = meeting.place(coordinator, num_processes, process_id)
-    bind = meeting.bind_address(where) if process_id == 0 else None
     import jax
 
-    versions = {"lt_jax": __version__, "jax": jax.__version__}
-    meeting.meet(where, versions, seconds)
-    jax.distributed.initialize(
-        coordinator,
-        num_processes,
-        process_id,
-        local_device_ids=[] if found is None else found.devices,
-        cluster_detection_method=None if found else "deactivate",
-        initialization_timeout=CONNECT_SECONDS,
-        heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        coordinator_bind_address=bind,
-    )
-    _introduce(f"coordinator {coordinator}")
-    return True
-
-
-def _join_found(found: Job, seconds: float) -> bool:
-    import jax
-
+    where = coordinator or "found by JAX"
+    bind = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or coordinator or ""
+    if coordinator and arguments["process_id"] == 0:
+        _check_address(bind)
     try:
-        jax.distributed.initialize(
-            local_device_ids=found.devices,
-            cluster_detection_method=found.method,
-            initialization_timeout=round(seconds),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
-    except ValueError as error:
-        if found.name == "Cloud TPU" and "should be defined" in str(error):
-            return False  # a single host that no metadata server knows
-        raise InputError(f"{found.name}: cannot join the others: {error}") from error
-    except (RuntimeError, OSError) as error:
-        raise InputError(f"{found.name}: cannot join the others: {error}") from error
-    _introduce(f"coordinator found through {found.name}")
-    return True
-
-
-def _introduce(coordinator: str) -> None:
-    """Says who this process is; from here on process 0 alone has a stdout."""
-    import jax
-
+        with _time_limit(where, arguments.get("process_id"), seconds):
+            jax.distributed.initialize(
+                **arguments,
+                coordinator_bind_address=bind or None,
+                # JAX would abort with a stack trace; the time limit comes first.
+                initialization_timeout=round(seconds) + 60,
+                heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+            )
+    except (ValueError, RuntimeError, OSError) as error:
+        if "should be defined" in str(error) and _has_tpu(os.environ):
+            return False  # a single TPU host without a metadata server
+        raise InputError(f"cannot join the others ({error}): {HINT}") from error
+    _protect_stdout()
+    _check_versions()
     here = jax.local_devices()
     print(
         f"process {jax.process_index()} of {jax.process_count()} on "
         f"{socket.gethostname()}: {len(here)} x {here[0].device_kind} of "
-        f"{jax.device_count()}, {coordinator}",
+        f"{jax.device_count()}, coordinator {where}",
         file=sys.stderr,
         flush=True,
     )
-    # Gloo, the collectives between CPUs, writes to the file descriptor of stdout, where
-    # `evaluate --json` has its object: Python keeps a copy of it for itself.
+    return True
+
+
+def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
+    """Combine flags and scheduler to arguments of jax.distributed.initialize.
+
+    None means that the process runs alone. JAX finds what is missing.
+    """
+    if given == {"num_processes": 1}:
+        return None
+    found = scheduled(os.environ)
+    if not given:
+        return found if found or _managed(os.environ) else None
+    if not found:
+        found = {"local_device_ids": []}
+    method = None if "process_id" in found else "deactivate"
+    arguments = {**found, **given, "cluster_detection_method": method}
+    missing = [flag for name, flag in FLAGS.items() if name not in arguments]
+    if missing:
+        flags = " and ".join(FLAGS[name] for name in given)
+        raise InputError(f"{flags} without {' and '.join(missing)}: {HINT}")
+    coordinator, num, number = (arguments[name] for name in FLAGS)
+    if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", coordinator):
+        raise InputError(
+            f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, got {coordinator}"
+        )
+    if not 0 <= number < num:
+        raise InputError(
+            f"--process_id must be from 0 to --num_processes - 1, got {number} with "
+            f"--num_processes {num}"
+        )
+    return arguments
+
+
+def _check_address(address: str) -> None:
+    """Check that this process can listen there, where JAX would crash."""
+    host, _, port = address.rpartition(":")
+    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
+    try:
+        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+    except OSError as error:
+        raise InputError(
+            f"process 0 on {socket.gethostname()} cannot listen on {address}: "
+            f"{error.strerror}. Another job may use the port, or --coordinator is not "
+            "this host. Behind a gateway, set JAX_COORDINATOR_BIND_ADDRESS"
+        ) from error
+
+
+@contextlib.contextmanager
+def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[None]:
+    """Exit with a message if the others do not come; let Ctrl-C end the wait."""
+    who = "this process" if process_id is None else f"process {process_id}"
+
+    def give_up() -> None:
+        print(
+            f"lt-jax: {who} on {socket.gethostname()} did not reach all others within "
+            f"{seconds:.0f} s (coordinator {where}). Check that all processes run, "
+            "with the same --coordinator and --num_processes. Each needs its own "
+            "--process_id, from 0. Process 0 must run on the coordinator's host, and "
+            "the network must allow connections to it.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(2)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+
+
+def _check_versions() -> None:
+    import jax
+
+    from lt_jax.distributed import processes
+
+    own = f"lt_jax {__version__} and jax {jax.__version__}"
+    first = processes.from_process_zero(lambda: own)
+    if own != first:
+        raise InputError(
+            f"process {jax.process_index()} on {socket.gethostname()} has {own}, "
+            f"process 0 has {first}: install the same versions"
+        )
+
+
+def _protect_stdout() -> None:
+    """Give Python's prints their own stdout, and none to processes other than 0.
+
+    Gloo, which connects CPUs, writes to the descriptor that ``evaluate --json`` uses.
+    """
+    import jax
+
     sys.stdout.flush()
     own = os.dup(1)
     if jax.process_index() == 0:
         os.dup2(2, 1)
     else:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, 1)
-        os.close(nowhere)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, 1)
+        os.close(devnull)
     sys.stdout = os.fdopen(own, "w", encoding="utf-8", buffering=1)
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several; asks without starting JAX."""
+    """Check whether this process is one of several, without importing JAX."""
     jax = sys.modules.get("jax")
     return jax is not None and jax.distributed.is_initialized()
 
 
-def is_process_zero() -> bool:
-    """Whether this process is the one that tells results: process 0."""
-    import jax
-
-    return jax.process_index() == 0
-
-
 def leave(code: int, alone: bool = False) -> int:
-    """Ends this process's part in a job; returns the exit code, or does not return.
+    """End this process's part in the job.
+
+    A process that fails alone does not wait for the others, which wait for it. It
+    exits, its connections close, and the runtime ends the others.
 
     Args:
-      alone: whether others may not come to this end, though the code looks like it.
+      code: the exit code.
+      alone: whether the others may go on, even if ``code`` is a common one.
 
-    After an error that all processes have, such as a wrong config, they end together
-    with their code. One that fails alone does not wait for others that wait for it: it
-    ends at once, its connections close, and the runtime ends the others.
+    Returns:
+      The exit code, if all processes end with it. Otherwise it does not return.
     """
-    if not is_distributed() or (code in TOGETHER and not alone):
+    if not is_distributed() or (code in COMMON_EXIT_CODES and not alone):
         return code
     import jax
 
     sys.stdout.flush()
     sys.stderr.flush()
-    all_come = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    all_come.start()
-    all_come.join(LEAVE_SECONDS)
+    shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    shutdown.start()
+    shutdown.join(LEAVE_SECONDS)
     os._exit(code)
 
 
-def enable_compilation_cache() -> None:
-    """Compiled programs are kept on disk, so that the next start skips the compiler.
+def scheduled(env: Mapping[str, str]) -> dict[str, Any]:
+    """Return arguments of jax.distributed.initialize from SLURM or Open MPI, or {}."""
+    prefix = "OMPI_COMM_WORLD_"
+    # The shell of `salloc` has the job's task count, but is a step of one task.
+    steps = int(env.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_JOB_ID" in env else 1
+    if (tasks := min(int(env.get("SLURM_NTASKS", 1)), steps)) > 1:
+        here = -(-tasks // int(env["SLURM_STEP_NUM_NODES"]))
+        number, local = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
+        method = "slurm"
+    elif (tasks := int(env.get(f"{prefix}SIZE", 1))) > 1:
+        number, here, local = (
+            int(env[prefix + key]) for key in ("RANK", "LOCAL_SIZE", "LOCAL_RANK")
+        )
+        # Open MPI 5 has no address in the environment; JAX then needs mpi4py.
+        method = "ompi" if "OMPI_MCA_orte_hnp_uri" in env else "mpi4py"
+    else:
+        return {}
+    return {
+        "num_processes": tasks,
+        "process_id": number,
+        "local_device_ids": local_devices(here, local, env),
+        "cluster_detection_method": method,
+    }
 
-    They lie in ``~/.cache/lt_jax/compiled`` (XDG_CACHE_HOME), or where the variable
-    JAX_COMPILATION_CACHE_DIR says; empty, it turns this off. Not in the workdir, which
-    people pass on: JAX runs what it finds there, so the folder must be the user's own.
+
+def _has_tpu(env: Mapping[str, str]) -> bool:
+    return (
+        "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
+        and importlib.util.find_spec("libtpu") is not None
+        and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
+    )
+
+
+def _managed(env: Mapping[str, str]) -> bool:
+    """Check for a Cloud TPU or an indexed Kubernetes Job. JAX finds the others."""
+    pod = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
+    return pod or _has_tpu(env)
+
+
+def local_devices(here: int, local: int, env: Mapping[str, str]) -> list[int] | None:
+    """Choose the GPUs of process ``local`` of the ``here`` processes on this host.
+
+    JAX gives the i-th process the i-th GPU (jax-ml/jax#16788). That is wrong for one
+    process per node, and where the scheduler picked the GPU (--gpus-per-task).
+
+    Returns:
+      Numbers among the visible ones; []: all of them; None: JAX's choice.
+
+    Raises:
+      InputError: the GPUs cannot be shared evenly.
+    """
+    if here == 1:
+        return []
+    if "CUDA_VISIBLE_DEVICES" not in env:
+        return None
+    num = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()])
+    if num <= 1:
+        return []
+    if num % here:
+        raise InputError(
+            f"{here} processes on {socket.gethostname()} cannot share {num} GPUs "
+            "evenly: start one process per GPU or one per node"
+        )
+    each = num // here
+    return list(range(local * each, (local + 1) * each))
+
+
+def enable_compilation_cache() -> None:
+    """Keep compiled programs on disk, so that the next start skips the compiler.
+
+    The folder is ``~/.cache/lt_jax/compiled`` (XDG_CACHE_HOME), or
+    JAX_COMPILATION_CACHE_DIR; if that is empty, there is no cache. JAX executes the
+    files in it, so it must be the user's own, and not in the workdir, which is shared.
     """
     import jax
 
-    # A program that calls oneDNN (`models.onednn`) has no form on disk: it is compiled
-    # at each start, which is told with the time that it took.
+    # Programs that call oneDNN cannot be stored.
     warnings.filterwarnings(
         "ignore", "Error writing persistent compilation cache entry.*bad_alloc"
     )
-    asked = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if asked:
+    configured = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if configured:
         return  # JAX has read it
-    if asked == "":
+    if configured == "":
         jax.config.update("jax_compilation_cache_dir", None)
         return
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -226,13 +341,12 @@ def enable_compilation_cache() -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        why = f"{error.strerror} ({folder})"
+        reason = f"{error.strerror} ({folder})"
     else:
         if found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH:
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            # By default only what takes a second to compile is kept; a start consists
-            # of dozens of programs that take less.
+            # JAX's default of 1 s would miss most programs of a start.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
             return
-        why = f"{folder} is not this user's alone"
-    print(f"lt-jax: compiled programs are not kept: {why}", file=sys.stderr)
+        reason = f"other users can write to {folder}"
+    print(f"lt-jax: compilation cache disabled: {reason}", file=sys.stderr)

@@ -1,122 +1,98 @@
-"""How a command ends before its end: signals and exit codes."""
+"""Interruption of a command by SIGINT and SIGTERM, and the exit codes for it."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
-import socket
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from lt_jax.distributed import processes
 from lt_jax.errors import Interrupted
 
-# What a command that was asked to stop, and saved, exits with. After Ctrl-C a person
-# goes on when it suits; after SIGTERM (preemption, a time limit) the launcher should:
-# EX_TEMPFAIL of sysexits.h, "try again".
+# Exit codes of a command that saved its work and stopped. After SIGTERM (preemption, a
+# time limit) the launcher should retry: 75 is EX_TEMPFAIL of sysexits.h.
 EXIT_CODES = {"SIGINT": 130, "SIGTERM": 75}
-
-# What is under way at the second signal has so long to unwind. A save, or a step that
-# waits for another process, may take any time, and no exception reaches into it.
-UNWIND_SECONDS = 10
-WATCHER = "lt_jax signals"  # the thread that sees to it
 
 
 @contextlib.contextmanager
 def catch_signals(*names: str) -> Iterator[Callable[[], str]]:
-    """Turns the first of these signals into an answer; the second stops at once.
+    """Record the first of these signals; the second one ends the process at once.
 
-    At once: by ``KeyboardInterrupt``, and where that has not led out of here after
-    ``UNWIND_SECONDS``, by the end of the process, code 130.
+    The first signal restores the default actions, so that the second one ends even a
+    process that waits in a collective. Nothing is cleaned up, which is safe:
+    checkpoints are written atomically.
 
     Args:
       names: keys of ``EXIT_CODES``.
 
     Yields:
-      A function that all processes call at the same places; it gives all the same
-      answer: the name of the signal that any of them got, "" for none.
+      A function for all processes to call at the same places. It returns the name of
+      the signal that any of them received, or "".
     """
-    heard = ""
+    received = ""
+    numbers = [signal.Signals[name] for name in names]
 
-    def note(number: int, _frame: Any) -> None:
-        nonlocal heard
-        if heard:
-            raise KeyboardInterrupt
-        heard = signal.Signals(number).name
-        # Not print: the signal may come in the middle of one.
-        text = f"\n{heard}: saves and stops; once more stops at once\n"
+    def handle(number: int, _frame: Any) -> None:
+        nonlocal received
+        received = signal.Signals(number).name
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        again = "press Ctrl-C" if number == signal.SIGINT else "send it"
+        # Not print, which the signal may have interrupted.
+        text = f"\n{received}: saving and stopping ({again} again to quit now)\n"
         os.write(2, text.encode())
 
-    def stopped() -> str:
-        number = processes.max_over_processes(
-            signal.Signals[heard].value if heard else 0
-        )
+    def stop_requested() -> str:
+        number = signal.Signals[received].value if received else 0
+        number = processes.max_over_processes(number)
         return signal.Signals(number).name if number else ""
 
-    # After jax.distributed, whose own handler would swallow SIGTERM.
-    numbers = [signal.Signals[name] for name in names]
-    before = {number: signal.signal(number, note) for number in numbers}
+    # Call this after jax.distributed.initialize, whose handler swallows SIGTERM.
+    before = {number: signal.signal(number, handle) for number in numbers}
+    for number in numbers:
+        _reset_on_delivery(number)
     try:
-        with _ends_after_two(numbers):
-            yield stopped
+        yield stop_requested
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-@contextlib.contextmanager
-def _ends_after_two(numbers: list[signal.Signals]) -> Iterator[None]:
-    """Ends the process ``UNWIND_SECONDS`` after the second signal, if still in here.
+def _reset_on_delivery(number: int) -> None:
+    """Have the kernel restore the default action when the signal arrives.
 
-    A thread, because a handler has to wait for the main one to come back from
-    whatever library it is in.
+    Python runs handlers in the main thread, between bytecodes. In a collective or a
+    compilation it may not get there for minutes, or ever.
     """
-    reads, writes = socket.socketpair()
-    writes.setblocking(False)
-    left = threading.Event()
-
-    def watch() -> None:
-        came = 0
-        while came < 2 and (byte := reads.recv(1)):
-            came += byte[0] in numbers
-        if came == 2 and not left.wait(UNWIND_SECONDS):
-            text = (
-                f"\nlt-jax: what was under way did not end in {UNWIND_SECONDS} s; left "
-                "alone. Checkpoints that were finished are whole\n"
-            )
-            os.write(2, text.encode())
-            os._exit(EXIT_CODES["SIGINT"])
-
-    watcher = threading.Thread(target=watch, name=WATCHER, daemon=True)
-    watcher.start()
-    outer = signal.set_wakeup_fd(writes.fileno(), warn_on_full_buffer=False)
-    try:
-        yield
-    finally:
-        signal.set_wakeup_fd(outer)
-        left.set()
-        writes.close()
-        watcher.join()
-        reads.close()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "sysv_signal"):  # glibc
+        libc.sysv_signal.restype = ctypes.c_void_p
+        handler = libc.sysv_signal(number, None)
+        libc.sysv_signal(number, ctypes.c_void_p(handler))
 
 
 def never_stop() -> str:
-    """The answer where nobody can ask for an end."""
+    """Return "": the default of ``stop_requested`` arguments."""
     return ""
 
 
 def until_stopped(
-    batches: Iterable[Any], stopped: Callable[[], str], doing: str
+    batches: Iterable[Any], stop_requested: Callable[[], str], doing: str
 ) -> Iterator[Any]:
-    """The same batches, as many in all processes, unless a signal comes between them.
+    """Yield batches until a signal arrives.
 
     Args:
-      stopped: of ``catch_signals``.
-      doing: what is given up, told of ``Interrupted``.
+      batches: equally many in all processes.
+      stop_requested: from ``catch_signals``.
+      doing: the work that is given up, for the exception.
+
+    Raises:
+      Interrupted: a signal arrived.
     """
     for number, batch in enumerate(batches):
-        if processes.is_sync_step(number) and (by := stopped()):
+        if processes.is_sync_step(number) and (by := stop_requested()):
             raise Interrupted(doing, by)
         yield batch
