@@ -52,8 +52,8 @@ def check_fields(
         for key in filter(None, dotted.split(".")):
             if not isinstance(value, dict) or key not in value:
                 raise InputError(
-                    f"{where} lacks {dotted!r}: another version of lt_jax wrote it. "
-                    "Run the same command in a new workdir"
+                    f"{where} lacks {dotted!r}: another version of lt_jax may have "
+                    f"written it. {remedy}"
                 )
             value = value[key]
         if not isinstance(value, kind):

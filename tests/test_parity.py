@@ -511,7 +511,7 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     found = {"params": state.params, "batch_stats": state.batch_stats}
     names = {torch_names.torch_name(name): name for name in trees.leaves(found)}
     expected = {
-        names[name]: torch_names.to_ours(leaf)
+        names[name]: torch_names.to_our_layout(leaf)
         for name, leaf in nets.state(theirs).items()
         if name in names
     }

@@ -76,13 +76,13 @@ def convert(options: argparse.Namespace) -> None:
         method=options.method,
         seeds=options.seeds,
         part=options.part,
-        tell=print,
+        echo=print,
     )
 
 
 def predict(options: argparse.Namespace) -> None:
     from lt_jax.errors import InputError
-    from lt_jax.export import artefacts, predict
+    from lt_jax.export import predict
 
     if options.artefact is None:
         found = predict.predict(
@@ -91,7 +91,9 @@ def predict(options: argparse.Namespace) -> None:
     elif options.method:
         raise InputError("--artefact does not take --method: it holds one head")
     else:
-        found = artefacts.predict(options.artefact, options.images, options.top)
+        found = predict.predict_by_artefact(
+            options.artefact, options.images, options.top
+        )
     if options.json:
         print(json.dumps(found))
         return

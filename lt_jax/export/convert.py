@@ -1,7 +1,4 @@
-"""``lt-jax convert``: weights into a folder that ``init.path`` takes for a stage 1.
-
-The other way, from a workdir to a file, is ``exporting``.
-"""
+"""``lt-jax convert``: a file of weights to a stage 1, or a finished fit to a file."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from lt_jax.training import checkpoint
 
 
 class Shape(NamedTuple):
-    """What of a network its weights decide."""
+    """The sizes of a network that its weights decide."""
 
-    arch: str
     stem: str
     width: int
     channels: int
+    num_classes: int
 
 
 def convert(
@@ -37,134 +34,117 @@ def convert(
     method: str,
     seeds: str,
     part: str,
-    tell: Callable[[str], None],
+    echo: Callable[[str], None],
 ) -> None:
-    """A file of weights into a folder, or a fit of a workdir into a file.
+    """Convert a file of weights to a folder, or a fit of a workdir to a file.
 
     Args:
-      arch: of a file of weights, a key of ``models.ARCHS``.
-      method: of a workdir, whose fit is written; ``stage1`` is the head of stage 1, and
-        ``chosen/los`` one that a sweep chose.
-      seeds: of that fit, as in ``0.2``; "" takes the first.
-      part: begins the names in the file that are read.
+      arch: architecture in a file of weights, a key of ``models.ARCHS``.
+      method, seeds: which fit of a workdir, see ``weights.find``.
+      part: prefix of the names to read from a file of weights.
+      echo: prints a line.
 
     Raises:
-      InputError: one of them is not what it should be; nothing is written then.
+      InputError: an argument is invalid; nothing is written.
     """
     if source.is_dir():
-        stablehlo.write(stablehlo.finished(source, method, seeds), target, tell)
+        stablehlo.write(stablehlo.finished(source, method, seeds), target, echo)
         return
     if not weight_files.is_weights(source):
         kinds = ", ".join((*weight_files.PYTORCH, weight_files.SAFETENSORS))
         raise InputError(
             f"{source} is neither a workdir nor a file of weights: expected a folder, "
-            f"or a name in {kinds}"
+            f"or a name that ends in {kinds}"
         )
     if not arch:
-        raise InputError(
-            f"which network is in {source.name}? Say it with --arch NAME, one of "
-            f"{', '.join(models.ARCHS)}"
-        )
-    _in(source, target, arch, part, tell)
-
-
-def _in(
-    source: Path, target: Path, arch: str, part: str, tell: Callable[[str], None]
-) -> None:
+        names = ", ".join(models.ARCHS)
+        raise InputError(f"--arch is missing: which network is in {source}? {names}")
     one_of("arch", arch, models.ARCHS)
-    directory = target / "checkpoints" / "stage1" / "0"
-    if target.is_file() or directory.exists():
-        raise InputError(
-            f"{target} is there already: expected the name of a new folder, which will "
-            "hold the converted stage 1"
-        )
+    if target.is_file() or (target / "checkpoints" / "stage1" / "0").exists():
+        raise InputError(f"{target} exists already: expected the name of a new folder")
     state = weight_files.read(source)
-    shape = _shape_of(state, arch, part)
+    shape = _shape(state, part)
     try:
-        found = torch_names.from_torch(state, _expected(shape, _classes(state)), part)
+        found = torch_names.from_torch(state, _expected(arch, shape), part)
     except InputError as error:
         raise InputError(
-            f"{source} does not hold a {arch}: {error}{_meant(state, shape, part)}"
+            f"{source} does not hold a {arch}: {error}{_guess(state, shape, part)}"
         ) from error
-    tree = traverse_util.unflatten_dict(found.leaves, sep="/")
-    headless = "params/head/kernel" not in found.leaves
-    checkpoint.write(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
-    results.save_outcome(
-        directory,
-        {
-            "run": "stage1/0",
-            "weights": results.FINAL,
-            "backbone": "",
-            "seeds": [0],
-            "step": 0,
-            "epochs": None,
-            "hyper": {},
-            "fitted_on": f"unknown: converted from {source.name}",
-            "seconds": None,
-            "images_per_second": None,
-            "model": {"name": arch, "stem": shape.stem, "width": shape.width},
-        },
-    )
+    _write_stage1(target, source, arch, shape, found)
     for line in found.lines:
         sizes = "x".join(map(str, found.leaves[line.name].shape))
         ours = line.name.removeprefix("params/")
-        tell(f"{line.source or '-':48s} -> {ours:44s} {sizes:16s} {line.note}".rstrip())
-    if found.aside:
-        tell(f"left out, as no weights: {len(found.aside)} ({_some(found.aside)})")
+        echo(f"{line.source or '-':48s} -> {ours:44s} {sizes:16s} {line.note}".rstrip())
+    if found.skipped:
+        names = ", ".join(found.skipped[:3]) + (", ..." if found.skipped[3:] else "")
+        echo(f"skipped {len(found.skipped)} entries that are not weights: {names}")
     total = sum(leaf.size for leaf in found.leaves.values())
-    tell(
-        f"{len(found.lines)} leaves, {total:,} numbers: {arch} {shape.width} wide with "
-        f"the {shape.stem} stem, in {target}"
+    echo(
+        f"{len(found.lines)} leaves, {total:,} numbers in {target}: {arch}, width "
+        f"{shape.width}, {shape.stem} stem"
     )
     flags = f"--config.model.name={arch} --config.model.stem={shape.stem} "
     flags += f"--config.model.width={shape.width} --config.init.path={target}"
-    if headless:
-        tell("NOTE: the file has no head; one is drawn, so let methods start fresh")
+    if "params/head/kernel" not in found.leaves:
+        echo("NOTE: the file has no head; only methods with start='fresh' can use it")
         flags += " --config.init.skip='head/.*'"
-    tell(f"use it with: lt-jax retrain --config FILE --workdir DIR {flags}")
+    echo(f"use it with: lt-jax retrain --config FILE --workdir DIR {flags}")
 
 
-def _shape_of(state: dict[str, np.ndarray], arch: str, part: str) -> Shape:
-    """The stem and the width that the first convolution tells."""
+def _write_stage1(
+    target: Path, source: Path, arch: str, shape: Shape, found: torch_names.Found
+) -> None:
+    directory = target / "checkpoints" / "stage1" / "0"
+    tree = traverse_util.unflatten_dict(found.leaves, sep="/")
+    checkpoint.write(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
+    outcome = {
+        "run": "stage1/0",
+        "weights": results.FINAL,
+        "backbone": "",
+        "seeds": [0],
+        "step": 0,
+        "epochs": None,
+        "hyper": {},
+        "fitted_on": f"unknown: converted from {source.name}",
+        "seconds": None,
+        "images_per_second": None,
+        "model": {"name": arch, "stem": shape.stem, "width": shape.width},
+    }
+    results.save_outcome(directory, outcome)
+
+
+def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
+    """Read sizes from the first convolution and the classifier.
+
+    Without them, any error is reported leaf by leaf later.
+    """
+    heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
+    num_classes = next((len(leaf) for leaf in heads), 1)
     for name, leaf in state.items():
-        if name.startswith(part) and (name == "conv1.weight" or _is_stem(name)):
-            if leaf.ndim == 4:
-                stem = "imagenet" if leaf.shape[-1] == 7 else "cifar"
-                return Shape(arch, stem, leaf.shape[0], leaf.shape[1])
-    return Shape(arch, "cifar", 64, 3)  # whatever is wrong is told leaf by leaf
+        is_stem = f".{name}".endswith(".conv1.weight") and ".layer" not in f".{name}"
+        if name.startswith(part) and is_stem and leaf.ndim == 4:
+            stem = "imagenet" if leaf.shape[-1] == 7 else "cifar"
+            return Shape(stem, *leaf.shape[:2], num_classes)
+    return Shape("cifar", 64, 3, num_classes)
 
 
-def _is_stem(name: str) -> bool:
-    return name.endswith(".conv1.weight") and ".layer" not in f".{name}"
-
-
-def _classes(state: dict[str, np.ndarray]) -> int:
-    for name, leaf in state.items():
-        if torch_names.is_head(name) and leaf.ndim == 2:
-            return leaf.shape[0]
-    return 1
-
-
-def _expected(shape: Shape, num_classes: int) -> dict[str, Any]:
-    """The shapes of the leaves by our names."""
+def _expected(arch: str, shape: Shape) -> dict[str, Any]:
+    """Return the shapes of a network's leaves by our names."""
     backbone = models.create(
-        shape.arch, shape.stem, shape.width, False, "torch", "float32", None
+        arch, shape.stem, shape.width, False, "torch", "float32", None
     )
-    like = weights.blank(backbone, linear, (32, 32, shape.channels), num_classes)
-    return trees.leaves(like._asdict())
+    size = 32, 32, shape.channels
+    return trees.leaves(
+        weights.blank(backbone, linear, size, shape.num_classes)._asdict()
+    )
 
 
-def _meant(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:
-    """The end of the message: which network it is, if it is one of ours."""
+def _guess(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:
+    """End an error message with the architecture that fits, if one does."""
     for arch in models.ARCHS:
         try:
-            expected = _expected(shape._replace(arch=arch), _classes(state))
-            torch_names.from_torch(state, expected, part)
+            torch_names.from_torch(state, _expected(arch, shape), part)
         except InputError:
             continue
         return f"\nIt is a {arch}: --arch {arch}"
-    return "\nIt is none of ours: check --arch, or what else the file holds"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return "\nNo known architecture fits: check --arch and --part"

@@ -1,7 +1,7 @@
-"""A finished fit as a file: weights under torchvision's names, or StableHLO.
+"""Finished fits as files: weights with torchvision's names, or StableHLO artefacts.
 
-The StableHLO artefact holds normalisation, backbone and head, for any number of images
-of any size, and runs without this package.
+An artefact holds normalisation, backbone and head for any number of images of any size.
+It runs without this package. A note next to it, FILE.json, describes input and classes.
 """
 
 from __future__ import annotations
@@ -22,133 +22,124 @@ from lt_jax.data.augment.transforms import Augment, normalise
 from lt_jax.errors import InputError
 from lt_jax.experiment import weights
 from lt_jax.experiment.config import workdir_config
+from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.weights import Weights
-from lt_jax.export import artefacts, torch_names, weight_files
-from lt_jax.files import atomic_path
+from lt_jax.export import torch_names, weight_files
+from lt_jax.files import atomic_path, read_json
 from lt_jax.heads import Head
 from lt_jax.types import Params
 
-STABLEHLO = ".stablehlo"
+SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# Of the images that the artefact is checked on: how many, pixels on a side.
+# Batches that a new artefact is checked on: number of images, pixels of a side.
 CHECKED = ((2, 32), (3, 40))
+# Fields of the note and their types; classes and images may be null.
+NOTE = {"input": str, "run": str, "dataset": str, "classes": object, "images": object}
+REMEDY = "Convert the workdir again: `lt-jax convert WORKDIR FILE.stablehlo`"
 
 
 class Finished(NamedTuple):
-    """A finished fit, ready to be computed with."""
+    """A finished fit with what an artefact needs to know."""
 
+    outcome: Outcome
+    model: dict[str, Any]  # as in the config, or in the outcome of a converted file
     backbone: Any
     head: Head
     network: Weights
-    model: dict[str, Any]  # as in the config, or in the outcome of a converted file
-    augment: Augment | None  # None where no config says how images are normalised
-    outcome: dict[str, Any]
-    dataset: str  # its name; "" where no config says so
+    # Of the config; a folder that `lt-jax convert` made has none.
+    dataset: str = ""
+    augment: Augment | None = None
     # How an image becomes pixels: ``size`` [H, W], ``resize`` of photographs before the
-    # centre crop, ``flip``. None where no config says so, and for features.
-    images: dict[str, Any] | None
+    # centre crop, ``flip``. None for features.
+    images: dict[str, Any] | None = None
 
 
 def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
-    """A fit of a workdir, or the stage 1 of a converted folder.
+    """Load a finished fit of a workdir, or of a folder that ``convert`` made.
 
     Args:
-      method, seeds: as in ``convert``.
+      method, seeds: see ``weights.find``.
 
     Raises:
-      InputError: there is none, or it lacks what was asked for.
+      InputError: there is none, or it has no head.
     """
     source = weights.find(workdir, [method], seeds)
-    outcome = source.outcome
-    # A converted folder has no config.
+    # A folder that `convert` made has no config.
     config = workdir_config(workdir) if (workdir / "config.json").is_file() else None
-    model = dict(vars(config.model)) if config else outcome["model"]
-    kept = weights.load_leaves(source)
-    kernel = kept.get("params/head/kernel")
-    if kernel is None:
-        raise InputError(f"{workdir} holds a backbone without a head")
-    shape = 1, 1, len(kernel)
+    model = dict(vars(config.model)) if config else source.outcome["model"]
+    leaves = weights.load_leaves(source)
+    if "params/head/kernel" not in leaves:
+        raise InputError(f"{workdir} has a backbone without a head")
+    num_features, num_classes = leaves["params/head/kernel"].shape
     if model["name"] == "none":
-        backbone: Any = models.Identity(len(kernel))
+        shape, backbone = (1, 1, num_features), models.Identity(num_features)
     else:
-        shape = 32, 32, kept["params/backbone/stem_conv/kernel"].shape[2]
+        shape = 32, 32, leaves["params/backbone/stem_conv/kernel"].shape[2]
         backbone = models.create(
             model["name"],
-            model["stem"],
-            model["width"],
-            model.get("zero_init", False),
-            "torch",
-            model.get("dtype", "float32"),
-            None,
+            stem=model["stem"],
+            width=model["width"],
+            zero_init=model.get("zero_init", False),
+            init="torch",
+            dtype=model.get("dtype", "float32"),
+            axis_name=None,
         )
-    head, network = weights.load_fit(source, backbone, shape, kernel.shape[1])
-    augment, images, name = None, None, ""
-    if config:
-        data, name = config.data, config.data.name
-        augment = Augment(0, False, data.mean, data.std)
-        if model["name"] != "none":
-            photos = name in catalogue.PHOTOS
-            images = {
-                "size": [data.size] * 2 if photos else list(catalogue.SHAPES[name][:2]),
-                "resize": data.resize if photos else None,
-                "flip": config.eval.flip,
-            }
-    return Finished(backbone, head, network, model, augment, outcome, name, images)
+    head, network = weights.load_fit(source, backbone, shape, num_classes)
+    fit = Finished(source.outcome, model, backbone, head, network)
+    if config is None:
+        return fit
+    data, images = config.data, None
+    augment = Augment(0, False, data.mean, data.std)
+    if model["name"] != "none":
+        size, resize = list(catalogue.SHAPES.get(data.name, ())[:2]), None
+        if data.name in catalogue.PHOTOS:
+            size, resize = [data.size] * 2, data.resize
+        images = {"size": size, "resize": resize, "flip": config.eval.flip}
+    return fit._replace(dataset=data.name, augment=augment, images=images)
 
 
-def write(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
-    """Writes a fit as the name of the target asks, reads it back, and tells.
+def write(fit: Finished, target: Path, echo: Callable[[str], None]) -> None:
+    """Write a fit in the format of the target's suffix and check the file.
+
+    Args:
+      echo: prints a line.
 
     Raises:
-      InputError: another kind of file, or a head that does not fit it.
+      InputError: the suffix is unknown, or its format cannot hold the head.
     """
-    if target.suffix == STABLEHLO:
-        _artefact(fit, target, tell)
+    if target.suffix == SUFFIX:
+        _write_artefact(fit, target, echo)
         return
     if not weight_files.is_weights(target):
         raise InputError(
             f"{target}: expected a name that ends in {weight_files.SAFETENSORS}, .pth "
-            f"or {STABLEHLO}"
+            f"or {SUFFIX}"
         )
     state = torch_names.to_torch(trees.leaves(fit.network._asdict()))
-    notes = {
-        "model": json.dumps(fit.model),
-        "run": fit.outcome["run"],
-        "written_by": "lt_jax",
-    }
+    run = fit.outcome["run"]
+    notes = {"model": json.dumps(fit.model), "run": run, "written_by": "lt_jax"}
     weight_files.write(target, state, notes)
     back = weight_files.read(target)
     if any(not np.array_equal(back[name], leaf) for name, leaf in state.items()):
-        raise InputError(f"{target} does not read back as it was written; try again")
+        raise InputError(f"{target} does not hold what was written; try again")
     for name, leaf in state.items():
-        tell(f"{name:48s} {'x'.join(map(str, leaf.shape))}")
-    tell(f"{len(state)} leaves of {fit.outcome['run']} in {target}")
+        echo(f"{name:48s} {'x'.join(map(str, leaf.shape))}")
+    echo(f"{len(state)} leaves of {run} in {target}")
 
 
-def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
-    """Images or features to logits as StableHLO, checked by running it."""
+def _write_artefact(fit: Finished, target: Path, echo: Callable[[str], None]) -> None:
     compute, inputs = program(fit)
-    artefact = export.export(jax.jit(compute), platforms=PLATFORMS)(inputs)
-    written = bytes(artefact.serialize())
-    again = export.deserialize(bytearray(written))
-    worst = 0.0
-    for count, side in CHECKED:
-        sides = (side, side) if len(inputs.shape) == 4 else ()
-        rng = np.random.default_rng(count)
-        size = (count, *sides, inputs.shape[-1])
-        given = rng.integers(0, 256, size).astype(inputs.dtype)
-        expected = np.asarray(jax.jit(compute)(given), np.float64)
-        found = np.asarray(again.call(given), np.float64)
-        scale = max(1.0, float(np.abs(expected).max()))
-        worst = max(worst, float(np.abs(found - expected).max()) / scale)
-    if not worst < 1e-5:
+    written = bytes(
+        export.export(jax.jit(compute), platforms=PLATFORMS)(inputs).serialize()
+    )
+    error = _largest_error(written, compute, inputs)
+    if not error < 1e-5:
         raise InputError(
-            f"the artefact computes other logits than the network, by {worst:.1e}; it "
-            "was not written"
+            f"the artefact's logits differ from the network's by {error:.1e}; it was "
+            "not written"
         )
-    kind = str(np.dtype(inputs.dtype))
     note = {
-        "input": f"{kind}[{', '.join(map(str, inputs.shape))}]",
+        "input": f"{np.dtype(inputs.dtype)}[{', '.join(map(str, inputs.shape))}]",
         "classes": fit.outcome.get("per_class", {}).get("class"),
         "run": fit.outcome["run"],
         "model": fit.model,
@@ -157,16 +148,31 @@ def _artefact(fit: Finished, target: Path, tell: Callable[[str], None]) -> None:
     }
     with atomic_path(target) as draft:
         draft.write_bytes(written)
-    with atomic_path(artefacts.note_of(target)) as draft:
+    with atomic_path(note_of(target)) as draft:
         draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
-    tell(
-        f"{fit.outcome['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} "
-        f"MiB in {target}; it runs, and gives the network's logits to {worst:.0e}"
+    echo(
+        f"{note['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} MiB in "
+        f"{target}; it runs, with the network's logits to {error:.0e}"
     )
 
 
+def _largest_error(written: bytes, compute: Callable[..., Any], inputs: Any) -> float:
+    """Run an artefact; return its largest relative error."""
+    artefact, worst = export.deserialize(bytearray(written)), 0.0
+    for count, side in CHECKED:
+        sides = (side, side) if len(inputs.shape) == 4 else ()
+        size = (count, *sides, inputs.shape[-1])
+        rng = np.random.default_rng(count)
+        given = rng.integers(0, 256, size).astype(inputs.dtype)
+        expected = np.asarray(jax.jit(compute)(given), np.float64)
+        found = np.asarray(artefact.call(given), np.float64)
+        scale = max(1.0, float(np.abs(expected).max()))
+        worst = max(worst, float(np.abs(found - expected).max()) / scale)
+    return worst
+
+
 def program(fit: Finished) -> tuple[Callable[[jax.Array], jax.Array], Any]:
-    """What the artefact computes, and the shape of what it takes."""
+    """Return what the artefact computes, and the shape and dtype of its input."""
     params, batch_stats = fit.network
 
     def logits(features: jax.Array) -> jax.Array:
@@ -178,19 +184,42 @@ def program(fit: Finished) -> tuple[Callable[[jax.Array], jax.Array], Any]:
     augment = fit.augment
     if augment is None:
         raise InputError(
-            "a converted file does not say how images are normalised: retrain or "
+            "a converted file does not define how images are normalised: retrain or "
             "evaluate it first (--config.init.path), and convert that workdir"
         )
     variables: Params = {"params": params["backbone"], "batch_stats": batch_stats}
 
     def compute(images: jax.Array) -> jax.Array:
-        seen = normalise(augment, images)
+        pixels = normalise(augment, images)
         mask = jnp.ones(images.shape[0], jnp.float32)
-        return logits(fit.backbone.apply(variables, seen, mask, False))
+        return logits(fit.backbone.apply(variables, pixels, mask, False))
 
-    # JAX cannot tell that a strided slice of h pixels, as the shortcuts of the CIFAR
-    # networks take, is as long as a strided convolution, unless 2 divides h.
+    # JAX cannot prove that a strided slice of h pixels, as in the shortcuts of the
+    # CIFAR networks, is as long as a strided convolution, unless 2 divides h.
     stages = len(fit.backbone.stages) if fit.backbone.shortcut == "pad" else 1
     sides = [f"{2 ** (stages - 1)}*{side}" for side in "hw"]
     shape = export.symbolic_shape(f"b, {', '.join(sides)}, {len(augment.mean)}")
     return compute, jax.ShapeDtypeStruct(shape, jnp.uint8)
+
+
+def note_of(file: Path) -> Path:
+    """Return the path of an artefact's note."""
+    return file.with_name(file.name + ".json")
+
+
+def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
+    """Read an artefact and its note.
+
+    Raises:
+      InputError: one of them is missing or invalid.
+    """
+    for path in (file, note_of(file)):
+        if not path.is_file():
+            raise InputError(f"no such file: {path}. {REMEDY}")
+    try:
+        artefact = export.deserialize(bytearray(file.read_bytes()))
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(
+            f"{file} is damaged or not an artefact ({type(error).__name__}). {REMEDY}"
+        ) from error
+    return artefact, read_json(note_of(file), NOTE, REMEDY)

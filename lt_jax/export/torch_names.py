@@ -1,10 +1,10 @@
-"""The same network under PyTorch's names and under ours; arrays in, arrays out.
+"""Networks under PyTorch's names and under ours, as dicts of arrays.
 
-Understood are the names of torchvision's ResNets and ResNeXts, which timm and the code
-of LOS, weight balancing, Decoupling ("classifier-balancing") and MiSLAS share but for
-module prefixes and the name of the head, and those of the CIFAR ResNets of LDAM.
-PyTorch keeps a convolution as [out, in, height, width] and a linear layer as [K, D], we
-as [height, width, in, out] and [D, K].
+Supported are the names of torchvision's ResNets and ResNeXts, of timm, of the code of
+LOS, weight balancing, Decoupling ("classifier-balancing") and MiSLAS, which differ in
+prefixes and in the name of the head, and of LDAM's CIFAR ResNets. PyTorch stores a
+convolution as [out, in, height, width] and a linear layer as [K, D]; we store them as
+[height, width, in, out] and [D, K].
 """
 
 from __future__ import annotations
@@ -19,13 +19,9 @@ import numpy as np
 from lt_jax import trees
 from lt_jax.errors import InputError
 
-# Leaves of a layer, ours and PyTorch's, with the collection that holds ours.
-NORM = {
-    "scale": ("params/backbone", "weight"),
-    "bias": ("params/backbone", "bias"),
-    "mean": ("batch_stats", "running_mean"),
-    "var": ("batch_stats", "running_var"),
-}
+KERNEL, BIAS = "params/head/kernel", "params/head/bias"
+# PyTorch's names of our leaves of a batch norm.
+NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 # Dotted words before the name of a layer: module. or state_dict_best.feat_model.
 _PREFIX = r"(?P<prefix>(?:\w+\.)*?)"
@@ -37,81 +33,83 @@ _HEAD = re.compile(
     _PREFIX + r"(?P<name>fc|linear|classifier|head|last_linear)\.(?P<leaf>weight|bias)"
 )
 _SCALE = re.compile(r"(?:\w+\.)*learned_norm")  # LWS and MiSLAS: s_k (w_k f + b_k)
-# What checkpoints hold beside the network, and nothing computes with.
-_ASIDE = re.compile(r"(?:.*\.)?num_batches_tracked|(?:optim|sched|centroid|scaler).*")
+# Entries of checkpoints that are not part of the network.
+_NOT_WEIGHTS = re.compile(
+    r"(?:.*\.)?num_batches_tracked|(?:optim|sched|centroid|scaler).*"
+)
 
 
 class Line(NamedTuple):
-    """A leaf of ours, where it came from, and what was done to it."""
+    """A leaf of ours, its name in the file, and what was changed."""
 
     name: str
-    source: str
+    source: str  # "" if the file has none
     note: str
 
 
 class Found(NamedTuple):
-    """The network of a file."""
+    """A network read from a file."""
 
     leaves: dict[str, np.ndarray]  # float32, by our names
     lines: list[Line]
-    aside: list[str]  # names in the file that were left out
+    skipped: list[str]  # names in the file that are not weights
 
 
 def is_head(name: str) -> bool:
-    """Whether a name of PyTorch's is that of a classifier's leaf."""
+    """Check whether a name of PyTorch's belongs to a classifier."""
     return _HEAD.fullmatch(name) is not None
 
 
 def torch_name(name: str) -> str:
-    """What torchvision calls one of our leaves.
+    """Translate one of our names to torchvision's.
 
     >>> torch_name("params/backbone/stage2_block1/conv1/kernel")
     'layer2.0.conv1.weight'
     >>> torch_name("batch_stats/stage2_block1/short_norm/var")
     'layer2.0.downsample.1.running_var'
     """
+    if name in (KERNEL, BIAS):
+        return "fc.weight" if name == KERNEL else "fc.bias"
     *parts, leaf = name.split("/")
-    if parts[:2] == ["params", "head"]:
-        return {"kernel": "fc.weight", "bias": "fc.bias"}[leaf]
     layer = parts[-1].removeprefix("stem_") + ("1" if "stem_" in parts[-1] else "")
     layer = {"short_conv": "downsample.0", "short_norm": "downsample.1"}.get(
         layer, layer.replace("norm", "bn")
     )
     if stage := re.fullmatch(r"stage(\d+)_block(\d+)", parts[-2]):
         layer = f"layer{stage[1]}.{int(stage[2]) - 1}.{layer}"
-    return f"{layer}.{'weight' if leaf == 'kernel' else NORM[leaf][1]}"
+    return f"{layer}.{'weight' if leaf == 'kernel' else NORM[leaf]}"
 
 
-def to_theirs(array: Any) -> np.ndarray:
-    """A leaf of ours in PyTorch's layout."""
+def to_torch_layout(array: Any) -> np.ndarray:
+    """Transpose a leaf of ours to PyTorch's layout."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(np.ndim(array))
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
 
-def to_ours(array: np.ndarray) -> np.ndarray:
-    """A leaf of PyTorch's in our layout."""
+def to_our_layout(array: np.ndarray) -> np.ndarray:
+    """Transpose a leaf of PyTorch's to our layout."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
 
 def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Leaves of a network with a linear head as torchvision names and lays them out.
+    """Translate the leaves of a network to torchvision's names and layout.
 
-    ``num_batches_tracked`` is not among them; ``load_state_dict`` does without.
+    ``num_batches_tracked`` is left out, which ``load_state_dict`` accepts.
 
     Raises:
-      InputError: the head is no linear layer, nor a linear layer times a scale.
+      InputError: the head is neither linear nor a scaled linear layer.
     """
     head = {n: leaf for n, leaf in leaves.items() if n.startswith("params/head/")}
     rest = {n: leaf for n, leaf in leaves.items() if n not in head}
-    return {
-        torch_name(n): to_theirs(leaf) for n, leaf in {**rest, **_linear(head)}.items()
-    }
+    translated = rest | _linear(head)
+    return {torch_name(n): to_torch_layout(leaf) for n, leaf in translated.items()}
 
 
 def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The linear layer that computes what a head does."""
+    """Fold the scales of a head into its linear layer."""
     own = {name.removeprefix("params/head/"): np.asarray(v) for name, v in head.items()}
+    names = ", ".join(own)
     kernel, bias = own.pop("kernel"), own.pop("bias", None)
     if bias is not None and set(own) == {"scale"}:
         kernel, bias = kernel * own["scale"], bias * own["scale"]
@@ -121,115 +119,107 @@ def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
         kernel = kernel * own["omega"]
     elif bias is None or own:
         raise InputError(
-            "this head is no linear layer (it has "
-            f"{', '.join(n.removeprefix('params/head/') for n in head)}), so PyTorch's "
-            "names do not fit it; write a .stablehlo, which holds the computation"
+            f"this head is not a linear layer (it has {names}), so it has no name in "
+            "torchvision; write a .stablehlo file, which holds the computation"
         )
-    return {"params/head/kernel": kernel, "params/head/bias": bias}
+    return {KERNEL: kernel, BIAS: bias}
 
 
 def from_torch(
     state: Mapping[str, np.ndarray], expected: Mapping[str, Any], part: str = ""
 ) -> Found:
-    """The leaves of a network out of a state dict, whatever stands before their names.
+    """Find the leaves of a network in a state dict, under any prefix.
 
-    Weights of half precision are widened, of double precision narrowed, and told. A
-    head without a bias gets zeros; a file without any head gives a backbone alone.
+    Floats of other precisions become float32. A head without a bias gets zeros; a file
+    without a head gives a backbone alone.
 
     Args:
-      state: arrays by PyTorch's names, nested ones joined by dots.
-      expected: arrays, or their shapes, of the network by our names.
-      part: only names that begin so are read, where a file holds several networks.
+      state: arrays by PyTorch's names, nested names joined by dots.
+      expected: arrays, or their shapes, by our names.
+      part: prefix of the names to read, for a file with several networks.
 
     Raises:
-      InputError: no such network, or several; leaves that are missing, unexpected or of
-        another shape, which are listed; numbers that are no floats or not finite.
+      InputError: there is no such network, or several; leaves are missing, unexpected
+        or of another shape; values are not floats or not finite.
     """
     state = {name: leaf for name, leaf in state.items() if name.startswith(part)}
-    prefix = _prefix_of(state)
-    names = {torch_name(name): name for name in expected}
-    found: dict[str, np.ndarray] = {}
+    prefix = _prefix(state)
+    ours = {torch_name(name): name for name in expected}
     sources: dict[str, str] = {}
-    notes: dict[str, str] = {}
-    aside, extra, scale = [], [], None
+    skipped, unexpected, scale = [], [], None
     for source, leaf in state.items():
-        ours = _ours(source, prefix, names)
-        if ours is not None and ours not in found:
-            found[ours], sources[ours] = leaf, source
+        name = ours.get(_standard_name(source, prefix))
+        if name is not None and name not in sources:
+            sources[name] = source
         elif _SCALE.fullmatch(source):
             scale = np.asarray(leaf, np.float32).ravel()
-        elif _ASIDE.fullmatch(source) or np.size(leaf) == 1:
-            aside.append(source)
+        elif _NOT_WEIGHTS.fullmatch(source) or np.size(leaf) == 1:
+            skipped.append(source)
         else:
-            extra.append(source)
-    kernel, bias = "params/head/kernel", "params/head/bias"
-    if kernel in found and bias not in found:
-        zeros = np.zeros(len(found[kernel]), np.float32)
-        found[bias], sources[bias], notes[bias] = zeros, "", "zeros: the file has none"
+            unexpected.append(source)
+    found = {name: to_our_layout(state[source]) for name, source in sources.items()}
+    if KERNEL in found and BIAS not in found:
+        found[BIAS] = np.zeros(found[KERNEL].shape[-1], np.float32)
     wanted = dict(expected)
-    if kernel not in found:
-        wanted = {n: v for n, v in wanted.items() if n not in (kernel, bias)}
-    turned = {name: to_ours(leaf) for name, leaf in found.items()}
-    lines = trees.differences(turned, wanted)
-    lines += [f"+ {name} {state[name].shape}: not in this model" for name in extra]
-    if lines:
-        more = [f"and {len(lines) - 12} more"] if len(lines) > 12 else []
-        raise InputError("\n  ".join(["", *lines[:12], *more]))
-    leaves = {}
+    if KERNEL not in found:
+        wanted = {n: v for n, v in wanted.items() if n not in (KERNEL, BIAS)}
+    errors = trees.differences(found, wanted)
+    errors += [
+        f"+ {name} {state[name].shape}: not in this model" for name in unexpected
+    ]
+    if errors:
+        more = [f"and {len(errors) - 12} more"] if len(errors) > 12 else []
+        raise InputError("\n  ".join(["", *errors[:12], *more]))
+    leaves, lines = {}, []
     for name in wanted:
-        leaves[name], note = _float32(turned[name], sources[name])
-        notes[name] = notes.get(name, note)
-    if scale is not None and kernel in leaves:
-        leaves[kernel] = leaves[kernel] * scale
-        leaves[bias] = leaves[bias] * scale
-        notes[kernel] = notes[bias] = "times learned_norm"
-    made = [Line(name, sources[name], notes[name]) for name in wanted]
-    return Found(leaves, made, aside)
+        source = sources.get(name, "")
+        leaves[name], note = _float32(found[name], source)
+        if not source:
+            note = "zeros: the file has none"
+        if scale is not None and name in (KERNEL, BIAS):
+            leaves[name], note = leaves[name] * scale, "times learned_norm"
+        lines.append(Line(name, source, note))
+    return Found(leaves, lines, skipped)
 
 
-def _prefix_of(state: Mapping[str, np.ndarray]) -> str:
-    """What stands before the names of the one residual network in there."""
-    prefixes = []
-    for name in state:
-        layer = _LAYER.fullmatch(name)
-        if layer and layer["block"] and layer["prefix"] not in prefixes:
-            prefixes.append(layer["prefix"])
+def _prefix(state: Mapping[str, np.ndarray]) -> str:
+    """Return what precedes the names of the one residual network in a file."""
+    layers = filter(None, map(_LAYER.fullmatch, state))
+    prefixes = list(dict.fromkeys(m["prefix"] for m in layers if m["block"]))
     if not prefixes:
-        there = ", ".join(list(state)[:5]) or "no arrays at all"
+        names = ", ".join(list(state)[:5]) or "no arrays at all"
         raise InputError(
-            "there is no residual network in it: expected leaves such as "
-            f"layer1.0.conv1.weight, found {there}"
+            "it holds no residual network: expected leaves such as "
+            f"layer1.0.conv1.weight, got {names}"
         )
     if len(prefixes) > 1:
         raise InputError(
             f"it holds {len(prefixes)} networks, under {', '.join(map(repr, prefixes))}"
-            ": name one with --part"
+            ": choose one with --part"
         )
     return prefixes[0]
 
 
-def _ours(source: str, prefix: str, names: Mapping[str, str]) -> str | None:
-    """Our name of a leaf of the file; None if it is no leaf of this network."""
+def _standard_name(source: str, prefix: str) -> str:
+    """Return torchvision's name of an entry; "" if it is not part of the network."""
     layer, head = _LAYER.fullmatch(source), _HEAD.fullmatch(source)
     if layer and layer["prefix"] == prefix:
-        plain = source.removeprefix(prefix).replace("shortcut", "downsample")
-        return names.get(plain)
-    if head:
-        return names.get(f"fc.{head['leaf']}")
-    return None
+        return source.removeprefix(prefix).replace("shortcut", "downsample")
+    return f"fc.{head['leaf']}" if head else ""
 
 
 def _float32(array: np.ndarray, source: str) -> tuple[np.ndarray, str]:
+    """Convert to float32; return the array and a note on its former dtype."""
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise InputError(
-            f"{source} holds {array.dtype}, which are no weights: expected floats; a "
-            "quantised network has to be restored first"
+            f"{source} has dtype {array.dtype}, expected floats: restore a quantised "
+            "network first"
         )
     with np.errstate(over="ignore"):
-        wide = array.astype(np.float32)
-    if not np.isfinite(wide).all():
+        converted = array.astype(np.float32)
+    if bad := int((~np.isfinite(converted)).sum()):
         raise InputError(
-            f"{source} ({array.dtype}) holds {(~np.isfinite(wide)).sum()} numbers that "
-            "are not finite in float32; a network that diverged or overflowed is no use"
+            f"{source} ({array.dtype}) has {bad} values that are not finite in "
+            "float32: the network diverged, or overflows"
         )
-    return wide, "" if array.dtype == np.float32 else f"was {array.dtype}"
+    return converted, "" if array.dtype == np.float32 else f"was {array.dtype}"

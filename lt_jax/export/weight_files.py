@@ -1,4 +1,4 @@
-"""Files of weights: safetensors, and PyTorch's own without running what is in them."""
+"""Files of weights: safetensors, and PyTorch's own, read without running their code."""
 
 from __future__ import annotations
 
@@ -19,54 +19,45 @@ from lt_jax.files import atomic_path
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
 SAFETENSORS = ".safetensors"
-
-# safetensors.numpy knows no bfloat16.
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
+# Spelled out because safetensors.numpy cannot read bfloat16.
+DTYPES: dict[str, Any] = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"BF16": ml_dtypes.bfloat16, "U8": np.uint8, "BOOL": np.bool_},
 }
 
 
 def is_weights(file: Path) -> bool:
-    """Whether the name is one of a file of weights."""
+    """Check whether a file name has the suffix of a file of weights."""
     return file.suffix.lower() in (*PYTORCH, SAFETENSORS)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, nested names joined by dots.
+    """Read arrays by name; names of nested dicts are joined by dots.
 
-    Nothing in the file is run. Numbers, texts and settings beside the arrays are left
-    out.
+    Never runs code from the file. Skips entries that are not arrays.
 
     Raises:
-      InputError: no such file, not of these kinds, damaged, or a pickle of more than
-        arrays.
+      InputError: the file is missing, damaged or of another kind, or a pickle holds
+        more than arrays.
     """
     if not file.is_file():
-        raise InputError(f"there is no file {file}")
+        raise InputError(f"no such file: {file}")
     if file.suffix.lower() == SAFETENSORS:
-        return _safetensors(file)
-    return dict(_flat(_pytorch(file)))
+        return _read_safetensors(file)
+    return dict(_flat(_read_pytorch(file)))
 
 
-def _safetensors(file: Path) -> dict[str, np.ndarray]:
+def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     try:
         entries = safetensors.deserialize(file.read_bytes())
     except safetensors.SafetensorError as error:
-        raise InputError(f"{file} is no safetensors file: {error}") from error
+        raise InputError(f"{file} is not a safetensors file: {error}") from error
     found = {}
     for name, entry in entries:
         if entry["dtype"] not in DTYPES:
             raise InputError(
-                f"{file}: {name} holds {entry['dtype']}, expected one of "
+                f"{file}: {name} has dtype {entry['dtype']}, expected one of "
                 f"{', '.join(DTYPES)}"
             )
         array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
@@ -74,50 +65,53 @@ def _safetensors(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _pytorch(file: Path) -> Any:
+def _import_torch(file: Path) -> Any:
     try:
         import torch  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError(
-            f"{file.name} is PyTorch's own format, which PyTorch reads: pip install "
-            "'lt_jax[parity]', or save the weights as .safetensors, which need none"
+            f"{file.name} is in PyTorch's format, which needs PyTorch: pip install "
+            "'lt_jax[parity]', or use a .safetensors file"
         ) from error
-    # What official checkpoints hold beside the weights; none of it runs anything.
-    numbers: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    return torch
+
+
+def _read_pytorch(file: Path) -> Any:
+    torch = _import_torch(file)
+    # Official checkpoints hold these next to the weights; none of them runs code.
     harmless: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
     harmless += [type(np.dtype(kind)) for kind in "fdefilqbB?"]
-    for call in numbers:
-        old = f"numpy.core.multiarray.{call.__name__}"
-        harmless += [call, (call, old)]
+    for call in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]):
+        harmless += [call, (call, f"numpy.core.multiarray.{call.__name__}")]
     try:
-        # PyTorch warns of pickles that it did not write; they are refused, or read.
+        # PyTorch warns about pickles of other makers; they are read or refused.
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise InputError(_told(file, str(error))) from error
-    except Exception as error:  # a damaged pickle makes PyTorch raise anything
+        raise InputError(_refusal(file, str(error))) from error
+    except Exception as error:  # a damaged pickle may raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{file} is damaged or no file of weights that PyTorch wrote: {first}"
+            f"{file} is damaged or not a file of weights from PyTorch: {first}"
         ) from error
 
 
-def _told(file: Path, error: str) -> str:
-    """What to do about a pickle that PyTorch will not open."""
-    refused = [part for part in error.split("GLOBAL ")[1:2] if part.strip()]
-    if not refused:
-        # PyTorch's own advice is to open it all the same, which would run its code.
+def _refusal(file: Path, error: str) -> str:
+    """Explain what to do about a pickle that PyTorch refuses to open."""
+    _, _, refused = error.partition("GLOBAL ")
+    if not refused.strip():
+        # PyTorch's own advice would run the code of the file.
         _, _, why = error.partition("WeightsUnpickler error: ")
         first = (why.strip() or "a pickle of something else").splitlines()[0]
         return (
-            f"{file} is no file of weights that PyTorch wrote ({first}): expected what "
+            f"{file} is not a file of weights from PyTorch ({first}): expected what "
             "torch.save(model.state_dict(), FILE) writes, or .safetensors"
         )
     return (
-        f"{file} is a pickle that holds more than weights ({refused[0].split()[0]}), "
-        "and opening it would run code of its maker. If you trust it, save the weights "
-        "alone, once, beside the code that wrote it:\n"
+        f"{file} is a pickle that holds more than weights ({refused.split()[0]}), and "
+        "opening it would run its code. If you trust it, save its weights alone, in a "
+        "folder with the code that wrote it:\n"
         "  python -c \"import torch; m = torch.load('"
         f"{file.name}', weights_only=False, map_location='cpu'); "
         "torch.save(m.state_dict(), 'weights.pth')\""
@@ -125,7 +119,7 @@ def _told(file: Path, error: str) -> str:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """The arrays of nested dicts, by dotted name."""
+    """Yield the arrays of nested dicts by dotted name."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from _flat(inner, f"{name}.{key}" if name else str(key))
@@ -135,32 +129,22 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
         tensor = value.detach()
         if str(tensor.dtype) == "torch.bfloat16":
             yield name, tensor.float().numpy().astype(ml_dtypes.bfloat16)
-        elif not tensor.is_quantized:
-            yield name, tensor.numpy()
         else:
-            yield name, tensor.int_repr().numpy()
+            tensor = tensor.int_repr() if tensor.is_quantized else tensor
+            yield name, tensor.numpy()
 
 
 def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) -> None:
-    """Writes arrays by name, whole or not at all.
+    """Write arrays by name, completely or not at all.
 
     Args:
-      notes: text that a safetensors file carries along.
-
-    Raises:
-      InputError: a kind of file that is not known.
+      notes: metadata of a safetensors file; not written to PyTorch's format.
     """
     if file.suffix.lower() == SAFETENSORS:
         with atomic_path(file) as draft:
             safetensors.numpy.save_file(dict(state), draft, notes)
         return
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            f"{file.name} is PyTorch's own format, which PyTorch writes: pip install "
-            "'lt_jax[parity]', or write .safetensors, which need none"
-        ) from error
+    torch = _import_torch(file)
     tensors = {name: torch.from_numpy(leaf.copy()) for name, leaf in state.items()}
     with atomic_path(file) as draft:
         torch.save(tensors, draft)

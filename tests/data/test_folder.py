@@ -20,7 +20,7 @@ from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import folder, listing
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
-from lt_jax.export import artefacts, predict
+from lt_jax.export import predict
 
 VIEW = PhotoOptions(
     size=16, resize=20, scale=(0.08, 1.0), ratio=(0.75, 4 / 3), broken=0.0
@@ -453,8 +453,8 @@ def test_predict_by_the_artefact_of_small_images(tmp_path, monkeypatch):
     images = [tmp_path / f"{row}.png" for row in range(7)]
     for path, image in zip(images, test.read(np.arange(7)), strict=True):
         Image.fromarray(image[..., 0]).save(path)
-    monkeypatch.setattr(artefacts, "AT_ONCE", 3)
-    found = artefacts.predict(file, images, 10)
+    monkeypatch.setattr(predict, "ARTEFACT_BATCH", 3)
+    found = predict.predict_by_artefact(file, images, 10)
     assert_same_guesses(found, predict.predict(workdir, images, "", 10))
 
 
@@ -489,14 +489,14 @@ def test_predict_refuses_what_is_no_artefact(run, tmp_path, capsys):
     assert "holds one head" in refused("--method=los")
     assert "--top must be at least 1" in refused("--top=0")
     note.write_text(told.replace('"images"', '"pictures"'))
-    assert "net.stablehlo.json is not there or does not fit" in refused()
+    assert "net.stablehlo.json lacks 'images'" in refused()
     note.unlink()
-    assert "convert the workdir again" in refused()
+    assert "Convert the workdir again" in refused()
     note.write_text(told)
     file.write_bytes(file.read_bytes()[:1000])
-    assert "is damaged or no artefact" in refused()
+    assert "is damaged or not an artefact" in refused()
     file.unlink()
-    assert "there is no file" in refused()
+    assert "no such file" in refused()
 
 
 def test_evaluate_names_classes(run):
@@ -533,7 +533,7 @@ def test_predict_refuses_what_is_no_image(run, tmp_path):
     for name, message in (
         ("text.jpg", "cannot be read as an image"),
         ("cut.jpg", "cannot be read as an image"),
-        ("none.jpg", "no image"),
+        ("none.jpg", "no such image"),
     ):
         with pytest.raises(InputError, match=message):
             predict.predict(workdir, [tmp_path / name], "", 5)

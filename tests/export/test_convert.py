@@ -22,7 +22,7 @@ from lt_jax import models, trees
 from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages, weights
-from lt_jax.export import artefacts, stablehlo, torch_names, weight_files
+from lt_jax.export import predict, stablehlo, torch_names, weight_files
 from lt_jax.heads import linear
 from lt_jax.training import checkpoint
 
@@ -99,7 +99,7 @@ def test_prefixes_and_heads_of_other_code(backbone, head):
     }
     found = torch_names.from_torch(state, leaves)
     assert_same(found.leaves, leaves)
-    assert len(found.aside) == 3
+    assert len(found.skipped) == 3
 
 
 def test_shortcuts_of_cifar_code_are_downsamples():
@@ -149,9 +149,12 @@ def test_other_precisions_become_float32_and_are_told(kind):
         ({"layer1.0.se.conv1.weight": np.ones((4, 4, 1, 1))}, r"\+ layer1\.0\.se"),
         ({"layer4.0.conv1.weight": np.ones((4, 4, 3, 3))}, r"\+ layer4\.0\.conv1"),
         ({"layer1.0.bn1.weight": None}, r"- params/backbone/stage1_block1/norm1/scale"),
-        ({"layer1.0.bn1.weight": np.full(4, np.inf)}, "4 numbers that are not finite"),
+        ({"layer1.0.bn1.weight": np.full(4, np.inf)}, "4 values that are not finite"),
         ({"layer1.0.bn1.weight": np.full(4, 1e300)}, "not finite in float32"),
-        ({"layer1.0.bn1.weight": np.ones(4, np.int8)}, "holds int8, which are no wei"),
+        (
+            {"layer1.0.bn1.weight": np.ones(4, np.int8)},
+            "has dtype int8, exp",
+        ),
         ({"ema.layer1.0.bn1.weight": np.ones(4)}, "2 networks, under '', 'ema.'"),
     ],
 )
@@ -172,7 +175,7 @@ def test_a_part_names_one_of_several_networks():
 
 
 def test_no_network_at_all():
-    with pytest.raises(InputError, match=r"no residual network in it.*found x, y"):
+    with pytest.raises(InputError, match=r"holds no residual network.*got x, y"):
         torch_names.from_torch({"x": np.ones(2), "y": np.ones(2)}, ours())
 
 
@@ -236,7 +239,7 @@ def test_there_and_back_through_files_and_two_commands(run, tmp_path, capsys):
     assert main.main(["convert", file, folder, "--arch", "resnet8"]) == 0
     told = capsys.readouterr().out
     assert re.search(r"fc\.weight +-> head/kernel +16x10", told)
-    assert "resnet8 4 wide with the cifar stem" in told
+    assert "resnet8, width 4, cifar stem" in told
     assert_same(
         checkpoint.read(f"{folder}/checkpoints/stage1/0/final/0"),
         {n: leaf for n, leaf in arrays(workdir, "stage1/0").items() if "opt" not in n
@@ -272,7 +275,7 @@ def test_a_converted_checkpoint_sweeps(tmp_path):
 def test_a_backbone_alone_needs_skip(tmp_path, capsys):
     leaves = {n: leaf for n, leaf in ours().items() if "/head/" not in n}
     state = {
-        torch_names.torch_name(n): torch_names.to_theirs(leaf)
+        torch_names.torch_name(n): torch_names.to_torch_layout(leaf)
         for n, leaf in leaves.items()
     }
     safetensors.numpy.save_file(state, tmp_path / "net.safetensors")
@@ -292,16 +295,19 @@ def test_a_backbone_alone_needs_skip(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["net.safetensors", "out"], "which network is in net.safetensors? Say it"),
+        (
+            ["net.safetensors", "out"],
+            "--arch is missing: which network is in net.safet",
+        ),
         (["net.safetensors", "out", "--arch=resnet9"], "unknown arch 'resnet9'"),
         (
             ["net.safetensors", "out", "--arch=resnet20"],
             "It is a resnet8: --arch",
         ),
-        (["net.safetensors", "there", "--arch=resnet8"], "is there already"),
+        (["net.safetensors", "there", "--arch=resnet8"], "exists already"),
         (["net.txt", "out", "--arch=resnet8"], "neither a workdir nor a file of weigh"),
-        (["gone.pth", "out", "--arch=resnet8"], "there is no file"),
-        (["bad.safetensors", "out", "--arch=resnet8"], "is no safetensors file"),
+        (["gone.pth", "out", "--arch=resnet8"], "no such file"),
+        (["bad.safetensors", "out", "--arch=resnet8"], "is not a safetensors file"),
         (["there", "out.safetensors"], "no finished fit of 'stage1'"),
     ],
 )
@@ -388,7 +394,7 @@ def test_the_artefact_of_features_takes_features(tmp_path):
         given = np.ones((size, 8), np.float32)
         np.testing.assert_allclose(again.call(given), program(given), rtol=1e-5)
     with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
-        artefacts.predict(file, [], 1)
+        predict.predict_by_artefact(file, [], 1)
 
 
 def test_safetensors_of_every_float(tmp_path):
@@ -467,12 +473,12 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"rubbish", "no file of weights that PyTorch wrote"),
-        (b"", "no file of weights that PyTorch wrote"),
-        (b"PK\3\4rubbish", "no file of weights that PyTorch wrote"),
-        (pickle.dumps({"a": 1}), "no file of weights that PyTorch wrote"),
-        (pickle.dumps(Path("x")), "no file of weights that PyTorch wrote"),
-        (["no", "weights"], "no residual network in it"),
+        (b"rubbish", "not a file of weights from PyTorch"),
+        (b"", "not a file of weights from PyTorch"),
+        (b"PK\3\4rubbish", "not a file of weights from PyTorch"),
+        (pickle.dumps({"a": 1}), "not a file of weights from PyTorch"),
+        (pickle.dumps(Path("x")), "not a file of weights from PyTorch"),
+        (["no", "weights"], "holds no residual network"),
         ({"epoch": 3}, "no arrays at all"),
     ],
 )
