@@ -402,7 +402,7 @@ def test_predict(run, tmp_path, capsys):
             assert abs(sum(chances) - 1) < 1e-5
         assert main.main([*arguments, "--method=none", "--top=1"]) == 0
         told = capsys.readouterr().out
-        assert told.startswith("by stage1/0\n")
+        assert told.startswith("head: stage1/0\n")
         assert told.count(" %  ") == 3
     finally:
         shutil.move(tmp_path / "away", root)
@@ -421,7 +421,7 @@ def test_predict_agrees_with_evaluate(run, capsys):
     assert np.mean(right) == pytest.approx(measured["all"])
     flags = ["--workdir", str(workdir), str(images[0])]
     assert main.main(["predict", *flags, "--method", "ce/0.0"]) == 0
-    assert "by ce/0.0" in capsys.readouterr().out
+    assert "head: ce/0.0" in capsys.readouterr().out
 
 
 def test_predict_by_the_artefact(run, tmp_path, capsys):
@@ -486,7 +486,7 @@ def test_predict_refuses_what_is_no_artefact(run, tmp_path, capsys):
         assert "Traceback" not in error
         return error
 
-    assert "holds one head" in refused("--method=los")
+    assert "it holds one head" in refused("--method=los")
     assert "--top must be at least 1" in refused("--top=0")
     note.write_text(told.replace('"images"', '"pictures"'))
     assert "net.stablehlo.json lacks 'images'" in refused()
