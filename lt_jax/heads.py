@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,29 +23,12 @@ from lt_jax.types import Params
 Blocks = Callable[[], Iterator[Any]]
 
 
-class Init(Protocol):
-    """Function that makes a head's parameters."""
-
-    def __call__(
-        self,
-        key: jax.Array,
-        start: Params | None,
-        num_features: int,
-        num_classes: int,
-        init: str,
-        /,
-    ) -> Params:
-        """Continue from ``start``, the stage-1 head, or make fresh parameters.
-
-        ``init`` is one of ``initializers.NAMES``, for a fresh head.
-        """
-        ...
-
-
 class Head(NamedTuple):
     """A classifier: its initial parameters and its logits. Hashable: a cache key."""
 
-    init: Init
+    # (key, params of the stage-1 head or None for a fresh one, D, K, one of
+    # initializers.NAMES) -> params
+    init: Callable[[jax.Array, Params | None, int, int, str], Params]
     # (params, features float[B, D]) -> logits float[B, K]
     apply: Callable[[Params, jax.Array], jax.Array]
     trains: str  # regular expression for the names of the trained leaves

@@ -3,34 +3,7 @@
 Calls the functions of the other commands, on an untrained network at learning rate 0 so
 that nothing diverges. One process, all its devices; nothing is saved.
 
-Keys of the ``--json`` object. Speeds are medians; ``null`` means not applicable:
-
-    config, device, versions   what was measured and where
-    seconds                    per measurement
-    peak.flops, .dtype         FLOP/s of a large matmul in that type, all devices
-    peak.bytes                 bytes/s of a large copy, read plus written, all devices
-    stage1.batch               images per step
-    stage1.lower_seconds       time to trace and lower the step
-    stage1.compile_seconds     time to compile it
-    stage1.flops, .bytes       per step, all devices, counted by XLA
-    stage1.step_seconds        time per step with the batch on the devices
-    stage1.synthetic           images/s of the same
-    stage1.resident            images/s with the training images on the devices
-    stage1.streaming           images/s with batches from the config's data
-    stage1.waiting             fraction of the streaming time spent waiting for data
-    stage1.flops_share         of the step, relative to ``peak.flops``
-    stage1.bytes_share         relative to ``peak.bytes``; above 1 if caches help
-    evaluation                 images/s of the test set, reading included
-    extraction                 images/s of features of the training set, same
-    stage2.method, .batch      of cached stage 2, on random features
-    stage2.rows, .features     examples, and features per example
-    stage2.steps_per_second    of one head; .head_images_per_second: heads x images
-    sweep.heads                fitted at once, with the same speeds
-    memory.bytes               peak use by the end of the benchmark
-    memory.of                  "device", the fullest one; or "process", its resident set
-
-XLA counts a loop's body once, so a step with ``optim.accumulate`` micro-batches counts
-as that many bodies. XLA cannot count inside a foreign kernel.
+The keys of the ``--json`` object are in docs/howto/measure_speed.md.
 """
 
 from __future__ import annotations
@@ -46,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +50,8 @@ from lt_jax.types import Batch
 
 HEADS = 8  # heads of the sweep
 ROUNDS = 3  # least number of measurements per part
+
+_print = partial(print, flush=True)
 
 
 def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> None:
@@ -114,9 +90,10 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
     network = weights.fresh(session.task, config.model.init, (1, config.seed))
     _print("             compiling stage 1 without the cache; this takes longest")
     found["stage1"] = s = _stage1(session, network, peak, seconds)
+    rate = "-" if s["resident"] is None else f"{s['resident']:,.0f}"
     _print(
         f"stage 1      batch {s['batch']}: {s['synthetic']:,.0f} img/s on the device, "
-        f"{_rate(s['resident'])} with resident data, "
+        f"{rate} with resident data, "
         f"{s['streaming']:,.0f} streaming ({s['waiting']:.0%} waiting for data)\n"
         f"  per step   {1e3 * s['step_seconds']:,.2f} ms, "
         f"{_si(s['flops'])}FLOP ({_share(s['flops_share'])} of the peak), "
@@ -125,10 +102,13 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
         f"{s['compile_seconds']:.1f} s"
     )
     session.raise_if_stopped("the benchmark")
-    found["evaluation"] = _evaluation(session, network, seconds)
-    _print(f"evaluation   {found['evaluation']:,.0f} img/s")
-    found["extraction"] = _extraction(session, network, seconds)
-    _print(f"extraction   {found['extraction']:,.0f} img/s")
+    splits = session.task.splits
+    for part, run, dataset in (
+        ("evaluation", _evaluation, splits.test),
+        ("extraction", _extraction, splits.train),
+    ):
+        found[part] = _images(partial(run, session, network), dataset, session, seconds)
+        _print(f"{part}   {found[part]:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
         session.raise_if_stopped("the benchmark")
         found[part] = h = _heads(session, network, heads, seconds)
@@ -144,14 +124,6 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
     found["memory"] = memory = _memory()
     _print(f"memory       {_si(memory['bytes'])}B peak, {memory['of']}")
     return found
-
-
-def _print(text: str) -> None:
-    print(text, flush=True)
-
-
-def _rate(rate: float | None) -> str:
-    return "-" if rate is None else f"{rate:,.0f}"
 
 
 def _pace(call: Callable[[], Any], seconds: float) -> float:
@@ -314,31 +286,23 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
-def _evaluation(session: Session, network: Weights, seconds: float) -> float:
-    task, head = session.task, session.methods["stage1"].head
-
-    def run(dataset: Dataset) -> None:
-        evaluate(task, head, *network, dataset, session.log, session.stop_requested)
-
-    return _images(run, task.splits.test, task.eval_batch, seconds)
+def _evaluation(session: Session, network: Weights, dataset: Dataset) -> None:
+    head, given = session.methods["stage1"].head, (session.log, session.stop_requested)
+    evaluate(session.task, head, *network, dataset, *given)
 
 
-def _extraction(session: Session, network: Weights, seconds: float) -> float:
-    task, request = session.task, Request(("plain",), (), "float32")
-
-    def run(dataset: Dataset) -> None:
-        given = session.log, DecodeErrors(dataset), session.stop_requested
-        for _ in extract(task, *network, dataset, request, *given):
-            pass
-
-    return _images(run, task.splits.train, task.eval_batch, seconds)
+def _extraction(session: Session, network: Weights, dataset: Dataset) -> None:
+    request = Request(("plain",), (), "float32")
+    given = session.log, DecodeErrors(dataset), session.stop_requested
+    blocks = extract(session.task, *network, dataset, request, *given)
+    collections.deque(blocks, maxlen=0)
 
 
 def _images(
-    run: Callable[[Dataset], None], dataset: Dataset, batch: int, seconds: float
+    run: Callable[[Dataset], None], dataset: Dataset, session: Session, seconds: float
 ) -> float:
     """Measure images/s over as much of the dataset as the time allows."""
-    part = dataset.take(np.arange(min(batch, len(dataset))))
+    part = dataset.take(np.arange(min(session.task.eval_batch, len(dataset))))
     run(part)  # compiles
     once = _median(lambda: run(part), 0)
     while len(part) < len(dataset) and 2 * ROUNDS * once < seconds:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import tiny_digits
 
 from lt_jax.cli import benchmark, main
 
+ROOT = Path(__file__).resolve().parents[2]
 DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
 
 
@@ -59,10 +61,11 @@ def test_all_parts(tmp_path, capsys, monkeypatch):
 
 
 def documented(part: str) -> list[str]:
-    """Return the keys of one part in the docstring's table; "" for the top level."""
+    """Return the documented keys of one part; "" for the top level."""
     found = []
-    for line in (benchmark.__doc__ or "").splitlines():
-        if match := re.match(r"    (\S+(?:, \S+)*)  +\S", line):
+    text = (ROOT / "docs/howto/measure_speed.md").read_text(encoding="utf-8")
+    for line in text.partition("Keys of `--json`")[2].split("```")[1].splitlines():
+        if match := re.match(r"(\S+(?:, \S+)*)  +\S", line):
             first, *others = match[1].split(", ")
             group, _, key = first.rpartition(".")
             if group == part:
