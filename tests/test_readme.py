@@ -19,9 +19,12 @@ import numpy as np
 import pytest
 import tiny_digits
 from flax.traverse_util import flatten_dict
+from test_feature_files import config as features_config
+from test_feature_files import write
 
-from lt_jax import methods
+from lt_jax import methods, recipes
 from lt_jax.cli import config_flags, main
+from lt_jax.experiment import stages
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -215,10 +218,24 @@ def test_every_python_block_is_run():
         assert title in (ROOT / "tests" / test).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/howto/own_method.md"])
-def test_example_method_works(page):
+def test_example_method_fits_in_every_command(tmp_path, monkeypatch):
+    """The function and its recipe are all that a new method needs."""
+    page = section("docs/howto/own_method.md", "A method of your own")
+    method, recipe = blocks(page, "python")
     scope = dict(vars(methods))
-    exec(blocks(section(page, "A method of your own"), "python")[0], scope)
+    exec(method, scope)
+    monkeypatch.setitem(methods.METHODS, "sqrt_reweight", scope["sqrt_reweight"])
+    monkeypatch.setattr(recipes, "RECIPES", dict(recipes.RECIPES))
+    exec(recipe, {"RECIPES": recipes.RECIPES})
+    config = features_config(write(tmp_path / "f"), method__names=("sqrt_reweight",))
+    result = stages.retrain(config, tmp_path / "run")
+    assert set(result["methods"]) == {"none", "sqrt_reweight"}
+    assert result["methods"]["sqrt_reweight"]["hyper"]["epochs"] == 20
+
+
+def test_example_method_weights_classes():
+    scope = dict(vars(methods))
+    exec(blocks(section("README.md", "A method of your own"), "python")[0], scope)
     counts = np.array([100, 25, 4])
     made = scope["sqrt_reweight"](counts, start="stage1", sampler="instance")
     weight = counts**-0.5
