@@ -39,7 +39,9 @@ CLEAN = (
     "tests/test_[d-k]*.py",
     "tests/test_[m-z]*.py",
     "tests/cli/*.py",
-    "README.md",
+    "docs/**/*.md",
+    "docs/*.py",
+    "*.md",
 )
 FILES = sorted({p for g in CLEAN for p in ROOT.glob(g)} - {Path(__file__).resolve()})
 

@@ -106,7 +106,7 @@ def test_lt_jax_command_parses(command, monkeypatch):
             is_config = arguments[i - 1] == "--config"
             arguments[i] = "configs/digits_lt.py" if is_config else "runs/any"
     config, rest = config_flags.split(arguments)
-    options = main._parser().parse_args(rest)  # exits on an unknown flag
+    options = main.make_parser().parse_args(rest)  # exits on an unknown flag
     assert options.command
     if options.configured:
         assert config_flags.read(config).seed == 0  # raises on an unknown key
