@@ -31,19 +31,45 @@ PATTERN = re.compile(
 )
 # (path, the line's stripped text): a title or a fact that needs the word.
 ALLOWED: set[tuple[str, str]] = set()
-CLEAN = (
-    "lt_jax/*.py",
-    "lt_jax/cli/[!c]*.py",
+CHECKED = (
+    "lt_jax/**/*.py",
     "configs/*.py",
-    "tests/test_[a-b]*.py",
-    "tests/test_[d-k]*.py",
-    "tests/test_[m-z]*.py",
-    "tests/cli/*.py",
+    "launch/*",
+    "benchmarks/*.py",
+    "benchmarks/*.md",
+    "tests/**/*.py",
     "docs/**/*.md",
     "docs/*.py",
     "*.md",
 )
-FILES = sorted({p for g in CLEAN for p in ROOT.glob(g)} - {Path(__file__).resolve()})
+PENDING = (  # still to be rewritten
+    "benchmarks/",
+    "launch/",
+    "lt_jax/data/",
+    "lt_jax/experiment/",
+    "lt_jax/models/",
+    "lt_jax/retraining/",
+    "lt_jax/training/",
+    "tests/data/",
+    "tests/distributed/",
+    "tests/experiment/",
+    "tests/export/",
+    "tests/retraining/",
+    "tests/test_configs.py",
+    "tests/test_launch.py",
+    "tests/test_layers.py",
+    "tests/test_prose.py",
+    "tests/training/",
+)
+FILES = [
+    path
+    for path in sorted(
+        file.relative_to(ROOT).as_posix()
+        for pattern in CHECKED
+        for file in ROOT.glob(pattern)
+    )
+    if not path.startswith(PENDING)
+]
 
 
 def mannered(path: str, text: str) -> list[str]:
@@ -60,7 +86,7 @@ def mannered(path: str, text: str) -> list[str]:
     return found
 
 
-@pytest.mark.parametrize("path", [p.relative_to(ROOT).as_posix() for p in FILES])
+@pytest.mark.parametrize("path", FILES)
 def test_plain_english(path: str):
     found = mannered(path, (ROOT / path).read_text(encoding="utf-8"))
     assert not found, "\n".join(found)
