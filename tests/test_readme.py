@@ -25,6 +25,7 @@ from test_feature_files import write
 from lt_jax import methods, recipes
 from lt_jax.cli import config_flags, main
 from lt_jax.experiment import stages
+from lt_jax.training import steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = {
@@ -270,5 +271,7 @@ def test_schema_accepts_the_demo_and_rejects_an_unknown_key():
     versions = dict.fromkeys(("python", "lt_jax", "jax", "jaxlib"), "0")
     golden |= {"versions": versions, "device": "1 x cpu"}
     jsonschema.validate(golden, SCHEMA)
+    choices = SCHEMA["properties"]["protocol"]["properties"]["batch_norm"]["enum"]
+    assert {*choices} == {*steps.BATCH_NORM}
     with pytest.raises(jsonschema.ValidationError, match="surprise"):
         jsonschema.validate(golden | {"surprise": 1}, SCHEMA)
