@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lt_jax.experiment.config import UserConfig
 
 
@@ -25,6 +28,8 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
         "sweep": stages.sweep,
     }
     calls[options.command](config, options.workdir)
+    if options.command in ("run", "sweep"):
+        _write_page(options.workdir)
 
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
@@ -54,6 +59,22 @@ def benchmark(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import benchmark
 
     benchmark.benchmark(config, options.seconds, options.json)
+
+
+def _write_page(workdir: Path) -> None:
+    """Write the report page of a finished run; a failure is only a warning."""
+    import jax
+
+    if jax.process_index() != 0:
+        return
+    try:
+        from lt_jax.report import build
+
+        print(f"page: {build.write([workdir], workdir / 'report')}")
+    except Exception as error:  # the figures of the run are complete without a page
+        retry = f"lt-jax report {shlex.quote(str(workdir))}"
+        reason = f"{type(error).__name__}: {error}"
+        print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
 
 
 def report(options: argparse.Namespace) -> None:

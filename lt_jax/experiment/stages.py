@@ -10,7 +10,6 @@ the loop.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -289,8 +288,5 @@ def _finish(
         return result
     info("")
     info(tables.text(result))
-    info(
-        f"report: {report} (tables; figures and a page: "
-        f"lt-jax report {shlex.quote(str(session.workdir))})"
-    )
+    info(f"tables: {report}")
     return result

@@ -37,9 +37,8 @@ def style() -> AbstractContextManager[None]:
 def render(figure: Figure) -> dict[str, bytes]:
     """Render a figure as ``png`` and ``svg``, without dates or external addresses."""
     png, svg = io.BytesIO(), io.BytesIO()
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # the layout is computed once for both files
     figure.savefig(png, format="png", metadata={"Software": None})
+    figure.set_layout_engine("none")  # the layout of the first file is kept
     blank = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(svg, format="svg", metadata=blank)
     text = svg.getvalue()

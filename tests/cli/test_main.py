@@ -18,6 +18,7 @@ import tiny_digits
 
 from lt_jax.cli import config_flags, main
 from lt_jax.errors import InputError
+from lt_jax.report import build
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
@@ -95,20 +96,33 @@ def test_data_info(capsys, spelling):
     assert "many 3, medium 4, few 3" in text
 
 
-def test_run_and_evaluate(tmp_path, capsys):
+def write_fails(paths, out):
+    raise RuntimeError("no font")
+
+
+def test_run_and_evaluate(tmp_path, capsys, monkeypatch):
     arguments = ["--config", DIGITS, "--workdir", str(tmp_path), *SMALL]
     assert main.main(["train", *arguments]) == 0
     assert main.main(["retrain", *arguments]) == 0
     table = capsys.readouterr().out
     for word in ("none", "ce", "los", "many", "medium", "few", "worst", "ECE", "LoMa"):
         assert word in table
-    assert f"report: {tmp_path}/report" in table
+    assert f"tables: {tmp_path}/report" in table
     assert re.search(r"parameters: backbone [\d,]+ trained, head [\d,]+ trained", table)
     assert "stem_conv/kernel" not in table
     assert "stem_conv/kernel" in (tmp_path / "log.txt").read_text()
     assert "stage1/0: 2 epochs of 10 steps" in table
+    monkeypatch.setattr(build, "write", write_fails)
     assert main.main(["run", *arguments]) == 0  # everything is done already
-    capsys.readouterr()
+    error = capsys.readouterr().err
+    assert (
+        f"no report page (RuntimeError: no font); retry: lt-jax report {tmp_path}"
+        in error
+    )
+    monkeypatch.undo()
+    assert main.main(["run", *arguments]) == 0
+    assert f"page: {tmp_path}/report/index.html" in capsys.readouterr().out
+    assert "los" in (tmp_path / "report/index.html").read_text()
     assert main.main(["evaluate", *arguments, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     stored = json.loads((tmp_path / "result.json").read_text())
