@@ -190,102 +190,63 @@ def _add_computing(
     """Add a command that works in a workdir, optionally in several processes."""
     command = _add(group, name, call, text, configured=True)
     command.set_defaults(computes=True)
-    command.add_argument(
-        "--workdir",
-        type=_path,
-        required=True,
-        help="folder for checkpoints, logs and results",
-    )
-    cluster_flags = command.add_argument_group(
+    text = "folder for checkpoints, logs and results"
+    command.add_argument("--workdir", type=_path, required=True, help=text)
+    add = command.add_argument_group(
         "several processes",
         "Detected under SLURM, Open MPI, Kubernetes and Cloud TPU; see launch/. "
         "--num_processes 1 turns detection off.",
-    )
-    cluster_flags.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT",
-        help="address where process 0 listens, the same for all",
-    )
-    cluster_flags.add_argument("--num_processes", type=int, metavar="N")
-    cluster_flags.add_argument(
-        "--process_id", type=int, metavar="I", help="from 0 to N - 1, each once"
-    )
-    cluster_flags.add_argument(
-        "--join_timeout",
-        type=float,
-        default=300.0,
-        metavar="SECONDS",
-        help="how long to wait for the other processes (default: %(default)g)",
-    )
+    ).add_argument
+    text = "address where process 0 listens, the same for all"
+    add("--coordinator", metavar="HOST:PORT", help=text)
+    add("--num_processes", type=int, metavar="N")
+    add("--process_id", type=int, metavar="I", help="from 0 to N - 1, each once")
+    text = "how long to wait for the other processes (default: %(default)g)"
+    add("--join_timeout", type=float, default=300.0, metavar="SECONDS", help=text)
     return command
 
 
 def _add_evaluate(group: Any) -> None:
     text = "measure every finished fit of a workdir"
     command = _add_computing(group, "evaluate", commands.evaluate, text)
-    command.add_argument(
-        "--split",
-        choices=("train", "valid", "test"),
-        default="test",
-        help="default: %(default)s",
-    )
-    command.add_argument(
-        "--heads",
-        metavar="REGEX",
-        default="",
-        help="measure the heads of the sweep with matching names instead of the fits",
-    )
+    splits = ("train", "valid", "test")
+    text = "default: %(default)s"
+    command.add_argument("--split", choices=splits, default="test", help=text)
+    text = "measure the sweep's heads with matching names, instead of the fits"
+    command.add_argument("--heads", metavar="REGEX", default="", help=text)
     _add_json(command)
 
 
 def _add_benchmark(group: Any) -> None:
     text = "measure the speed of a config on this machine"
-    command = _add(group, "benchmark", commands.benchmark, text, configured=True)
-    command.add_argument(
-        "--seconds",
-        type=float,
-        default=5.0,
-        help="time per measurement (default: %(default)g)",
-    )
-    command.add_argument(
-        "--json", type=_path, metavar="FILE", help="write one JSON object to FILE"
-    )
+    add = _add(group, "benchmark", commands.benchmark, text, True).add_argument
+    text = "time per measurement (default: %(default)g)"
+    add("--seconds", type=float, default=5.0, help=text)
+    add("--json", type=_path, metavar="FILE", help="write one JSON object to FILE")
 
 
 def _add_report(group: Any) -> None:
     text = "draw figures and tables of workdirs on one page"
-    command = _add(group, "report", commands.report, text, configured=False)
-    command.add_argument("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
-    command.add_argument(
-        "--out", type=_path, metavar="DIR", help="default: FIRST_RUN/report"
-    )
+    add = _add(group, "report", commands.report, text, False).add_argument
+    add("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
+    add("--out", type=_path, metavar="DIR", help="default: FIRST_RUN/report")
 
 
 def _add_predict(group: Any) -> None:
     text = "classify images with a finished run"
-    command = _add(group, "predict", commands.predict, text, configured=False)
+    command = _add(group, "predict", commands.predict, text, False)
     network = command.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", type=_path, help="a finished run")
-    network.add_argument(
-        "--artefact",
-        type=_path,
-        metavar="FILE",
-        help="a .stablehlo file written by `lt-jax convert`",
-    )
+    text = "a .stablehlo file written by `lt-jax convert`"
+    network.add_argument("--artefact", type=_path, metavar="FILE", help=text)
     command.add_argument("images", metavar="IMAGE", nargs="+", type=_path)
-    command.add_argument(
-        "--method",
-        default="",
-        help="which head: a method, a fit such as los/0.0, or none for stage 1; "
-        "default: the last finished one of config.method.names",
+    text = (
+        "which head: a method, a fit such as los/0.0, or none for stage 1; default: "
+        "the last finished one of config.method.names"
     )
-    command.add_argument(
-        "--top",
-        type=int,
-        default=5,
-        metavar="N",
-        help="classes per image (default: %(default)s)",
-    )
+    command.add_argument("--method", default="", help=text)
+    text = "classes per image (default: %(default)s)"
+    command.add_argument("--top", type=int, default=5, metavar="N", help=text)
     _add_json(command)
 
 
@@ -294,21 +255,14 @@ def _add_convert(group: Any) -> None:
         "convert weights from PyTorch (IN a file, OUT a folder for init.path) or to it "
         "(IN a workdir, OUT a .safetensors, .pth or .stablehlo file)"
     )
-    command = _add(group, "convert", commands.convert, text, configured=False)
-    command.add_argument("source", metavar="IN", type=_path)
-    command.add_argument("target", metavar="OUT", type=_path)
-    command.add_argument("--arch", default="", help="the network in a weights file")
-    command.add_argument(
-        "--part", default="", help="name prefix, if a file holds several networks"
-    )
-    command.add_argument(
-        "--method",
-        default="stage1",
-        help="which fit of a workdir, such as los (default: %(default)s)",
-    )
-    command.add_argument(
-        "--seeds", default="", help="seeds of that fit, such as 0.2; default: the first"
-    )
+    add = _add(group, "convert", commands.convert, text, False).add_argument
+    add("source", metavar="IN", type=_path)
+    add("target", metavar="OUT", type=_path)
+    add("--arch", default="", help="the network in a weights file")
+    add("--part", default="", help="name prefix, if a file holds several networks")
+    text = "which fit of a workdir, such as los (default: %(default)s)"
+    add("--method", default="stage1", help=text)
+    add("--seeds", default="", help="seeds of that fit, such as 0.2; default: first")
 
 
 def _add_data(group: Any) -> None:
@@ -317,52 +271,30 @@ def _add_data(group: Any) -> None:
     inner = command.add_subparsers(dest="what", metavar="WHAT", required=True)
 
     text = "show counts, groups, imbalance and split hash"
-    command = _add(inner, "info", commands.data_info, text, configured=True)
+    command = _add(inner, "info", commands.data_info, text, True)
+    text = "draw the sorted class counts"
+    command.add_argument("--png", type=_path, metavar="FILE", help=text)
     _add_json(command)
-    command.add_argument(
-        "--png", type=_path, metavar="FILE", help="draw the sorted class counts"
-    )
 
     text = "build a TFDS dataset from its original archives"
-    command = _add(inner, "prepare", commands.data_prepare, text, configured=False)
-    command.add_argument(
-        "name", help="i_naturalist2018, imagenet_lt, cifar100 or cifar10"
+    add = _add(inner, "prepare", commands.data_prepare, text, False).add_argument
+    add("name", help="i_naturalist2018, imagenet_lt, cifar100 or cifar10")
+    text, folder = "folder with the archives", {"type": _path, "metavar": "FOLDER"}
+    add("--from", dest="archives", required=True, help=text, **folder)
+    text = "folder with ImageNet_LT_train.txt etc.; default: that of the archives"
+    add("--lists", help=text, **folder)
+    text = "TFDS data folder; default: TFDS_DATA_DIR, else ~/tensorflow_datasets"
+    add("--dir", default="", help=text)
+    text = "check SHA-256 sums, not only sizes"
+    add("--checksum", action="store_true", help=text)
+    text = "accept archives of other sizes and other numbers of examples"
+    add("--partial", action="store_true", help=text)
+    text = (
+        "the builder; tfds is TFDS's own, which needs TensorFlow (lt_jax[prepare]) "
+        "(default: %(default)s)"
     )
-    command.add_argument(
-        "--from",
-        dest="archives",
-        type=_path,
-        required=True,
-        metavar="FOLDER",
-        help="folder with the archives",
-    )
-    command.add_argument(
-        "--lists",
-        type=_path,
-        metavar="FOLDER",
-        help="folder with ImageNet_LT_train.txt etc.; default: that of the archives",
-    )
-    command.add_argument(
-        "--dir",
-        default="",
-        help="TFDS data folder; default: TFDS_DATA_DIR, else ~/tensorflow_datasets",
-    )
-    command.add_argument(
-        "--checksum", action="store_true", help="check SHA-256 sums, not only sizes"
-    )
-    command.add_argument(
-        "--partial",
-        action="store_true",
-        help="accept archives of other sizes and other numbers of examples",
-    )
-    command.add_argument(
-        "--with",
-        dest="by",
-        choices=("lt_jax", "tfds"),
-        default="lt_jax",
-        help="the builder; tfds is TFDS's own, which needs TensorFlow "
-        "(lt_jax[prepare]) (default: %(default)s)",
-    )
+    names = ("lt_jax", "tfds")
+    add("--with", dest="by", choices=names, default="lt_jax", help=text)
 
     text = "write array_record files next to the TFRecord files of a TFDS dataset"
     command = _add(inner, "convert", commands.data_convert, text, configured=False)
