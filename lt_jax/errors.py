@@ -55,6 +55,3 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     if name not in choices:
         raise InputError(f"unknown {what} {name!r}{suggest(name, choices)}")
     return name
-
-
-near, known = suggest, one_of
