@@ -320,13 +320,13 @@ def _heads(
     trained = {k: v for k, v in own_values(config).items() if v["epochs"]}
     if not trained:
         return None
-    name, hyper = next(iter(trained.items()))
+    name, values = next(iter(trained.items()))
     budget, width = budget_of(config), models.features_of(task.backbone)
     rows = min(len(train), max(m.batch, int(budget / (4 * width))))
     labels = train.labels[np.linspace(0, len(train) - 1, rows).astype(int)]
     drawn = np.random.default_rng(0).standard_normal((1, rows, width), np.float32)
     cached = Features(drawn.astype(DTYPES[m.feature_dtype][0]), labels)
-    method = make_method(config, name, train.class_counts, hyper)
+    method = make_method(config, name, train.class_counts, values)
     per_epoch = -(-rows // m.batch)
 
     def job(seed: int, epochs: int) -> HeadJob:
@@ -339,7 +339,7 @@ def _heads(
             rates=np.zeros(epochs * per_epoch, np.float32),
             projects=projection_steps(method, epochs, per_epoch),
             epochs=epochs,
-            sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
+            sgd=Sgd(m.momentum, values["decay"], m.decay_on),
             order=(2, config.seed, 0),
         )
 

@@ -59,6 +59,8 @@ def test_help_is_light():
             "lt_jax",
             {"PIL", "cv2", "jax", "flax", "numpy", "optax", "orbax", "tqdm", "absl"},
         ),
+        # The library interface, with fit_heads and evaluate.
+        ("lt_jax.api", {"PIL", "cv2", "simplejpeg", "orbax"}),
         # Imports of a training command before it reads its data.
         ("lt_jax.experiment.stages", set()),
     ],
