@@ -63,7 +63,7 @@ def made_images(number: int) -> tuple[Any, Any]:
 
 
 def print_to_stderr(compiled: Any) -> None:
-    print(f"compiled in {compiled.seconds:.1f} s", file=sys.stderr)
+    print(f"compiled in {compiled.compile_seconds:.1f} s", file=sys.stderr)
 
 
 def ours(
@@ -106,7 +106,7 @@ def ours(
         }
     )
 
-    train = steps.compile_ahead(train, state, ready, inputs).run
+    train = steps.compile_step(train, state, ready, inputs).run
     takers = {
         "epoch": stepping.streamed(
             steps.make_train_step(program),

@@ -42,13 +42,13 @@ def config():
 
 def slow_train(c, workdir):
     """Train slowly enough for a signal to arrive."""
-    compiles, pause = steps.compile_ahead, time.sleep
+    compiles, pause = steps.compile_step, time.sleep
 
     def slowed(*args, **kwargs):
         step = compiles(*args, **kwargs)
         return step._replace(run=lambda *given: (pause(0.2), step.run(*given))[1])
 
-    steps.compile_ahead = slowed
+    steps.compile_step = slowed
     return stages.train(c, workdir)
 
 

@@ -214,11 +214,8 @@ def _stage1(
 
     with contextlib.closing(_batches(task.splits.train, stage)) as batches:
         batch = next(batches)
-        begun = time.monotonic()
-        lowered = train_step.lower(state, batch, inputs)
-        traced = time.monotonic()
-        step = lowered.compile(steps.compiler_options())
-        compiled = time.monotonic()
+        compiled = steps.compile_step(train_step, state, batch, inputs)
+        step = compiled.run
         each = _pace(lambda: take_step(batch), seconds)
         before = time.monotonic()
         streamed = _pace(streaming, seconds)
@@ -227,8 +224,8 @@ def _stage1(
     accessed = _counted(step, "bytes accessed", stage)
     return {
         "batch": stage.batch,
-        "lower_seconds": traced - begun,
-        "compile_seconds": compiled - traced,
+        "lower_seconds": compiled.lower_seconds,
+        "compile_seconds": compiled.compile_seconds,
         "flops": flops,
         "bytes": accessed,
         "step_seconds": each,

@@ -15,7 +15,6 @@ import socket
 import stat
 import sys
 import threading
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -325,10 +324,6 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    # Programs that call oneDNN cannot be stored.
-    warnings.filterwarnings(
-        "ignore", "Error writing persistent compilation cache entry.*bad_alloc"
-    )
     configured = os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if configured:
         return  # JAX has read it

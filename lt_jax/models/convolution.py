@@ -1,14 +1,14 @@
-"""Convolutions on a CPU by oneDNN, which jaxlib carries but XLA does not call.
+"""oneDNN convolutions on x86 CPUs: everything this package knows about them.
 
-XLA's own convolutions on a CPU run at 0.4 to 0.9 of the rate of PyTorch's, which are
-oneDNN's. jaxlib for x86 holds the library and a custom call for its forward
-convolution, which XLA's rewriter emits behind a flag for graphs that are not trained.
-Here that call is written down by hand, and the gradient with respect to the input is a
-forward convolution with the kernel turned around; that with respect to the kernel is
-left to XLA. On other devices, in other dtypes and with groups nothing of this is used.
+XLA's own CPU convolutions run at 0.4 to 0.9 times the speed of PyTorch's, which are
+oneDNN's. jaxlib for x86 contains oneDNN and a custom call for its forward convolution.
+XLA emits that call only behind a flag, and only for graphs without gradients. This file
+emits the call itself. The gradient with respect to the input is another forward
+convolution, with the kernel rotated. The gradient with respect to the kernel, grouped
+convolutions, other dtypes and other devices stay with XLA.
 
-The call is internal to XLA and its fields have changed before, so it is used with the
-versions of jaxlib it was tested with, `TESTED`, and only if a trial agrees with XLA.
+The call is internal to XLA and its fields have changed before. `onednn_works` therefore
+tries it once per process and compares values and gradients with XLA's.
 """
 
 from __future__ import annotations
@@ -16,49 +16,66 @@ from __future__ import annotations
 import functools
 import json
 import platform
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 import numpy as np
 from jax import lax
 
-TESTED = ("0.10.2",)
 TARGET = "__onednn$convolution"
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 @functools.cache
 def onednn_works() -> bool:
-    """Whether the devices are CPUs whose jaxlib has the call, and it is right."""
-    if (
-        jax.default_backend() != "cpu"
-        or platform.machine() not in ("x86_64", "AMD64")
-        or jaxlib.version.__version__ not in TESTED
-    ):
+    """Return whether this CPU's jaxlib has the call and agrees with XLA on a trial."""
+    if jax.default_backend() != "cpu" or platform.machine() not in ("x86_64", "AMD64"):
         return False
+    # A program with this call cannot be serialized, so JAX's cache skips it.
+    warnings.filterwarnings(
+        "ignore", "Error writing persistent compilation cache entry.*bad_alloc"
+    )
     rng = np.random.default_rng(0)
     images = rng.standard_normal((2, 9, 9, 16), np.float32)
     kernel = rng.standard_normal((3, 3, 16, 32), np.float32)
 
-    def both(convolve: Any) -> Any:
-        def total(x: jax.Array, w: jax.Array) -> jax.Array:
-            return jnp.sum(convolve(x, w) ** 2)
+    @jax.jit
+    def trial(x: jax.Array, w: jax.Array) -> Any:
+        def total(convolve: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+            return jnp.sum(convolve(x, w, 2, 1) ** 2)
 
-        return jax.jit(jax.value_and_grad(total, (0, 1)))(images, kernel)
+        gradients = jax.value_and_grad(total, (1, 2))
+        return gradients(_convolve, x, w), gradients(_xla, x, w)
 
     try:
-        ours = both(lambda x, w: _convolve(x, w, 2, 1))
+        ours, xlas = jax.device_get(trial(images, kernel))
     except jax.errors.JaxRuntimeError:
         return False
-    plain = both(lambda x, w: _plain(x, w, 2, 1))
-    same = jax.tree.map(lambda a, b: np.allclose(a, b, 1e-3, 1e-2), ours, plain)
+    same = jax.tree.map(lambda a, b: np.allclose(a, b, 1e-3, 1e-2), ours, xlas)
     return all(jax.tree.leaves(same))
 
 
-def by_onednn(
+def fastest_engine() -> str:
+    """Return the key of `ENGINES` that suits the devices."""
+    return "onednn" if onednn_works() else "xla"
+
+
+def compiler_options() -> dict[str, Any] | None:
+    """Return the XLA options for training steps, None for the defaults.
+
+    XLA's CPU compiler drops the barriers that the backward pass below sets. It then
+    recomputes the activations of a complete stage for every kernel gradient, which
+    costs a third of the speed. Other compilers keep barriers.
+    """
+    if onednn_works():
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return None
+
+
+def onednn_convolution(
     lhs: jax.Array,
     rhs: jax.Array,
     window_strides: Sequence[int],
@@ -70,10 +87,9 @@ def by_onednn(
     feature_group_count: int,
     precision: Any,
 ) -> jax.Array:
-    """`jax.lax.conv_general_dilated` for what `flax.linen.Conv` asks of it.
+    """Replace `jax.lax.conv_general_dilated` in the calls of `flax.linen.Conv`.
 
-    What oneDNN does not do here, grouped convolutions and other dtypes than float32,
-    XLA does.
+    Strides and padding must be the same for both sides, without dilation.
     """
     stride, pad = window_strides[0], padding[0][0]
     if lhs.dtype == rhs.dtype == jnp.float32 and feature_group_count == 1:
@@ -91,12 +107,17 @@ def by_onednn(
     )
 
 
+# The `conv_general_dilated` argument of `flax.linen.Conv`; None is XLA's.
+ENGINES = {"xla": None, "onednn": onednn_convolution}
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: jax.Array, w: jax.Array, stride: int, pad: int) -> jax.Array:
     """[B, H, W, C] by [k, k, C, F] -> [B, H', W', F]."""
     batch, *sides, _ = x.shape
     sides = [(side + 2 * pad - len(w)) // stride + 1 for side in sides]
-    return _call(x, w, (batch, *sides, w.shape[3]), False, stride, [(pad, pad)] * 2)
+    shape = batch, *sides, w.shape[3]
+    return _call(x, w, shape, stride=stride, pads=[(pad, pad)] * 2)
 
 
 def _forward(x: jax.Array, w: jax.Array, stride: int, pad: int) -> tuple[Any, Any]:
@@ -107,12 +128,12 @@ def _backward(
     stride: int, pad: int, kept: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     x, w = kept
-    # Not to be computed anew, for which XLA takes everything since the last sum.
+    # Keeps XLA from recomputing everything since the last sum, see `compiler_options`.
     x, grad = lax.optimization_barrier((x, grad))
-    _, kernel_gradient = jax.vjp(lambda w: _plain(x, w, stride, pad), w)
+    _, kernel_gradient = jax.vjp(lambda w: _xla(x, w, stride, pad), w)
     (to_kernel,) = kernel_gradient(grad)
-    # Each input pixel collects from the outputs that saw it: the outputs, `stride`
-    # apart, under the kernel turned around, its channels in each other's place.
+    # Each input pixel collects from the outputs that used it: convolve the outputs,
+    # `stride` apart, with the rotated kernel, its channels swapped.
     low = len(w) - 1 - pad
     pads = []
     for side, out in zip(x.shape[1:3], grad.shape[1:3], strict=True):
@@ -120,14 +141,15 @@ def _backward(
     if stride > 1:
         gap = (0, 0, stride - 1)
         grad = lax.pad(grad, np.float32(0), ((0, 0, 0), gap, gap, (0, 0, 0)))
-    to_input = _call(grad, jnp.flip(w, (0, 1)), x.shape, True, 1, pads)
+    rotated = jnp.flip(w, (0, 1))
+    to_input = _call(grad, rotated, x.shape, stride=1, pads=pads, swapped=True)
     return to_input, to_kernel
 
 
 _convolve.defvjp(_forward, _backward)
 
 
-def _plain(x: jax.Array, w: jax.Array, stride: int, pad: int) -> jax.Array:
+def _xla(x: jax.Array, w: jax.Array, stride: int, pad: int) -> jax.Array:
     return lax.conv_general_dilated(
         x, w, (stride, stride), ((pad, pad), (pad, pad)), dimension_numbers=LAYOUT
     )
@@ -137,26 +159,27 @@ def _call(
     x: jax.Array,
     w: jax.Array,
     shape: tuple[int, ...],
-    turned: bool,
+    *,
     stride: int,
     pads: Sequence[tuple[int, int]],
+    swapped: bool = False,
 ) -> jax.Array:
-    """oneDNN's forward convolution; ``turned``: the kernel is [k, k, out, in]."""
+    """Call oneDNN's forward convolution; ``swapped``: the kernel is [k, k, out, in]."""
 
     def texts(*numbers: int) -> list[str]:
         return [str(number) for number in numbers]
 
     images = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": texts(1, 2)}
-    places = {
-        "input_feature_dim": "3" if turned else "2",
-        "output_feature_dim": "2" if turned else "3",
+    filters = {
+        "input_feature_dim": "3" if swapped else "2",
+        "output_feature_dim": "2" if swapped else "3",
         "spatial_dims": texts(0, 1),
     }
-    numbers = {
+    config = {
         "dims": "4",
         "feature_groups": "1",
         "input": {"data": images},
-        "kernel": {"filter": places},
+        "kernel": {"filter": filters},
         "output": {"data": images},
         "window": {
             "pad_left": texts(*(low for low, _ in pads)),
@@ -169,5 +192,5 @@ def _call(
         TARGET,
         jax.ShapeDtypeStruct(shape, x.dtype),
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps({"onednn_conv_config": numbers}),
+        legacy_backend_config=json.dumps({"onednn_conv_config": config}),
     )(x, w)

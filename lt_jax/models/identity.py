@@ -1,4 +1,4 @@
-"""The backbone of features that were computed elsewhere: none."""
+"""The backbone for precomputed features: none."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from flax import linen as nn
 
 
 class Identity(nn.Module):
-    """Examples as they are, flattened: no parameters and no statistics."""
+    """Return the examples flattened, without parameters or statistics."""
 
     size: int  # D
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
-        """[B, H, W, C] -> float32[B, D], D = H W C. ``mask``, ``moving``: not read."""
+        """[B, H, W, C] -> float32[B, D], D = H W C; ignores ``mask`` and ``moving``."""
         return x.reshape(len(x), self.size).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Batch norm that sees the mask and every device, with PyTorch's running statistics.
+"""Batch norm over the mask and all devices, with PyTorch's running statistics.
 
 `flax.linen.BatchNorm` averages per-device means, which is biased on a ragged batch and
 NaN on a device without examples, and it stores the biased variance.
@@ -14,11 +14,11 @@ from flax import linen as nn
 
 
 class BatchNorm(nn.Module):
-    """Normalises each channel by the statistics of the unmasked rows of all devices.
+    """Normalize each channel by the statistics of the unmasked rows of all devices.
 
-    ``params`` are ``scale`` and ``bias``, ``batch_stats`` are ``mean`` and ``var``,
-    each [C] in at least float32. ``momentum`` is the share that a running statistic
-    keeps: 0.9 here is 0.1 in PyTorch.
+    ``params`` are ``scale`` and ``bias``, ``batch_stats`` are ``mean`` and ``var``, all
+    [C] in at least float32. ``momentum`` is the fraction of a running statistic that is
+    kept: 0.9 here is 0.1 in PyTorch.
     """
 
     axis_name: str | None  # the pmap axis whose devices share the batch
@@ -29,11 +29,13 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
-        """Normalise ``x``: [B, H, W, C] -> ``dtype`` [B, H, W, C].
+        """Normalize ``x``: [B, H, W, C] -> ``dtype`` [B, H, W, C].
 
-        ``moving`` takes the statistics of the batch and moves the running ones towards
-        them; otherwise the running ones are used and nothing is stored. ``mask``:
-        float32[B], 0 for a row that must not count.
+        Args:
+          x: activations.
+          mask: float32[B], 0 for rows that must not count.
+          moving: whether to use the statistics of the batch, and to move the running
+            ones towards them. Otherwise the running statistics are used.
         """
         shape = x.shape[-1:]
         stored = jnp.promote_types(jnp.float32, self.dtype)
@@ -46,8 +48,8 @@ class BatchNorm(nn.Module):
         x = x.astype(jnp.promote_types(stored, x.dtype))
         if moving and not self.is_initializing():  # init runs outside of any pmap
             count, mean, var = self._statistics(x, mask)
-            # PyTorch stores the unbiased variance but normalises with the biased one. A
-            # batch without a single example leaves the running statistics alone.
+            # PyTorch stores the unbiased variance but normalizes with the biased one. A
+            # batch without examples leaves the running statistics unchanged.
             unbiased = var * count / jnp.maximum(count - 1, 1)
             keep = jnp.where(count > 0, self.momentum, 1).astype(stored)
             for running, new in ((running_mean, mean), (running_var, unbiased)):
@@ -62,15 +64,15 @@ class BatchNorm(nn.Module):
     def _statistics(
         self, x: jax.Array, mask: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Count [], mean [C] and biased variance [C] over rows, pixels and devices."""
-        # Pixels first, then the mask: it multiplies [B, C] and not the whole image.
+        """Compute count [], mean [C] and biased variance [C] over all devices."""
+        # Pixels first, then the mask: it multiplies [B, C] instead of complete images.
         keep = mask.astype(x.dtype)
         total = jnp.sum(keep[:, None] * jnp.sum(x, (1, 2)), 0)
         square = jnp.sum(keep[:, None] * jnp.sum(x * x, (1, 2)), 0)
         count = jnp.sum(keep) * (x.shape[1] * x.shape[2])
         if self.axis_name is not None:
-            # Sums and not means cross the devices, so a device may hold any number of
-            # examples, none included.
+            # Devices exchange sums, not means: a device may hold any number of
+            # examples, even none.
             count, total, square = jax.lax.psum((count, total, square), self.axis_name)
         n = jnp.maximum(count, 1)
         mean = total / n

@@ -1,9 +1,8 @@
-"""Residual networks that return features; the head lives in `lt_jax.heads`.
+"""Residual networks that return features; heads are in `lt_jax.heads`.
 
-He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, with the
-stride of a bottleneck in its 3x3 convolution (torchvision's "v1.5"); ResNeXt: Xie et
-al., arXiv 1611.05431. Numbers that a port gets wrong are PyTorch's here: padding,
-initial weights, running variance.
+He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385. The stride
+of a bottleneck is in its 3x3 convolution (torchvision's "v1.5"). ResNeXt: Xie et al.,
+arXiv 1611.05431. Padding, initial weights and running variance follow PyTorch.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from flax import linen as nn
 
 from lt_jax import initializers
 from lt_jax.errors import InputError, one_of
-from lt_jax.models.convolution import by_onednn, onednn_works
+from lt_jax.models.convolution import ENGINES
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
 from lt_jax.types import Params
@@ -26,30 +25,23 @@ from lt_jax.types import Params
 DTYPES = ("float32", "bfloat16", "float64")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
 
-# Who computes convolutions: None is Flax's own choice, XLA.
-CONVOLUTIONS = {"xla": None, "onednn": by_onednn}
-
-_BASIC = {"bottleneck": False, "groups": 1, "group_width": 64}
-_DEEP = {"bottleneck": True, "groups": 1, "group_width": 64}
-_RESNEXT = {"bottleneck": True, "groups": 32, "group_width": 4}
-_PAD = {"shortcut": "pad"}
-_PROJECTION = {"shortcut": "projection"}
-
-# The CIFAR networks are 16 wide by custom, the others 64.
+# By convention, the first stage of the CIFAR networks has width 16, the others 64.
 ARCHS: dict[str, dict[str, Any]] = {
-    "resnet8": {"stages": (1, 1, 1), **_BASIC, **_PAD},
-    "resnet20": {"stages": (3, 3, 3), **_BASIC, **_PAD},
-    "resnet32": {"stages": (5, 5, 5), **_BASIC, **_PAD},
-    "resnet44": {"stages": (7, 7, 7), **_BASIC, **_PAD},
-    "resnet56": {"stages": (9, 9, 9), **_BASIC, **_PAD},
-    "resnet10": {"stages": (1, 1, 1, 1), **_BASIC, **_PROJECTION},
-    "resnet18": {"stages": (2, 2, 2, 2), **_BASIC, **_PROJECTION},
-    "resnet34": {"stages": (3, 4, 6, 3), **_BASIC, **_PROJECTION},
-    "resnet50": {"stages": (3, 4, 6, 3), **_DEEP, **_PROJECTION},
-    "resnet101": {"stages": (3, 4, 23, 3), **_DEEP, **_PROJECTION},
-    "resnet152": {"stages": (3, 8, 36, 3), **_DEEP, **_PROJECTION},
-    "resnext50_32x4d": {"stages": (3, 4, 6, 3), **_RESNEXT, **_PROJECTION},
-}
+    "resnet8": {"stages": (1, 1, 1), "shortcut": "pad"},
+    "resnet20": {"stages": (3, 3, 3), "shortcut": "pad"},
+    "resnet32": {"stages": (5, 5, 5), "shortcut": "pad"},
+    "resnet44": {"stages": (7, 7, 7), "shortcut": "pad"},
+    "resnet56": {"stages": (9, 9, 9), "shortcut": "pad"},
+    "resnet10": {"stages": (1, 1, 1, 1)},
+    "resnet18": {"stages": (2, 2, 2, 2)},
+    "resnet34": {"stages": (3, 4, 6, 3)},
+    "resnet50": {"stages": (3, 4, 6, 3), "bottleneck": True},
+    "resnet101": {"stages": (3, 4, 23, 3), "bottleneck": True},
+    "resnet152": {"stages": (3, 8, 36, 3), "bottleneck": True},
+    "resnext50_32x4d": {
+        "stages": (3, 4, 6, 3), "bottleneck": True, "groups": 32, "group_width": 4,
+    },
+}  # fmt: skip
 
 
 def convolution(
@@ -63,10 +55,10 @@ def convolution(
     engine: str = "xla",
     name: str | None = None,
 ) -> nn.Module:
-    """The one convolution of this file: square, no bias, [B,H,W,C] -> [B,H',W',F].
+    """Build a square convolution without bias: [B, H, W, C] -> [B, H', W', F].
 
-    The padding is explicit because "SAME" puts all of a stride-2 layer's padding at the
-    end of an even side, where PyTorch pads both.
+    The padding is explicit. For a stride of 2 and an even side, "SAME" pads the end
+    only, while PyTorch pads both ends.
     """
     pad = (size - 1) // 2
     return nn.Conv(
@@ -79,16 +71,16 @@ def convolution(
         dtype=dtype,
         param_dtype=jnp.promote_types(jnp.float32, dtype),
         kernel_init=initializers.kernel(init_name),
-        conv_general_dilated=CONVOLUTIONS[engine],
+        conv_general_dilated=ENGINES[engine],
         name=name,
     )
 
 
 def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
-    """Option A of He et al., without parameters: every ``stride``-th pixel of ``x``.
+    """Subsample ``x`` and pad its channels with zeros (option A of He et al.).
 
-    [B, H, W, C] -> [B, H', W', features]; the new channels are zero, one half of them
-    before the old ones and one half after.
+    [B, H, W, C] -> [B, H', W', features]. Half of the new channels come before the old
+    ones, half after.
     """
     x = x[:, ::stride, ::stride, :]
     side = (features - x.shape[-1]) // 2
@@ -96,7 +88,7 @@ def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 as a bottleneck, around a shortcut."""
+    """Residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 as a bottleneck."""
 
     width: int
     stride: int
@@ -139,26 +131,26 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Images to features. Every field is hashable: a module can key a cache."""
+    """A network from images to features; hashable, so it can key a cache."""
 
-    stages: tuple[int, ...]  # blocks in each
-    width: int  # of the first stage; each later one doubles it
-    bottleneck: bool
-    groups: int  # of a bottleneck's 3x3 convolution
-    group_width: int  # channels of a group where the stage is 64 wide
+    stages: tuple[int, ...]  # number of blocks in each stage
+    width: int  # channels of the first stage; each later stage doubles it
     stem: str  # "cifar" or "imagenet"
-    shortcut: str  # "projection" or "pad"
-    zero_init: bool  # the last scale of a block starts at 0: the block as identity
-    init_name: str  # "torch" or "flax"; `init` is a method of every Flax module
+    zero_init: bool  # initialize the last scale of a block at 0
+    init_name: str  # "torch" or "flax"; every Flax module has a method `init`
     dtype: Any  # of the activations; parameters and statistics are at least float32
     axis_name: str | None  # the pmap axis that batch norm reduces over
-    engine: str = "xla"  # of the convolutions, a key of CONVOLUTIONS
+    bottleneck: bool = False
+    groups: int = 1  # of a bottleneck's 3x3 convolution
+    group_width: int = 64  # channels per group in a stage of width 64
+    shortcut: str = "projection"  # or "pad"
+    engine: str = "xla"  # what computes the convolutions, a key of ENGINES
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
-        """float [B, H, W, C], normalised -> features [B, D], at least float32.
+        """Map normalized images, float[B, H, W, C], to features, float[B, D].
 
-        ``mask`` (float32[B]) and ``moving`` are those of `BatchNorm`.
+        For ``mask`` (float32[B]) and ``moving`` see `BatchNorm`.
         """
         conv = functools.partial(
             convolution,
@@ -171,7 +163,6 @@ class ResNet(nn.Module):
         x = conv(self.width, size, stride, name="stem_conv")(x)
         x = nn.relu(norm(name="stem_norm")(x, mask, moving))
         if pool:
-            # Flax annotates the padding as str and documents pairs.
             pad: Any = ((1, 1), (1, 1))
             x = nn.max_pool(x, (3, 3), (2, 2), pad)
         for stage, blocks in enumerate(self.stages, 1):
@@ -191,11 +182,6 @@ class ResNet(nn.Module):
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
 
 
-def fastest_engine() -> str:
-    """The key of `CONVOLUTIONS` that suits the devices."""
-    return "onednn" if onednn_works() else "xla"
-
-
 def create(
     name: str,
     stem: str,
@@ -205,11 +191,15 @@ def create(
     dtype: str,
     axis_name: str | None,
 ) -> ResNet:
-    """The network ``name`` of `ARCHS`; bad input is an `InputError`."""
+    """Build the network ``name`` of `ARCHS`.
+
+    Raises:
+      InputError: an argument is invalid.
+    """
     fields = ARCHS[one_of("arch", name, ARCHS)]
-    if width * fields["group_width"] < 64:
-        least = 64 // fields["group_width"]
-        raise InputError(f"the width of {name} must be at least {least}, not {width}")
+    least = 64 // fields.get("group_width", 64)
+    if width < least:
+        raise InputError(f"width must be at least {least} for {name}, got {width}")
     number = jnp.dtype(one_of("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
@@ -225,7 +215,7 @@ def create(
 
 
 def features_of(module: ResNet | Identity) -> int:
-    """D, the number of features that ``module`` returns."""
+    """Return D, the number of features that ``module`` computes."""
     if isinstance(module, Identity):
         return module.size
     last = module.width * 2 ** (len(module.stages) - 1)
@@ -236,7 +226,7 @@ def features_of(module: ResNet | Identity) -> int:
 def init(
     module: ResNet | Identity, key: jax.Array, shape: tuple[int, int, int]
 ) -> tuple[Params, Params]:
-    """Fresh ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
+    """Initialize ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
     image = jnp.zeros((1, *shape), jnp.float32)
     variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
     return variables.get("params", {}), variables.get("batch_stats", {})

@@ -169,12 +169,15 @@ def fit(
     decode_errors = DecodeErrors(train)
     meter = Meter(stage.title, total)
 
-    def tell(compiled: steps.Compiled) -> None:
-        if compiled.seconds < TOLD_SECONDS:  # as a rule of every seed but the first
+    def tell(compiled: steps.CompiledStep) -> None:
+        if (
+            compiled.compile_seconds < TOLD_SECONDS
+        ):  # as a rule of every seed but the first
             return
         log.info(
-            f"{stage.title}: the step was compiled in {compiled.seconds:.1f} s; "
-            f"{compiled.temporary / 2**20:,.0f} MiB of a device beside the state"
+            f"{stage.title}: compiled the training step in "
+            f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
+            f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
         )
 
     step_of = steps.make_train_step(program)

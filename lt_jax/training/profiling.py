@@ -104,7 +104,7 @@ def slowest(events: Iterable[dict[str, Any]]) -> list[tuple[str, int, float]]:
         arguments = event.get("args", {})
         if event.get("ph") == "X" and "hlo_op" in arguments:
             begin, last = float(event["ts"]), float(event.get("dur", 0.0))
-            name = re.sub(r"(?:[._]\d+|\.clone)+(?=$|__)", "", arguments["hlo_op"])
+            name = re.sub(r"\.(?:\d+|clone)|_\d+$", "", arguments["hlo_op"])
             threads[event["pid"], event["tid"]].append((begin, last, name))
     calls: dict[str, int] = collections.Counter()
     own: dict[str, float] = collections.defaultdict(float)

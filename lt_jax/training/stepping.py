@@ -16,7 +16,7 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import sharding
 from lt_jax.training import steps
-from lt_jax.training.steps import Compiled, StepInputs
+from lt_jax.training.steps import CompiledStep, StepInputs
 from lt_jax.types import Batch, TrainState
 
 # The state after some steps, what they measured (with a leading axis of steps where the
@@ -40,7 +40,7 @@ def streamed(
     step: Any,
     dataset: Dataset,
     decode_errors: DecodeErrors,
-    tell: Callable[[Compiled], None],
+    tell: Callable[[CompiledStep], None],
     timed: Callable[[Iterator[Batch]], Iterator[Batch]],
 ) -> Stepper:
     """A step at a time; batches are read while the devices are busy.
@@ -50,7 +50,7 @@ def streamed(
       tell: hears once of the compilation.
       timed: passes the batches on, and may note how long each let wait.
     """
-    ready: list[Compiled] = []
+    ready: list[CompiledStep] = []
 
     def take(
         state: TrainState, rows: np.ndarray, crops: CropPlan, inputs: StepInputs
@@ -60,7 +60,7 @@ def streamed(
         )
         for batch in timed(batches):
             if not ready:
-                ready.append(steps.compile_ahead(step, state, batch, inputs))
+                ready.append(steps.compile_step(step, state, batch, inputs))
                 tell(ready[0])
             state, measured = ready[0].run(state, batch, inputs)
             yield state, measured, 1
@@ -73,7 +73,7 @@ def resident(
     several: Any,
     dataset: Dataset,
     at_once: int,
-    tell: Callable[[Compiled], None],
+    tell: Callable[[CompiledStep], None],
 ) -> Stepper:
     """Images lie on the devices, only the numbers of rows travel to them.
 
@@ -91,11 +91,11 @@ def resident(
             "label": dataset.labels.astype(np.int32),
         }
     )
-    ready: list[Compiled] = []
+    ready: list[CompiledStep] = []
 
     def run(program: Any, *arguments: Any) -> Any:
         if not ready:
-            ready.append(steps.compile_ahead(program, *arguments))
+            ready.append(steps.compile_step(program, *arguments))
             tell(ready[0])
         return ready[0].run(*arguments)
 

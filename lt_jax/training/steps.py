@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lt_jax import metrics, trees
+from lt_jax import metrics, models, trees
 from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
@@ -290,35 +290,28 @@ def _picked(held: Batch, rows: jax.Array) -> Batch:
     }
 
 
-class Compiled(NamedTuple):
-    """A step, compiled before its first call, and what that took."""
+class CompiledStep(NamedTuple):
+    """A step that was compiled before its first call."""
 
     run: Callable[..., Any]
-    seconds: float
-    temporary: int  # bytes of a device beside arguments and results; 0: not told
+    lower_seconds: float
+    compile_seconds: float
+    temporary_bytes: int  # per device, besides arguments and results; 0: unknown
 
 
-# XLA's CPU compiler removes the barriers that `models.onednn` sets, and then computes
-# the activations of a whole stage anew for every gradient of a kernel: by a third
-# slower. Other compilers keep barriers by themselves.
-CPU_OPTIONS: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
-
-
-def compiler_options() -> dict[str, Any] | None:
-    """What a step is compiled with, if it is compiled before its first call."""
-    on_cpu = jax.default_backend() == "cpu" and jax.process_count() == 1
-    return CPU_OPTIONS if on_cpu else None
-
-
-def compile_ahead(step: Any, *arguments: Any) -> Compiled:
-    """Compiles a maker's step for arguments like these, or finds it in the cache."""
+def compile_step(step: Any, *arguments: Any) -> CompiledStep:
+    """Compile a step for arguments like these, or find it in the cache."""
+    # With several processes only pmap itself can build the global arrays. It then
+    # finds the program in the cache, which holds those with default options.
+    alone = jax.process_count() == 1
     begun = time.monotonic()
-    compiled = step.lower(*arguments).compile(compiler_options())
+    lowered = step.lower(*arguments)
+    lowered_at = time.monotonic()
+    compiled = lowered.compile(models.compiler_options() if alone else None)
+    done = time.monotonic()
     size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
-    # Of several processes pmap alone makes the arrays of all; it finds the program in
-    # the cache.
-    run = compiled if jax.process_count() == 1 else step
-    return Compiled(run, time.monotonic() - begun, size)
+    run = compiled if alone else step
+    return CompiledStep(run, lowered_at - begun, done - lowered_at, size)
 
 
 @functools.cache
