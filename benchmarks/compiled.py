@@ -171,7 +171,13 @@ def measure(case: Case) -> dict[str, Any]:
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
         numbers = jax.random.key_data(jax.random.key(0))  # as placing.replicate sends
-        return state, steps.StepInputs(numbers, one, adjust, params["head"], one > 0)
+        return state, steps.StepInputs(
+            key=numbers,
+            rates=one,
+            adjust=adjust,
+            start=params["head"],
+            projects=one > 0,
+        )
 
     state, inputs = jax.eval_shape(start)
     rows = case.batch // DEVICES

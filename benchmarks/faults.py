@@ -149,7 +149,7 @@ def essence(workdir: Path) -> dict[str, str]:
         elif file.name == "state" and file.is_dir():
             if not file.parent.name.isdigit():  # an unfinished save
                 continue
-            leaves = checkpoint.read(file.parent)
+            leaves = checkpoint.load_leaves(file.parent)
             content = b"".join(k.encode() + v.tobytes() for k, v in leaves.items())
             found[name] = digest(content)
     return found
@@ -211,7 +211,7 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 def redone(text: str, done: dict[str, int], count: Counter[str]) -> None:
     """Counts a resume, and the steps between where it goes on and what was done."""
     count["resumes"] += bool(done)
-    went_on = re.findall(r"^(\S+): goes on from step ([\d,]+)", text, re.MULTILINE)
+    went_on = re.findall(r"^(\S+): resuming from step ([\d,]+)", text, re.MULTILINE)
     for run, step in went_on:
         at = int(step.replace(",", ""))
         count["steps_redone"] += max(0, done.get(run, 0) - at)

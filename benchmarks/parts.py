@@ -62,7 +62,7 @@ def program(
         trains=trains,
         batch_norm=batch_norm,
         augment=augment,
-        parts=parts,
+        micro_batches=parts,
     )
 
 
@@ -84,7 +84,13 @@ def begin(
     if np.ndim(rates) == 0:
         rates = np.full(100_000, rates, np.float32)
     none = np.zeros(len(rates), bool)
-    inputs = steps.StepInputs(jax.random.key(seed), rates, adjust, params["head"], none)
+    inputs = steps.StepInputs(
+        key=jax.random.key(seed),
+        rates=rates,
+        adjust=adjust,
+        start=params["head"],
+        projects=none,
+    )
     state = steps.init_state(params, stats, program.sgd, program.trains)
     return state, sharding.replicate(inputs)
 

@@ -267,7 +267,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     memory, _ = features.DTYPES["bfloat16"]
     values = np.load(folder / "train.npy", mmap_mode="r").view(memory)
     seen = features.Features(values, labels)
-    assert not engine.resident(seen, size.memory)
+    assert not engine.fits_in_memory(seen, size.memory)
     whole = samplers.plan(labels, "class", size.batch, (2, 0, 0), 0)
     sgd = optim.Sgd(momentum=0.9, decay=0.0, decay_on=".*")
     found: dict[str, Any] = {"steps_epoch": len(whole)}
@@ -284,14 +284,14 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             rates = optim.rates(0.1, 1, len(whole), 0, "step")
             made.append(
                 engine.HeadJob(
-                    f"los {delta}",
-                    method,
-                    start,
-                    rates,
-                    methods.projection_steps(method, 1, len(whole)),
-                    1,
-                    sgd,
-                    (2, 0, 0),
+                    run=f"los {delta}",
+                    method=method,
+                    start=start,
+                    rates=rates,
+                    projects=methods.projection_steps(method, 1, len(whole)),
+                    epochs=1,
+                    sgd=sgd,
+                    order=(2, 0, 0),
                 )
             )
         return made
@@ -329,7 +329,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
         jax.random.key(0), fitted["head"], size.features, size.classes, "torch"
     )
     found["ncm_seconds"] = seconds(
-        lambda: engine.corrected(ncm, like, labels, lambda: seen)
+        lambda: engine.apply_correction(ncm, like, labels, lambda: seen)
     )
     held = seen._replace(values=values[:, : size.test], labels=labels[: size.test])
     found["measure_seconds"] = seconds(

@@ -189,8 +189,8 @@ def extract(network: Any, dataset: Any) -> Any:
     task: Any = SimpleNamespace(
         backbone=network.backbone, augment=network.augment, eval_batch=500
     )
-    silent = Logger(Path(), talks=False)
-    return plain_features(task, network.params, network.stats, dataset, silent)
+    silent = Logger(Path(), enabled=False)
+    return plain_features(task, network.params, network.stats, dataset, log=silent)
 
 
 def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:

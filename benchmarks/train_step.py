@@ -78,7 +78,7 @@ def ours(
     from lt_jax.data.dataset import Dataset
     from lt_jax.data.loader import CropPlan, DecodeErrors
     from lt_jax.distributed import sharding
-    from lt_jax.training import stepping, steps
+    from lt_jax.training import epochs, steps
 
     images, labels = made_images(number)
     dataset = Dataset(
@@ -108,19 +108,11 @@ def ours(
 
     train = steps.compile_step(train, state, ready, inputs).run
     takers = {
-        "epoch": stepping.streamed(
-            steps.make_train_step(program),
-            dataset,
-            DecodeErrors(dataset),
-            print_to_stderr,
-            iter,
+        "epoch": epochs.streaming_stepper(
+            program, dataset, DecodeErrors(dataset), print_to_stderr, iter
         ),
-        "resident": stepping.resident(
-            steps.make_train_step(program),
-            steps.make_train_steps(program),
-            dataset,
-            steps.at_once(0),
-            print_to_stderr,
+        "resident": epochs.resident_stepper(
+            program, dataset, steps.steps_per_call(0), print_to_stderr
         ),
     }
 

@@ -103,7 +103,7 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
         ({"labels": np.zeros(3, int)}, "a label for each"),
         ({"features": np.full((76, 8), np.nan)}, "not all finite"),
         ({"recipe": LOS._replace(lr=0.0)}, "must be positive"),
-        ({"recipe": LOS._replace(epochs=-1)}, "0 epochs or more"),
+        ({"recipe": LOS._replace(epochs=-1)}, "epochs must be at least 0"),
         ({"recipe": LOS._replace(decay=-1.0)}, "at least 0"),
         ({"batch": 0}, "batch"),
     ],

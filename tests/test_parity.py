@@ -474,10 +474,21 @@ def trained(nets, dtype, *, trains, batch_norm, lr, decay, delta):
     adjust = losses.cross_entropy(5)._replace(smooth=jnp.full(5, delta, dtype))
     method = methods.Method(adjust)
     inputs = steps.StepInputs(
-        jax.random.key(0), rates, method.adjust, params["head"], np.zeros(STEPS, bool)
+        key=jax.random.key(0),
+        rates=rates,
+        adjust=method.adjust,
+        start=params["head"],
+        projects=np.zeros(STEPS, bool),
     )
     program = steps.StepSpec(
-        backbone, linear, method.loss, None, sgd, trains, batch_norm, PLAIN
+        backbone=backbone,
+        head=linear,
+        loss=method.loss,
+        project=None,
+        sgd=sgd,
+        trains=trains,
+        batch_norm=batch_norm,
+        augment=PLAIN,
     )
     step = steps.make_train_step(program)
     inputs = sharding.replicate(inputs)
@@ -551,14 +562,25 @@ def test_first_losses_are_within_the_spread_of_seeds(nets):
     rates = optim.rates(0.01, 2, 10, 0, "epoch")
     adjust = losses.cross_entropy(5)
     program = steps.StepSpec(
-        backbone, linear, losses.adjusted_xent, None, sgd, ".*", "train", PLAIN
+        backbone=backbone,
+        head=linear,
+        loss=losses.adjusted_xent,
+        project=None,
+        sgd=sgd,
+        trains=".*",
+        batch_norm="train",
+        augment=PLAIN,
     )
     step = steps.make_train_step(program)
 
     def curve(params, stats):
         inputs = sharding.replicate(
             steps.StepInputs(
-                jax.random.key(0), rates, adjust, params["head"], np.zeros(20, bool)
+                key=jax.random.key(0),
+                rates=rates,
+                adjust=adjust,
+                start=params["head"],
+                projects=np.zeros(20, bool),
             )
         )
         state = steps.init_state(params, stats, sgd, ".*")

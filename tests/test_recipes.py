@@ -116,7 +116,7 @@ def test_every_row_of_every_method_is_made(backbone):
         (
             "los",
             {"method__los__grid__epochs": (-2,)},
-            "^method.los.grid, epochs=-2: expected 0 epochs or more",
+            "^method.los.grid, epochs=-2: epochs must be at least 0",
         ),
         (
             "ncm",

@@ -42,10 +42,10 @@ from lt_jax.methods import projection_steps
 from lt_jax.retraining.engine import HeadJob, fit_heads, plan_chunks
 from lt_jax.retraining.features import DTYPES, Features, Request, extract
 from lt_jax.training import steps
-from lt_jax.training.log import plain, write_whole
-from lt_jax.training.loop import Stage, evaluate, planned, step_inputs, step_spec
+from lt_jax.training.epochs import fits_on_device, resident_stepper
+from lt_jax.training.log import jsonable, write_atomically
+from lt_jax.training.loop import Stage, epoch_plan, evaluate, step_inputs, step_spec
 from lt_jax.training.optim import Sgd
-from lt_jax.training.stepping import holds, resident
 from lt_jax.types import Batch
 
 HEADS = 8  # heads of the sweep
@@ -68,9 +68,9 @@ def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> N
         tempfile.TemporaryDirectory() as folder,
         open_session(config, Path(folder), writes=False) as session,
     ):
-        found = plain(_measure(session, seconds))
+        found = jsonable(_measure(session, seconds))
     if file is not None:
-        write_whole(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write_atomically(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
 
 
 def _measure(session: Session, seconds: float) -> dict[str, Any]:
@@ -255,12 +255,11 @@ def _resident(
     """Measure images/s with the training images on the devices, if they fit."""
     task, (spec, state, inputs) = session.task, step
     train = task.splits.train
-    if not holds(train, task.resident):
+    if not fits_on_device(train, task.resident):
         return None
-    at_once = steps.at_once(task.at_once)
-    made = steps.make_train_step(spec), steps.make_train_steps(spec)
-    stepper = resident(*made, train, at_once, lambda compiled: None)
-    rows, _ = planned(train, stage, 0, slice(None))
+    at_once = steps.steps_per_call(task.at_once)
+    stepper = resident_stepper(spec, train, at_once, lambda compiled: None)
+    rows, _ = epoch_plan(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = CropPlan(stage.run, 0, rows)
 
@@ -279,19 +278,32 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     """Yield batches for epoch after epoch, skipping incomplete ones."""
     full = slice(max(1, len(train) // stage.batch))
     for epoch in itertools.count():
-        rows, crops = planned(train, stage, epoch, full)
+        rows, crops = epoch_plan(train, stage, epoch, full)
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
 def _evaluation(session: Session, network: Weights, dataset: Dataset) -> None:
-    head, given = session.methods["stage1"].head, (session.log, session.stop_requested)
-    evaluate(session.task, head, *network, dataset, *given)
+    evaluate(
+        session.task,
+        session.methods["stage1"].head,
+        *network,
+        dataset,
+        log=session.log,
+        stop_requested=session.stop_requested,
+    )
 
 
 def _extraction(session: Session, network: Weights, dataset: Dataset) -> None:
     request = Request(("plain",), (), "float32")
-    given = session.log, DecodeErrors(dataset), session.stop_requested
-    blocks = extract(session.task, *network, dataset, request, *given)
+    blocks = extract(
+        session.task,
+        *network,
+        dataset,
+        request,
+        log=session.log,
+        errors=DecodeErrors(dataset),
+        stop_requested=session.stop_requested,
+    )
     collections.deque(blocks, maxlen=0)
 
 

@@ -36,13 +36,13 @@ def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
     import jax
 
     from lt_jax.experiment import stages
-    from lt_jax.training.log import plain
+    from lt_jax.training.log import jsonable
 
     found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
     if jax.process_index() != 0:
         return
     if options.json:
-        print(json.dumps(plain(found), allow_nan=False))
+        print(json.dumps(jsonable(found), allow_nan=False))
         return
     names = ("all", "many", "medium", "few", "balanced", "worst", "ece")
     print(f"{options.split} split, per cent")

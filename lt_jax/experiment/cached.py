@@ -27,11 +27,11 @@ from lt_jax.retraining.engine import (
     Chunk,
     HeadFit,
     HeadJob,
+    count_programs,
     fit_heads,
+    fits_in_memory,
     measure_heads,
     plan_chunks,
-    programs_of,
-    resident,
 )
 from lt_jax.retraining.features import (
     Features,
@@ -96,8 +96,8 @@ class Frozen:
                 getattr(task.splits, split),
                 Request(views, (3, self.seed), m.feature_dtype),
                 self.session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
-                self.session.log,
-                self.session.stop_requested,
+                log=self.session.log,
+                stop_requested=self.session.stop_requested,
             )
         return self._features[name]
 
@@ -159,9 +159,9 @@ def fit_rows(
     info(
         f"{_some(len(jobs), 'head')} in {_some(len(chunks), 'chunk')} of at most "
         f"{most:,} (method.memory {m.memory} GiB), "
-        f"{_some(programs_of(chunks), 'program')} to compile"
+        f"{_some(count_programs(chunks), 'program')} to compile"
     )
-    if not resident(train, budget):
+    if not fits_in_memory(train, budget):
         info("the features are larger than the devices may hold, and stream from disk")
     total = sum(job.epochs for job in jobs)
     with _Progress(session.log, total, session.config.log.seconds) as progress:
@@ -236,14 +236,14 @@ def _job_maker(frozen: Frozen) -> Callable[[Row], HeadJob]:
         epochs, images = hyper["epochs"], len(frozen.features("train").labels)
         rates = session.rates(hyper["lr"], epochs, m, images)
         return HeadJob(
-            row.name,
-            method,
-            started(method.head.init, method.start, run),
-            rates,
-            projection_steps(method, epochs, len(rates) // max(epochs, 1)),
-            epochs,
-            Sgd(m.momentum, hyper["decay"], m.decay_on),
-            run,
+            run=row.name,
+            method=method,
+            start=started(method.head.init, method.start, run),
+            rates=rates,
+            projects=projection_steps(method, epochs, len(rates) // max(epochs, 1)),
+            epochs=epochs,
+            sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
+            order=run,
         )
 
     return make
@@ -259,11 +259,11 @@ def record(frozen: Frozen, row: Row, fit: HeadFit, seconds: float, folder: str) 
     (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)
     epochs, images = row.hyper["epochs"], len(frozen.features("train").labels)
     ended = FitResult(
-        {**frozen.network.params, "head": fit.head},
-        frozen.network.batch_stats,
-        epochs * -(-images // config.method.batch),
-        seconds,
-        epochs * images / seconds,
+        params={**frozen.network.params, "head": fit.head},
+        batch_stats=frozen.network.batch_stats,
+        step=epochs * -(-images // config.method.batch),
+        seconds=seconds,
+        images_per_second=epochs * images / seconds,
     )
     results.save_fit(
         session.workdir,

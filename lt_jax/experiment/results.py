@@ -34,7 +34,7 @@ from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
 from lt_jax.retraining.selection import number, spread
 from lt_jax.training import checkpoint
-from lt_jax.training.log import plain, write_whole
+from lt_jax.training.log import jsonable, write_atomically
 from lt_jax.training.loop import FitResult, Task
 from lt_jax.types import Params
 
@@ -164,7 +164,7 @@ def save_fit(
         lambda: (directory / "outcome.json").unlink(missing_ok=True)
     )
     if keep is not None:
-        checkpoint.write(directory / FINAL, fitted.step, keep)
+        checkpoint.save_tree(directory / FINAL, fitted.step, keep)
     alone = keep is not None and "backbone" not in keep["params"]
     outcome = {
         "run": title,
@@ -187,7 +187,9 @@ def save_fit(
 
 def save_outcome(directory: Path, outcome: Outcome) -> None:
     """Write ``outcome.json``: the fit in this directory is finished."""
-    write_whole(directory / "outcome.json", json.dumps(plain(outcome), indent=1) + "\n")
+    write_atomically(
+        directory / "outcome.json", json.dumps(jsonable(outcome), indent=1) + "\n"
+    )
 
 
 def outcome(directory: Path) -> Outcome | None:
@@ -238,7 +240,7 @@ def finished_outcome(workdir: Path, title: str, examples: str) -> Outcome | None
 def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[Row]) -> None:
     """Write ``rows.json``: the heads in this folder are finished."""
     text = json.dumps({"origin": origin, "rows": made}, indent=1)
-    write_whole(folder / "rows.json", text + "\n")
+    write_atomically(folder / "rows.json", text + "\n")
 
 
 def rows(workdir: Path) -> list[Row]:
@@ -310,7 +312,7 @@ def _fits(
 ) -> list[Outcome]:
     """Read a method's outcomes; for a sweep only those with these values."""
     found = outcomes(workdir, folder + name, MEASURED)
-    return [o for o in found if o["hyper"] == plain(hyper)] if folder else found
+    return [o for o in found if o["hyper"] == jsonable(hyper)] if folder else found
 
 
 def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
@@ -342,12 +344,12 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
     Returns:
       The folder of the report.
     """
-    result = plain(result)
+    result = jsonable(result)
     content = json.dumps(result, indent=1, allow_nan=False)
-    write_whole(workdir / "result.json", content + "\n")
+    write_atomically(workdir / "result.json", content + "\n")
     report = workdir / "report"
-    write_whole(report / "table.md", tables.text(result) + "\n")
-    write_whole(report / "per_class.csv", _per_class(workdir, result))
+    write_atomically(report / "table.md", tables.text(result) + "\n")
+    write_atomically(report / "per_class.csv", _per_class(workdir, result))
     return report
 
 

@@ -43,7 +43,7 @@ from lt_jax.experiment.config import (
 )
 from lt_jax.methods import Method
 from lt_jax.training import optim
-from lt_jax.training.log import Logger, plain, write_whole
+from lt_jax.training.log import Logger, jsonable, write_atomically
 from lt_jax.training.loop import Task
 
 # May change between two commands in one workdir: no result depends on them.
@@ -214,10 +214,10 @@ def open_session(
         with catch_signals("SIGTERM") as stopped:
             yield Session(c, workdir, task, dataset, log, stopped, made)
         return
-    text = json.dumps(plain(as_dict(c)), indent=1, sort_keys=True)
+    text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
     with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stopped:
         _check_same_config(c, workdir)  # another job may have run in the meantime
-        write_whole(workdir / "config.json", text + "\n")
+        write_atomically(workdir / "config.json", text + "\n")
         session = Session(c, workdir, task, dataset, log, stopped, made)
         _announce(session)
         yield session
@@ -267,7 +267,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuses a config that would mix two experiments in one workdir."""
     if (workdir / "config.json").exists():
         old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
-        now = flatten_dict(plain(as_dict(config)), sep=".")
+        now = flatten_dict(jsonable(as_dict(config)), sep=".")
         lines = [
             f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
             for key in sorted(old.keys() | now.keys())

@@ -25,9 +25,9 @@ from lt_jax.experiment.config import UserConfig, check_sweep
 from lt_jax.experiment.session import Session, open_session, workdir_lock
 from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
-from lt_jax.retraining.engine import corrected
+from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import Features, plain_features
-from lt_jax.training.log import duration, overview
+from lt_jax.training.log import duration, parameter_table
 from lt_jax.training.loop import Stage, evaluate, fit
 from lt_jax.training.optim import Sgd
 
@@ -105,8 +105,14 @@ def evaluate_all(
         sizes = task.splits.train.shape, len(task.splits.full_class_counts)
         for source in fits:
             head, network = weights.load_fit(source, task.backbone, *sizes)
-            log, stop = session.log, session.stop_requested
-            tally = evaluate(task, head, *network, dataset, log, stop)
+            tally = evaluate(
+                task,
+                head,
+                *network,
+                dataset,
+                log=session.log,
+                stop_requested=session.stop_requested,
+            )
             found[source.outcome["run"]] = {
                 **results.summary(task, tally, network.params["head"]),
                 "lowest": _lowest(tally, dataset.classes),
@@ -135,7 +141,7 @@ def _stage1(session: Session) -> None:
             start = weights.load(source, start, c.init.skip)
         if not told:
             trained, _ = trees.partition(start.params, o.trains)
-            table, sums = overview(start.params, trained)
+            table, sums = parameter_table(start.params, trained)
             session.log.detail(table)
             session.log.info(f"{sums} (each: {session.workdir / 'log.txt'})")
             told = True
@@ -214,7 +220,14 @@ def _fit(
     session.raise_if_stopped(f"{stage.title}, which has not begun")
     task, info = session.task, session.log.info
     directory = session.workdir / "checkpoints" / stage.title
-    fitted = fit(task, stage, *start, directory, session.log, session.stop_requested)
+    fitted = fit(
+        task,
+        stage,
+        *start,
+        directory,
+        log=session.log,
+        stop_requested=session.stop_requested,
+    )
     pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     info(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
@@ -225,16 +238,23 @@ def _fit(
         network = fitted.params, fitted.batch_stats
 
         def plain() -> Features:
-            given = *network, task.splits.train, session.log, session.stop_requested
-            return plain_features(task, *given)
+            return plain_features(
+                task,
+                *network,
+                task.splits.train,
+                log=session.log,
+                stop_requested=session.stop_requested,
+            )
 
         head, labels = fitted.params["head"], task.splits.train.labels
-        head = corrected(stage.method, head, labels, plain)
+        head = apply_correction(stage.method, head, labels, plain)
         fitted = fitted._replace(params={**fitted.params, "head": head})
         keep = {"params": fitted.params, "batch_stats": fitted.batch_stats}
     head, test = stage.method.head, task.splits.test
     ended = fitted.params, fitted.batch_stats
-    tally = evaluate(task, head, *ended, test, session.log, session.stop_requested)
+    tally = evaluate(
+        task, head, *ended, test, log=session.log, stop_requested=session.stop_requested
+    )
     results.save_fit(
         session.workdir,
         task,

@@ -40,7 +40,7 @@ from lt_jax.retraining import selection
 from lt_jax.retraining.engine import Chunk, HeadFit, measure_heads
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
-from lt_jax.training.log import plain
+from lt_jax.training.log import jsonable
 from lt_jax.types import Params
 
 
@@ -164,9 +164,9 @@ def _keep_chunk(
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
     # No rows beside heads that are not theirs.
     processes.on_process_zero(lambda: (folder / "rows.json").unlink(missing_ok=True))
-    checkpoint.write(folder, 0, {"heads": stacked})
+    checkpoint.save_tree(folder, 0, {"heads": stacked})
     made = [
-        plain(
+        jsonable(
             {
                 "method": row.method,
                 "hyper": row.hyper,
@@ -231,7 +231,7 @@ def _by_chunk(stored: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
 
 def _stored_heads(stored: Sequence[dict[str, Any]]) -> list[Params]:
     """The parameters of rows of one chunk of ``results.rows``, which is read once."""
-    leaves = checkpoint.read(Path(stored[0]["folder"]) / "0")
+    leaves = checkpoint.load_leaves(Path(stored[0]["folder"]) / "0")
     named = {name.removeprefix("heads/"): leaf for name, leaf in leaves.items()}
     return [
         {name: leaf[row["index"]] for name, leaf in named.items()} for row in stored
@@ -277,14 +277,14 @@ def _is_due(session: Session, title: str, row: Row) -> bool:
     outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if not (outcome and session.finished(title)):
         return True
-    if outcome["hyper"] == plain(row.hyper):
+    if outcome["hyper"] == jsonable(row.hyper):
         return False
     session.log.info(f"{title}: another setting is chosen now, measured again")
     return True
 
 
 def _text(hyper: dict[str, Any]) -> str:
-    return json.dumps(plain(hyper), sort_keys=True)
+    return json.dumps(jsonable(hyper), sort_keys=True)
 
 
 def _is(stored: dict[str, Any], method: str, hyper: dict[str, Any]) -> bool:

@@ -191,7 +191,7 @@ def load(source: Source, like: Weights, skip: str = "") -> Weights:
     Raises:
       InputError: the weights are gone, or are those of another network.
     """
-    return checkpoint.merge(load_leaves(source), like, skip, str(source.kept()))
+    return checkpoint.merge_leaves(load_leaves(source), like, skip, str(source.kept()))
 
 
 def load_leaves(source: Source) -> dict[str, Any]:
@@ -225,7 +225,7 @@ def _read(source: Source) -> dict[str, Any]:
         )
     return {
         name: leaf
-        for name, leaf in checkpoint.read(step).items()
+        for name, leaf in checkpoint.load_leaves(step).items()
         if name.startswith(("params/", "batch_stats/"))
     }
 
@@ -263,13 +263,19 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({outcome['fitted_on']}, here it is {examples}); its training data may "
             "overlap this validation split"
         )
-    test, log, stop_requested = task.splits.test, session.log, session.stop_requested
-    tally = evaluate(task, linear, *network, test, log, stop_requested)
+    tally = evaluate(
+        task,
+        linear,
+        *network,
+        task.splits.test,
+        log=session.log,
+        stop_requested=session.stop_requested,
+    )
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
     if skip:  # the skipped leaves are not in the source
         kept = results.FINAL
-        checkpoint.write(directory / kept, outcome["step"], network._asdict())
+        checkpoint.save_tree(directory / kept, outcome["step"], network._asdict())
     adopted = {
         **outcome,
         "weights": kept,

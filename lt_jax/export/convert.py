@@ -96,7 +96,7 @@ def _write_stage1(
 ) -> None:
     directory = target / "checkpoints" / "stage1" / "0"
     tree = traverse_util.unflatten_dict(found.leaves, sep="/")
-    checkpoint.write(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
+    checkpoint.save_tree(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
     outcome = {
         "run": "stage1/0",
         "weights": results.FINAL,

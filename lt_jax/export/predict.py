@@ -63,9 +63,9 @@ def predict(
     head, network = weights.load_fit(source, task.backbone, dataset.shape, len(classes))
     views = evaluated_views(task.flip)
     request = Request(views, (), "float32")
-    silent = Logger(workdir, talks=False)
+    silent = Logger(workdir, enabled=False)
     errors = DecodeErrors(dataset)
-    blocks = list(extract(task, *network, dataset, request, silent, errors))
+    blocks = list(extract(task, *network, dataset, request, log=silent, errors=errors))
     if errors.reasons:
         listed = (f"{images[row]}: {why}" for row, why in errors.reasons.items())
         raise InputError(f"cannot decode {'; '.join(listed)}")

@@ -175,7 +175,7 @@ def _call(
         "output_feature_dim": "2" if swapped else "3",
         "spatial_dims": texts(0, 1),
     }
-    config = {
+    settings = {
         "dims": "4",
         "feature_groups": "1",
         "input": {"data": images},
@@ -192,5 +192,5 @@ def _call(
         TARGET,
         jax.ShapeDtypeStruct(shape, x.dtype),
         custom_call_api_version=2,
-        legacy_backend_config=json.dumps({"onednn_conv_config": config}),
+        legacy_backend_config=json.dumps({"onednn_conv_config": settings}),
     )(x, w)

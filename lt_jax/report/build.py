@@ -20,7 +20,7 @@ from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
 from lt_jax.report import figures, style, tables
 from lt_jax.report.tables import Part
-from lt_jax.training.log import write_whole
+from lt_jax.training.log import write_atomically
 
 LARGEST_DOWNLOAD = 2_000_000  # characters of a CSV file that the page may embed
 
@@ -51,9 +51,11 @@ def write(paths: Sequence[Path], out: Path) -> Path:
             for kind, content in part.picture.items():
                 (out / "figures" / f"{part.name}.{kind}").write_bytes(content)
             if part.numbers is not None:
-                write_whole(out / "figures" / f"{part.name}.csv", part.numbers.csv())
+                write_atomically(
+                    out / "figures" / f"{part.name}.csv", part.numbers.csv()
+                )
         title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
-        write_whole(out / "index.html", render(title, chapters))
+        write_atomically(out / "index.html", render(title, chapters))
     except OSError as error:
         raise InputError(
             f"cannot write the report to {out}: {error.strerror or error} "

@@ -1,7 +1,7 @@
-"""What a fitted head does beyond its metrics: temperature, reliability, confusion.
+"""Analysis of a fitted head beyond its metrics: temperature, reliability, confusion.
 
-Small enough to stand in the outcome of every fit, so that a report needs no network
-and no images.
+The result is small enough to be kept with every fit, so that a report needs neither
+network nor images.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy.optimize import brentq
 
 from lt_jax import metrics
 from lt_jax.heads import Head
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.types import Params
+
+MAX_TEMPERATURE = 1024.0
 
 
 def analyse(
@@ -30,20 +33,22 @@ def analyse(
     groups: Mapping[str, np.ndarray],
     batch: int,
 ) -> dict[str, Any]:
-    """The ``analysis`` object of an outcome.
+    """Build the ``analysis`` object of a fit.
 
     Args:
-      valid: fits the temperature; without examples there is none.
-      test: what is described.
+      head: the kind of head.
+      params: its parameters.
+      valid: fits the temperature; may be empty.
+      test: the split to describe.
       groups: bool[K] by name, see ``metrics.groups``.
-      batch: examples at once.
+      batch: examples at a time.
 
     Returns:
-      ``temperature``, by which logits are divided; ``calibrated`` (``nll`` and ``ece``
-      after it); ``reliability`` before and after, in the bins of the calibration error
-      (examples ``seen``, of these ``right``, and the sum of their ``conf``);
-      ``confusion``: for the test examples of each group of classes how many were
-      predicted right, and wrongly as a class of each group.
+      ``temperature``, by which logits are divided; ``calibrated``, ``nll`` and ``ece``
+      after that; ``reliability`` before and after, per bin of the calibration error:
+      the examples ``seen``, those ``right``, and the sum of their ``conf``;
+      ``confusion``: per group of classes, how many test examples were predicted right,
+      and how many wrongly as a class of each group.
     """
     params = jax.device_put(params)  # once, not with every batch
     before, counts = _describe(head.apply, params, test, groups, 1.0, batch)
@@ -66,25 +71,27 @@ def analyse(
 def fit_temperature(
     apply: Apply, params: Params, features: Features, batch: int
 ) -> float:
-    """The temperature of least cross-entropy, between 1/1024 and 1024.
+    """Find the temperature with the least cross-entropy, in [1/1024, 1024].
 
     "On Calibration of Modern Neural Networks", ICML 2017. The cross-entropy of logits
-    times a is convex in a, so the sign of its slope, the sum over examples of the
-    expected logit less the true one, tells the side: bisection in log a.
+    times a is convex in a. Its slope is the sum over examples of the expected logit
+    minus the true one; its root is searched in log a.
     """
     step = _make_slope(apply)
 
-    def slope(inverse: float) -> float:
-        total = 0.0
-        for values, labels, mask in features.batches(batch):
-            total += float(step(params, values, labels, mask, inverse))
-        return total
+    def slope(log_inverse: float) -> float:
+        inverse = math.exp(log_inverse)
+        return sum(
+            float(step(params, *batch_, inverse)) for batch_ in features.batches(batch)
+        )
 
-    low, high = -math.log(1024), math.log(1024)
-    for _ in range(24):  # to 1e-6 of itself
-        middle = (low + high) / 2
-        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
-    return math.exp(-(low + high) / 2)
+    bound = math.log(MAX_TEMPERATURE)
+    if slope(-bound) >= 0:
+        return MAX_TEMPERATURE
+    if slope(bound) <= 0:  # for example if all predictions are right
+        return 1 / MAX_TEMPERATURE
+    root: Any = brentq(slope, -bound, bound, xtol=1e-6)
+    return math.exp(-root)
 
 
 @functools.cache
@@ -112,7 +119,7 @@ def _describe(
     temperature: float,
     batch: int,
 ) -> tuple[Tally, np.ndarray]:
-    """The tally at a temperature, and int64[G, 1 + G] of ``confusion``."""
+    """Compute the tally at a temperature, and ``confusion`` as int64[G, 1 + G]."""
     step = _make_describe(apply)
     group_of = np.argmax(np.stack(list(groups.values())), axis=0)
     tally = metrics.empty(len(group_of))

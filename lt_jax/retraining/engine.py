@@ -1,10 +1,10 @@
-"""Many heads at once on cached features: the engine of cached stage 2 and of sweeps.
+"""Fits many heads at once on cached features: cached stage 2 and sweeps.
 
-Heads of one kind are mapped over by one compiled program that scans over the steps;
-learning rate, weight decay and the vectors of the loss are arrays, so another value is
-not another program. On several devices each holds a part of the heads and a part of
-the features. The order of examples is the online one (``samplers.plan``), so on one
-un-augmented view a head comes out as the online loop fits it, up to rounding.
+One compiled program scans over the steps and maps over heads of one kind. Learning
+rate, weight decay and the loss vectors are arrays, so other values reuse the program.
+Each device holds a part of the heads and a part of the features. The order of examples
+is that of online training (``samplers.plan``): on one un-augmented view a head matches
+the online result up to rounding.
 """
 
 from __future__ import annotations
@@ -27,44 +27,55 @@ from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
 
-# Arrays of the size of a head, and of its logits on a batch, that exist at one time
-# while it is fitted or measured: parameters, start, momentum, gradient, temporaries.
-COPIES = 6
+# Arrays of the size of a head, and of its logits on a batch, that exist at a time while
+# it is fitted or measured: parameters, start, momentum, gradient, temporaries.
+ARRAYS_PER_HEAD = 6
 
 
 class HeadJob(NamedTuple):
     """A head to fit."""
 
-    run: str  # names it, for example los/0.2
+    run: str  # unique name, for example los/0.2
     method: Method
     start: Params
     rates: np.ndarray  # float32[steps]
     projects: np.ndarray  # bool[steps], see methods.projection_steps
     epochs: int
     sgd: Sgd
-    order: tuple[int, ...]  # names the run whose order of examples it follows
+    order: tuple[int, ...]  # the run that determines the order of examples, see seeds
 
 
 class HeadFit(NamedTuple):
-    """A head after training."""
+    """A fitted head."""
 
     head: Params
-    diverged: int | None  # the first step whose loss was not a number
+    diverged: int | None  # the first step whose loss was NaN or infinite
 
 
 class Chunk(NamedTuple):
     """Heads that are fitted at once, on one order of examples."""
 
     jobs: tuple[HeadJob, ...]
-    width: int  # heads the program takes; what is missing is filled up with repeats
+    width: int  # heads per program; repeats of the last job fill up the rest
+
+
+class Settings(NamedTuple):
+    """What differs between heads; every leaf has a leading axis of heads, H."""
+
+    start: Params  # the parameters before the first epoch
+    rates: jax.Array  # float32[H, S]
+    projects: jax.Array  # bool[H, S]
+    decay: jax.Array  # float32[H]
+    adjust: Adjust
 
 
 def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
-    """Cuts jobs into chunks that fit the memory; one program runs all of a kind.
+    """Split jobs into chunks that fit the memory, with one program per kind of head.
 
     Args:
-      batch: rows of a step.
-      memory: bytes of each device that heads may take.
+      jobs: the heads to fit.
+      batch: examples per step.
+      memory: bytes per device for heads.
     """
     programs: dict[Any, dict[Any, list[HeadJob]]] = {}
     for job in jobs:
@@ -73,10 +84,10 @@ def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chun
         orders.setdefault(key, []).append(job)
     chunks = []
     for orders in programs.values():
-        widest = max(map(len, orders.values()))
-        one = next(iter(orders.values()))[0]
-        limit = heads_within(memory, one.start, batch)
-        width = sharding.padded_size(-(-widest // -(-widest // limit)))
+        largest = max(map(len, orders.values()))
+        first = next(iter(orders.values()))[0]
+        limit = max_heads(memory, first.start, batch)
+        width = sharding.padded_size(-(-largest // -(-largest // limit)))
         for group in orders.values():
             chunks += [
                 Chunk(tuple(group[i : i + width]), width)
@@ -85,23 +96,23 @@ def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chun
     return chunks
 
 
-def heads_within(memory: float, head: Params, batch: int) -> int:
-    """Heads that fit at once on the devices, at least one on each."""
+def max_heads(memory: float, head: Params, batch: int) -> int:
+    """Return how many heads fit on the devices at once, at least one on each."""
     size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
     num_classes = head["kernel"].shape[1]
-    bytes_each = 4 * COPIES * (size + batch * num_classes)
+    bytes_each = 4 * ARRAYS_PER_HEAD * (size + batch * num_classes)
     return max(1, int(memory / bytes_each)) * sharding.padded_size(1)
 
 
-def programs_of(chunks: Sequence[Chunk]) -> int:
-    """The number of programs that are compiled to fit these."""
+def count_programs(chunks: Sequence[Chunk]) -> int:
+    """Count the programs that must be compiled to fit these chunks."""
     return len({_program(c.jobs[0]) for c in chunks if c.jobs[0].epochs})
 
 
 def _program(job: HeadJob) -> tuple[Any, ...]:
-    """What a program is compiled for."""
+    """Return the arguments of `make_fit`: what the program is compiled for."""
     head, method = job.method.head, job.method
-    return head.apply, head.trains, method.loss, method.project, job.sgd.program()
+    return head.apply, head.trains, method.loss, method.project, job.sgd.without_decay()
 
 
 @functools.cache
@@ -112,33 +123,26 @@ def make_fit(
     project: Callable[[Params, Params], Params] | None,
     sgd: Sgd,
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
-    """Some steps of H heads at once, on one order of examples that they share.
-
-    Args:
-      sgd: its decay is not read, each head has its own.
+    """Make S steps of H heads at once, on one order of examples.
 
     Returns:
-      ``(params, opt_state, start, rates, projects, decay, adjust, values, labels,
-      rows) -> (params, opt_state, loss float32[H, S])``. The leaves of params,
-      opt_state, start (the parameters before the first epoch) and adjust have a leading
-      axis of H, which is divided over the devices; rates float32[H, S]; projects
-      bool[H, S]; decay float32[H]; values float[N, D], divided over the devices; labels
-      int32[N]; rows int32[S, B], -1 is padding. params and opt_state are donated.
+      ``(params, opt_state, settings, values, labels, rows) -> (params, opt_state, loss
+      float32[H, S])``. Leaves of params, opt_state and settings have a leading axis of
+      H, sharded over the devices. ``values`` is float[N, D], sharded; ``labels``
+      int32[N]; ``rows`` int32[S, B], -1 for padding. params and opt_state are donated.
     """
 
     def step(
         params: Params,
         opt_state: Any,
-        start: Params,
-        rate: jax.Array,
-        acts: jax.Array,
-        decay: jax.Array,
-        adjust: Adjust,
+        settings: Settings,
         features: jax.Array,
         label: jax.Array,
         mask: jax.Array,
     ) -> tuple[Params, Any, jax.Array]:
+        """Take one step of one head; its settings have no axes of heads and steps."""
         trained, fixed = trees.partition(params, trains)
+        adjust = settings.adjust
 
         def total(trained: Params) -> jax.Array:
             logits = apply(trees.join(trained, fixed), features)
@@ -147,47 +151,44 @@ def make_fit(
         loss_sum, grads = jax.value_and_grad(total)(trained)
         weight_sum = jnp.sum(mask * adjust.weight[label])
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
-        own = sgd._replace(decay=decay)
-        trained, opt_state = own.descend(grads, opt_state, trained, rate)
+        own = sgd._replace(decay=settings.decay)
+        trained, opt_state = own.descend(grads, opt_state, trained, settings.rates)
         params = trees.join(trained, fixed)
         if project is not None:
-            projected = project(params, start)
-            params = jax.tree.map(functools.partial(jnp.where, acts), projected, params)
+            choose = functools.partial(jnp.where, settings.projects)
+            params = jax.tree.map(choose, project(params, settings.start), params)
         return params, opt_state, loss_sum / weight_sum
 
-    # The batch is gathered once for all heads: an order of its own for each would cost
-    # more than the arithmetic of a small head.
-    many = jax.vmap(step, in_axes=(0,) * 7 + (None,) * 3)
+    # The batch is gathered once for all heads. For small heads, separate orders would
+    # cost more than the arithmetic.
+    all_heads = jax.vmap(step, in_axes=(0, 0, 0, None, None, None))
 
     def run(
         params: Params,
         opt_state: Any,
-        start: Params,
-        rates: jax.Array,
-        projects: jax.Array,
-        decay: jax.Array,
-        adjust: Adjust,
+        settings: Settings,
         values: jax.Array,
         labels: jax.Array,
         rows: jax.Array,
     ) -> tuple[Params, Any, jax.Array]:
-        def body(carry: Any, now: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
-            indices, rate, acts = now
+        def body(carry: Any, at_step: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+            indices, rates, projects = at_step
             chosen = jnp.maximum(indices, 0)
             mask = (indices >= 0).astype(jnp.float32)
-            batch = sharding.gather_rows(values, chosen), labels[chosen], mask
+            features = sharding.gather_rows(values, chosen)
+            now = settings._replace(rates=rates, projects=projects)
             params, opt_state = carry
-            *carry, losses = many(
-                params, opt_state, start, rate, acts, decay, adjust, *batch
+            params, opt_state, losses = all_heads(
+                params, opt_state, now, features, labels[chosen], mask
             )
-            return tuple(carry), losses
+            return (params, opt_state), losses
 
-        moving = rows, rates.T, projects.T
-        carry, losses = jax.lax.scan(body, (params, opt_state), moving)
+        steps = rows, settings.rates.T, settings.projects.T
+        carry, losses = jax.lax.scan(body, (params, opt_state), steps)
         return *carry, losses.T
 
-    over = (True,) * 8 + (False,) * 2
-    return sharding.jit_over_devices(run, over, donate=(0, 1))
+    sharded = (True, True, True, True, False, False)
+    return sharding.jit_over_devices(run, sharded, donate=(0, 1))
 
 
 def fit_heads(
@@ -198,163 +199,167 @@ def fit_heads(
     after_epoch: Callable[[int], None],
     plain: Callable[[], Features] | None = None,
 ) -> Iterator[tuple[Chunk, list[HeadFit]]]:
-    """Fits chunk after chunk; the heads of each in the order of its jobs.
+    """Fit one chunk after the other.
 
     Args:
-      features: of the training examples; epoch e sees view e modulo V.
-      batch: rows of a step.
-      memory: bytes of each device that features may take; beyond it, they are read
-        from their file as the steps go on.
-      after_epoch: called with the number of heads whose epoch is over.
-      plain: gives the features of the same images as they are, which corrections look
-        at; None: ``features`` are these.
+      chunks: from ``plan_chunks``.
+      features: of the training examples; epoch e uses view e modulo V.
+      batch: examples per step.
+      memory: bytes per device for features. Larger features are read from their file
+        step by step.
+      after_epoch: called with the number of heads that finished an epoch.
+      plain: returns the features of the un-augmented images, for corrections; None:
+        ``features`` are these.
+
+    Yields:
+      A chunk and its heads, in the order of its jobs.
     """
-    if resident(features, memory):
-        pieces = _held(features)
+    if fits_in_memory(features, memory):
+        pieces = _held_pieces(features)
     else:
-        pieces = functools.partial(_read, features, memory)
+        pieces = functools.partial(_file_pieces, features, memory)
     for chunk in chunks:
-        filled = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
-        one, decays = filled[0], np.array([j.sgd.decay for j in filled], np.float32)
-        fit = make_fit(*_program(one))
-        stacked = _stack([job.start for job in filled])
-        start, params = (_spread(stacked) for _ in range(2))  # the second is donated
-        opt_state = _make_begin(one.sgd.program(), one.method.head.trains)(start)
-        rates = np.stack([job.rates for job in filled])  # [H, steps]
-        projects = np.stack([job.projects for job in filled])
-        adjusts, losses = _Adjusts(filled), []
-        for epoch in range(one.epochs):
-            rows = samplers.plan(
-                features.labels, one.method.sampler, batch, one.order, epoch
+        heads, losses = _fit_chunk(chunk, features.labels, batch, pieces, after_epoch)
+        diverged = _first_nonfinite(losses, len(chunk.jobs))
+        fits = []
+        for i, job in enumerate(chunk.jobs):
+            head = apply_correction(
+                job.method,
+                _unstack(heads, i),
+                features.labels,
+                plain or (lambda: features),
             )
-            view, at = epoch % len(features.values), epoch * len(rows)
-            for values, labels, local in pieces(view, rows):
-                now = slice(at, at + len(local))
-                at += len(local)
-                params, opt_state, loss = fit(
-                    params,
-                    opt_state,
-                    start,
-                    sharding.shard_globally(rates[:, now]),
-                    sharding.shard_globally(projects[:, now]),
-                    sharding.shard_globally(decays),
-                    adjusts.at(epoch),
-                    values,
-                    labels,
-                    local,
-                )
-                losses.append(sharding.fetch_global(loss))
-            after_epoch(len(chunk.jobs))
-        heads, bad = sharding.fetch_global(params), _first_bad(losses, len(filled))
-        seen = plain or (lambda: features)
-        fits = [
-            HeadFit(corrected(job.method, _at(heads, i), features.labels, seen), bad[i])
-            for i, job in enumerate(chunk.jobs)
-        ]
+            fits.append(HeadFit(head, diverged[i]))
         yield chunk, fits
 
 
-@functools.cache
-def _make_begin(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
-    """The optimiser's state before the first step, made where the heads lie."""
-
-    def begin(params: Params) -> Any:
-        trained, _ = trees.partition(params, trains)
-        return sgd.transform().init(trained)
-
-    return sharding.jit_over_devices(begin, (True,))
-
-
-def resident(features: Features, memory: float) -> bool:
-    """Whether features fit into so many bytes of each device, and so stay there."""
-    return features.values.nbytes / sharding.padded_size(1) <= memory
-
-
-# (view, int32[S, B]) -> features, labels and rows into them, for some steps each.
+# (view, int32[S, B]) -> features, labels and rows of them, each for some of the steps.
 Pieces = Callable[[int, np.ndarray], Iterator[tuple[Any, Any, Any]]]
 
 
-def _held(features: Features) -> Pieces:
-    """Features that stay on the devices."""
+def _fit_chunk(
+    chunk: Chunk,
+    labels: np.ndarray,
+    batch: int,
+    pieces: Pieces,
+    after_epoch: Callable[[int], None],
+) -> tuple[Params, list[np.ndarray]]:
+    """Fit the heads of a chunk; return them stacked, and their losses [H, S]."""
+    jobs = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
+    one, losses = jobs[0], []
+    fit = make_fit(*_program(one))
+    starts = _stack([job.start for job in jobs])
+    start, params = (_shard(starts) for _ in range(2))  # the second one is donated
+    opt_state = _make_init(one.sgd.without_decay(), one.method.head.trains)(start)
+    decays = sharding.shard_globally(np.array([j.sgd.decay for j in jobs], np.float32))
+    rates = np.stack([job.rates for job in jobs])  # [H, steps]
+    projects = np.stack([job.projects for job in jobs])
+    late: list[bool] | None = None
+    adjusts: Any = None
+    for epoch in range(one.epochs):
+        if (now := [_is_late(job, epoch) for job in jobs]) != late:
+            late, adjusts = now, _shard(_stack(_adjusts(jobs, now)))
+        rows = samplers.plan(labels, one.method.sampler, batch, one.order, epoch)
+        step = epoch * len(rows)
+        for values, piece_labels, local in pieces(epoch, rows):
+            steps = slice(step, step + len(local))
+            step += len(local)
+            settings = Settings(
+                start=start,
+                rates=sharding.shard_globally(rates[:, steps]),
+                projects=sharding.shard_globally(projects[:, steps]),
+                decay=decays,
+                adjust=adjusts,
+            )
+            params, opt_state, loss = fit(
+                params, opt_state, settings, values, piece_labels, local
+            )
+            losses.append(sharding.fetch_global(loss))
+        after_epoch(len(chunk.jobs))
+    return sharding.fetch_global(params), losses
+
+
+def _is_late(job: HeadJob, epoch: int) -> bool:
+    """Return whether the deferred loss vectors of a method apply."""
+    method = job.method
+    return method.deferred is not None and epoch >= round(method.defer * job.epochs)
+
+
+def _adjusts(jobs: Sequence[HeadJob], late: Sequence[bool]) -> list[Adjust | None]:
+    return [
+        job.method.deferred if is_late else job.method.adjust
+        for job, is_late in zip(jobs, late, strict=True)
+    ]
+
+
+@functools.cache
+def _make_init(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
+    """Make the initial optimizer state on the devices that hold the heads."""
+
+    def init(params: Params) -> Any:
+        trained, _ = trees.partition(params, trains)
+        return sgd.transform().init(trained)
+
+    return sharding.jit_over_devices(init, (True,))
+
+
+def fits_in_memory(features: Features, memory: float) -> bool:
+    """Return whether features fit into ``memory`` bytes per device, and stay there."""
+    return features.values.nbytes / sharding.padded_size(1) <= memory
+
+
+def _held_pieces(features: Features) -> Pieces:
+    """Keep all features on the devices."""
     views = [sharding.shard_globally(np.asarray(view)) for view in features.values]
     labels = sharding.replicate_globally(features.labels)
-    return lambda view, rows: iter([(views[view], labels, rows)])
+    return lambda epoch, rows: iter([(views[epoch % len(views)], labels, rows)])
 
 
-def _read(
-    features: Features, memory: float, view: int, rows: np.ndarray
+def _file_pieces(
+    features: Features, memory: float, epoch: int, rows: np.ndarray
 ) -> Iterator[tuple[Any, Any, Any]]:
-    """The examples of some steps after the other, out of the file, each time anew."""
-    batch, (_, _, num_features) = rows.shape[1], features.values.shape
-    row_bytes = (
-        batch * num_features * features.values.itemsize / sharding.padded_size(1)
-    )
-    at_once = max(1, int(memory / row_bytes))
-    for first in range(0, len(rows), at_once):
-        piece = rows[first : first + at_once]
+    """Read the examples of a few steps at a time."""
+    view = features.values[epoch % len(features.values)]
+    bytes_per_step = rows.shape[1] * view.shape[1] * view.itemsize
+    steps = max(1, int(memory / (bytes_per_step / sharding.padded_size(1))))
+    for first in range(0, len(rows), steps):
+        piece = rows[first : first + steps]
         chosen = np.maximum(piece, 0).ravel()
         local = np.where(piece >= 0, np.arange(chosen.size).reshape(piece.shape), -1)
-        yield (
-            sharding.shard_globally(features.values[view][chosen]),
-            features.labels[chosen],
-            local.astype(np.int32),
-        )
+        values = sharding.shard_globally(view[chosen])
+        yield values, features.labels[chosen], local.astype(np.int32)
 
 
-class _Adjusts:
-    """The vectors of the losses of some jobs in an epoch; some methods defer theirs."""
-
-    def __init__(self, jobs: Sequence[HeadJob]):
-        self._jobs = jobs
-        self._late: tuple[bool, ...] | None = None
-        self._placed: Any = None
-
-    def at(self, epoch: int) -> Adjust:
-        """Leaves of [H, ...], placed anew only where they change."""
-        late = tuple(
-            job.method.deferred is not None
-            and epoch >= round(job.method.defer * job.epochs)
-            for job in self._jobs
-        )
-        if late != self._late:
-            each = [
-                job.method.deferred if now else job.method.adjust
-                for job, now in zip(self._jobs, late, strict=True)
-            ]
-            self._late = late
-            self._placed = _spread(_stack(each))
-        return self._placed
-
-
-def _first_bad(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
-    """The first step, counted from 1, at which a head's loss was not a number."""
+def _first_nonfinite(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
+    """Find each head's first step, counted from 1, with a NaN or infinite loss."""
     if not losses:
         return [None] * heads
     bad = ~np.isfinite(np.concatenate(losses, axis=1)[:heads])
     return [int(row.argmax()) + 1 if row.any() else None for row in bad]
 
 
-def corrected(
+def apply_correction(
     method: Method, head: Params, labels: np.ndarray, plain: Callable[[], Features]
 ) -> Params:
-    """The head as the method leaves it: some change it once after training.
+    """Apply the correction of a method, if it has one, to a fitted head.
 
     Args:
-      labels: int32[N], of the examples that were fitted.
-      plain: gives the features of these, un-augmented; called only where the method
-        looks at them.
+      method: of the head.
+      head: the fitted parameters.
+      labels: int32[N] of the training examples.
+      plain: returns their un-augmented features; called only by methods that use them.
     """
     if method.correct is None:
         return head
     blocks: Blocks = lambda: iter(())  # noqa: E731
     if method.needs_features:
-        seen = plain()
-        blocks, labels = in_blocks(seen), seen.labels
+        features = plain()
+        blocks, labels = feature_blocks(features), features.labels
     return jax.device_get(method.correct(head, blocks, labels))
 
 
-def in_blocks(features: Features, rows: int = 4096) -> Blocks:
-    """The first view, so many rows at a time."""
+def feature_blocks(features: Features, rows: int = 4096) -> Blocks:
+    """Iterate over the first view, ``rows`` examples at a time."""
     values = features.values[0]
     return lambda: (values[i : i + rows] for i in range(0, len(values), rows))
 
@@ -362,54 +367,57 @@ def in_blocks(features: Features, rows: int = 4096) -> Blocks:
 def measure_heads(
     head: Head, many: Sequence[Params], features: Features, batch: int, memory: float
 ) -> list[Tally]:
-    """The tally of every head on a split, logits averaged over its views.
+    """Compute the tally of every head on a split, logits averaged over its views.
 
     Args:
-      memory: bytes of each device that heads may take.
+      head: the kind of all heads.
+      many: their parameters.
+      features: of the split.
+      batch: examples at a time.
+      memory: bytes per device for heads.
     """
     step = _make_measure(head.apply)
-    limit = heads_within(memory, many[0], batch)
-    num_classes, found = many[0]["kernel"].shape[1], []
+    limit = max_heads(memory, many[0], batch)
+    num_classes, tallies = many[0]["kernel"].shape[1], []
     for first in range(0, len(many), limit):
         part = many[first : first + limit]
-        params = _spread(_stack(part))
+        params = _shard(_stack(part))
         width = sharding.padded_size(len(part))
-        tally = _spread(_stack([metrics.empty(num_classes)] * width))
+        tally = _shard(_stack([metrics.empty(num_classes)] * width))
         for values, labels, mask in features.batches(batch):
             tally = step(params, tally, values, labels, mask)
         tally = sharding.fetch_global(tally)
-        found += [_at(tally, i) for i in range(len(part))]
-    return found
+        tallies += [_unstack(tally, i) for i in range(len(part))]
+    return tallies
 
 
 @functools.cache
 def _make_measure(apply: Apply) -> Callable[..., Tally]:
-    def one(
+    def measure(
         params: Params,
-        so_far: Tally,
+        tally: Tally,
         values: jax.Array,
         label: jax.Array,
         mask: jax.Array,
     ) -> Tally:
         logits = mean_logits(apply, params, values)
-        return metrics.merge(so_far, metrics.tally(logits, label, mask))
+        return metrics.merge(tally, metrics.tally(logits, label, mask))
 
-    many = jax.vmap(one, in_axes=(0, 0, None, None, None))
-    return sharding.jit_over_devices(
-        many, (True, True, False, False, False), donate=(1,)
-    )
-
-
-def _stack(many: Sequence[Any]) -> Any:
-    """Trees of the same structure as one on the host, along a new first axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(many)))
+    all_heads = jax.vmap(measure, in_axes=(0, 0, None, None, None))
+    sharded = (True, True, False, False, False)
+    return sharding.jit_over_devices(all_heads, sharded, donate=(1,))
 
 
-def _spread(stacked: Any) -> Any:
-    """A stack divided over the devices."""
+def _stack(trees_: Sequence[Any]) -> Any:
+    """Stack trees on the host along a new first axis."""
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(list(trees_)))
+
+
+def _shard(stacked: Any) -> Any:
+    """Shard a stack over the devices."""
     return jax.tree.map(lambda leaf: sharding.shard_globally(np.array(leaf)), stacked)
 
 
-def _at(stacked: Any, index: int) -> Any:
-    """One of the trees of a stack."""
+def _unstack(stacked: Any, index: int) -> Any:
+    """Take one tree out of a stack."""
     return jax.tree.map(lambda leaf: leaf[index], stacked)

@@ -1,4 +1,4 @@
-"""What a frozen backbone sees: computed once, kept on disk with its provenance."""
+"""Features of a frozen backbone: computed once, cached on disk with provenance."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
 from lt_jax.training import steps
-from lt_jax.training.log import Logger, write_whole
+from lt_jax.training.log import Logger, write_atomically
 from lt_jax.types import Params
 
 if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
     from lt_jax.training.loop import Task
 
-# How a feature is computed with, and what stands in the file: NumPy's format does not
-# know bfloat16, so its bits are written as whole numbers.
+# Dtypes in memory and in the file. NumPy's format lacks bfloat16, so its bits are
+# stored as integers.
 DTYPES = {
     "float32": (np.dtype(np.float32), np.dtype(np.float32)),
     "bfloat16": (np.dtype(jnp.bfloat16), np.dtype(np.uint16)),
 }
+ROWS = 4096  # copied at a time
+QUEUED = 4  # batches that the devices may be ahead of the file
 
-
-# What a head computes, see ``heads.Head``.
+# Computes logits, see ``heads.Head.apply``.
 Apply = Callable[[Params, jax.Array], jax.Array]
 
 
 class Features(NamedTuple):
-    """A split as a frozen backbone sees it, without images that cannot be decoded."""
+    """The features of a split, without images that cannot be decoded."""
 
-    values: np.ndarray  # float[V, N, D], one slice for each view; may map a file
+    values: np.ndarray  # float[V, N, D], one slice per view; may map a file
     labels: np.ndarray  # int32[N]
 
     def batches(self, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """float32[V, B, D], int32[B] and the mask float32[B], every example once."""
+        """Iterate once over all examples: float32[V, B, D], int32[B], float32[B]."""
         for rows in samplers.batch_indices(np.arange(len(self.labels)), size):
             indices, mask = np.maximum(rows, 0), (rows >= 0).astype(np.float32)
             values = self.values[:, indices].astype(np.float32)
@@ -56,25 +57,25 @@ class Features(NamedTuple):
 
 
 def mean_logits(apply: Apply, params: Params, values: jax.Array) -> jax.Array:
-    """float32[B, K], what a head makes of float32[V, B, D], averaged over the views."""
+    """Average logits over views: float32[V, B, D] -> float32[B, K]."""
     return jnp.mean(jax.vmap(apply, in_axes=(None, 0))(params, values), axis=0)
 
 
 class Request(NamedTuple):
-    """What of a split is wanted."""
+    """Which features of a split to compute."""
 
     views: tuple[str, ...]  # names in steps.VIEWS
-    run: tuple[int, ...]  # names the random crops; see seeds
+    run: tuple[int, ...]  # determines the random crops, see seeds
     dtype: str  # a key of DTYPES
 
 
 def random_views(count: int) -> tuple[str, ...]:
-    """The views that heads are fitted on: 1 is the image as it is, more are crops."""
+    """Return the views that heads are fitted on: one plain view, or random crops."""
     return ("plain",) if count == 1 else ("random",) * count
 
 
 def evaluated_views(flip: bool) -> tuple[str, ...]:
-    """The views that logits are averaged over in an evaluation."""
+    """Return the views over which an evaluation averages logits."""
     return ("plain", "mirror") if flip else ("plain",)
 
 
@@ -85,19 +86,27 @@ def cached_features(
     dataset: Dataset,
     request: Request,
     file: Path,
+    *,
     log: Logger,
-    stopped: Callable[[], str] = never_stop,
+    stop_requested: Callable[[], str] = never_stop,
 ) -> Features:
-    """The features of a split, from the file if it holds these very ones.
+    """Load the features of a split if their provenance matches, or compute them.
 
-    An image that cannot be decoded, in whatever view, is named and left out.
+    Images that cannot be decoded, in any view, are logged and left out.
 
     Args:
-      file: ``.npy`` of [V, N, D]; its provenance lies beside it as ``.json``.
+      task: provides backbone and augmentation.
+      params: the network.
+      batch_stats: its batch norm statistics.
+      dataset: the split.
+      request: what to compute.
+      file: ``.npy`` of [V, N, D]; the provenance is in a ``.json`` of the same name.
+      log: reports stale files and undecodable images.
+      stop_requested: returns the name of a signal, or "".
 
     Raises:
-      InputError: more of them than the data set tolerates.
-      Interrupted: ``stopped`` named a signal; there is no file then.
+      InputError: more images cannot be decoded than the dataset tolerates.
+      Interrupted: ``stop_requested`` named a signal; no file is left behind.
     """
     provenance = {
         "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
@@ -113,65 +122,64 @@ def cached_features(
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    differs = processes.from_process_zero(
-        lambda: _differences(file, note, provenance, stored, shape)
+    stale = processes.from_process_zero(
+        lambda: _find_stale(file, note, provenance, stored, shape)
     )
-    if differs is None:
-        return _loaded(file, note, memory, dataset)
-    if differs:
-        log.info(f"{file} is not used, it differs in {differs}; made again")
+    if stale is not None:
+        if stale:
+            log.info(f"cached features {file} are stale ({stale}); recomputing")
 
-    def begin() -> None:
-        note.unlink(missing_ok=True)  # no note, no use: a kill leaves nothing stale
-        file.parent.mkdir(parents=True, exist_ok=True)
+        def begin() -> None:
+            note.unlink(missing_ok=True)  # without it, a killed run's file is unused
+            file.parent.mkdir(parents=True, exist_ok=True)
 
-    processes.on_process_zero(begin)
-    decode_errors, network = DecodeErrors(dataset), (params, batch_stats)
-    blocks = extract(task, *network, dataset, request, log, decode_errors, stopped)
-    blocks = (block.astype(memory).view(stored) for block in blocks)
-    provenance |= _write(file, shape, stored, blocks, decode_errors)
-    write_whole(note, json.dumps(provenance, indent=1) + "\n")
-    return _loaded(file, note, memory, dataset)
-
-
-def _loaded(file: Path, note: Path, dtype: np.dtype, dataset: Dataset) -> Features:
-    values = np.load(file, mmap_mode="r", allow_pickle=False).view(dtype)
+        processes.on_process_zero(begin)
+        errors, network = DecodeErrors(dataset), (params, batch_stats)
+        blocks = extract(
+            task,
+            *network,
+            dataset,
+            request,
+            log=log,
+            errors=errors,
+            stop_requested=stop_requested,
+        )
+        blocks = (block.astype(memory).view(stored) for block in blocks)
+        provenance |= _write(file, shape, stored, blocks, errors)
+        write_atomically(note, json.dumps(provenance, indent=1) + "\n")
+    values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
     left_out = json.loads(note.read_text(encoding="utf-8")).get("left_out", [])
     return Features(values, np.delete(dataset.labels, left_out))
 
 
-def _differences(
+def _find_stale(
     file: Path,
     note: Path,
     provenance: dict[str, Any],
     stored: np.dtype,
     shape: tuple[int, ...],
 ) -> str | None:
-    """What keeps a file of features from being used; "" if there is none yet.
-
-    Returns:
-      None if nothing does.
-    """
+    """Explain why a file cannot be used: None if it can, "" if it does not exist."""
     if not file.exists():
         return ""
     try:
         before = json.loads(note.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
-        return f"that {note.name}, which tells what it was made from, cannot be read"
-    keys = [key for key in provenance if before.get(key) != provenance[key]]
-    if keys:
-        return ", ".join(keys)
+        return f"cannot read {note.name}"
+    changed = [key for key in provenance if before.get(key) != provenance[key]]
+    if changed:
+        return f"{', '.join(changed)} changed"
     try:
         found = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        return f"its length ({error})"
+        return f"truncated: {error}"
     views, size, num_features = shape
     shape = views, size - len(before.get("left_out", [])), num_features
     if (found.dtype, found.shape) != (stored, shape):
-        return f"shape ({found.dtype}{list(found.shape)}, expected {list(shape)})"
+        return f"shape {found.dtype}{list(found.shape)}, expected {list(shape)}"
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return None if digest == before.get("sha256") else "its content: it is damaged"
+    return None if digest == before.get("sha256") else "damaged"
 
 
 def _write(
@@ -179,35 +187,43 @@ def _write(
     shape: tuple[int, ...],
     dtype: np.dtype,
     blocks: Iterator[np.ndarray],
-    decode_errors: DecodeErrors,
+    errors: DecodeErrors,
 ) -> dict[str, Any]:
-    """A ``.npy`` in the order it comes, whole or not at all.
+    """Write a ``.npy`` in process 0, all at once; other processes compute blocks too.
 
-    Not through a memory map: on a full disk that ends the process without a word. All
-    processes compute the blocks, the first one writes.
+    Not through a memory map: on a full disk that kills the process without a message.
 
     Args:
-      shape: V, N, D with the broken images, which are left out at last: that an image
-        is broken may be seen in the last view only.
+      file: the final path.
+      shape: V, N, D, including undecodable images. They are removed at the end, since
+        an image may fail in the last view only.
+      dtype: of the file.
+      blocks: consecutive rows.
+      errors: the undecodable images, complete once all blocks are read.
 
     Returns:
-      What its note has to tell: its ``sha256``, and which images are ``left_out``.
+      ``sha256`` and, if there are any, the images ``left_out``.
     """
     draft = file.with_name(file.name + ".tmp")
-    thinner = draft.with_suffix(".thin")
+    reduced = draft.with_suffix(".thin")
     try:
         found: dict[str, Any] = {"sha256": _stream(draft, shape, dtype, blocks)}
-        if left_out := decode_errors.all_indices():
-            whole = np.load(draft, mmap_mode="r", allow_pickle=False)
-            views, size, num_features = shape
-            shape = views, size - len(left_out), num_features
-            digest = _stream(thinner, shape, dtype, _without(whole, left_out))
+        if left_out := errors.all_indices():
+            full = np.load(draft, mmap_mode="r", allow_pickle=False)
+            kept = np.delete(np.arange(shape[1]), left_out)
+            rest = (
+                view[kept[first : first + ROWS]]
+                for view in full
+                for first in range(0, len(kept), ROWS)
+            )
+            shape = shape[0], len(kept), shape[2]
+            digest = _stream(reduced, shape, dtype, rest)
             found = {"sha256": digest, "left_out": left_out}
-            processes.on_process_zero(lambda: os.replace(thinner, draft))
+            processes.on_process_zero(lambda: os.replace(reduced, draft))
     except BaseException:
-        for half in (draft, thinner):
+        for partial in (draft, reduced):
             with contextlib.suppress(OSError):
-                half.unlink()
+                partial.unlink()
         raise
     processes.on_process_zero(lambda: os.replace(draft, file))
     return found
@@ -216,11 +232,11 @@ def _write(
 def _stream(
     file: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]
 ) -> str:
-    """Writes one block after the other; gives, in the first process, their SHA-256."""
-    described = np.lib.format.dtype_to_descr(dtype)
+    """Write blocks one by one; return their SHA-256 in process 0."""
+    description = np.lib.format.dtype_to_descr(dtype)
     header, digest = io.BytesIO(), hashlib.sha256()
     np.lib.format.write_array_header_2_0(
-        header, {"descr": described, "fortran_order": False, "shape": shape}
+        header, {"descr": description, "fortran_order": False, "shape": shape}
     )
 
     def append(content: bytes, mode: str = "ab") -> None:
@@ -234,16 +250,8 @@ def _stream(
     return digest.hexdigest()
 
 
-def _without(values: np.ndarray, left_out: list[int]) -> Iterator[np.ndarray]:
-    """The rows of [V, N, D] that stay, some thousand at a time."""
-    kept = np.delete(np.arange(values.shape[1]), left_out)
-    for view in values:
-        for first in range(0, len(kept), 4096):
-            yield view[kept[first : first + 4096]]
-
-
 def fingerprint(tree: Any) -> str:
-    """The ``trees.digest`` of a tree on whatever devices, as text."""
+    """Return the ``trees.digest`` of a tree in hex."""
     return trees.digest(trees.leaves(jax.device_get(tree))).hex()
 
 
@@ -253,49 +261,47 @@ def extract(
     batch_stats: Params,
     dataset: Dataset,
     request: Request,
+    *,
     log: Logger,
-    decode_errors: DecodeErrors,
-    stopped: Callable[[], str] = never_stop,
+    errors: DecodeErrors,
+    stop_requested: Callable[[], str] = never_stop,
 ) -> Iterator[np.ndarray]:
-    """float[n, D], all views one after the other, each in the order of the data set.
+    """Compute float[n, D] block by block: view after view, in dataset order.
 
-    Rows of images that cannot be decoded hold no meaning; ``broken`` tells which.
+    Rows of undecodable images are meaningless; ``errors`` collects them.
     """
     params, batch_stats = sharding.replicate((params, batch_stats))
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
-    mine = sharding.process_part(rows)
+    local = sharding.process_part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
+
+        def to_host(block: tuple[int, jax.Array]) -> np.ndarray:
+            size, features = block
+            bar.update(size)
+            return np.asarray(features)[:size]
+
         for number, view in enumerate(request.views):
+            run = (*request.run, number)
             step = steps.make_feature_step(task.backbone, task.augment, view)
-            key = sharding.replicate(seeds.key((*request.run, number), "augment"))
-            waiting: collections.deque[tuple[int, jax.Array]] = collections.deque()
-
-            def next_block(
-                waiting: collections.deque[tuple[int, jax.Array]] = waiting,
-            ) -> np.ndarray:
-                size, part = waiting.popleft()
-                bar.update(size)
-                return np.asarray(part)[:size]
-
-            # On the host a photograph is cropped by its place in the data set, as the
-            # device crops small images.
-            crops = None
-            if view == "random":
-                crops = CropPlan((*request.run, number), 0, mine)
+            key = sharding.replicate(seeds.key(run, "augment"))
+            # The host crops a photo by its position in the dataset, as the device crops
+            # small images.
+            crops = CropPlan(run, 0, local) if view == "random" else None
             batches = load_batches(
-                dataset, mine, sharding.shard_batch, crops=crops, errors=decode_errors
+                dataset, local, sharding.shard_batch, crops=crops, errors=errors
             )
-            doing = f"the features of {dataset.name}, which begin anew"
-            batches = until_stopped(batches, stopped, doing)
+            doing = f"the features of {dataset.name}, which restart"
+            batches = until_stopped(batches, stop_requested, doing)
+            queue: collections.deque[tuple[int, jax.Array]] = collections.deque()
             for row, batch in zip(rows, batches, strict=True):
                 first = sharding.replicate(jnp.asarray(row[0]))
-                part = step(params, batch_stats, batch, key, first)
-                waiting.append(((row >= 0).sum(), part))
-                if len(waiting) > 4:  # the devices work on, the host stays small
-                    yield next_block()
-            while waiting:
-                yield next_block()
-            if warning := decode_errors.new_warning():
+                features = step(params, batch_stats, batch, key, first)
+                queue.append(((row >= 0).sum(), features))
+                if len(queue) > QUEUED:
+                    yield to_host(queue.popleft())
+            while queue:
+                yield to_host(queue.popleft())
+            if warning := errors.new_warning():
                 log.warning(warning)
 
 
@@ -304,18 +310,23 @@ def plain_features(
     params: Params,
     batch_stats: Params,
     dataset: Dataset,
+    *,
     log: Logger,
-    stopped: Callable[[], str] = never_stop,
+    stop_requested: Callable[[], str] = never_stop,
 ) -> Features:
-    """The features of the images as they are, kept nowhere."""
-    request = Request(("plain",), (), "float32")
-    decode_errors = DecodeErrors(dataset)
-    network = params, batch_stats
-    blocks = list(
-        extract(task, *network, dataset, request, log, decode_errors, stopped)
+    """Compute the features of the un-augmented images, without a cache."""
+    request, errors = Request(("plain",), (), "float32"), DecodeErrors(dataset)
+    blocks = extract(
+        task,
+        params,
+        batch_stats,
+        dataset,
+        request,
+        log=log,
+        errors=errors,
+        stop_requested=stop_requested,
     )
-    left_out = decode_errors.all_indices()
-    values = np.concatenate(blocks)
-    if left_out:
-        values = np.delete(values, left_out, axis=0)
+    values = np.concatenate(list(blocks))
+    left_out = errors.all_indices()
+    values = np.delete(values, left_out, axis=0) if left_out else values
     return Features(values[None], np.delete(dataset.labels, left_out))

@@ -1,17 +1,19 @@
 """The training loop of every stage and method, and the evaluation.
 
-Stages differ in the values of a ``Stage``, not in code. The loop knows no config.
+Stages differ in the values of a ``Stage``, not in code. The loop takes no config.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from lt_jax import metrics, samplers, seeds
 from lt_jax.data.augment.transforms import Augment
@@ -25,16 +27,20 @@ from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.training import steps
 from lt_jax.training.checkpoint import Checkpoints
+from lt_jax.training.epochs import (
+    Stepper,
+    fits_on_device,
+    resident_stepper,
+    streaming_stepper,
+)
 from lt_jax.training.log import Logger
 from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
 from lt_jax.training.progress import Meter
-from lt_jax.training.stepping import holds, resident, streamed
-from lt_jax.training.steps import StepInputs, StepSpec
+from lt_jax.training.steps import CompiledStep, StepInputs, StepSpec
 from lt_jax.types import Params, TrainState
 
-# A compilation that took less is nothing to tell of.
-TOLD_SECONDS = 1.0
+LOGGED_COMPILATION = 1.0  # shorter compilations (seconds) are not logged
 
 
 class Task(NamedTuple):
@@ -42,102 +48,122 @@ class Task(NamedTuple):
 
     splits: Splits
     groups: dict[str, np.ndarray]  # bool[K] by name
-    backbone: Any  # a ResNet, which pyright takes for unhashable
+    backbone: Any  # a ResNet, which pyright considers unhashable
     augment: Augment
     flip: bool  # whether evaluation averages over the mirror image
     eval_batch: int
     eval_every: int  # epochs
     save_every: int  # epochs
-    select: str  # the checkpoint that is kept: "last", or best on "validation"/"test"
-    resident: float  # GiB of training images that a device may hold; 0: streamed
-    at_once: int  # steps in one call where they do; 0: what is fastest
-    log_seconds: float  # between progress lines where there is no progress bar
-    profile: str = ""  # folder for a trace of some steps of each fit; "": none
+    select: str  # which checkpoint to keep: "last", or best on "validation"/"test"
+    resident: float  # GiB of training images that a device may hold; 0: stream
+    at_once: int  # steps per call with resident images; 0: the fastest number
+    log_seconds: float  # between progress lines, without a progress bar
+    profile: str = ""  # folder for traces of some steps of each fit; "": no traces
 
     @property
-    def chooser(self) -> Dataset | None:
-        """What is evaluated during training; the test set only where select says so."""
+    def selection_set(self) -> Dataset | None:
+        """The split that selects the checkpoint; the test set only on request."""
         if self.select == "test":
             return self.splits.test
         return self.splits.valid if len(self.splits.valid) else None
 
 
 class Stage(NamedTuple):
-    """What one fit differs in."""
+    """The settings of one fit."""
 
     title: str
-    run: tuple[int, ...]  # names its random streams, see seeds
+    run: tuple[int, ...]  # names the random streams, see seeds
     method: Method
     epochs: int
-    batch: int  # of all devices together
+    batch: int  # over all devices
     rates: np.ndarray  # float32[steps]
     sgd: Sgd
-    trains: str  # regular expression over whole names of parameters
+    trains: str  # regular expression for full parameter names
     batch_norm: str  # see steps.BATCH_NORM
-    accumulate: int  # micro-batches that a step is computed in
+    accumulate: int  # micro-batches per step
     mixup: float  # alpha of mixup; 0: none
-    drop_last: bool  # leaves out the last batch of an epoch where it is smaller
+    drop_last: bool  # whether to skip an incomplete last batch
 
 
 class FitResult(NamedTuple):
-    """What a fit ends with."""
+    """The result of a fit."""
 
     params: Params
     batch_stats: Params
-    step: int  # of the checkpoint that was kept
-    seconds: float  # wall time, evaluation and compilation included
-    images_per_second: float  # of the training steps alone, compilation left out
+    step: int  # of the checkpoint that is kept
+    seconds: float  # wall time, including evaluation and compilation
+    images_per_second: float  # of the training steps, without compilation
 
 
 def step_spec(task: Task, stage: Stage) -> StepSpec:
-    """What the train step of a stage is compiled for."""
+    """Describe what the training step of a stage is compiled for."""
     return StepSpec(
-        task.backbone,
-        stage.method.head,
-        stage.method.loss,
-        stage.method.project,
-        stage.sgd,
-        stage.trains,
-        stage.batch_norm,
-        task.augment,
-        stage.accumulate,
-        stage.mixup,
+        backbone=task.backbone,
+        head=stage.method.head,
+        loss=stage.method.loss,
+        project=stage.method.project,
+        sgd=stage.sgd,
+        trains=stage.trains,
+        batch_norm=stage.batch_norm,
+        augment=task.augment,
+        micro_batches=stage.accumulate,
+        mixup=stage.mixup,
     )
 
 
 def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
-    """What a stage turns; ``head`` begins, ``per_epoch`` steps are an epoch."""
-    method = stage.method
-    return sharding.replicate(
-        StepInputs(
-            seeds.key(stage.run, "augment"),
-            stage.rates,
-            method.adjust,
-            head,
-            projection_steps(method, stage.epochs, per_epoch),
-            sharding.micro_batch_size(stage.batch, stage.accumulate, stage.mixup > 0),
-        )
+    """Place the step inputs of a stage that starts from ``head`` on the devices."""
+    method, pairs = stage.method, stage.mixup > 0
+    size = sharding.micro_batch_size(stage.batch, stage.accumulate, pairs)
+    inputs = StepInputs(
+        key=seeds.key(stage.run, "augment"),
+        rates=stage.rates,
+        adjust=method.adjust,
+        start=head,
+        projects=projection_steps(method, stage.epochs, per_epoch),
+        micro_batch_size=size,
     )
+    return sharding.replicate(inputs)
 
 
-def planned(
+def epoch_plan(
     train: Dataset, stage: Stage, epoch: int, which: slice
 ) -> tuple[np.ndarray, CropPlan]:
-    """int32[S, B] of this process, and its crops: some steps of an epoch of a stage."""
-    rows = samplers.plan(
+    """Plan some steps of an epoch: int32[S, B] for this process, and its crops."""
+    indices = samplers.plan(
         train.labels, stage.method.sampler, stage.batch, stage.run, epoch
     )
-    # The place of an image in the plan draws its crop.
-    places = np.arange(rows.size).reshape(rows.shape)
-    rows, places = (
-        sharding.process_part(
-            sharding.arrange_micro_batches(
-                each[which], stage.accumulate, pairs=stage.mixup > 0
-            )
+
+    def local(rows: np.ndarray) -> np.ndarray:
+        arranged = sharding.arrange_micro_batches(
+            rows[which], stage.accumulate, pairs=stage.mixup > 0
         )
-        for each in (rows, places)
-    )
-    return rows, CropPlan(stage.run, epoch, places)
+        return sharding.process_part(arranged)
+
+    # The position of an image in the plan determines its crop.
+    positions = np.arange(indices.size).reshape(indices.shape)
+    return local(indices), CropPlan(stage.run, epoch, local(positions))
+
+
+@dataclasses.dataclass
+class _Fit:
+    """A fit in progress."""
+
+    task: Task
+    stage: Stage
+    log: Logger
+    stop_requested: Callable[[], str]
+    checkpoints: Checkpoints
+    meter: Meter
+    per_epoch: int  # steps
+    total: int  # steps
+    state: TrainState
+    step: int = 0
+
+    @property
+    def where(self) -> str:
+        """For example ``stage1/0: step 40 of 100``."""
+        return f"{self.stage.title}: step {self.step:,} of {self.total:,}"
 
 
 def fit(
@@ -146,157 +172,180 @@ def fit(
     params: Params,
     batch_stats: Params,
     directory: Path,
+    *,
     log: Logger,
-    stopped: Callable[[], str],
+    stop_requested: Callable[[], str],
 ) -> FitResult:
-    """Trains from ``params``, or goes on from the newest checkpoint in ``directory``.
+    """Train from ``params``, or resume from the newest checkpoint in ``directory``.
 
     Raises:
-      Interrupted: ``stopped`` named a signal; a checkpoint has been written.
-      meter.Diverged: the loss became nan or infinite; names the step. The checkpoints
-        written before it stand.
+      Interrupted: ``stop_requested`` named a signal; a checkpoint has been saved.
+      Diverged: the loss became NaN or infinite; names the step. Earlier checkpoints
+        remain.
     """
-    train = task.splits.train
-    images = samplers.examples_per_epoch(len(train), stage.batch, stage.drop_last)
+    size = len(task.splits.train)
+    images = samplers.examples_per_epoch(size, stage.batch, stage.drop_last)
     per_epoch = -(-images // stage.batch)
     total = stage.epochs * per_epoch
-    method = stage.method
-    state = steps.init_state(params, batch_stats, stage.sgd, stage.trains)
-    early = step_inputs(stage, params["head"], per_epoch)
-    late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
-    late_from = round(method.defer * stage.epochs)
-    program = step_spec(task, stage)
-    decode_errors = DecodeErrors(train)
-    meter = Meter(stage.title, total)
-
-    def tell(compiled: steps.CompiledStep) -> None:
-        if (
-            compiled.compile_seconds < TOLD_SECONDS
-        ):  # as a rule of every seed but the first
-            return
-        log.info(
-            f"{stage.title}: compiled the training step in "
-            f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
-            f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
-        )
-
-    step_of = steps.make_train_step(program)
-    if holds(train, task.resident):
-        several = steps.make_train_steps(program)
-        at_once = steps.at_once(task.at_once)
-        stepper = resident(step_of, several, train, at_once, tell)
-    else:
-        stepper = streamed(step_of, train, decode_errors, tell, meter.timed)
-
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        step = 0
-        if (found := checkpoints.resume(state, log.info)) is not None:
-            step, state, notes = found
-            if notes["examples"] != train.hash:
-                raise InputError(
-                    f"{directory} was fitted on other examples ({notes['examples']}) "
-                    f"than the data now hold ({train.hash}); use another --workdir"
-                )
-            state = sharding.replicate(state)
-            meter.resume(notes)
-            if step % per_epoch == 0:
-                meter.new_epoch()
-            log.info(f"{stage.title}: goes on from step {step:,} of {total:,}")
-        elif total:
-            log.info(
-                f"{stage.title}: {stage.epochs:,} epochs of {per_epoch:,} steps; "
-                "the first waits for the compiler"
+        run = _Fit(
+            task=task,
+            stage=stage,
+            log=log,
+            stop_requested=stop_requested,
+            checkpoints=checkpoints,
+            meter=Meter(stage.title, total),
+            per_epoch=per_epoch,
+            total=total,
+            state=steps.init_state(params, batch_stats, stage.sgd, stage.trains),
+        )
+        _resume(run)
+        _train(run, step_inputs(stage, params["head"], per_epoch))
+        if checkpoints.latest() is None:  # a fit of zero epochs
+            _save(run, None)
+        if task.select != "last" and (best := checkpoints.best()) is not None:
+            run.step = best
+            run.state, _ = checkpoints.restore(best, run.state)
+    return FitResult(
+        params=run.state.params,
+        batch_stats=run.state.batch_stats,
+        step=run.step,
+        seconds=run.meter.wall(),
+        images_per_second=run.meter.rate(),
+    )
+
+
+def _resume(run: _Fit) -> None:
+    """Continue from the newest checkpoint, if there is one."""
+    log, stage, train = run.log, run.stage, run.task.splits.train
+    if (found := run.checkpoints.resume(run.state, log.info)) is not None:
+        run.step, state, notes = found
+        if notes["examples"] != train.hash:
+            raise InputError(
+                f"{run.checkpoints.directory} was trained on other examples "
+                f"({notes['examples']}) than the dataset has now ({train.hash}); use "
+                "another --workdir"
+            )
+        run.state = sharding.replicate(state)
+        run.meter.resume(notes)
+        if run.step % run.per_epoch == 0:
+            run.meter.new_epoch()
+        log.info(f"{stage.title}: resuming from step {run.step:,} of {run.total:,}")
+    elif run.total:
+        log.info(
+            f"{stage.title}: {stage.epochs:,} epochs of {run.per_epoch:,} steps; "
+            "compiling the training step ..."
+        )
+    # A killed run may have recorded steps after its last checkpoint.
+    log.rewind(stage.title, run.step)
+
+
+def _make_stepper(run: _Fit, errors: DecodeErrors) -> Stepper:
+    task, train = run.task, run.task.splits.train
+    spec = step_spec(task, run.stage)
+
+    def on_compile(compiled: CompiledStep) -> None:
+        if compiled.compile_seconds >= LOGGED_COMPILATION:
+            run.log.info(
+                f"{run.stage.title}: compiled the training step in "
+                f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
+                f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
             )
 
-        log.rewind(stage.title, step)  # what a killed run did after its checkpoint
-
-        def save(score: float | None) -> None:
-            meter.fetch()  # nothing is saved after a step whose loss was not a number
-            notes = {**meter.notes(), "examples": train.hash}
-            checkpoints.save(step, state, notes, score)
-
-        def here() -> str:
-            return f"{stage.title}: step {step:,} of {total:,}"
-
-        by = ""
-        bar = log.bar(stage.title, step * stage.batch, total * stage.batch)
-        traces = Path(task.profile, stage.title) if task.profile else None
-        profile = Profile(traces, total - step, log)
-        with bar, profile, jax.transfer_guard("disallow"):
-            while step < total:
-                epoch = step // per_epoch
-                left = slice(step % per_epoch, per_epoch)
-                rows, crops = planned(train, stage, epoch, left)
-                inputs = early if epoch < late_from else late
-                for after, measured, count in stepper(state, rows, crops, inputs):
-                    state, step = after, step + count
-                    meter.add(step, measured, count)
-                    profile.step(step, measured)
-                    bar.update(count * stage.batch)
-                    if processes.is_sync_step(step, count) and (by := stopped()):
-                        break
-                    if warning := decode_errors.new_warning():
-                        log.warning(warning)
-                    if meter.silence() > task.log_seconds:
-                        line = meter.line(step)
-                        if bar.disable:
-                            log.info(line)
-                        else:
-                            bar.set_postfix(loss=f"{meter.loss:.3f}")
-                if step % per_epoch:  # stopped within the epoch
-                    save(None)
-                    raise Interrupted(here(), by)
-
-                meter.fetch()
-                score, due = None, step == total or (epoch + 1) % task.eval_every == 0
-                if due:
-                    score = _report(task, stage, state, meter, step, total, log)
-                by = stopped()
-                if due or (epoch + 1) % task.save_every == 0 or by:
-                    save(score)
-                if by and step < total:
-                    raise Interrupted(here(), by)
-                meter.new_epoch()
-
-        if checkpoints.latest() is None:  # a fit of no epochs
-            save(None)
-        if task.select != "last" and (best := checkpoints.best()) is not None:
-            step = best
-            state, _ = checkpoints.restore(step, state)
-    return FitResult(state.params, state.batch_stats, step, meter.wall(), meter.rate())
+    if fits_on_device(train, task.resident):
+        per_call = steps.steps_per_call(task.at_once)
+        return resident_stepper(spec, train, per_call, on_compile)
+    return streaming_stepper(spec, train, errors, on_compile, run.meter.time_waits)
 
 
-def _report(
-    task: Task,
-    stage: Stage,
-    state: TrainState,
-    meter: Meter,
-    step: int,
-    total: int,
-    log: Logger,
-) -> float | None:
-    """Evaluates on what chooses the checkpoint and tells; returns the score.
+def _train(run: _Fit, early: StepInputs) -> None:
+    """Train from the current step to the last one."""
+    task, stage = run.task, run.stage
+    method = stage.method
+    late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
+    late_from = round(method.defer * stage.epochs)
+    errors = DecodeErrors(task.splits.train)
+    stepper = _make_stepper(run, errors)
+    bar = run.log.bar(stage.title, run.step * stage.batch, run.total * stage.batch)
+    traces = Path(task.profile, stage.title) if task.profile else None
+    profile = Profile(traces, run.total - run.step, run.log)
+    with bar, profile, jax.transfer_guard("disallow"):
+        while run.step < run.total:
+            epoch = run.step // run.per_epoch
+            rest = slice(run.step % run.per_epoch, run.per_epoch)
+            indices, crops = epoch_plan(task.splits.train, stage, epoch, rest)
+            inputs = early if epoch < late_from else late
+            signal = ""
+            for state, measured, count in stepper(run.state, indices, crops, inputs):
+                run.state, run.step = state, run.step + count
+                run.meter.add(run.step, measured, count)
+                profile.step(run.step, measured)
+                bar.update(count * stage.batch)
+                if processes.is_sync_step(run.step, count) and (
+                    signal := run.stop_requested()
+                ):
+                    break
+                _show_progress(run, bar, errors)
+            if run.step % run.per_epoch:  # stopped within the epoch
+                _save(run, None)
+                raise Interrupted(run.where, signal)
+            _end_epoch(run, epoch)
 
-    The test set chooses by accuracy, as the authors do; validation, which is as
-    long-tailed as the training set, by the mean over classes.
+
+def _show_progress(run: _Fit, bar: tqdm, errors: DecodeErrors) -> None:
+    if warning := errors.new_warning():
+        run.log.warning(warning)
+    if run.meter.silence() > run.task.log_seconds:
+        line = run.meter.line(run.step)
+        if bar.disable:
+            run.log.info(line)
+        else:
+            bar.set_postfix(loss=f"{run.meter.loss:.3f}")
+
+
+def _end_epoch(run: _Fit, epoch: int) -> None:
+    """Evaluate and save where due; stop if a signal came."""
+    run.meter.fetch()
+    last = run.step == run.total
+    evaluates = last or (epoch + 1) % run.task.eval_every == 0
+    score = _evaluate_checkpoint(run) if evaluates else None
+    signal = run.stop_requested()
+    if evaluates or (epoch + 1) % run.task.save_every == 0 or signal:
+        _save(run, score)
+    if signal and not last:
+        raise Interrupted(run.where, signal)
+    run.meter.new_epoch()
+
+
+def _save(run: _Fit, score: float | None) -> None:
+    run.meter.fetch()  # raises if a loss is NaN, before it can be saved
+    notes = {**run.meter.notes(), "examples": run.task.splits.train.hash}
+    run.checkpoints.save(run.step, run.state, notes, score)
+
+
+def _evaluate_checkpoint(run: _Fit) -> float | None:
+    """Evaluate on the selection set and record the metrics; return the score.
+
+    The test set selects by accuracy, as in the authors' code. Validation, which is as
+    long-tailed as the training set, selects by the mean over classes.
     """
-    line = meter.line(step)
+    task, stage, meter = run.task, run.stage, run.meter
+    line = meter.line(run.step)
     values: dict[str, Any] = {}
-    if (chooser := task.chooser) is not None:
-        tally = evaluate(
-            task, stage.method.head, state.params, state.batch_stats, chooser, log
-        )
+    if (dataset := task.selection_set) is not None:
+        network = run.state.params, run.state.batch_stats
+        tally = evaluate(task, stage.method.head, *network, dataset, log=run.log)
         values = metrics.summary(tally, task.groups)
         if task.select == "test":
             line += f" | test {values['all']:.1%}"
         else:
             line += f" | validation {values['balanced']:.1%} balanced"
-    log.info(line)
-    log.record(
+    run.log.info(line)
+    run.log.record(
         run=stage.title,
-        step=step,
-        epoch=stage.epochs * step / total,
-        rate=stage.rates[step - 1],
+        step=run.step,
+        epoch=stage.epochs * run.step / run.total,
+        rate=stage.rates[run.step - 1],
         loss=meter.loss,
         train_accuracy=meter.accuracy,
         images_per_second=meter.rate(),
@@ -311,39 +360,37 @@ def evaluate(
     params: Params,
     batch_stats: Params,
     dataset: Dataset,
+    *,
     log: Logger,
-    stopped: Callable[[], str] = never_stop,
+    stop_requested: Callable[[], str] = never_stop,
 ) -> Tally:
-    """The tally of a whole data set: every example once, one sync at the end.
+    """Compute the tally of a dataset: every example once, one sync at the end.
 
-    An image that cannot be decoded is named, and scored nowhere: ``tally.seen`` lacks
-    it.
+    Images that cannot be decoded are logged and left out of ``tally.seen``.
 
     Raises:
-      InputError: more of them than the data set tolerates.
-      Interrupted: ``stopped`` named a signal.
-      meter.Diverged: logits are nan or infinite, where the parameters need not be.
+      InputError: more images cannot be decoded than the dataset tolerates.
+      Interrupted: ``stop_requested`` named a signal.
+      Diverged: logits are NaN or infinite, even if the parameters are finite.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
     params, batch_stats, tally = sharding.replicate(
         (params, batch_stats, metrics.empty(len(dataset.classes)))
     )
     wait = sharding.dispatch_limiter()
-    rows = sharding.process_part(
-        samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
-    )
-    decode_errors = DecodeErrors(dataset)
-    batches = load_batches(dataset, rows, sharding.shard_batch, errors=decode_errors)
-    doing = f"the evaluation on {dataset.name}, which begins anew"
-    for batch in until_stopped(batches, stopped, doing):
+    order = np.arange(len(dataset))
+    indices = sharding.process_part(samplers.batch_indices(order, task.eval_batch))
+    errors = DecodeErrors(dataset)
+    batches = load_batches(dataset, indices, sharding.shard_batch, errors=errors)
+    doing = f"the evaluation on {dataset.name}, which restarts"
+    for batch in until_stopped(batches, stop_requested, doing):
         tally = eval_step(params, batch_stats, batch, tally)
         wait(tally.seen)
-    if warning := decode_errors.new_warning():
+    if warning := errors.new_warning():
         log.warning(warning)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(
-            "the network has diverged: its logits on "
-            f"{dataset.name} are nan or infinite"
+            f"the network has diverged: logits on {dataset.name} are NaN or infinite"
         )
     return tally

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent as the field uses it: rates, momentum, decay."""
+"""Stochastic gradient descent: learning rates, momentum, weight decay."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from lt_jax.types import Params
 
 
 class Sgd(NamedTuple):
-    """The numbers of SGD other than the learning rate. Hashable: a cache key."""
+    """The settings of SGD besides the learning rate. Hashable: a cache key."""
 
     momentum: float
-    # Of the weights, coupled: added to the gradient before momentum. A number, or an
-    # array within a program.
+    # Coupled weight decay: added to the gradient before momentum. A number, or an array
+    # within a compiled program.
     decay: Any
-    decay_on: str  # regular expression over whole names of parameters
+    decay_on: str  # regular expression for full parameter names
 
     def transform(self) -> optax.GradientTransformation:
-        """gradients -> direction; the step is ``params - rate * direction``.
+        """Map gradients to a direction; the step is ``params - rate * direction``.
 
-        The same update as ``torch.optim.SGD``: decay before momentum, rate after it.
+        The update of ``torch.optim.SGD``: decay before momentum, rate after it.
         """
         return optax.chain(
-            optax.add_decayed_weights(self.decay, mask=self._decayed),
+            optax.add_decayed_weights(self.decay, mask=self._decay_mask),
             optax.trace(self.momentum),
         )
 
     def descend(
         self, grads: Params, opt_state: Any, params: Params, rate: jax.Array
     ) -> tuple[Params, Any]:
-        """The parameters and the optimiser's state after one step."""
+        """Take one step; return the parameters and the optimizer state."""
         direction, opt_state = self.transform().update(grads, opt_state, params)
         stepped = jax.tree.map(lambda p, d: p - rate * d, params, direction)
         return stepped, opt_state
 
-    def program(self) -> Sgd:
-        """The same but for the decay, which a compiled program may take as an array."""
+    def without_decay(self) -> Sgd:
+        """Return the settings a program is compiled for if decay is an argument."""
         return self._replace(decay=0.0)
 
     def check(self, params: Params) -> None:
-        """Raises ``InputError`` where there is a decay that acts on none of these."""
-        chosen = trees.leaves(self._decayed(params))
-        if self.decay and not any(chosen.values()):
+        """Raise InputError if the decay acts on none of these parameters."""
+        mask = trees.leaves(self._decay_mask(params))
+        if self.decay and not any(mask.values()):
             raise InputError(
                 f"weight decay {self.decay} acts on nothing: no trained parameter "
-                f"matches {self.decay_on!r}; there are: {', '.join(chosen)}"
+                f"matches {self.decay_on!r}; they are: {', '.join(mask)}"
             )
 
-    def _decayed(self, params: Params) -> Params:
-        chosen = {
+    def _decay_mask(self, params: Params) -> Params:
+        matches = {
             name: re.fullmatch(self.decay_on, name) is not None
             for name in trees.leaves(params)
         }
-        return trees.rebuild(params, chosen)
+        return trees.rebuild(params, matches)
 
 
 def scaled(lr: float, batch: int, base: int) -> float:
-    """The learning rate of a batch, in proportion to that of the batch ``base``.
+    """Scale a learning rate for batch ``base`` in proportion to the batch size.
 
-    "Accurate, Large Minibatch SGD", arXiv 1706.02677, which warms up for 5 epochs
-    where the batch is large.
+    "Accurate, Large Minibatch SGD", arXiv 1706.02677, with 5 warm-up epochs for large
+    batches.
 
     >>> scaled(0.2, 1024, 512)
     0.4
@@ -77,17 +77,21 @@ def scaled(lr: float, batch: int, base: int) -> float:
 def rates(
     lr: float, epochs: int, steps_per_epoch: int, warmup: float, per: str
 ) -> np.ndarray:
-    """The learning rate of every step: linear warm-up, then half a cosine to zero.
+    """Compute the rate of every step: linear warm-up, then half a cosine to zero.
 
     Args:
       lr: the highest rate.
-      epochs, steps_per_epoch: length of the run; 0 epochs train nothing.
-      warmup: epochs of linear warm-up, included in ``epochs``; 0 for none.
+      epochs: length of the run; 0 trains nothing.
+      steps_per_epoch: steps in an epoch.
+      warmup: epochs of linear warm-up, included in ``epochs``.
       per: ``step`` moves along the cosine every step, ``epoch`` every epoch: epoch t
         of T has ``lr (1 + cos(pi t / T)) / 2``, the authors' schedule.
 
     Returns:
       float32[epochs * steps_per_epoch].
+
+    Raises:
+      InputError: an argument is invalid.
 
     >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
     [2.0, 1.5, 0.5]
@@ -97,8 +101,8 @@ def rates(
         return np.zeros(0, np.float32)
     if epochs < 0 or not 0 <= warmup < epochs:
         raise InputError(
-            f"expected 0 epochs or more and a warm-up shorter than that, got "
-            f"{epochs} epochs and a warm-up of {warmup}"
+            f"epochs must be at least 0 and warmup shorter than epochs, got "
+            f"{epochs} epochs and a warmup of {warmup}"
         )
     if not lr > 0:
         raise InputError(f"the learning rate must be positive, got {lr}")
@@ -106,6 +110,6 @@ def rates(
     now = step / steps_per_epoch
     now = np.floor(now) if per == "epoch" else now
     cosine = (1 + np.cos(np.pi * np.maximum(now - warmup, 0) / (epochs - warmup))) / 2
-    # The first step has a rate above zero, the last one of the warm-up the whole rate.
+    # The first step has a rate above zero, the last warm-up step the full rate.
     ramp = np.minimum((step + 1) / max(warmup * steps_per_epoch, 1), 1)
     return (lr * cosine * ramp).astype(np.float32)

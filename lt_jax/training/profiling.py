@@ -1,4 +1,4 @@
-"""A trace of a few steady training steps, and which operations took most of them."""
+"""A profiler trace of a few training steps, and their most expensive operations."""
 
 from __future__ import annotations
 
@@ -15,66 +15,66 @@ import jax
 
 from lt_jax.training.log import Logger
 
-BEFORE = 10  # steps that are left out: the first one compiles
-TRACED = 5  # steps that are traced
-TOLD = 10  # operations that are named
+SKIPPED = 10  # steps before the trace; the first one compiles
+TRACED = 5  # steps in the trace
+LISTED = 10  # operations in the summary
 
 
 class Profile:
     """Traces steps 11 to 15 of a fit in this process, or the last five of fewer.
 
-    The trace lies in ``directory/plugins/profile/TIME/HOST.*``, where TensorBoard's
-    profiler finds it; Perfetto opens the ``.trace.json.gz`` of it. Process 0 alone
-    traces. A fit of a single step, which compiles, is not traced.
+    The trace is written to ``directory/plugins/profile/TIME/HOST.*``, where
+    TensorBoard's profiler finds it. Perfetto opens the ``.trace.json.gz``. Only process
+    0 traces. A fit with a single step, which compiles, is not traced.
 
     Args:
-      directory: a folder of this fit's own; None: nothing is traced.
-      steps: that the fit has left.
+      directory: a folder for this fit; None: no trace.
+      steps: the steps that are left in the fit.
+      log: where the summary goes.
     """
 
     def __init__(self, directory: Path | None, steps: int, log: Logger):
         self._directory, self._log = directory, log
-        self._active = directory is not None and log.talks
-        self._first = max(1, min(BEFORE, steps - TRACED))
-        self._left = steps
-        self._came: int | None = None  # steps done when the first one came back
-        self._began: tuple[int, float] | None = None
+        self._active = directory is not None and log.enabled
+        self._skipped = max(1, min(SKIPPED, steps - TRACED))
+        self._steps = steps
+        self._resumed_at: int | None = None  # steps of the fit before this process
+        self._started: tuple[int, float] | None = None  # step and time
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._active and self._began is not None:  # stopped in the middle
+        if self._active and self._started is not None:  # interrupted during the trace
             self._active = False
             jax.profiler.stop_trace()
 
     def step(self, step: int, result: Any) -> None:
-        """To be called after every dispatch.
+        """Start or stop the trace; call this after every dispatch.
 
-        Waits for the devices twice in the whole fit, so that whole steps are traced.
+        Waits for the devices twice per fit, so that the trace contains complete steps.
 
         Args:
-          step: that were dispatched so far, of the whole fit.
-          result: arrays that the last one gives.
+          step: the number of steps dispatched so far, over the complete fit.
+          result: arrays that the last step returns.
         """
         if not self._active:
             return
-        if self._came is None:
-            self._came = step - 1
-        done = step - self._came
-        if self._began is None:
-            if self._first <= done < self._left:
+        if self._resumed_at is None:
+            self._resumed_at = step - 1
+        done = step - self._resumed_at
+        if self._started is None:
+            if self._skipped <= done < self._steps:
                 jax.block_until_ready(result)
                 jax.profiler.start_trace(str(self._directory))
-                self._began = step, time.monotonic()
-        elif step >= self._began[0] + TRACED or done >= self._left:
+                self._started = step, time.monotonic()
+        elif step >= self._started[0] + TRACED or done >= self._steps:
             jax.block_until_ready(result)
-            self._end(step)
+            self._active = False
+            self._finish(step, *self._started)
 
-    def _end(self, step: int) -> None:
-        first, began = self._began or (step, 0.0)
-        seconds, count = time.monotonic() - began, step - first
-        self._active = False
+    def _finish(self, step: int, first: int, started: float) -> None:
+        seconds, count = time.monotonic() - started, step - first
         jax.profiler.stop_trace()
         files = sorted((self._directory or Path()).rglob("*.trace.json.gz"))
         if not files:
@@ -90,43 +90,43 @@ class Profile:
 
 
 def slowest(events: Iterable[dict[str, Any]]) -> list[tuple[str, int, float]]:
-    """Operations of the devices, the most expensive first.
+    """Rank the operations of the devices: name, calls and own seconds.
 
-    Each with the number of its calls and its own seconds: what runs within it on the
-    same thread, as a loop's body does, counts there alone. Operations that differ in
-    the number behind their names (``fusion.3``, ``ffi_call.3__target``) are one.
+    Operations nested on the same thread, such as the body of a loop, do not count
+    towards the outer one. Names that differ only in the compiler's numbers, such as
+    ``fusion.3``, are merged.
 
     Args:
-      events: ``traceEvents`` of a trace; others than of operations are passed over.
+      events: ``traceEvents`` of a trace; other events are ignored.
     """
     threads: dict[Any, list[tuple[float, float, str]]] = collections.defaultdict(list)
     for event in events:
         arguments = event.get("args", {})
         if event.get("ph") == "X" and "hlo_op" in arguments:
-            begin, last = float(event["ts"]), float(event.get("dur", 0.0))
+            begin, length = float(event["ts"]), float(event.get("dur", 0.0))
             name = re.sub(r"\.(?:\d+|clone)|_\d+$", "", arguments["hlo_op"])
-            threads[event["pid"], event["tid"]].append((begin, last, name))
+            threads[event["pid"], event["tid"]].append((begin, length, name))
     calls: dict[str, int] = collections.Counter()
     own: dict[str, float] = collections.defaultdict(float)
-    for each in threads.values():
-        outer: list[tuple[float, str]] = []  # end and name of what is going on
-        for begin, last, name in sorted(each, key=lambda e: (e[0], -e[1])):
+    for operations in threads.values():
+        outer: list[tuple[float, str]] = []  # end and name of enclosing operations
+        for begin, length, name in sorted(operations, key=lambda e: (e[0], -e[1])):
             while outer and outer[-1][0] <= begin:
                 outer.pop()
             if outer:
-                own[outer[-1][1]] -= last
-            own[name] += last
+                own[outer[-1][1]] -= length
+            own[name] += length
             calls[name] += 1
-            outer.append((begin + last, name))
+            outer.append((begin + length, name))
     order = sorted(own, key=lambda name: -own[name])
     return [(name, calls[name], own[name] / 1e6) for name in order]
 
 
-def table(found: list[tuple[str, int, float]]) -> str:
-    """The first ten as lines of text: share of the time, milliseconds, calls, name."""
-    total = sum(seconds for _, _, seconds in found)
+def table(ranked: list[tuple[str, int, float]]) -> str:
+    """Format the first operations: share of the time, milliseconds, calls, name."""
+    total = sum(seconds for _, _, seconds in ranked)
     lines = [
         f"  {seconds / total:6.1%} {1e3 * seconds:10.1f} ms {calls:6,d} x  {name}"
-        for name, calls, seconds in found[:TOLD]
+        for name, calls, seconds in ranked[:LISTED]
     ]
-    return "\n".join(lines) if lines else "  the trace names no operation"
+    return "\n".join(lines) if lines else "  the trace contains no operations"

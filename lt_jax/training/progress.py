@@ -1,4 +1,4 @@
-"""What training steps measure, collected without a sync per step, and the time."""
+"""The meter of a fit: loss, accuracy and speed, without a sync per step."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from lt_jax.types import Batch
 
 
 class Meter:
-    """The loss and accuracy of the running epoch, and the speed of the whole run."""
+    """Loss and accuracy of the current epoch, and the speed of the run."""
 
     def __init__(self, title: str, total: int):
         self._title = title
         self._total = total  # steps of the run
         self._wait = sharding.dispatch_limiter()
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
-        self._begun = self._told = time.monotonic()
+        self._started = self._last_line = time.monotonic()
         self._mark: float | None = None  # training is timed from here; None: compiling
-        # Of the steps after the first one, which compiles; evaluation left out.
+        # Without the first step, which compiles, and without evaluation.
         self._seconds, self._images, self._steps = 0.0, 0, 0
-        self._waited = 0.0  # of these seconds, for the next batch
-        self._earlier = 0.0  # seconds before a stop
+        self._waited = 0.0  # part of these seconds, waiting for batches
+        self._earlier = 0.0  # seconds before the run was interrupted
         self.new_epoch()
 
     def notes(self) -> dict[str, Any]:
-        """What a checkpoint keeps so that a resumed run reports the whole time."""
+        """Return what a checkpoint keeps, so that times survive an interruption."""
         return {
             "wall": self.wall(),
             "seconds": self._seconds,
@@ -43,38 +43,35 @@ class Meter:
         }
 
     def resume(self, notes: dict[str, Any]) -> None:
+        """Continue from the ``notes`` of a checkpoint."""
         self._earlier = notes["wall"]
         self._seconds, self._images = notes["seconds"], notes["images"]
         self._steps, self._epoch = notes["steps"], notes["epoch"]
-        self._waited = notes.get("waited", 0.0)  # older checkpoints do not tell
+        self._waited = notes.get("waited", 0.0)  # missing in old checkpoints
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; what they let the host wait is noted."""
+    def time_waits(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """Pass batches through and measure how long the host waits for each."""
         source = iter(batches)
         while True:
             before = time.monotonic()
             batch = next(source, None)
-            self.waiting(time.monotonic() - before)
+            if self._mark is not None:
+                self._waited += time.monotonic() - before
             if batch is None:
                 return
             yield batch
 
-    def waiting(self, seconds: float) -> None:
-        """Takes how long the host waited for a batch, of the steps that are timed."""
-        if self._mark is not None:
-            self._waited += seconds
-
     def new_epoch(self) -> None:
-        """Starts the sums anew, and the clock where evaluation stopped it."""
+        """Reset the sums, and restart the clock after an evaluation."""
         self._epoch = {"loss_sum": 0.0, "weight_sum": 0.0, "right": 0.0, "seen": 0.0}
         if self._mark is not None:
             self._mark = time.monotonic()
 
     def add(self, step: int, measured: dict[str, jax.Array], count: int = 1) -> None:
-        """Takes what a step measured; waits only for a step of long ago.
+        """Add what ``count`` steps measured, the last of them number ``step``.
 
-        With ``count`` above 1 what so many steps measured, the last of them ``step``:
-        arrays with a leading axis of steps.
+        Waits only for steps well in the past. With ``count`` above 1 the arrays have a
+        leading axis of steps.
         """
         self._wait(measured)
         self._pending.append((step, count, measured))
@@ -83,10 +80,10 @@ class Meter:
             self._mark = time.monotonic()
 
     def fetch(self) -> None:
-        """Brings what is pending to the host, in one sync.
+        """Bring everything pending to the host, in one sync.
 
         Raises:
-          Diverged: a loss or a parameter is nan or infinite; names the step.
+          Diverged: a loss or a parameter is NaN or infinite; names the step.
         """
         fetched = [
             (last - count + 1 + at, {k: np.reshape(v, -1)[at] for k, v in each.items()})
@@ -101,61 +98,61 @@ class Meter:
             self._images += sum(int(measured["seen"]) for _, measured in fetched)
         for step, measured in fetched:
             loss = measured["loss_sum"]
-            if measured["seen"]:  # there may be a step that saw nothing but padding
+            if measured["seen"]:  # a step may consist of padding
                 loss = loss / measured["weight_sum"]
             if not np.isfinite(loss):
                 raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
             if not measured["finite"]:
                 raise Diverged(
-                    f"{self._title}: step {step:,} made a parameter nan or infinite"
+                    f"{self._title}: step {step:,} made a parameter NaN or infinite"
                 )
             for name in self._epoch:
                 self._epoch[name] += float(measured[name])
 
     @property
     def loss(self) -> float:
-        """Mean loss of the epoch so far, by weight."""
+        """Weighted mean loss of the epoch so far."""
         weight = self._epoch["weight_sum"]
         return self._epoch["loss_sum"] / weight if weight else float("nan")
 
     @property
     def accuracy(self) -> float:
-        """Of the epoch's examples so far, augmented and before each update."""
+        """Accuracy over the epoch so far, on augmented images, before each update."""
         seen = self._epoch["seen"]
         return self._epoch["right"] / seen if seen else float("nan")
 
     def wall(self) -> float:
-        """Seconds of the run, all included, time before a stop too."""
-        return self._earlier + time.monotonic() - self._begun
+        """Return the seconds of the run, including those before an interruption."""
+        return self._earlier + time.monotonic() - self._started
 
     def rate(self) -> float:
-        """Training images a second, compilation and evaluation left out."""
+        """Return training images per second, without compilation and evaluation."""
         return self._images / self._seconds if self._seconds else float("nan")
 
-    def starved(self) -> float:
-        """Share of the timed seconds in which the host waited for data.
+    def data_share(self) -> float:
+        """Return the fraction of training time that the host waited for data.
 
-        The devices have work of up to 16 steps when it begins to wait, so much of it
-        means that they wait as well, a little of it does not.
+        The devices have up to 16 steps queued when the host starts to wait. A large
+        fraction means that they wait too, a small one does not.
         """
         return self._waited / self._seconds if self._seconds else 0.0
 
     def silence(self) -> float:
-        """Seconds since the last line."""
-        return time.monotonic() - self._told
+        """Return the seconds since the last progress line."""
+        return time.monotonic() - self._last_line
 
     def line(self, step: int) -> str:
-        """One line of progress; fetches what is pending."""
+        """Format a progress line; fetches everything pending."""
         self.fetch()
-        self._told = time.monotonic()
+        self._last_line = time.monotonic()
         line = (
             f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
             f"train {self.accuracy:.1%}"
         )
-        if not self._steps:  # the first one compiles, and tells nothing of the pace
+        if not self._steps:  # the first step compiles: the speed is unknown
             return line
         left = duration((self._total - step) * self._seconds / self._steps)
         return (
-            f"{line} | {self.rate():,.0f} img/s | data {self.starved():.0%} | "
+            f"{line} | {self.rate():,.0f} img/s | data {self.data_share():.0%} | "
             f"{left} left"
         )

@@ -1,12 +1,12 @@
-"""The steps that devices run. Nothing else in the package knows pmap.
+"""The compiled steps. Nothing else in the package uses pmap.
 
-Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: what is replicated
-goes in and comes out as one un-stacked tree, the batch alone has a leading axis of
-devices. Sums are ``psum``-ed and divided once, so N devices and ragged batches compute
-what one device computes.
+Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: replicated values
+enter and leave as one un-stacked tree, and only the batch has a leading device axis.
+Sums go through ``psum`` and are divided once. N devices and ragged batches therefore
+compute what one device computes.
 
-The makers are cached on what they close over; seeds, learning rates and the vectors of
-the loss are arguments, so another seed or method runs the same compiled step.
+The ``make_*`` functions are cached on what they close over. Seeds, learning rates and
+the loss vectors are arguments, so another seed or method reuses the compiled step.
 """
 
 from __future__ import annotations
@@ -31,261 +31,286 @@ from lt_jax.training.optim import Sgd
 from lt_jax.types import Batch, Params, TrainState
 
 # Whether batch norm uses, and moves, the statistics of the batch. "drift" computes what
-# "train" does, but names the authors' second stage, where the statistics move under
-# weights that do not.
+# "train" does, but names the authors' second stage, where the statistics move although
+# the weights do not.
 BATCH_NORM = {"train": True, "drift": True, "frozen": False}
 
-
-# What the feature step may look at: (augment, key, positions int32[B], images) ->
-# images; the position of an image in its data set decides its random crop.
+# Views of the feature step: (augment, key, positions int32[B], images) -> images. The
+# position of an image in its dataset determines its random crop.
 VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]] = {
     "plain": lambda augment, key, positions, images: images,
     "mirror": lambda augment, key, positions, images: augmentation.mirror(images),
     "random": augmentation.vary,
 }
 
+Measured = dict[str, jax.Array]  # what a step measures, see `make_train_step`
+
 
 class StepSpec(NamedTuple):
-    """What a train step is compiled for. Hashable: a cache key."""
+    """What a training step is compiled for. Hashable: a cache key."""
 
-    backbone: Any  # a ResNet, which pyright takes for unhashable
+    backbone: Any  # a ResNet, which pyright considers unhashable
     head: Head
     loss: Loss
-    # Maps the head's parameters after the steps that ``StepInputs.projects`` names.
+    # Maps (head, initial head) to the head, after the steps in ``StepInputs.projects``.
     project: Callable[[Params, Params], Params] | None
     sgd: Sgd
-    trains: str  # regular expression over whole names of parameters
+    trains: str  # regular expression for full parameter names
     batch_norm: str  # a key of BATCH_NORM
     augment: Augment
-    parts: int = 1  # micro-batches
-    mixup: float = 0.0  # its alpha; 0: none
+    micro_batches: int = 1
+    mixup: float = 0.0  # alpha; 0: no mixup
 
 
 class StepInputs(NamedTuple):
-    """What a run turns without another compilation."""
+    """The values of a run that do not need another compilation."""
 
-    key: jax.Array  # of the run's augmentation
+    key: jax.Array  # of the augmentation
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
-    start: Params  # the head that the run began with, which a projection may look at
-    projects: Any  # bool[steps], after which steps the projection acts
-    part: Any = 0  # rows of a micro-batch, see part_rows; read where there are several
+    start: Params  # the initial head, for projections
+    projects: Any  # bool[steps], whether to project after a step
+    # See sharding.micro_batch_size; only read with several micro-batches.
+    micro_batch_size: Any = 0
 
 
-@functools.cache
-def _train_step(
-    program: StepSpec,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """What one device does in a step, see `make_train_step`."""
-    backbone, head, loss, project, sgd, trains, batch_norm, augment, *rest = program
-    parts, mixup = rest
-    moving = BATCH_NORM[batch_norm]
-    sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
+class Examples(NamedTuple):
+    """A micro-batch after augmentation; without mixup ``share`` is 1."""
 
-    def one_part(
-        state: TrainState, inputs: StepInputs, stats: Params, number: Any, batch: Batch
-    ) -> tuple[Params, Any]:
-        """The statistics after a micro-batch; its sums of gradients and measures."""
-        label, mask = batch["label"], batch["mask"]
-        # Augmentation goes by position in the global batch, not by device, so that
-        # the number of devices does not change the images.
-        here = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
-        position = number * inputs.part + here
-        key = jax.random.fold_in(_key(inputs.key), state.step)
-        images = augmentation.vary(augment, key, position, batch["image"])
-        images = augmentation.normalise(augment, images)
-        weight = inputs.adjust.weight[label]
-        other, share = label, jnp.ones(len(mask))
-        if mixup:
-            other = augmentation.partner(label)
-            share = augmentation.mix_shares(mixup, key, position, mask)
-            own = share[:, None, None, None]
-            images = own * images + (1 - own) * augmentation.partner(images)
-            weight = share * weight + (1 - share) * inputs.adjust.weight[other]
-        trained, fixed = trees.partition(state.params, trains)
+    images: jax.Array  # [B, H, W, C]
+    label: jax.Array  # int32[B]
+    mask: jax.Array  # float32[B]
+    weight: jax.Array  # float32[B], of the examples in the mean loss
+    other: jax.Array  # int32[B], the label of the mixed-in image
+    share: jax.Array  # float32[B], of the example's own image
 
-        def total(trained: Params) -> tuple[jax.Array, Any]:
-            params = trees.join(trained, fixed)
-            features, updated = backbone.apply(
-                {"params": params["backbone"], "batch_stats": stats},
-                images,
-                mask,
-                moving,
-                mutable=["batch_stats"],
-            )
-            logits = head.apply(params["head"], features)
-            each = loss(logits, label, mask, inputs.adjust, sum_devices)
-            if mixup:
-                others = loss(logits, other, mask, inputs.adjust, sum_devices)
-                each = share * each + (1 - share) * others
-            return jnp.sum(mask * each), (updated["batch_stats"], logits)
 
-        (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
-            trained
-        )
-        right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
-        measured = {
-            "loss_sum": loss_sum,
-            "weight_sum": jnp.sum(mask * weight),
-            "right": jnp.sum(right),
-            "seen": jnp.sum(mask > 0),
-        }
-        return stats, (grads, measured)
+def _pmap(
+    step: Callable[..., Any],
+    in_axes: tuple[int | None, ...],
+    out_axes: int | None = None,
+    donate: tuple[int, ...] = (),
+) -> Callable[..., Any]:
+    """Map a step over all devices: axis 0 is sharded, None is replicated."""
+    return jax.pmap(
+        step,
+        axis_name=sharding.AXIS,
+        in_axes=in_axes,
+        out_axes=out_axes,
+        donate_argnums=donate,
+    )
 
-    def all_parts(
-        state: TrainState, inputs: StepInputs, batch: Batch
-    ) -> tuple[Params, tuple[Params, dict[str, jax.Array]]]:
-        part = functools.partial(one_part, state, inputs)
-        if parts == 1:
-            return part(state.batch_stats, 0, batch)
-        split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
 
-        def add(carry: Any, now: Any) -> tuple[Any, None]:
-            stats, sums = carry
-            stats, more = part(stats, *now)
-            return (stats, jax.tree.map(jnp.add, sums, more)), None
+_sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
 
-        one = jax.tree.map(lambda a: a[0], split)
-        _, shapes = jax.eval_shape(part, state.batch_stats, 0, one)
-        none = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-        begin = state.batch_stats, none
-        (stats, sums), _ = jax.lax.scan(add, begin, (jnp.arange(parts), split))
-        return stats, sums
 
-    def step(
-        state: TrainState, batch: Batch, inputs: StepInputs
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        trained, fixed = trees.partition(state.params, trains)
-        stats, sums = all_parts(state, inputs, batch)
-        grads, measured = sum_devices(sums)
-        # Of a step none of whose images could be decoded there is no mean to follow.
-        some = measured["weight_sum"] > 0
-        grads = jax.tree.map(
-            lambda g: jnp.where(some, g / measured["weight_sum"], 0), grads
-        )
-        rate = inputs.rates[state.step]
-        trained, opt_state = sgd.descend(grads, state.opt_state, trained, rate)
+def _augmented(
+    spec: StepSpec, inputs: StepInputs, step: jax.Array, index: Any, batch: Batch
+) -> Examples:
+    """Augment, normalize and mix micro-batch number ``index``."""
+    label, mask = batch["label"], batch["mask"]
+    # Positions count over the global batch, not per device, so that the number of
+    # devices does not change the images.
+    local = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
+    position = index * inputs.micro_batch_size + local
+    key = jax.random.fold_in(_key(inputs.key), step)
+    images = augmentation.vary(spec.augment, key, position, batch["image"])
+    images = augmentation.normalise(spec.augment, images)
+    weight = inputs.adjust.weight[label]
+    if not spec.mixup:
+        return Examples(images, label, mask, weight, label, jnp.ones(len(mask)))
+    other = augmentation.partner(label)
+    share = augmentation.mix_shares(spec.mixup, key, position, mask)
+    own = share[:, None, None, None]
+    images = own * images + (1 - own) * augmentation.partner(images)
+    weight = share * weight + (1 - share) * inputs.adjust.weight[other]
+    return Examples(images, label, mask, weight, other, share)
+
+
+def _micro_batch(
+    spec: StepSpec,
+    state: TrainState,
+    inputs: StepInputs,
+    stats: Params,
+    index: Any,
+    batch: Batch,
+) -> tuple[Params, tuple[Params, Measured]]:
+    """Compute the new statistics, the summed gradients and the measured sums."""
+    examples = _augmented(spec, inputs, state.step, index, batch)
+    label, mask = examples.label, examples.mask
+    trained, fixed = trees.partition(state.params, spec.trains)
+
+    def total(trained: Params) -> tuple[jax.Array, Any]:
         params = trees.join(trained, fixed)
-        if project is not None:
-            before = params["head"]
-            acts = inputs.projects[state.step]
-            after = project(before, inputs.start)
-            head_now = jax.tree.map(functools.partial(jnp.where, acts), after, before)
-            params = {**params, "head": head_now}
-        state = TrainState(
-            step=state.step + 1,
-            params=params,
-            batch_stats=stats,
-            opt_state=opt_state,
+        features, updated = spec.backbone.apply(
+            {"params": params["backbone"], "batch_stats": stats},
+            examples.images,
+            mask,
+            BATCH_NORM[spec.batch_norm],
+            mutable=["batch_stats"],
         )
-        # The loss tells of a bad update one step late: by then it may have been saved.
-        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
-        return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
+        logits = spec.head.apply(params["head"], features)
+        losses = spec.loss(logits, label, mask, inputs.adjust, _sum_devices)
+        if spec.mixup:
+            others = spec.loss(
+                logits, examples.other, mask, inputs.adjust, _sum_devices
+            )
+            losses = examples.share * losses + (1 - examples.share) * others
+        return jnp.sum(mask * losses), (updated["batch_stats"], logits)
 
-    return step
+    (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
+        trained
+    )
+    right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
+    measured = {
+        "loss_sum": loss_sum,
+        "weight_sum": jnp.sum(mask * examples.weight),
+        "right": jnp.sum(right),
+        "seen": jnp.sum(mask > 0),
+    }
+    return stats, (grads, measured)
+
+
+def _all_micro_batches(
+    spec: StepSpec, state: TrainState, inputs: StepInputs, batch: Batch
+) -> tuple[Params, tuple[Params, Measured]]:
+    """Add up the results of all micro-batches of a device."""
+    compute = functools.partial(_micro_batch, spec, state, inputs)
+    count = spec.micro_batches
+    if count == 1:
+        return compute(state.batch_stats, 0, batch)
+    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+
+    def add(carry: Any, numbered: Any) -> tuple[Any, None]:
+        stats, sums = carry
+        stats, more = compute(stats, *numbered)
+        return (stats, jax.tree.map(jnp.add, sums, more)), None
+
+    first = jax.tree.map(lambda a: a[0], split)
+    _, shapes = jax.eval_shape(compute, state.batch_stats, 0, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    carry = state.batch_stats, zeros
+    (stats, sums), _ = jax.lax.scan(add, carry, (jnp.arange(count), split))
+    return stats, sums
+
+
+def _train_step(
+    spec: StepSpec, state: TrainState, batch: Batch, inputs: StepInputs
+) -> tuple[TrainState, Measured]:
+    """Take one step on one device, see `make_train_step`."""
+    trained, fixed = trees.partition(state.params, spec.trains)
+    stats, sums = _all_micro_batches(spec, state, inputs, batch)
+    grads, measured = _sum_devices(sums)
+    # If every image failed to decode, the gradient is zero.
+    nonempty = measured["weight_sum"] > 0
+    grads = jax.tree.map(
+        lambda g: jnp.where(nonempty, g / measured["weight_sum"], 0), grads
+    )
+    rate = inputs.rates[state.step]
+    trained, opt_state = spec.sgd.descend(grads, state.opt_state, trained, rate)
+    params = trees.join(trained, fixed)
+    if spec.project is not None:
+        projects = functools.partial(jnp.where, inputs.projects[state.step])
+        projected = spec.project(params["head"], inputs.start)
+        head = jax.tree.map(projects, projected, params["head"])
+        params = {**params, "head": head}
+    state = TrainState(
+        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
+    )
+    # The loss shows a bad update one step late, when it may have been saved already.
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
+    return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
 
 
 @functools.cache
 def make_train_step(
-    program: StepSpec,
-) -> Callable[[TrainState, Batch, StepInputs], tuple[TrainState, dict[str, jax.Array]]]:
-    """One step of SGD on the parameters that ``trains`` matches.
+    spec: StepSpec,
+) -> Callable[[TrainState, Batch, StepInputs], tuple[TrainState, Measured]]:
+    """Make one step of SGD on the parameters that ``spec.trains`` matches.
 
-    Only those are differentiated: with ``head/.*`` no gradient passes the backbone.
-    The loss is the mean over the global batch, ``sum of losses / sum of weights``.
+    Only those are differentiated: with ``head/.*`` no gradient enters the backbone. The
+    loss is the mean over the global batch, ``sum of losses / sum of weights``.
 
-    With ``parts`` above 1 the batch is computed in so many micro-batches one after the
-    other, in the memory of one; rows must be put in order by ``arrange``. The gradients
-    are added up, so the step is the same, but for what looks at several examples:
-    moving batch norm has the statistics of each micro-batch, and the running ones move
-    that many times; LADE's regulariser is of each micro-batch.
+    With several micro-batches, the batch is computed piece by piece, in the memory of
+    one piece. Order the rows with ``sharding.arrange_micro_batches``. Gradients are
+    added up, so the step is the same except for what combines examples: moving batch
+    norm uses and moves the statistics of each micro-batch, and LADE's regularizer is
+    that of each micro-batch.
 
-    With ``mixup`` above 0, its alpha, every image is mixed with its neighbour in the
-    batch, and the loss is that of its label and of its neighbour's label, in the same
-    shares: for a cross-entropy the very loss of the mixed target.
+    With mixup, every image is mixed with its neighbour in the batch, and the losses of
+    both labels are mixed in the same proportion. For a cross-entropy this equals the
+    loss of the mixed target.
 
     Returns:
       ``(state, batch, inputs) -> (state, measured)``; the state is donated. Measured
-      over the global batch: the sums ``loss_sum`` and ``weight_sum``, ``right`` (of the
-      example's own label) and ``seen`` (int32), and whether the new parameters are
-      ``finite``.
+      over the global batch: the sums ``loss_sum`` and ``weight_sum``, the counts
+      ``right`` (for the example's own label) and ``seen`` (int32), and whether the new
+      parameters are ``finite``.
     """
-    return jax.pmap(
-        _train_step(program),
-        axis_name=sharding.AXIS,
-        in_axes=(None, 0, None),
-        out_axes=None,
-        donate_argnums=0,
-    )
+    step = functools.partial(_train_step, spec)
+    return _pmap(step, in_axes=(None, 0, None), donate=(0,))
 
 
 @functools.cache
-def make_train_steps(
-    program: StepSpec,
-) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Several steps of `make_train_step` in one call, on images held by the devices.
+def make_multi_step(
+    spec: StepSpec,
+) -> Callable[..., tuple[TrainState, Measured]]:
+    """Make several steps of `make_train_step` in one call, on images on the devices.
 
-    The batches are those of `load_batches`, to the bit. The body of a loop is another
-    program than a step alone, so that sums may be rounded otherwise. Not for CPUs,
-    whose compiler gives a loop's body one thread and plain loops.
+    The batches are bitwise those of ``load_batches``. The loop is another program than
+    the single step, so sums may round differently. Not for CPUs, whose compiler runs
+    the body of a loop on one thread.
 
     Returns:
-      ``(state, held, rows, count, inputs) -> (state, measured)``; the state is donated.
-      ``held``: ``{"image": [N, H, W, C], "label": int32[N]}``, all examples, on every
-      device; ``rows``: int32[devices, T, B / devices] from ``shard_rows``; ``count``:
-      int32[], of the T steps so many are taken. What is measured has a leading axis of
-      T, its values from ``count`` on without meaning.
+      ``(state, held, indices, count, inputs) -> (state, measured)``; the state is
+      donated. ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated;
+      ``indices`` is int32[devices, T, B / devices] from ``sharding.shard_indices``; of
+      the T steps the first ``count`` (int32[]) are taken. The leaves of ``measured``
+      have a leading axis of T, with meaningless values from ``count`` on.
     """
-    step = _train_step(program)
 
-    def several(
+    def multi_step(
         state: TrainState,
         held: Batch,
-        rows: jax.Array,
+        indices: jax.Array,
         count: jax.Array,
         inputs: StepInputs,
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        def one(carry: Any) -> Any:
+    ) -> tuple[TrainState, Measured]:
+        def body(carry: Any) -> Any:
             number, state, measured = carry
-            state, new = step(state, _picked(held, rows[number]), inputs)
+            batch = _gather(held, indices[number])
+            state, new = _train_step(spec, state, batch, inputs)
             measured = jax.tree.map(lambda m, n: m.at[number].set(n), measured, new)
             return number + 1, state, measured
 
-        batch = jax.eval_shape(_picked, held, rows[0])
+        batch = jax.eval_shape(_gather, held, indices[0])
+        step = functools.partial(_train_step, spec)
         _, shapes = jax.eval_shape(step, state, batch, inputs)
-        nothing = jax.tree.map(
-            lambda a: jnp.zeros((len(rows), *a.shape), a.dtype), shapes
+        zeros = jax.tree.map(
+            lambda a: jnp.zeros((len(indices), *a.shape), a.dtype), shapes
         )
-        begin = jnp.zeros((), jnp.int32), state, nothing
-        _, state, measured = jax.lax.while_loop(lambda c: c[0] < count, one, begin)
+        carry = jnp.zeros((), jnp.int32), state, zeros
+        _, state, measured = jax.lax.while_loop(lambda c: c[0] < count, body, carry)
         return state, measured
 
-    return jax.pmap(
-        several,
-        axis_name=sharding.AXIS,
-        in_axes=(None, None, 0, None, None),
-        out_axes=None,
-        donate_argnums=0,
-    )
+    return _pmap(multi_step, in_axes=(None, None, 0, None, None), donate=(0,))
 
 
 @functools.cache
-def make_pick() -> Callable[[Batch, jax.Array], Batch]:
-    """``(held, int32[devices, 1, B / devices]) -> batch``, as ``shard`` places it."""
-    return jax.pmap(
-        lambda held, rows: _picked(held, rows[0]),
-        axis_name=sharding.AXIS,
-        in_axes=(None, 0),
+def make_gather() -> Callable[[Batch, jax.Array], Batch]:
+    """Make ``(held, int32[devices, 1, B / devices]) -> batch``, sharded."""
+    return _pmap(
+        lambda held, indices: _gather(held, indices[0]), in_axes=(None, 0), out_axes=0
     )
 
 
-def _picked(held: Batch, rows: jax.Array) -> Batch:
-    """The batch of these rows of all examples, -1 for padding, as in `load_batches`."""
-    real = rows >= 0
-    places = jnp.where(real, rows, 0)
+def _gather(held: Batch, indices: jax.Array) -> Batch:
+    """Build the batch of these examples, -1 for padding, as ``load_batches`` does."""
+    real = indices >= 0
+    rows = jnp.where(real, indices, 0)
     return {
-        "image": jnp.where(real[:, None, None, None], held["image"][places], 0),
-        "label": jnp.where(real, held["label"][places], 0),
+        "image": jnp.where(real[:, None, None, None], held["image"][rows], 0),
+        "label": jnp.where(real, held["label"][rows], 0),
         "mask": real.astype(jnp.float32),
     }
 
@@ -318,7 +343,7 @@ def compile_step(step: Any, *arguments: Any) -> CompiledStep:
 def make_eval_step(
     backbone: ResNet, head: Head, augment: Augment, flip: bool
 ) -> Callable[[Params, Params, Batch, Tally], Tally]:
-    """``(params, batch_stats, batch, tally) -> tally`` with the batch added.
+    """Make ``(params, batch_stats, batch, tally) -> tally`` with the batch added.
 
     With ``flip`` the logits are averaged over the image and its mirror image.
     """
@@ -332,49 +357,41 @@ def make_eval_step(
         ]
         mean = jnp.mean(jnp.stack(logits), axis=0)
         new = metrics.tally(mean, batch["label"], batch["mask"])
-        return metrics.merge(tally, jax.lax.psum(new, sharding.AXIS))
+        return metrics.merge(tally, _sum_devices(new))
 
-    return jax.pmap(
-        step, axis_name=sharding.AXIS, in_axes=(None, None, 0, None), out_axes=None
-    )
+    return _pmap(step, in_axes=(None, None, 0, None))
 
 
 @functools.cache
 def make_feature_step(
     backbone: ResNet, augment: Augment, view: str
 ) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
-    """``(params, batch_stats, batch, key, first) -> float[B, D]`` of the global batch.
+    """Make ``(params, batch_stats, batch, key, first) -> float[B, D]``, replicated.
 
-    Features of a view of the images, a name in ``VIEWS``, under frozen statistics;
-    masked rows hold no meaning. ``key`` is that of the random crops, ``first`` the
-    position of the batch's first image in its data set.
+    The features of a view in ``VIEWS`` under frozen statistics; masked rows are
+    meaningless. ``key`` is that of the random crops, ``first`` the position of the
+    batch's first image in its dataset.
     """
-    turn = VIEWS[view]
+    make_view = VIEWS[view]
 
     def step(
         params: Params, stats: Params, batch: Batch, key: jax.Array, first: int
     ) -> jax.Array:
         size = len(batch["mask"])
         positions = first + jax.lax.axis_index(sharding.AXIS) * size + jnp.arange(size)
-        images = turn(augment, _key(key), positions, batch["image"])
-        features = _features(
-            backbone, params, stats, augmentation.normalise(augment, images)
-        )
-        # Every process gets those of all.
+        images = make_view(augment, _key(key), positions, batch["image"])
+        images = augmentation.normalise(augment, images)
+        features = _features(backbone, params, stats, images)
+        # Every process gets the features of the global batch.
         return jax.lax.all_gather(features, sharding.AXIS, tiled=True)
 
-    return jax.pmap(
-        step,
-        axis_name=sharding.AXIS,
-        in_axes=(None, None, 0, None, None),
-        out_axes=None,
-    )
+    return _pmap(step, in_axes=(None, None, 0, None, None))
 
 
 def _features(
     backbone: ResNet, params: Params, stats: Params, images: jax.Array
 ) -> jax.Array:
-    """float[B, D] under frozen statistics, where no row looks at another."""
+    """Compute float[B, D] under frozen statistics, each row independently."""
     variables = {"params": params["backbone"], "batch_stats": stats}
     features: Any = backbone.apply(variables, images, jnp.ones(len(images)), False)
     return features
@@ -383,7 +400,7 @@ def _features(
 def init_state(
     params: Params, batch_stats: Params, sgd: Sgd, trains: str
 ) -> TrainState:
-    """The state before the first step, on every device."""
+    """Build the state before the first step, on every device."""
     trained, _ = trees.partition(params, trains)
     return sharding.replicate(
         TrainState(
@@ -396,10 +413,10 @@ def init_state(
 
 
 def _key(data: jax.Array) -> jax.Array:
-    """The random key whose numbers ``replicate`` gave to the devices."""
+    """Restore the random key whose data ``sharding.replicate`` placed."""
     return jax.random.wrap_key_data(data)
 
 
-def at_once(asked: int) -> int:
-    """Steps in one call: as many as asked for; for 0 what is fastest here."""
-    return asked or (1 if jax.default_backend() == "cpu" else 16)
+def steps_per_call(requested: int) -> int:
+    """Return ``requested``, or for 0 the fastest number of steps per call."""
+    return requested or (1 if jax.default_backend() == "cpu" else 16)

@@ -19,7 +19,7 @@ import scale
 from lt_jax import metrics
 from lt_jax.data import longtail
 from lt_jax.heads import NEAREST, nearest_mean
-from lt_jax.retraining.engine import in_blocks
+from lt_jax.retraining.engine import feature_blocks
 from lt_jax.retraining.features import Features
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -92,7 +92,7 @@ def test_nearest_mean_never_holds_all_features(kind):
     rng = np.random.default_rng(0)
     labels = rng.permutation(np.arange(50) % 5).astype(np.int32)
     values = rng.normal(size=(1, 50, 6)).astype(jnp.bfloat16)
-    blocks = in_blocks(Features(values, labels), rows=16)
+    blocks = feature_blocks(Features(values, labels), rows=16)
     sizes: list[list[int]] = []
 
     def noted():

@@ -379,14 +379,14 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     # The rows that stay are those of the good images, in order, and labelled so.
     seen = []
 
-    def noting(task, params, stats, dataset, request, log, broken):
+    def noting(*arguments, **options):
         raise AssertionError("made again")
 
     monkeypatch.setattr(features, "extract", noting)
     load = features.cached_features
 
-    def keeping(*args):
-        seen.append((args[3], load(*args)))
+    def keeping(*args, **options):
+        seen.append((args[3], load(*args, **options)))
         return seen[-1][1]
 
     monkeypatch.setattr(cached, "cached_features", keeping)

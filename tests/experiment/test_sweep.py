@@ -14,7 +14,7 @@ from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, stages, sweep, weights
 from lt_jax.training import checkpoint
-from lt_jax.training.log import plain
+from lt_jax.training.log import jsonable
 
 NAMES = ("ce", "los", "ldam", "weight_balancing", "tau_norm", "ncm")
 GRIDS = {
@@ -129,9 +129,9 @@ def test_stored_heads_and_outcomes_evaluate_again(swept):
 
 def test_a_chunk_is_read_once_for_all_of_its_heads(swept, monkeypatch):
     workdir, _ = swept
-    read, folders = checkpoint.read, []
+    read, folders = checkpoint.load_leaves, []
     monkeypatch.setattr(
-        sweep.checkpoint, "read", lambda step: folders.append(step) or read(step)
+        sweep.checkpoint, "load_leaves", lambda step: folders.append(step) or read(step)
     )
     found = stages.evaluate_all(config(), workdir, "test", heads=".*")
     of_chunks = [folder for folder in folders if "sweep" in folder.parts]
@@ -156,7 +156,7 @@ def test_an_interrupted_repeat_keeps_the_result(swept, tmp_path, monkeypatch):
             again(larger, copy)
         kept = json.loads((copy / "result.json").read_text())
         for part in ("methods", "fixed", "sweep"):
-            assert kept[part] == plain(result[part])
+            assert kept[part] == jsonable(result[part])
 
 
 def test_analysis_stands_in_every_outcome(swept):

@@ -241,7 +241,7 @@ def test_there_and_back_through_files_and_two_commands(run, tmp_path, capsys):
     assert re.search(r"fc\.weight +-> head/kernel +16x10", told)
     assert "resnet8, width 4, cifar stem" in told
     assert_same(
-        checkpoint.read(f"{folder}/checkpoints/stage1/0/final/0"),
+        checkpoint.load_leaves(f"{folder}/checkpoints/stage1/0/final/0"),
         {n: leaf for n, leaf in arrays(workdir, "stage1/0").items() if "opt" not in n
          and n != "step"},
     )  # fmt: skip

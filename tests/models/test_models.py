@@ -34,7 +34,7 @@ def shapes(module, size=32):
 
 
 def drawn(module, size):
-    """Parameters and statistics from numpy: nothing to compile, nothing 0 or 1."""
+    """Random parameters and statistics from NumPy, none of them 0 or 1."""
     rng = np.random.default_rng(0)
 
     def draw(leaf):
@@ -49,7 +49,7 @@ def count(tree):
 
 
 def layers(module, size, moving=False):
-    """The shape of every layer's output, by its path joined with "/"."""
+    """Return the output shape of every layer, by its path joined with "/"."""
 
     def run(key):
         x, mask = jnp.zeros((2, size, size, 3)), jnp.ones(2)
@@ -77,7 +77,7 @@ def layers(module, size, moving=False):
         ("resnext50_32x4d", 25_028_904),
     ],
 )
-def test_parameter_counts_are_those_of_torchvision(name, total):
+def test_parameter_counts_match_torchvision(name, total):
     module = make(name, stem="imagenet", width=64)
     params, _ = shapes(module, 64)
     assert count(params) + 1000 * (features_of(module) + 1) == total
@@ -138,7 +138,7 @@ def test_names_of_the_parameters():
 
 
 def test_strides():
-    """cifar keeps the size, imagenet quarters it; a bottleneck's 3x3 has the stride."""
+    """The cifar stem keeps the size, imagenet quarters it."""
     small = layers(make("resnet50"), 32)
     assert small["stem_conv/__call__"].shape == (2, 32, 32, 16)
     assert small["stage1_block1/__call__"].shape == (2, 32, 32, 64)
@@ -159,7 +159,7 @@ def test_resnext_groups():
 
 @pytest.mark.parametrize("size", [3, 7])
 def test_stride_2_pads_both_sides(size):
-    """A kernel that reads its first pixel alone: SAME would start inside the image."""
+    """The kernel reads only its first pixel: SAME would start inside the image."""
     conv = convolution(1, size, 2, init_name="torch", dtype=jnp.float32)
     x = np.arange(1, 65, dtype=np.float32).reshape(1, 8, 8, 1)
     kernel = np.zeros((size, size, 1, 1), np.float32)
@@ -201,7 +201,7 @@ def test_pad_shortcut_values():
 
 
 def forward_by_hand(params, stats, x, bottleneck, groups):
-    """Two stages of one block each with a cifar stem, written out without modules."""
+    """Compute two stages of one block each, with a cifar stem, without modules."""
 
     def layer(path, name, x, stride=1, groups=1):
         weights, running = (
@@ -335,7 +335,7 @@ def test_float64_is_kept():
 
 
 def test_devices_and_padding_change_nothing():
-    """The mask and the axis reach every norm: 4 ragged devices equal one full batch."""
+    """Every norm gets mask and axis: 4 ragged devices equal one full batch."""
     module = dataclasses.replace(make(width=4), stages=(1, 1))
     params, stats = drawn(module, 8)
     mask = np.array([[1, 1], [1, 0], [0, 0], [1, 1]], np.float32)
@@ -376,7 +376,7 @@ def test_devices_and_padding_change_nothing():
     )
 
 
-def test_modules_with_equal_fields_are_one_key():
+def test_modules_with_equal_fields_are_equal_keys():
     assert make() == make()
     assert hash(make()) == hash(make())
     assert make() != make(zero_init=True)

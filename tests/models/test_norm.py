@@ -18,7 +18,7 @@ MASKS = {
 
 
 def images(shape=(DEVICES * ROWS, 4, 3, C), dtype=np.float32, seed=0):
-    """Every row has a mean and a spread of its own, so that losing one shows."""
+    """Every row has its own mean and scale, so that a missing row is visible."""
     rng = np.random.default_rng(seed)
     level = rng.normal(size=(shape[0], 1, 1, 1)) + 2
     return (level + level * rng.normal(size=shape)).astype(dtype)
@@ -41,7 +41,7 @@ def apply(module, params, stats, x, mask, moving=True):
 
 
 def by_hand(params, stats, x, mask):
-    """torch.nn.BatchNorm2d in numpy, on the rows that count alone."""
+    """Compute torch.nn.BatchNorm2d in NumPy, on the unmasked rows."""
     x = np.asarray(x, np.float64)
     pixels = x[np.asarray(mask) > 0].reshape(-1, x.shape[-1])
     mean, var = pixels.mean(0), pixels.var(0)
@@ -61,7 +61,7 @@ def close(actual, expected, tol=1e-5):
 
 
 @pytest.mark.parametrize("name", ["full", "ragged"])
-def test_values_and_running_statistics_are_those_of_torch(name):
+def test_values_and_running_statistics_match_torch(name):
     x, mask, (params, stats) = images(), MASKS[name].reshape(-1), variables()
     y, new = apply(BatchNorm(None), params, stats, x, mask.astype(np.float32))
     expected, expected_new = by_hand(params, stats, x, mask)
@@ -129,7 +129,7 @@ def test_devices_equal_one(name):
     assert not np.any(joined[1][padded])
 
 
-def test_fixed_uses_the_running_statistics_and_changes_nothing():
+def test_evaluation_uses_the_running_statistics_and_keeps_them():
     x, mask, (params, stats) = images(), np.ones(12, np.float32), variables()
     module = BatchNorm(None)
     y, new = apply(module, params, stats, x, mask, moving=False)
@@ -168,7 +168,7 @@ def test_a_constant_channel_stays_finite():
 
 
 def test_bfloat16_sums_in_float32():
-    """Sums in bfloat16 would stop growing at a few hundred."""
+    """A sum in bfloat16 would stop growing at a few hundred."""
     x = jnp.asarray(images((64, 8, 8, C)), jnp.bfloat16)
     mask, (params, stats) = np.ones(64, np.float32), variables()
     y, new = apply(BatchNorm(None, dtype=jnp.bfloat16), params, stats, x, mask)

@@ -1,4 +1,4 @@
-"""Temperature, reliability and confusion against numbers made by hand."""
+"""Temperature, reliability and confusion against hand-computed numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUPS = {
 
 
 def identity(views=1):
-    """A head whose logits are the features."""
+    """A head whose logits equal the features."""
     return {"kernel": np.eye(4, dtype=np.float32), "bias": np.zeros(4, np.float32)}
 
 
@@ -48,7 +48,7 @@ def test_temperature_is_the_minimum(scale):
 
 
 def test_temperature_undoes_a_scale():
-    """Logits ten times as large want a temperature ten times as high."""
+    """Logits ten times larger need a temperature ten times higher."""
     small, large = (random(scale=s) for s in (2.0, 20.0))
     one, other = (
         analysis.fit_temperature(heads.linear.apply, identity(), f, 64)
@@ -69,7 +69,7 @@ def test_confusion_by_groups():
     assert found["reliability"]["after"] is None
 
 
-def test_calibration_gets_better_and_accuracy_stays():
+def test_calibration_improves_and_accuracy_is_unchanged():
     valid, test = random(500, seed=1), random(600, seed=2)
     found = analysis.analyse(heads.linear, identity(), valid, test, GROUPS, 100)
     before, after = (found["reliability"][k] for k in ("before", "after"))
@@ -95,8 +95,8 @@ def test_views_are_averaged():
     )
 
 
-def test_the_head_goes_to_the_devices_once(monkeypatch):
-    """Not with every batch: a head of 8,142 classes has 67 MB."""
+def test_the_head_is_transferred_once(monkeypatch):
+    """Not once per batch: a head with 8,142 classes takes 67 MB."""
     seen = []
 
     def batches(*_):

@@ -1,4 +1,4 @@
-"""Stage 2 on cached features: equal to the online loop, and never on stale features."""
+"""Stage 2 on cached features: equal to online training, never on stale features."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def test_cached_equals_online(online, cached):
         assert found["nll"]["mean"] == pytest.approx(method["nll"]["mean"], rel=1e-4)
 
 
-def test_a_finished_cached_run_evaluates_like_any(cached):
+def test_a_finished_cached_run_can_be_evaluated(cached):
     workdir, config, result = cached
     found = stages.evaluate_all(config, workdir, "test")
     assert found["los/0.1"]["all"] == result["methods"]["los"]["all"]["values"][1]
 
 
-def test_features_of_another_network_are_made_again(cached, capsys):
+def test_features_of_another_network_are_recomputed(cached, capsys):
     workdir, config, result = cached
     note = workdir / "features/0/train.json"
     provenance = json.loads(note.read_text())
@@ -70,7 +70,7 @@ def test_features_of_another_network_are_made_again(cached, capsys):
     for directory in (workdir / "checkpoints/los").iterdir():
         (directory / "outcome.json").unlink()
     again = stages.retrain(config, workdir)
-    assert "made again" in capsys.readouterr().out
+    assert "are stale (network changed); recomputing" in capsys.readouterr().out
     assert json.loads(note.read_text()) == provenance
     np.testing.assert_array_equal(np.load(note.with_suffix(".npy")), values)
     one, other = (r["methods"]["los"]["nll"]["values"] for r in (again, result))
@@ -80,7 +80,7 @@ def test_features_of_another_network_are_made_again(cached, capsys):
 @pytest.mark.parametrize(
     "changes", [{"method__batch_norm": "drift"}, {"eval__select": "validation"}]
 )
-def test_what_cached_features_cannot_do_is_told(tmp_path, changes):
+def test_cached_features_need_a_frozen_backbone(tmp_path, changes):
     config = tiny_digits.config(method__features="cached", **changes)
     with pytest.raises(InputError, match="need a frozen backbone"):
         stages.run(config, tmp_path)
@@ -103,25 +103,25 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
         rates = optim.rates(lr, epochs, per_epoch, 0, "epoch")
         made.append(
             engine.HeadJob(
-                f"los {delta} {seed}",
-                method,
-                start,
-                rates,
-                methods.projection_steps(method, epochs, per_epoch),
-                epochs,
-                SGD,
-                (2, 0, seed),
+                run=f"los {delta} {seed}",
+                method=method,
+                start=start,
+                rates=rates,
+                projects=methods.projection_steps(method, epochs, per_epoch),
+                epochs=epochs,
+                sgd=SGD,
+                order=(2, 0, seed),
             )
         )
     return made, features
 
 
-def fitted(several, features, memory=GIB, told=lambda heads: None):
-    """Heads by the name of their run."""
+def fitted(several, features, memory=GIB, after_epoch=lambda heads: None):
+    """Fit heads; return them by the name of their run."""
     chunks = engine.plan_chunks(several, 16, memory)
     return {
         job.run: fit
-        for chunk, fits in engine.fit_heads(chunks, features, 16, memory, told)
+        for chunk, fits in engine.fit_heads(chunks, features, 16, memory, after_epoch)
         for job, fit in zip(chunk.jobs, fits, strict=True)
     }
 
@@ -132,10 +132,10 @@ def assert_close(one, other):
         np.testing.assert_allclose(leaf, other.head[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_optimiser_begins_where_the_heads_lie():
+def test_the_optimizer_state_is_sharded_like_the_heads():
     several, _ = jobs([0.0, 0.5, 0.9, 0.95])
-    start = engine._spread(engine._stack([job.start for job in several]))
-    state = engine._make_begin(SGD.program(), ".*")(start)
+    start = engine._shard(engine._stack([job.start for job in several]))
+    state = engine._make_init(SGD.without_decay(), ".*")(start)
     leaves = jax.tree.leaves(state)
     assert leaves
     for leaf in leaves:
@@ -143,8 +143,8 @@ def test_the_optimiser_begins_where_the_heads_lie():
         assert not leaf.sharding.is_fully_replicated
 
 
-def test_corrections_look_at_images_as_they_are():
-    """With crops to fit on, class means are those of the plain images."""
+def test_corrections_use_unaugmented_images():
+    """With random crops, class means still come from the plain images."""
     (job,), features = jobs([0.5], epochs=0)
     crops = features._replace(values=np.stack([features.values[0] + 1] * 2))
     ncm = methods.make("ncm", np.bincount(features.labels), {"kind": "raw"})
@@ -157,15 +157,15 @@ def test_corrections_look_at_images_as_they_are():
     assert not np.allclose(found[0], found[2])
 
 
-def test_what_looks_at_no_feature_asks_for_none():
+def test_corrections_without_features_do_not_load_any():
     (job,), features = jobs([0.5])
     for name in ("tau_norm", "logit_adjust_posthoc"):
         method = methods.make(name, np.bincount(features.labels), {"tau": 1.0})
-        head = engine.corrected(method, job.start, features.labels, None)
+        head = engine.apply_correction(method, job.start, features.labels, None)
         assert not np.array_equal(head["bias"], job.start["bias"])
 
 
-def test_many_at_once_equal_one_by_one():
+def test_heads_fitted_together_equal_heads_fitted_alone():
     several, features = jobs([0.0, 0.5, 0.9])
     together = fitted(several, features)
     for job in several:
@@ -174,12 +174,12 @@ def test_many_at_once_equal_one_by_one():
     assert not np.allclose(kernels[0], kernels[2])
 
 
-def test_heads_of_other_seeds_and_lengths_keep_their_places():
+def test_heads_with_other_seeds_and_epochs_keep_their_order():
     mixed = [*jobs([0.5])[0], *jobs([0.9], epochs=3)[0], *jobs([0.5], seed=1)[0]]
     _, features = jobs([0.5])
-    told: list[int] = []
-    together = fitted(mixed, features, told=told.append)
-    assert sum(told) == 2 + 3 + 2
+    finished: list[int] = []
+    together = fitted(mixed, features, after_epoch=finished.append)
+    assert sum(finished) == 2 + 3 + 2
     for job in mixed:
         assert_close(fitted([job], features)[job.run], together[job.run])
 
@@ -194,23 +194,23 @@ def test_each_head_has_its_own_decay():
 
 
 def test_one_program_for_a_whole_grid():
-    """Other numbers, decays and seeds, and groups of other sizes, compile nothing."""
+    """Other values, decays, seeds and group sizes do not recompile."""
     several, features = jobs([0.1, 0.2, 0.3])
     others = jobs([0.6, 0.7], seed=1, epochs=3)[0]
     other = others[0]._replace(run="decay", sgd=SGD._replace(decay=0.0))
     several += [*others, other]
     chunks = engine.plan_chunks(several, 16, GIB)
     assert [len(chunk.jobs) for chunk in chunks] == [3, 3]
-    assert engine.programs_of(chunks) == 1
+    assert engine.count_programs(chunks) == 1
     fit = engine.make_fit(*engine._program(several[0]))
     fit.clear_cache()
     assert len(fitted(several, features)) == 6
     assert fit._cache_size() == 1
 
 
-def test_little_memory_means_more_chunks_and_the_same_heads():
+def test_less_memory_means_more_chunks_and_the_same_heads():
     several, features = jobs([0.1, 0.3, 0.5, 0.7, 0.9])
-    one = 4 * engine.COPIES * (8 * 5 + 5 + 16 * 5)
+    one = 4 * engine.ARRAYS_PER_HEAD * (8 * 5 + 5 + 16 * 5)
     devices = jax.local_device_count()
     chunks = engine.plan_chunks(several, 16, 1.5 * one)
     assert {chunk.width for chunk in chunks} == {devices}
@@ -220,21 +220,21 @@ def test_little_memory_means_more_chunks_and_the_same_heads():
         assert_close(apart[job.run], together[job.run])
 
 
-def test_features_that_do_not_fit_stream(monkeypatch):
-    """Blocks of one step, two views, against all of it on the devices."""
+def test_features_that_do_not_fit_are_streamed(monkeypatch):
+    """Pieces of one step, two views, against features held on the devices."""
     several, features = jobs([0.1, 0.9], epochs=3)
     values = np.concatenate([features.values, features.values[:, ::-1] * 0.5])
     features = features._replace(values=values)
     held = fitted(several, features)
-    assert not engine.resident(features, 100)
+    assert not engine.fits_in_memory(features, 100)
     chunks = engine.plan_chunks(several, 16, GIB)
-    monkeypatch.setattr(engine, "_held", None)  # would fail if it were used
+    monkeypatch.setattr(engine, "_held_pieces", None)  # would fail if it were used
     for chunk, fits in engine.fit_heads(chunks, features, 16, 100, lambda _: None):
         for job, fit in zip(chunk.jobs, fits, strict=True):
             assert_close(fit, held[job.run])
 
 
-def test_bfloat16_features_are_taken_as_they_are():
+def test_bfloat16_features_are_used_unchanged():
     several, features = jobs([0.5])
     half = features._replace(values=features.values.astype(jnp.bfloat16))
     rounded = half._replace(values=half.values.astype(np.float32))
@@ -242,7 +242,7 @@ def test_bfloat16_features_are_taken_as_they_are():
     assert_close(fitted(several, half)[run], fitted(several, rounded)[run])
 
 
-def test_views_are_averaged_in_the_measure():
+def test_measuring_averages_over_views():
     several, features = jobs([0.0])
     head = several[0].method.head
     both = Features(
@@ -255,7 +255,7 @@ def test_views_are_averaged_in_the_measure():
     np.testing.assert_allclose(tally.col_sum, len(features.labels) * bias, atol=1e-3)
 
 
-def test_a_diverging_head_is_told_and_harms_no_other():
+def test_a_diverging_head_is_reported_and_does_not_affect_others():
     several, features = jobs([0.5])
     wild = jobs([0.9], lr=1e30)[0][0]
     found = fitted([*several, wild], features)

@@ -1,4 +1,4 @@
-"""Features: the right ones, whatever lies on the disk."""
+"""The feature cache: correct features, whatever the file on disk contains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def made(task_and_network, file, request=PLAIN, split="train"):
     task, network = task_and_network
     dataset = getattr(task.splits, split)
     log = Logger(file.parent)
-    return features.cached_features(task, *network, dataset, request, file, log)
+    return features.cached_features(task, *network, dataset, request, file, log=log)
 
 
 def by_hand(task, network, images):
@@ -56,7 +56,7 @@ def by_hand(task, network, images):
     )
 
 
-def test_a_view_is_what_the_backbone_sees(task_and_network, tmp_path):
+def test_features_match_the_backbone(task_and_network, tmp_path):
     task, network = task_and_network
     request = Request(("plain", "mirror"), (), "float32")
     found = made(task_and_network, tmp_path / "f.npy", request, "valid")
@@ -66,7 +66,7 @@ def test_a_view_is_what_the_backbone_sees(task_and_network, tmp_path):
     np.testing.assert_array_equal(found.labels, task.splits.valid.labels)
 
 
-def test_random_views_differ_and_repeat_whatever_the_batch(task_and_network, tmp_path):
+def test_random_views_differ_and_do_not_depend_on_the_batch(task_and_network, tmp_path):
     task, network = task_and_network
     request = Request(("random", "random"), (2, 0), "float32")
     found = made(task_and_network, tmp_path / "one.npy", request, "valid")
@@ -82,7 +82,7 @@ def test_random_views_differ_and_repeat_whatever_the_batch(task_and_network, tmp
     assert not np.allclose(found.values, elsewhere.values)
 
 
-def test_bfloat16_takes_half_the_disk(task_and_network, tmp_path):
+def test_bfloat16_halves_the_file(task_and_network, tmp_path):
     whole = made(task_and_network, tmp_path / "whole.npy")
     half = made(
         task_and_network, tmp_path / "half.npy", PLAIN._replace(dtype="bfloat16")
@@ -97,7 +97,7 @@ def test_bfloat16_takes_half_the_disk(task_and_network, tmp_path):
     np.testing.assert_array_equal(again.values, half.values)
 
 
-def test_good_ones_are_read_and_not_made(
+def test_matching_features_are_not_recomputed(
     task_and_network, tmp_path, monkeypatch, capsys
 ):
     file = tmp_path / "f.npy"
@@ -108,19 +108,19 @@ def test_good_ones_are_read_and_not_made(
 
 
 @pytest.mark.parametrize(
-    ("spoil", "told"),
+    ("spoil", "reason"),
     [
-        (lambda note, file: note.update(network="x"), "differs in network"),
-        (lambda note, file: note.update(split="x", order="x"), "in split, order"),
-        (lambda note, file: note.update(dtype="bfloat16"), "differs in dtype"),
-        (lambda note, file: note.update(views=["mirror"]), "differs in views"),
-        (lambda note, file: file.write_bytes(file.read_bytes()[:-9]), "its length"),
-        (lambda note, file: file.write_bytes(b"no array"), "its length"),
+        (lambda note, file: note.update(network="x"), "network changed"),
+        (lambda note, file: note.update(split="x", order="x"), "split, order changed"),
+        (lambda note, file: note.update(dtype="bfloat16"), "dtype changed"),
+        (lambda note, file: note.update(views=["mirror"]), "views changed"),
+        (lambda note, file: file.write_bytes(file.read_bytes()[:-9]), "truncated"),
+        (lambda note, file: file.write_bytes(b"no array"), "truncated"),
         (lambda note, file: np.save(file, np.zeros((1, 2, 3))), "shape"),
     ],
 )
-def test_wrong_ones_are_told_and_made_again(
-    task_and_network, tmp_path, capsys, spoil, told
+def test_stale_features_are_reported_and_recomputed(
+    task_and_network, tmp_path, capsys, spoil, reason
 ):
     file = tmp_path / "f.npy"
     first = np.array(made(task_and_network, file).values)
@@ -128,18 +128,18 @@ def test_wrong_ones_are_told_and_made_again(
     spoil(note, file)
     file.with_suffix(".json").write_text(json.dumps(note))
     np.testing.assert_array_equal(made(task_and_network, file).values, first)
-    assert told in capsys.readouterr().out
+    assert reason in capsys.readouterr().out
 
 
-def test_a_file_without_its_note_is_not_used(task_and_network, tmp_path, capsys):
+def test_a_file_without_provenance_is_not_used(task_and_network, tmp_path, capsys):
     made(task_and_network, tmp_path / "f.npy")
     (tmp_path / "f.json").unlink()
     made(task_and_network, tmp_path / "f.npy")
-    assert "f.json, which tells what it was made from" in capsys.readouterr().out
+    assert "cannot read f.json" in capsys.readouterr().out
 
 
-def test_a_write_that_fails_leaves_nothing(task_and_network, tmp_path, monkeypatch):
-    def one_block(*_):
+def test_a_failed_write_leaves_no_file(task_and_network, tmp_path, monkeypatch):
+    def one_block(*_, **__):
         yield np.zeros((1, 16), np.float32)
         raise OSError(28, "No space left on device")
 
@@ -152,24 +152,27 @@ def test_a_write_that_fails_leaves_nothing(task_and_network, tmp_path, monkeypat
 def test_a_signal_between_two_batches_leaves_no_file(task_and_network, tmp_path):
     task, network = task_and_network
     request, log, file = PLAIN, Logger(tmp_path), tmp_path / "f.npy"
-    given = task, *network, task.splits.train, request, file, log
+    given = task, *network, task.splits.train, request, file
     answers = iter(["", "", "SIGTERM"])
     with pytest.raises(Interrupted, match="the features of digits"):
-        features.cached_features(*given, lambda: next(answers))
+        features.cached_features(*given, log=log, stop_requested=lambda: next(answers))
     assert not list(tmp_path.glob("f.*"))
-    assert len(features.cached_features(*given).labels) == len(task.splits.train)
+    assert len(features.cached_features(*given, log=log).labels) == len(
+        task.splits.train
+    )
 
 
 def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_path):
     task, network = task_and_network
-    given = task, linear, *network, task.splits.test, Logger(tmp_path)
+    given = task, linear, *network, task.splits.test
+    log = Logger(tmp_path)
     answers = iter(["", "", "SIGTERM"])
     with pytest.raises(Interrupted, match="the evaluation on digits"):
-        loop.evaluate(*given, lambda: next(answers))
-    assert loop.evaluate(*given).seen.sum() == len(task.splits.test)
+        loop.evaluate(*given, log=log, stop_requested=lambda: next(answers))
+    assert loop.evaluate(*given, log=log).seen.sum() == len(task.splits.test)
 
 
-def test_rows_of_an_array_divided_over_the_devices():
+def test_gathering_rows_of_a_sharded_array():
     values = np.arange(22, dtype=np.float32).reshape(11, 2)
     take = sharding.jit_over_devices(
         lambda v, i: sharding.gather_rows(v, i)[None], sharded=(True, False)

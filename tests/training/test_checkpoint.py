@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what comes back, what is refused."""
+"""Checkpoints: which are kept, restored and refused."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def state(value: float) -> TrainState:
 
 @pytest.fixture
 def saved(tmp_path):
-    """Five saves; the second has the best score, the last has none."""
+    """Five checkpoints; the second has the best score, the last has none."""
     store = Checkpoints(tmp_path / "run")
     for step, score in ((1, 0.1), (2, 0.9), (3, None), (4, 0.5), (5, None)):
         store.save(step, state(float(step)), {"step": step}, score)
@@ -48,7 +48,7 @@ def test_last_two_and_best_are_kept(saved):
     store.close()
 
 
-def test_restore_gives_back_every_leaf_and_the_notes(saved):
+def test_restore_returns_every_leaf_and_the_notes(saved):
     store = Checkpoints(saved)
     found, notes = store.restore(5, state(0.0))
     store.close()
@@ -68,7 +68,7 @@ def test_nothing_saved_yet(tmp_path):
 
 
 def test_the_state_may_be_donated_right_after_save(tmp_path):
-    """The write goes on in the background while training reuses the buffers."""
+    """Writing continues in the background while training reuses the buffers."""
     store = Checkpoints(tmp_path / "run")
     overwrite = jax.jit(lambda a: a * 0 + 7, donate_argnums=0)
     array = jax.jit(lambda: jnp.ones(300_000))()
@@ -78,7 +78,7 @@ def test_the_state_may_be_donated_right_after_save(tmp_path):
     store.save(2, {"a": host}, {}, None)
     host[:] = 7
     store.close()
-    np.testing.assert_array_equal(checkpoint.read(tmp_path / "run/2")["a"], 1.0)
+    np.testing.assert_array_equal(checkpoint.load_leaves(tmp_path / "run/2")["a"], 1.0)
 
 
 def test_another_network_is_listed_leaf_by_leaf(saved):
@@ -98,23 +98,23 @@ def test_another_network_is_listed_leaf_by_leaf(saved):
     assert "conv" not in text  # what fits is not listed
 
 
-def test_merge_skips_only_what_it_is_told(saved):
-    found = checkpoint.read(saved / "5")
+def test_merge_skips_only_matching_leaves(saved):
+    found = checkpoint.load_leaves(saved / "5")
     fresh = state(0.0).params
     head = {name: leaf for name, leaf in found.items() if name.startswith("params/")}
-    merged = checkpoint.merge(head, {"params": fresh}, "head/.*", "here")
+    merged = checkpoint.merge_leaves(head, {"params": fresh}, "head/.*", "here")
     np.testing.assert_array_equal(merged["params"]["head"]["kernel"], 0.0)
     np.testing.assert_array_equal(merged["params"]["backbone"]["conv"]["kernel"], 5.0)
 
     del head["params/backbone/conv/kernel"]
     with pytest.raises(InputError, match="- params/backbone/conv/kernel"):
-        checkpoint.merge(head, {"params": fresh}, "head/.*", "here")
+        checkpoint.merge_leaves(head, {"params": fresh}, "head/.*", "here")
 
 
 # The writer of the failed checkpoint may end after the loop that it reports to.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_disk_that_takes_no_more(tmp_path):
-    """A limit on the size of files stands for the full disk."""
+def test_a_full_disk(tmp_path):
+    """A limit on file sizes simulates a full disk."""
     store = Checkpoints(tmp_path / "run")
     store.save(1, {"a": np.ones(10)}, {}, None)
     store.close()
@@ -144,8 +144,8 @@ def spoil(file, at, cut):
 @pytest.mark.parametrize("cut", [False, True], ids=["flipped", "cut"])
 @pytest.mark.parametrize("at", [0.1, 0.5, 0.9])
 @pytest.mark.parametrize("part", ["state", "notes"])
-def test_a_damaged_checkpoint_is_left_for_the_one_before(saved, part, at, cut):
-    """Whatever file it is, unless the damage changes nothing that is read."""
+def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(saved, part, at, cut):
+    """Any damaged file, unless the damage does not affect what is read."""
     files = [f for f in (saved / "5" / part).rglob("*") if f.is_file()]
     for file in files:
         if file.stat().st_size:
@@ -156,12 +156,12 @@ def test_a_damaged_checkpoint_is_left_for_the_one_before(saved, part, at, cut):
     store.close()
     assert (step, int(found.step), notes) == (4, 4, {"step": 4})
     assert "5 is damaged" in told[0]
-    assert "step 4 is used" in told[0]
+    assert "using step 4" in told[0]
     assert not (saved / "5").exists()
 
 
-def test_values_that_changed_are_damage_though_the_file_is_sound(saved, monkeypatch):
-    """Every format below may find its part in order: the digest does not."""
+def test_changed_values_are_damage_even_if_the_file_is_valid(saved, monkeypatch):
+    """All file formats may accept the data; the digest detects the change."""
     store = Checkpoints(saved)
     restore = store._manager.restore
 
@@ -176,7 +176,7 @@ def test_values_that_changed_are_damage_though_the_file_is_sound(saved, monkeypa
     store.close()
 
 
-def test_no_whole_checkpoint_is_an_error_and_nothing_is_removed(saved):
+def test_no_intact_checkpoint_is_an_error_and_nothing_is_deleted(saved):
     for step in ("2", "4", "5"):
         spoil(saved / step / "notes" / "metadata", 0.5, cut=True)
     store = Checkpoints(saved)
@@ -186,10 +186,10 @@ def test_no_whole_checkpoint_is_an_error_and_nothing_is_removed(saved):
     assert {p.name for p in saved.iterdir()} == {"2", "4", "5"}
 
 
-def test_damage_that_is_only_read_is_an_error(tmp_path):
-    checkpoint.write(tmp_path, 3, {"head": jnp.arange(100.0)})
+def test_loading_damaged_leaves_is_an_error(tmp_path):
+    checkpoint.save_tree(tmp_path, 3, {"head": jnp.arange(100.0)})
     for file in (tmp_path / "3" / "state").rglob("*"):
         if file.is_file() and file.stat().st_size:
             spoil(file, 0.5, cut=False)
     with pytest.raises(InputError, match="3 is damaged"):
-        checkpoint.read(tmp_path / "3")
+        checkpoint.load_leaves(tmp_path / "3")

@@ -1,4 +1,4 @@
-"""Micro-batches, mixup and bfloat16: what they must not change, and what they do."""
+"""Micro-batches, mixup and bfloat16: what they change and what they do not."""
 
 from __future__ import annotations
 
@@ -30,21 +30,26 @@ ROWS = 30  # divides over neither 4 devices nor 4 parts
 
 @pytest.fixture(scope="module")
 def network():
-    """One block: what compiles fast and has all kinds of layers."""
+    """One block: compiles fast and has all kinds of layers."""
     backbone = dataclasses.replace(
         models.create(
-            "resnet8", stem="cifar", width=4, zero_init=False, init="torch",
-            dtype="float32", axis_name=sharding.AXIS,
+            "resnet8",
+            stem="cifar",
+            width=4,
+            zero_init=False,
+            init="torch",
+            dtype="float32",
+            axis_name=sharding.AXIS,
         ),
         stages=(1,),
-    )  # fmt: skip
+    )
     params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
     head = heads.linear.init(jax.random.key(1), None, 4, K, "torch")
     return backbone, {"backbone": params, "head": head}, stats
 
 
 def plan(number, seed=0):
-    """Steps of 30 examples of 200, the last one ragged."""
+    """Batches of 30 examples out of 200, the last one incomplete."""
     rows = np.random.default_rng(seed).permutation(200)[: number * ROWS]
     rows = rows.reshape(number, ROWS).astype(np.int32)
     rows[-1, ROWS - 7 :] = -1
@@ -64,20 +69,32 @@ def images_of(rows):
 
 
 def train(network, parts, batch_norm, mixup=0.0, number=6, method=WEIGHTED):
-    """What ``number`` steps end with, and what they measured."""
+    """Take ``number`` steps; return the parameters and what was measured."""
     backbone, params, stats = network
     program = steps.StepSpec(
-        backbone, method.head, method.loss, None, SGD, ".*", batch_norm, AUGMENT, parts,
-        mixup,
-    )  # fmt: skip
+        backbone=backbone,
+        head=method.head,
+        loss=method.loss,
+        project=None,
+        sgd=SGD,
+        trains=".*",
+        batch_norm=batch_norm,
+        augment=AUGMENT,
+        micro_batches=parts,
+        mixup=mixup,
+    )
     step = steps.make_train_step(program)
     rates = optim.rates(0.05, number, 1, 0, "step")
     inputs = sharding.replicate(
         steps.StepInputs(
-            jax.random.key(3), rates, method.adjust, params["head"],
-            np.zeros(number, bool), sharding.micro_batch_size(ROWS, parts, mixup > 0),
+            key=jax.random.key(3),
+            rates=rates,
+            adjust=method.adjust,
+            start=params["head"],
+            projects=np.zeros(number, bool),
+            micro_batch_size=sharding.micro_batch_size(ROWS, parts, mixup > 0),
         )
-    )  # fmt: skip
+    )
     state = steps.init_state(params, stats, SGD, ".*")
     seen = []
     with jax.transfer_guard("disallow"):
@@ -109,7 +126,7 @@ def assert_alike(one, other):
     ],
 )
 def test_devices_and_micro_batches_change_nothing(network, monkeypatch, mixup, cases):
-    """1 to 4 devices, in 1 and 4 parts; augmented, weighted, ragged, frozen norm."""
+    """1 to 4 devices, 1 and 4 micro-batches; augmented, weighted, ragged, frozen."""
     runs = []
     for devices, parts in cases:
         with monkeypatch.context() as patch:
@@ -119,10 +136,10 @@ def test_devices_and_micro_batches_change_nothing(network, monkeypatch, mixup, c
         assert_alike(runs[0], other)
 
 
-def test_moving_batch_norm_sees_the_same_micro_batches_on_any_devices(
+def test_moving_batch_norm_uses_the_same_micro_batches_on_any_devices(
     network, monkeypatch
 ):
-    """And other statistics than the whole batch has: that is what differs."""
+    """They differ from the statistics of the complete batch."""
     runs = {}
     for devices, parts in ((1, 1), (1, 2), (4, 2)):
         with monkeypatch.context() as patch:
@@ -171,7 +188,7 @@ def test_arrange():
 
 
 def test_mixup_is_the_loss_of_the_mixed_target(network):
-    """Against optax's soft-target cross-entropy of mixed images, over-smoothed."""
+    """Against optax's cross-entropy with mixed, over-smoothed targets."""
     backbone, params, stats = network
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     delta, alpha = 0.7, 1.0
@@ -179,17 +196,28 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
     row = sharding.arrange_micro_batches(row[None], 1, pairs=True)[0]
     batch = images_of(row)
     program = steps.StepSpec(
-        backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
-        plain, 1, alpha,
-    )  # fmt: skip
+        backbone=backbone,
+        head=heads.linear,
+        loss=losses.adjusted_xent,
+        project=None,
+        sgd=SGD,
+        trains="head/.*",
+        batch_norm="frozen",
+        augment=plain,
+        micro_batches=1,
+        mixup=alpha,
+    )
     step = steps.make_train_step(program)
     key = jax.random.key(3)
     inputs = sharding.replicate(
         steps.StepInputs(
-            key, np.ones(1, np.float32), losses.over_smooth(K, delta), params["head"],
-            np.zeros(1, bool),
+            key=key,
+            rates=np.ones(1, np.float32),
+            adjust=losses.over_smooth(K, delta),
+            start=params["head"],
+            projects=np.zeros(1, bool),
         )
-    )  # fmt: skip
+    )
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, sharding.shard_batch(batch), inputs)
 
@@ -217,7 +245,7 @@ def test_mixup_is_the_loss_of_the_mixed_target(network):
 
 
 def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
-    """No array with an axis of K is bfloat16 anywhere in the step; the images are."""
+    """No array with an axis of K is bfloat16 in the step; the images are."""
     backbone = dataclasses.replace(network[0], dtype=jnp.dtype("bfloat16"))
     odd = 37  # classes; no other size of the network
     params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
@@ -226,13 +254,24 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
     adjust = losses.over_smooth(odd, 0.9)
     state = steps.init_state(params, stats, SGD, ".*")
     inputs = steps.StepInputs(
-        jax.random.key(3), np.ones(1, np.float32), adjust, head, np.zeros(1, bool)
+        key=jax.random.key(3),
+        rates=np.ones(1, np.float32),
+        adjust=adjust,
+        start=head,
+        projects=np.zeros(1, bool),
     )
     batch = sharding.shard_batch(
         images_of(sharding.arrange_micro_batches(plan(1), 1, False)[0])
     )
     program = steps.StepSpec(
-        backbone, heads.linear, losses.adjusted_xent, None, SGD, ".*", "train", AUGMENT
+        backbone=backbone,
+        head=heads.linear,
+        loss=losses.adjusted_xent,
+        project=None,
+        sgd=SGD,
+        trains=".*",
+        batch_norm="train",
+        augment=AUGMENT,
     )
     step = steps.make_train_step(program)
     inputs = sharding.replicate(inputs)
@@ -250,7 +289,7 @@ def test_bfloat16_step_keeps_labels_logits_and_state_in_float32(network):
 
 
 def variables(jaxpr):
-    """Every variable of a program and of the programs inside it."""
+    """Iterate over all variables of a program, including nested ones."""
     for equation in jaxpr.eqns:
         yield from equation.outvars
         for value in equation.params.values():
@@ -294,8 +333,8 @@ def test_invalid_values_raise(changes, message):
 
 
 @pytest.mark.slow
-def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
-    """Through config, plan, feed and both stages; batch norm frozen everywhere."""
+def test_a_run_with_micro_batches_equals_a_run_without(tmp_path):
+    """Through config, plan, loader and both stages, with frozen batch norm."""
     runs = []
     for number in (1, 3):
         config = tiny_digits.config(
@@ -312,7 +351,7 @@ def test_a_run_in_micro_batches_is_the_run_in_one(tmp_path):
         assert one == pytest.approx(other, rel=1e-4)
 
 
-def test_twice_the_batch_has_twice_the_rate(tmp_path):
+def test_doubling_the_batch_doubles_the_rate(tmp_path):
     config = tiny_digits.config()
     config.optim.batch = 2 * config.optim.lr_batch
     with open_session(config, tmp_path, writes=False) as session:

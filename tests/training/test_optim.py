@@ -1,4 +1,4 @@
-"""The rates by hand, and SGD against a re-statement of torch's in numpy."""
+"""Learning rates by hand, and SGD against PyTorch's rule in NumPy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lt_jax.errors import InputError
 from lt_jax.training.optim import Sgd, rates
 
 
-def test_epoch_schedule_is_the_authors():
+def test_epoch_schedule_matches_the_authors():
     """Epoch t of T has lr (1 + cos(pi t / T)) / 2, and t starts at 0."""
     found = rates(0.01, 200, 170, 0, "epoch")
     assert found.shape == (200 * 170,)
@@ -60,9 +60,9 @@ def test_warm_up_of_part_of_an_epoch():
     [
         ({"per": "steps"}, r"schedule 'steps'.*did you mean 'step'"),
         ({"epochs": -1}, "-1 epochs"),
-        ({"warmup": 5}, r"shorter than that, got 5 epochs and a warm-up of 5"),
-        ({"warmup": -1}, "a warm-up of -1"),
-        ({"warmup": float("nan")}, "a warm-up of nan"),
+        ({"warmup": 5}, "shorter than epochs, got 5 epochs and a warmup of 5"),
+        ({"warmup": -1}, "a warmup of -1"),
+        ({"warmup": float("nan")}, "a warmup of nan"),
         ({"lr": 0}, "must be positive, got 0"),
         ({"lr": -0.1}, "must be positive, got -0.1"),
         ({"lr": float("nan")}, "must be positive, got nan"),
@@ -76,7 +76,7 @@ def test_errors_of_rates(numbers, message):
 
 
 def test_no_epochs_have_no_rates():
-    """Whatever else is asked for: nothing is trained."""
+    """Zero epochs train nothing, whatever the other arguments."""
     found = rates(0.0, 0, 3, 5, "epoch")
     assert found.shape == (0,)
     assert found.dtype == np.float32
@@ -94,7 +94,7 @@ def network(seed=0):
 
 
 def torch_by_hand(params, grads, rate, sgd, decayed):
-    """torch.optim.SGD over a list of gradients, in float64."""
+    """Apply torch.optim.SGD's rule to a list of gradients, in float64."""
     params = {name: np.asarray(p, np.float64) for name, p in params.items()}
     buffers = {}
     for grad in grads:
@@ -122,7 +122,7 @@ def torch_by_hand(params, grads, rate, sgd, decayed):
         (0.1, "head/(kernel|scale)", ("head/kernel",)),
     ],
 )
-def test_sgd_is_torchs(momentum, decay, on, decayed):
+def test_sgd_matches_torch(momentum, decay, on, decayed):
     sgd = Sgd(momentum=momentum, decay=decay, decay_on=on)
     transform = sgd.transform()
     params = start = network()
@@ -151,13 +151,13 @@ def test_sgd_by_hand():
 
 @pytest.mark.parametrize("pattern", ["kernel", "head", "head/kern", "tail/.*"])
 def test_decay_on_nothing_is_an_error(pattern):
-    """The whole name has to match, so a part of one matches nothing."""
+    """The full name must match; a part of it does not."""
     sgd = Sgd(0.9, 1e-4, pattern)
     with pytest.raises(InputError, match=rf"acts on nothing.*'{pattern}'.*head/kernel"):
         sgd.check(network())
 
 
-def test_no_decay_may_act_on_nothing():
+def test_zero_decay_may_match_nothing():
     Sgd(0.9, 0.0, "").check(network())
 
 

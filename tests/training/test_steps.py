@@ -1,4 +1,4 @@
-"""Laws of the steps: any number of devices computes what one device computes."""
+"""Laws of the steps: any number of devices gives the result of one."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def network():
 
 
 def on(monkeypatch, devices):
-    """Makes the steps use only the first so many of the four virtual devices."""
+    """Restrict the steps to the first ``number`` virtual devices."""
     chosen = jax.devices()[:devices]
     monkeypatch.setattr(jax, "local_devices", lambda *a, **k: chosen)
     monkeypatch.setattr(jax, "local_device_count", lambda *a, **k: devices)
@@ -57,7 +57,7 @@ def _fresh_steps():
 
 
 def batches(number, rows, seed=2):
-    """Ragged batches: the last rows are padding that holds rubbish.
+    """Ragged batches: the last rows are padding with random content.
 
     With seed 0 an activation comes so near to zero within 50 steps that roundings
     decide its sign, and a gradient then differs by more than they do.
@@ -78,23 +78,34 @@ WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
 
 
 def train(
-    network, number, trains=".*", batch_norm="train", rows=12, method=WEIGHTED,
+    network,
+    number,
+    trains=".*",
+    batch_norm="train",
+    rows=12,
+    method=WEIGHTED,
     per_epoch=1,
-):  # fmt: skip
+):
     backbone, params, stats = network
     inputs = sharding.replicate(
         steps.StepInputs(
-            jax.random.key(3),
-            optim.rates(0.01, number, 1, 0, "step"),
-            method.adjust,
-            params["head"],
-            methods.projection_steps(method, number, per_epoch)[:number],
+            key=jax.random.key(3),
+            rates=optim.rates(0.01, number, 1, 0, "step"),
+            adjust=method.adjust,
+            start=params["head"],
+            projects=methods.projection_steps(method, number, per_epoch)[:number],
         )
     )
     program = steps.StepSpec(
-        backbone, method.head, method.loss, method.project, SGD, trains, batch_norm,
-        AUGMENT,
-    )  # fmt: skip
+        backbone=backbone,
+        head=method.head,
+        loss=method.loss,
+        project=method.project,
+        sgd=SGD,
+        trains=trains,
+        batch_norm=batch_norm,
+        augment=AUGMENT,
+    )
     step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, trains)
     seen = []
@@ -137,7 +148,7 @@ def test_four_devices_train_as_one(network, monkeypatch):
     ],
 )
 def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper):
-    """LADE above all, whose terms are of the global batch; some devices see padding."""
+    """Especially LADE, whose terms use the global batch; some devices get padding."""
     backbone, params, stats = network
     given = {"start": "stage1", "sampler": "instance"}
     wanted = inspect.signature(methods.METHODS[name]).parameters
@@ -170,7 +181,7 @@ def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper)
 
 
 def test_projection_after_an_epoch(network):
-    """Three steps an epoch: free within it, as if free; on the ball at its end."""
+    """Three steps per epoch: unconstrained within it, projected at its end."""
     _, params, _ = network
     hyper = {"delta": 0.0, "quantile": 0.1, "sampler": "instance"}
     each, last = (
@@ -219,7 +230,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
             np.testing.assert_allclose(one, four, rtol=1e-4, atol=1e-4, err_msg=name)
 
 
-def test_features_are_what_the_network_computes(network):
+def test_features_match_the_network(network):
     backbone, params, stats = network
     batch = next(batches(1, 12))
     step = steps.make_feature_step(backbone, AUGMENT, "plain")
@@ -239,7 +250,7 @@ def test_features_are_what_the_network_computes(network):
 
 
 def test_mirror_averaging(network):
-    """The logits of an image and of its mirror image are the same two, averaged."""
+    """Flipping the image does not change the averaged logits."""
     backbone, params, stats = network
     step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
     placed = sharding.replicate((params, stats))
@@ -253,7 +264,7 @@ def test_mirror_averaging(network):
 
 
 @pytest.mark.parametrize(("batch_norm", "moves"), [("frozen", False), ("drift", True)])
-def test_stage_two_moves_the_head_alone(network, batch_norm, moves):
+def test_stage_two_changes_only_the_head(network, batch_norm, moves):
     _, params, stats = network
     state, _ = train(network, 3, trains="head/.*", batch_norm=batch_norm)
     before = trees.leaves({"params": params, "batch_stats": stats})
@@ -273,23 +284,29 @@ def test_stage_two_moves_the_head_alone(network, batch_norm, moves):
 
 
 def test_frozen_features_do_not_depend_on_the_batch(network):
-    """Frozen: stage-2 steps see the features that evaluation sees."""
+    """Stage-2 steps with frozen norm use the features of evaluation."""
     backbone, params, stats = network
     plain = Augment(pad=0, flip=False, mean=(0.5,), std=(0.25,))
     batch = next(batches(1, 12))
     inputs = sharding.replicate(
         steps.StepInputs(
-            jax.random.key(0),
-            np.ones(1, np.float32),
-            losses.cross_entropy(K),
-            params["head"],
-            np.zeros(1, bool),
+            key=jax.random.key(0),
+            rates=np.ones(1, np.float32),
+            adjust=losses.cross_entropy(K),
+            start=params["head"],
+            projects=np.zeros(1, bool),
         )
     )
     program = steps.StepSpec(
-        backbone, heads.linear, losses.adjusted_xent, None, SGD, "head/.*", "frozen",
-        plain,
-    )  # fmt: skip
+        backbone=backbone,
+        head=heads.linear,
+        loss=losses.adjusted_xent,
+        project=None,
+        sgd=SGD,
+        trains="head/.*",
+        batch_norm="frozen",
+        augment=plain,
+    )
     step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, sharding.shard_batch(batch), inputs)
@@ -304,7 +321,7 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
 
 
 def test_steps_trace_once(network):
-    """Neither another seed, another method nor a ragged batch compiles again."""
+    """Another seed, method or a ragged batch does not recompile."""
     backbone, params, stats = network
     traced = []
 
@@ -313,7 +330,14 @@ def test_steps_trace_once(network):
         return losses.adjusted_xent(logits, labels, mask, adjust, total)
 
     program = steps.StepSpec(
-        backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
+        backbone=backbone,
+        head=heads.linear,
+        loss=loss,
+        project=None,
+        sgd=SGD,
+        trains="head/.*",
+        batch_norm="frozen",
+        augment=AUGMENT,
     )
     step = steps.make_train_step(program)
     for seed, adjust in enumerate(
@@ -322,7 +346,11 @@ def test_steps_trace_once(network):
         rates = optim.rates(0.1, 4, 1, 0, "epoch")
         inputs = sharding.replicate(
             steps.StepInputs(
-                jax.random.key(seed), rates, adjust, params["head"], np.zeros(4, bool)
+                key=jax.random.key(seed),
+                rates=rates,
+                adjust=adjust,
+                start=params["head"],
+                projects=np.zeros(4, bool),
             )
         )
         state = steps.init_state(params, stats, SGD, "head/.*")
@@ -330,13 +358,20 @@ def test_steps_trace_once(network):
             state, _ = step(state, sharding.shard_batch(batch), inputs)
     assert len(traced) == 1
     program = steps.StepSpec(
-        backbone, heads.linear, loss, None, SGD, "head/.*", "frozen", AUGMENT
+        backbone=backbone,
+        head=heads.linear,
+        loss=loss,
+        project=None,
+        sgd=SGD,
+        trains="head/.*",
+        batch_norm="frozen",
+        augment=AUGMENT,
     )
     again = steps.make_train_step(program)
     assert again is step
 
 
-def test_the_state_is_donated_but_not_the_callers_arrays(network):
+def test_the_state_is_donated_but_the_callers_arrays_survive(network):
     _, params, _ = network
     train(network, 2)
     train(network, 2)  # would fail on deleted arrays

@@ -1,4 +1,4 @@
-"""Streamed batches and images that lie on the devices: the same numbers."""
+"""Streamed batches and resident images give the same numbers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.experiment import stages as commands
 from lt_jax.training import loop, steps
-from lt_jax.training.stepping import holds
+from lt_jax.training.epochs import fits_on_device
 
 
 def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
-    """Parameters and statistics after stage 1 and LOS, and the lines of the log."""
+    """Run stage 1 and LOS; return the parameters and statistics of each fit."""
     ends = []
 
-    def fit(*arguments: Any) -> loop.FitResult:
-        ends.append(loop.fit(*arguments))
+    def fit(*arguments: Any, **options: Any) -> loop.FitResult:
+        ends.append(loop.fit(*arguments, **options))
         return ends[-1]
 
     with monkeypatch.context() as patch:
@@ -33,15 +33,15 @@ def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
 
 
 def largest(one: Any, other: Any) -> float:
-    """The largest difference of two trees, over the largest value of its array."""
+    """The largest difference of two trees, relative to each array's largest value."""
     differences = jax.tree.map(
         lambda a, b: np.max(np.abs(a - b)) / max(np.max(np.abs(b)), 1e-6), one, other
     )
     return max(jax.tree.leaves(differences))
 
 
-def test_images_on_the_devices_give_the_same_bits(monkeypatch, tmp_path):
-    """Through config and both stages; an epoch's last batch is ragged."""
+def test_resident_images_are_bitwise_equal(monkeypatch, tmp_path):
+    """Through config and both stages, with an incomplete last batch."""
     streamed = fitted(monkeypatch, tmp_path / "a", optim__resident=0.0)
     held = fitted(monkeypatch, tmp_path / "b", optim__at_once=1)
     assert len(streamed) == len(held) == 2
@@ -49,8 +49,8 @@ def test_images_on_the_devices_give_the_same_bits(monkeypatch, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, one, other)
 
 
-def test_several_steps_in_one_call_are_these_steps(monkeypatch, tmp_path):
-    """Another program, so to rounding; at a rate at which rounding stays rounding."""
+def test_several_steps_per_call_equal_single_steps(monkeypatch, tmp_path):
+    """Equal up to rounding, at a learning rate that does not amplify it."""
     rates = {"optim__lr": 1e-3, "optim__epochs": 1}
     one = fitted(monkeypatch, tmp_path / "a", optim__at_once=1, **rates)
     several = fitted(monkeypatch, tmp_path / "b", optim__at_once=8, **rates)
@@ -63,7 +63,7 @@ def test_several_steps_in_one_call_are_these_steps(monkeypatch, tmp_path):
     assert lines[0] == lines[1]
 
 
-def test_the_devices_pick_what_feed_brings():
+def test_gathered_batches_equal_loaded_batches():
     labels = np.arange(10, dtype=np.int32) % 3
     images = np.random.default_rng(0).integers(0, 256, (10, 2, 2, 1), np.uint8)
     dataset = Dataset(
@@ -71,13 +71,13 @@ def test_the_devices_pick_what_feed_brings():
     )
     rows = np.array([[3, 1, 4, 9, 7, -1, -1, -1]], np.int32)
     rows = sharding.process_part(sharding.arrange_micro_batches(rows, 1, pairs=False))
-    (brought,) = load_batches(dataset, rows, sharding.shard_batch)
+    (loaded,) = load_batches(dataset, rows, sharding.shard_batch)
     held = sharding.replicate({"image": images, "label": labels})
-    picked = steps.make_pick()(held, sharding.shard_indices(rows))
-    assert picked.keys() == brought.keys()
-    for name in picked:
-        assert picked[name].dtype == brought[name].dtype
-        np.testing.assert_array_equal(picked[name], brought[name])
+    gathered = steps.make_gather()(held, sharding.shard_indices(rows))
+    assert gathered.keys() == loaded.keys()
+    for name in gathered:
+        assert gathered[name].dtype == loaded[name].dtype
+        np.testing.assert_array_equal(gathered[name], loaded[name])
 
 
 @pytest.mark.parametrize(
@@ -89,7 +89,7 @@ def test_the_devices_pick_what_feed_brings():
         (1.0, Decoder(lambda *_: [], 0, 1, 0.0, {}), False),
     ],
 )
-def test_what_the_devices_may_hold(gib, decoder, answer):
+def test_fits_on_device(gib, decoder, answer):
     dataset = Dataset(
         "made",
         ("a",),
@@ -99,4 +99,4 @@ def test_what_the_devices_may_hold(gib, decoder, answer):
         lambda rows: rows,
         decoder,
     )
-    assert holds(dataset, gib) is answer
+    assert fits_on_device(dataset, gib) is answer
