@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Several processes on one machine: to try what a cluster does, or one process per GPU.
+# Several processes on one machine: one per GPU, or to try a cluster setup.
 #
 #   launch/local.sh N -- lt-jax COMMAND ...
 #
-# adds --coordinator, --num_processes and --process_id. GPUs are shared out evenly. CPUs:
+# The script adds --coordinator, --num_processes and --process_id, and divides the GPUs
+# evenly. On CPUs:
 #
 #   export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2
 #   launch/local.sh 2 -- lt-jax run --config configs/digits_lt.py --workdir runs/two
@@ -15,8 +16,9 @@
 #   launch/local.sh 2 -- lt-jax retrain $c
 #   launch/local.sh 2 -- lt-jax sweep $c
 #
-# iNaturalist2018 on eight; the data once, by one process (docs/howto/prepare_data.md). Each process decodes
-# with data.workers threads, so eight get an eighth of the cores each, here of 96:
+# iNaturalist2018 on eight GPUs. One process prepares the data first
+# (docs/howto/prepare_data.md). Each process decodes with data.workers threads; this is for
+# 96 cores:
 #
 #   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds
 #   export TFDS_DATA_DIR=/data/tfds
@@ -25,9 +27,9 @@
 #   launch/local.sh 8 -- lt-jax retrain $c
 #   launch/local.sh 8 -- lt-jax sweep $c
 #
-# SIGTERM and SIGINT go to all processes. When one fails, the others have GRACE seconds
-# (default 90, longer than lt-jax needs to notice) and are killed then. The exit code is
-# that of the first that failed: 75 if all saved and the same command goes on.
+# SIGTERM and SIGINT go to all processes. If one fails, the others are killed after GRACE
+# seconds (default 90, longer than lt-jax needs to notice). The exit code is that of the
+# first process that failed. After 75 (checkpoint saved), rerun the same command.
 set -uo pipefail
 
 if (($# < 3)) || [[ ! $1 =~ ^[1-9][0-9]*$ || $2 != -- ]]; then
@@ -39,13 +41,13 @@ shift 2
 # shellcheck source-path=SCRIPTDIR source=flags.sh
 source "$(dirname "${BASH_SOURCE[0]}")/flags.sh"
 
-# A port that is free now; the kernel does not give it out again soon.
+# A free port. The kernel does not reuse it soon.
 port=$(python3 -c 'import socket
 with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     print(s.getsockname()[1])') || exit 2
 
-# The GPUs there are, by number or by name; none on a machine without.
+# The GPUs, by number or name.
 gpus=()
 if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
   IFS=, read -ra gpus <<<"$CUDA_VISIBLE_DEVICES"
@@ -58,8 +60,8 @@ if ((${#gpus[@]} % num)); then
   exit 2
 fi
 
-# Each process gets a group of its own, or Ctrl-C would reach it twice: from the terminal
-# and from here. The second one makes lt-jax stop at once.
+# Each process has its own group. Otherwise it would receive Ctrl-C twice, from the
+# terminal and from here, and quit at once.
 set -m
 pids=()
 trap 'kill -TERM "${pids[@]}" 2>/dev/null' TERM
@@ -95,10 +97,10 @@ while ((${#left[@]})); do
   done
   left=("${still[@]}")
   if [[ -n $deadline ]] && ((${#left[@]} && SECONDS >= deadline)); then
-    echo "local.sh: ${#left[@]} processes do not end after one failed: killed" >&2
+    echo "local.sh: killed ${#left[@]} processes that did not end after one failed" >&2
     kill -KILL "${left[@]}" 2>/dev/null
   fi
   sleep 0.2 &
-  wait $! # a signal ends this wait, and its trap runs at once
+  wait $! # a signal interrupts it, so that its trap runs at once
 done
 exit "$code"

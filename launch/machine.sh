@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# One machine, all its GPUs (or CPU cores), one process: nothing to launch, JAX finds the
-# devices. Sets what launch/flags.sh sets and runs the command. CUDA_VISIBLE_DEVICES=0,1
-# in front takes fewer GPUs.
+# One process on all GPUs (or CPU cores) of one machine. It sources launch/flags.sh and runs
+# the command. Set CUDA_VISIBLE_DEVICES=0,1 to use fewer GPUs.
 #
 #   launch/machine.sh lt-jax COMMAND ...
 #
@@ -12,7 +11,7 @@
 #   launch/machine.sh lt-jax retrain $c
 #   launch/machine.sh lt-jax sweep $c
 #
-# iNaturalist2018, the data first (docs/howto/prepare_data.md):
+# iNaturalist2018; prepare the data first (docs/howto/prepare_data.md):
 #
 #   lt-jax data prepare i_naturalist2018 --from=/archives --dir=/data/tfds
 #   export TFDS_DATA_DIR=/data/tfds
@@ -21,7 +20,7 @@
 #   launch/machine.sh lt-jax retrain $c
 #   launch/machine.sh lt-jax sweep $c
 #
-# Exit code 75: SIGTERM came, everything is saved, the same command goes on.
+# Exit code 75: a checkpoint was saved after SIGTERM. Rerun the same command to resume.
 set -euo pipefail
 
 if (($# == 0)); then

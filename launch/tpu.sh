@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A Cloud TPU slice: the same command on every host of it. JAX finds the other hosts.
+# Cloud TPU: run the same command on every host of a slice. JAX connects the hosts.
 #
 #   launch/tpu.sh NAME ZONE lt-jax COMMAND ...
-#   launch/tpu.sh NAME ZONE --stop             saves and stops, on all hosts
+#   launch/tpu.sh NAME ZONE --stop             save and stop, on all hosts
 #
-# Once, a v5e slice of 64 chips and what is needed on its hosts:
+# Create a v5e slice of 64 chips and install the package on its hosts:
 #
 #   gcloud compute tpus tpu-vm create lt --zone=us-west4-a --accelerator-type=v5litepod-64 \
 #     --version=v2-alpha-tpuv5-lite --spot
@@ -12,8 +12,8 @@
 #     git clone https://github.com/OWNER/lt_jax && cd lt_jax && python3 -m venv .venv &&
 #     .venv/bin/pip install -c constraints.txt -e ".[demo,tpu]"'
 #
-# CIFAR100-LT (one host of 4 or 8 chips is plenty), stage 1, stage 2, sweep; the workdir
-# and the data must be one folder for all hosts, such as a mounted Filestore:
+# CIFAR100-LT, stage 1, stage 2, sweep. One host with 4 or 8 chips is enough. All hosts
+# must share the workdir and the data, for example on a mounted Filestore:
 #
 #   c="--config configs/cifar100_lt.py:ir=100 --config.data.dir=/shared/tfds"
 #   c="$c --workdir /shared/runs/c100"
@@ -21,10 +21,10 @@
 #   launch/tpu.sh lt us-west4-a lt-jax retrain $c
 #   launch/tpu.sh lt us-west4-a lt-jax sweep $c
 #
-# To edit: OWNER, the slice's name and zone, the folders /shared/... A variable exported
-# here does not travel, so the folder of the data is a flag.
+# Edit OWNER, the slice's name and zone, and the folders /shared/... The hosts do not see
+# variables exported here, so the data folder is a flag.
 #
-# iNaturalist2018, the data first, on one host (--worker=0 in place of this script):
+# iNaturalist2018; prepare the data on one host first (--worker=0 instead of this script):
 #
 #   gcloud compute tpus tpu-vm ssh lt --zone=us-west4-a --worker=0 --command='
 #     cd lt_jax && .venv/bin/lt-jax data prepare i_naturalist2018 \
@@ -35,9 +35,9 @@
 #   launch/tpu.sh lt us-west4-a lt-jax retrain $c
 #   launch/tpu.sh lt us-west4-a lt-jax sweep $c
 #
-# A preempted slice is gone, with what stood on its own disks: create it anew and give the
-# same command, which goes on from the last checkpoint. Closing this terminal does not
-# stop the hosts; --stop does.
+# Preemption deletes the slice and its disks. Create it again and rerun the same command,
+# which resumes from the last checkpoint. Closing this terminal does not stop the hosts;
+# --stop does.
 set -euo pipefail
 
 if (($# < 3)); then
@@ -49,7 +49,7 @@ shift 2
 if [[ $1 == --stop ]]; then
   remote='pkill -TERM -x lt-jax'
 else
-  # Quoted once more, as a shell over there reads it.
+  # Quoted again for the shell on the host.
   remote="cd lt_jax && source .venv/bin/activate && launch/machine.sh$(printf ' %q' "$@")"
 fi
 exec gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all \

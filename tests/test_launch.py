@@ -1,4 +1,4 @@
-"""The launchers pass on what they are given: arguments, signals, exit codes."""
+"""The launchers forward arguments, signals and exit codes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_usage():
 # One machine.
 
 
-def test_machine_passes_on_arguments_and_code():
+def test_machine_forwards_arguments_and_code():
     script = 'echo "$1|$2|$XLA_FLAGS|${NPROC:-}"; exit 75'
     words = ("bash", "-c", script, "name", "a b", "*")
     done = run("launch/machine.sh", *words, XLA_FLAGS="-x", NPROC="17")
@@ -79,7 +79,7 @@ def test_machine_passes_on_arguments_and_code():
 
 
 def test_the_flags_are_known_to_xla():
-    """XLA ends the process at a flag that it does not know."""
+    """XLA ends the process at an unknown flag."""
     code = "import jax; jax.devices()"
     command = ("launch/machine.sh", sys.executable, "-c", code)
     assert run(*command, DETERMINISTIC="1", XLA_FLAGS="").returncode == 0
@@ -89,19 +89,19 @@ def test_the_flags_are_known_to_xla():
 # Several processes on one machine.
 
 
-def test_local_gives_each_its_number(tmp_path):
+def test_local_numbers_the_processes(tmp_path):
     stub = program(tmp_path / "stub", 'echo "$*" > "$1/${!#}"\n')
     assert run("launch/local.sh", 3, "--", stub, tmp_path, "x y").returncode == 0
-    said = [(tmp_path / number).read_text().split() for number in "012"]
-    for number, words in zip("012", said, strict=True):
+    arguments = [(tmp_path / number).read_text().split() for number in "012"]
+    for number, words in zip("012", arguments, strict=True):
         assert words[:3] == [str(tmp_path), "x", "y"]
         assert words[3] == "--coordinator"
         assert words[5:] == ["--num_processes", "3", "--process_id", number]
-    assert len({words[4] for words in said}) == 1
-    assert re.fullmatch(r"127\.0\.0\.1:\d+", said[0][4])
+    assert len({words[4] for words in arguments}) == 1
+    assert re.fullmatch(r"127\.0\.0\.1:\d+", arguments[0][4])
 
 
-def test_local_shares_out_the_gpus(tmp_path):
+def test_local_divides_the_gpus(tmp_path):
     stub = program(tmp_path / "stub", 'echo "$CUDA_VISIBLE_DEVICES" > "$1/${!#}"\n')
     command = ("launch/local.sh", 2, "--", stub, tmp_path)
     assert run(*command, CUDA_VISIBLE_DEVICES="4,5,6,7").returncode == 0
@@ -112,7 +112,7 @@ def test_local_shares_out_the_gpus(tmp_path):
 
 
 @pytest.mark.parametrize(("codes", "expected"), [("0 0", 0), ("75 75", 75), ("0 2", 2)])
-def test_local_ends_with_the_code_of_its_processes(tmp_path, codes, expected):
+def test_local_exits_with_the_code_of_its_processes(tmp_path, codes, expected):
     stub = program(tmp_path / "stub", f'codes=({codes})\nexit "${{codes[${{!#}}]}}"\n')
     assert run("launch/local.sh", 2, "--", stub).returncode == expected
 
@@ -132,7 +132,7 @@ def test_local_kills_what_does_not_end_after_one_failed(tmp_path):
 @pytest.mark.parametrize(
     ("sent", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)], ids=str
 )
-def test_local_passes_on_signals_once(tmp_path, sent, code):
+def test_local_forwards_signals_once(tmp_path, sent, code):
     stub = program(
         tmp_path / "stub",
         'note() { echo "$1" >> "$2/${!#}"; }\n'
@@ -144,7 +144,7 @@ def test_local_passes_on_signals_once(tmp_path, sent, code):
         [LAUNCH / "local.sh", "2", "--", stub, tmp_path], start_new_session=True
     )
     wait_for(tmp_path / "here0", tmp_path / "here1")
-    if sent == signal.SIGINT:  # as the terminal sends it: to the whole group
+    if sent == signal.SIGINT:  # like the terminal, to the process group
         os.killpg(process.pid, sent)
     else:
         process.send_signal(sent)
@@ -160,7 +160,7 @@ def wait_for(*paths: Path) -> None:
         time.sleep(0.05)
 
 
-# SLURM, with an srun, a scontrol and a scancel of ours.
+# SLURM, with stubs of srun, scontrol and scancel.
 
 
 @pytest.fixture
@@ -171,14 +171,14 @@ def sbatch(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 def start(tmp_path: Path, body: str, env: dict[str, str]) -> subprocess.Popen[str]:
     pid = tmp_path / "task.pid"
-    said = f'echo "$*" > "{tmp_path}/srun.said"\n'
+    log = f'echo "$*" > "{tmp_path}/srun.log"\n'
     program(tmp_path / "task", f'echo $$ > "{pid}"\n{body}')
     program(
-        tmp_path / "srun", f'{said}trap "exit 137" TERM\n"{tmp_path}/task" &\nwait $!\n'
+        tmp_path / "srun", f'{log}trap "exit 137" TERM\n"{tmp_path}/task" &\nwait $!\n'
     )
     # The real srun kills its tasks at SIGTERM.
     program(tmp_path / "scancel", f'[[ $* == "--signal=TERM 42" ]] && pkill -F {pid}\n')
-    program(tmp_path / "scontrol", f'echo "$*" >> "{tmp_path}/scontrol.said"\n')
+    program(tmp_path / "scontrol", f'echo "$*" >> "{tmp_path}/scontrol.log"\n')
     return subprocess.Popen(
         ["bash", LAUNCH / "slurm.sbatch", "lt-jax", "train", "--workdir", "a b"],
         env={
@@ -194,26 +194,26 @@ def start(tmp_path: Path, body: str, env: dict[str, str]) -> subprocess.Popen[st
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 69, 130, 134, 137])
-def test_slurm_ends_with_the_code(tmp_path, sbatch, code):
+def test_slurm_exits_with_the_code(tmp_path, sbatch, code):
     assert sbatch(f"exit {code}\n").wait(timeout=60) == code
-    assert (tmp_path / "srun.said").read_text().endswith("lt-jax train --workdir a b\n")
-    assert not (tmp_path / "scontrol.said").exists()
+    assert (tmp_path / "srun.log").read_text().endswith("lt-jax train --workdir a b\n")
+    assert not (tmp_path / "scontrol.log").exists()
 
 
-def test_slurm_requeues_what_was_saved(tmp_path, sbatch):
+def test_slurm_requeues_after_saving(tmp_path, sbatch):
     assert sbatch("exit 75\n").wait(timeout=60) == 0
-    assert (tmp_path / "scontrol.said").read_text() == "requeue 42\n"
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
 
 
-def test_slurm_does_not_requeue_for_ever(tmp_path, sbatch):
+def test_slurm_requeues_are_limited(tmp_path, sbatch):
     process = sbatch("exit 75\n", SLURM_RESTART_COUNT="3", MAX_REQUEUES="3")
-    _, told = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 75
-    assert "requeued 3 times" in told
-    assert not (tmp_path / "scontrol.said").exists()
+    assert "not requeued after 3 restarts" in err
+    assert not (tmp_path / "scontrol.log").exists()
 
 
-def test_slurm_passes_on_the_warning_signal(tmp_path, sbatch):
+def test_slurm_forwards_the_warning_signal(tmp_path, sbatch):
     body = (
         "trap 'sleep 0.3; exit 75' TERM\n"
         f'echo > "{tmp_path}/here"\nwhile true; do sleep 0.05; done\n'
@@ -222,7 +222,7 @@ def test_slurm_passes_on_the_warning_signal(tmp_path, sbatch):
     wait_for(tmp_path / "here")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=60) == 0
-    assert (tmp_path / "scontrol.said").read_text() == "requeue 42\n"
+    assert (tmp_path / "scontrol.log").read_text() == "requeue 42\n"
 
 
 # Kubernetes.
@@ -234,7 +234,7 @@ def check(manifest: Path) -> subprocess.CompletedProcess[str]:
 
 
 def commands_in_comments() -> dict[str, str]:
-    """The sed commands of jobset.yaml by what they make of it."""
+    """Return the sed commands in the comments of jobset.yaml, by their result."""
     text = (LAUNCH / "jobset.yaml").read_text()
     joined = re.sub(r" \\\n#\s+", " ", text)
     found = re.findall(r"^#\s+(sed .*jobset\.yaml) \| kubectl apply", joined, re.M)
@@ -271,7 +271,7 @@ def test_the_schema_finds_mistakes(tmp_path, old, new):
         ("cifar", {"stage": "train", "nodes": 1, "gpus": 1, "config": "cifar100_lt"}),
     ],
 )
-def test_the_manifest_becomes_what_its_comments_say(tmp_path, name, expected):
+def test_commands_in_the_comments_change_the_manifest(tmp_path, name, expected):
     done = run(*shlex.split(commands_in_comments()[name]))
     (tmp_path / "made.yaml").write_text(done.stdout)
     assert check(tmp_path / "made.yaml").returncode == 0
@@ -293,13 +293,13 @@ def test_the_manifest_becomes_what_its_comments_say(tmp_path, name, expected):
     assert container["resources"]["limits"] == {"nvidia.com/gpu": expected["gpus"]}
 
 
-# Cloud TPU, with a gcloud of ours that hands the command to a shell, as ssh does.
+# Cloud TPU, with a stub of gcloud that runs the command in a shell, as ssh does.
 
 
-def test_tpu_quotes_what_goes_over(tmp_path):
+def test_tpu_quotes_arguments(tmp_path):
     program(
         tmp_path / "gcloud",
-        f'printf "%s\\n" "$@" > "{tmp_path}/said"\n'
+        f'printf "%s\\n" "$@" > "{tmp_path}/log"\n'
         f'cd "{tmp_path}"\nbash -c "${{!#/#--command=/}}"\n',
     )
     (tmp_path / "lt_jax/.venv/bin").mkdir(parents=True)
@@ -311,6 +311,6 @@ def test_tpu_quotes_what_goes_over(tmp_path):
     done = run("launch/tpu.sh", "lt", "us-west4-a", *words, PATH=path)
     assert done.stdout == "".join(f"<{word}>" for word in words)
     assert done.returncode == 75
-    said = (tmp_path / "said").read_text().splitlines()
-    assert said[:5] == ["compute", "tpus", "tpu-vm", "ssh", "lt"]
-    assert said[5:7] == ["--zone=us-west4-a", "--worker=all"]
+    log = (tmp_path / "log").read_text().splitlines()
+    assert log[:5] == ["compute", "tpus", "tpu-vm", "ssh", "lt"]
+    assert log[5:7] == ["--zone=us-west4-a", "--worker=all"]

@@ -23,12 +23,9 @@ AXIS = "batch"
 MAX_STEPS_AHEAD = 16  # how far the host may run ahead of the devices
 
 
-def _local(spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.local_devices()), (AXIS,)), spec)
-
-
-def _global(spec: PartitionSpec) -> NamedSharding:
-    return NamedSharding(Mesh(np.array(jax.devices()), (AXIS,)), spec)
+def _sharding(devices: Sequence[jax.Device], split: bool) -> NamedSharding:
+    spec = PartitionSpec(AXIS) if split else PartitionSpec()
+    return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
 
 
 def replicate(tree: Any) -> Any:
@@ -46,17 +43,18 @@ def replicate(tree: Any) -> Any:
             return jax.random.key_data(leaf)
         return leaf.copy()
 
-    return jax.device_put(jax.tree.map(copy, tree), _local(PartitionSpec()))
+    copies = jax.tree.map(copy, tree)
+    return jax.device_put(copies, _sharding(jax.local_devices(), split=False))
 
 
 def process_part(indices: np.ndarray) -> np.ndarray:
-    """Select this process's columns of a plan, to read and pass to ``shard_batch``.
+    """Select this process's columns of a plan, padded with -1.
 
     The parts of a batch are in process order, as ``pmap`` numbers the devices. So an
     example's position, and its augmentation, do not depend on the number of processes.
 
     Args:
-      indices: int32[S, B], the plan of all processes; -1 is padding.
+      indices: int32[S, B], the plan of all processes.
 
     Returns:
       int32[S, padded_size(B) / processes].
@@ -67,13 +65,7 @@ def process_part(indices: np.ndarray) -> np.ndarray:
 
 
 def shard_batch(batch: Batch) -> Batch:
-    """Split this process's part of a batch over its devices.
-
-    Args:
-      batch: arrays [B, ...].
-
-    Returns:
-      Arrays [devices, B / devices, ...].
+    """Split arrays [B, ...] of this process into [devices, B / devices, ...].
 
     Raises:
       InputError: B is not divisible by the number of devices.
@@ -88,22 +80,21 @@ def shard_batch(batch: Batch) -> Batch:
             )
         return array.reshape(devices, -1, *array.shape[1:])
 
-    return jax.device_put(jax.tree.map(split, batch), _local(PartitionSpec(AXIS)))
+    parts = jax.tree.map(split, batch)
+    return jax.device_put(parts, _sharding(jax.local_devices(), split=True))
 
 
 def shard_indices(indices: np.ndarray) -> jax.Array:
     """Split int32[T, B] of T steps into [local devices, T, B / devices]."""
     split = indices.reshape(len(indices), jax.local_device_count(), -1).swapaxes(0, 1)
-    return jax.device_put(np.ascontiguousarray(split), _local(PartitionSpec(AXIS)))
+    target = _sharding(jax.local_devices(), split=True)
+    return jax.device_put(np.ascontiguousarray(split), target)
 
 
 def micro_batch_size(batch: int, parts: int, pairs: bool) -> int:
     """Return the rows per micro-batch; the last one may have fewer.
 
-    Args:
-      batch: rows of the batch.
-      parts: micro-batches.
-      pairs: whether rows 0 and 1, 2 and 3, ... must stay together.
+    ``pairs`` keeps rows 0 and 1, 2 and 3, ... together.
     """
     unit = 2 if pairs else 1
     return -(-batch // (parts * unit)) * unit
@@ -147,15 +138,14 @@ def jit_over_devices(
 
     Args:
       fun: one device's computation. Its results are concatenated along axis 0.
-      sharded: per argument, whether it is split along axis 0 (``shard_globally``).
-        Others are whole on every device: a NumPy array that is equal in all processes,
-        or from ``replicate_globally``.
+      sharded: per argument, whether it comes from ``shard_globally``. Other arguments
+        come from ``replicate_globally``, or are equal NumPy arrays in all processes.
       donate: positions of donated arguments.
     """
     split, copied = PartitionSpec(AXIS), PartitionSpec()
     mapped = jax.shard_map(
         fun,
-        mesh=_global(split).mesh,
+        mesh=Mesh(np.array(jax.devices()), (AXIS,)),
         in_specs=tuple(split if each else copied for each in sharded),
         out_specs=split,
     )
@@ -166,21 +156,19 @@ def shard_globally(array: np.ndarray) -> jax.Array:
     """Split an array over all devices along axis 0, padded with zeros."""
     missing = padded_size(len(array)) - len(array)
     if missing:
-        filler = np.zeros((missing, *array.shape[1:]), array.dtype)
-        array = np.concatenate([array, filler])
-    return _place(array, PartitionSpec(AXIS))
+        array = np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
+    return _place(array, split=True)
 
 
 def replicate_globally(array: np.ndarray) -> jax.Array:
     """Copy an array to every device of all processes."""
-    return _place(array, PartitionSpec())
+    return _place(array, split=False)
 
 
-def _place(array: np.ndarray, spec: PartitionSpec) -> jax.Array:
+def _place(array: np.ndarray, split: bool) -> jax.Array:
     # Not device_put: it compares the array between all processes.
-    return jax.make_array_from_callback(
-        array.shape, _global(spec), lambda index: array[index]
-    )
+    target = _sharding(jax.devices(), split)
+    return jax.make_array_from_callback(array.shape, target, array.__getitem__)
 
 
 def fetch_global(tree: Any) -> Any:
@@ -191,16 +179,14 @@ def fetch_global(tree: Any) -> Any:
 
 
 def gather_rows(values: jax.Array, indices: jax.Array) -> jax.Array:
-    """Gather rows of a ``shard_globally`` array onto every device.
-
-    Call it inside ``jit_over_devices``.
+    """Gather rows of a ``shard_globally`` array, inside ``jit_over_devices``.
 
     Args:
       values: float[N / devices, D], this device's part.
       indices: int32[B] into all N rows.
 
     Returns:
-      float32[B, D].
+      float32[B, D], equal on all devices.
     """
     local = indices - jax.lax.axis_index(AXIS) * len(values)
     held = (local >= 0) & (local < len(values))
@@ -209,11 +195,10 @@ def gather_rows(values: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def dispatch_limiter() -> Callable[[Any], None]:
-    """Make a function that keeps the host from running ahead of the devices.
+    """Make a function to call with a result of every step.
 
-    Call it with a result of every step. It waits for the result of
-    ``MAX_STEPS_AHEAD`` steps before. Without it the queue holds every batch, and
-    several virtual CPU devices on few cores dead-lock.
+    It waits for the result of ``MAX_STEPS_AHEAD`` steps before. Without it the queue
+    holds every batch, and several virtual CPU devices on few cores dead-lock.
     """
     queue: collections.deque[Any] = collections.deque()
 
