@@ -104,10 +104,11 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
     session.raise_if_stopped("the benchmark")
     splits = session.task.splits
     for part, run, dataset in (
-        ("evaluation", _evaluation, splits.test),
+        ("evaluation", run_evaluation, splits.test),
         ("extraction", _extraction, splits.train),
     ):
-        found[part] = _images(partial(run, session, network), dataset, session, seconds)
+        measured = partial(run, session, network)
+        found[part] = images_per_second(measured, dataset, session, seconds)
         _print(f"{part}   {found[part]:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
         session.raise_if_stopped("the benchmark")
@@ -121,12 +122,12 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
             f"{h['steps_per_second']:,.0f} steps/s, "
             f"{h['head_images_per_second']:,.0f} head-images/s"
         )
-    found["memory"] = memory = _memory()
+    found["memory"] = memory = peak_memory()
     _print(f"memory       {_si(memory['bytes'])}B peak, {memory['of']}")
     return found
 
 
-def _pace(call: Callable[[], Any], seconds: float) -> float:
+def seconds_per_call(call: Callable[[], Any], seconds: float) -> float:
     """Measure the seconds per call: the median of rounds that end with a sync.
 
     A round makes enough calls to fill a tenth of the time, because training does not
@@ -175,9 +176,9 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
 
     def speed(make: Any, size: int, most: int) -> tuple[float, int]:
         """Measure calls/s at the smallest size that takes some milliseconds."""
-        while size < most and _pace(make(size), 0.01) < 5e-3:
+        while size < most and seconds_per_call(make(size), 0.01) < 5e-3:
             size *= 2
-        return 1 / _pace(make(size), seconds), size
+        return 1 / seconds_per_call(make(size), seconds), size
 
     products, size = speed(matmul, 512, 8192)
     flops = count * 2 * size**3 * products
@@ -212,13 +213,13 @@ def _stage1(
         waited += time.monotonic() - before
         return take_step(following)
 
-    with contextlib.closing(_batches(task.splits.train, stage)) as batches:
+    with contextlib.closing(batches_of(task.splits.train, stage)) as batches:
         batch = next(batches)
         compiled = steps.compile_step(train_step, state, batch, inputs)
         step = compiled.run
-        each = _pace(lambda: take_step(batch), seconds)
+        each = seconds_per_call(lambda: take_step(batch), seconds)
         before = time.monotonic()
-        streamed = _pace(streaming, seconds)
+        streamed = seconds_per_call(streaming, seconds)
         waited /= time.monotonic() - before
         flops = _counted(counted_step.lower(state, batch, inputs), "flops", stage)
     accessed = _counted(step, "bytes accessed", stage)
@@ -271,10 +272,10 @@ def _resident(
                 yield measured
 
     with contextlib.closing(endless()) as calls:
-        return at_once * stage.batch / _pace(lambda: next(calls), seconds)
+        return at_once * stage.batch / seconds_per_call(lambda: next(calls), seconds)
 
 
-def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
+def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     """Yield batches for epoch after epoch, skipping incomplete ones."""
     full = slice(max(1, len(train) // stage.batch))
     for epoch in itertools.count():
@@ -282,7 +283,7 @@ def _batches(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
-def _evaluation(session: Session, network: Weights, dataset: Dataset) -> None:
+def run_evaluation(session: Session, network: Weights, dataset: Dataset) -> None:
     evaluate(
         session.task,
         session.methods["stage1"].head,
@@ -307,7 +308,7 @@ def _extraction(session: Session, network: Weights, dataset: Dataset) -> None:
     collections.deque(blocks, maxlen=0)
 
 
-def _images(
+def images_per_second(
     run: Callable[[Dataset], None], dataset: Dataset, session: Session, seconds: float
 ) -> float:
     """Measure images/s over as much of the dataset as the time allows."""
@@ -379,7 +380,7 @@ def _heads(
     }
 
 
-def _memory() -> dict[str, Any]:
+def peak_memory() -> dict[str, Any]:
     used = [device.memory_stats() for device in jax.local_devices()]
     if all(used):
         most = max(stats["peak_bytes_in_use"] for stats in used if stats)

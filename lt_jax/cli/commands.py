@@ -77,6 +77,18 @@ def _write_page(workdir: Path) -> None:
         print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
 
 
+def config(config: UserConfig, options: argparse.Namespace) -> None:
+    from lt_jax.cli import config_plan
+    from lt_jax.errors import InputError
+
+    if options.workdir and not options.plan:
+        raise InputError("--workdir needs --plan")
+    if options.plan:
+        config_plan.show_plan(config, options.workdir, options.json)
+    else:
+        config_plan.show(config, options.json)
+
+
 def report(options: argparse.Namespace) -> None:
     from lt_jax.report import build
 

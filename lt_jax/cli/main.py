@@ -161,6 +161,7 @@ def make_parser() -> argparse.ArgumentParser:
         _add_computing(group, name, commands.fit, text)
     _add_evaluate(group)
     _add_benchmark(group)
+    _add_config(group)
     _add_report(group)
     _add_predict(group)
     _add_convert(group)
@@ -223,6 +224,20 @@ def _add_benchmark(group: Any) -> None:
     text = "time per measurement (default: %(default)g)"
     add("--seconds", type=float, default=5.0, help=text)
     add("--json", type=_path, metavar="FILE", help="write one JSON object to FILE")
+
+
+def _add_config(group: Any) -> None:
+    text = "print every value of a config, or what it would run"
+    command = _add(group, "config", commands.config, text, configured=True)
+    command.add_argument(
+        "--plan",
+        action="store_true",
+        help="print fits, steps, memory and an estimate of the time",
+    )
+    command.add_argument(
+        "--workdir", type=_path, help="plan without the fits that are finished there"
+    )
+    _add_json(command)
 
 
 def _add_report(group: Any) -> None:

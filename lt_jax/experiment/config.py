@@ -376,20 +376,22 @@ def _typed(
             if field.default is dataclasses.MISSING:
                 raise InputError(f"the config has no {prefix}{key}")
             continue
-        kind, _, inner = str(field.type).partition("[")
-        kind = kind.split(" ")[0]  # "int | None"
-        accepted, name = TYPES[kind]
-        value = values[key].item() if hasattr(values[key], "item") else values[key]
-        parts = value if isinstance(value, tuple) else (value,)
-        if kind == "tuple":
-            item = str if inner.startswith("str") else (int, float)
-            wrong = not all(isinstance(part, item) for part in parts)
-        else:
-            wrong = isinstance(value, bool) and kind != "bool"  # a bool is an int
-        if wrong or not isinstance(value, accepted):
-            raise InputError(f"{prefix}{key} must be {name}, got {value!r}")
-        found[key] = float(value) if kind == "float" else value
+        found[key] = _value(f"{prefix}{key}", values[key], str(field.type))
     return found
+
+
+def _value(key: str, value: Any, annotation: str) -> Any:
+    """Return a value as a Python one of the annotated type, such as ``int | None``."""
+    kind, _, inner = annotation.removesuffix(" | None").partition("[")
+    accepted, name = TYPES[kind]
+    value = value.item() if hasattr(value, "item") else value
+    fits = any(isinstance(value, each) for each in accepted)
+    if kind == "tuple" and fits:
+        item = str if inner.startswith("str") else (int, float)
+        fits = all(isinstance(part, item) for part in value)
+    if not fits or (isinstance(value, bool) and kind != "bool"):  # a bool is an int
+        raise InputError(f"{key} must be {name}, got {value!r}")
+    return float(value) if kind == "float" else value
 
 
 def without_dropped(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,149 @@
+"""``lt-jax config``: the resolved values of a config, and the plan of its runs."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from lt_jax.cli import benchmark
+from lt_jax.distributed import sharding
+from lt_jax.errors import InputError
+from lt_jax.experiment import results, weights
+from lt_jax.experiment.cached import rows_of
+from lt_jax.experiment.config import UserConfig, as_dict, resolve
+from lt_jax.experiment.session import Session, load_splits, open_session
+from lt_jax.experiment.stages import first_stage
+from lt_jax.training import steps
+from lt_jax.training.log import duration, jsonable
+from lt_jax.training.loop import step_inputs, step_spec
+
+SECONDS = 2.0  # per measurement
+
+
+def show(config: UserConfig, as_json: bool) -> None:
+    """Print every key with its value, and what the data add to them."""
+    c = resolve(config)
+    tree = jsonable(as_dict(c))
+    if as_json:
+        print(json.dumps(tree, sort_keys=True))
+        return
+    for key, value in sorted(flatten_dict(as_dict(c), sep=".").items()):
+        print(f"{key} = {value!r}")
+    try:
+        splits, groups = load_splits(c)
+    except InputError as error:
+        print(f"# the data cannot be loaded: {error}")
+        return
+    described = results.describe(c.data.name, splits, groups)
+    for key, value in flatten_dict(described, sep=".").items():
+        print(f"# dataset.{key} = {value!r}")
+    for group, size in (("optim", c.optim), ("method", c.method)):
+        steps_per_epoch = -(-len(splits.train) // size.batch)
+        print(f"# {group}: {steps_per_epoch:,} steps per epoch")
+
+
+def show_plan(config: UserConfig, workdir: Path | None, as_json: bool) -> None:
+    """Measure a training step and an evaluation; print what would be run.
+
+    Args:
+      workdir: fits that are finished there are not counted.
+    """
+    with contextlib.ExitStack() as stack:
+        folder = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        session = stack.enter_context(open_session(config, folder, writes=False))
+        found = jsonable(_plan(session))
+    if as_json:
+        print(json.dumps(found))
+        return
+    for part in ("stage1", "stage2", "sweep"):
+        p = found[part]
+        print(
+            f"{part:8s} {p['fits']:,} fits, {p['epochs']:,} epochs, {p['steps']:,} "
+            f"steps of {p['batch']} images: {duration(p['seconds'])}"
+        )
+    memory = found["memory"]
+    print(f"devices  {found['device']}")
+    print(f"memory   {memory['bytes'] / 2**30:.2f} GiB, {memory['of']}")
+    print(
+        "Estimates from one measured training step and evaluation pass; heads on "
+        "cached features count as their feature extraction only."
+    )
+
+
+def _plan(session: Session) -> dict[str, Any]:
+    c, task = session.config, session.task
+    train, valid = len(task.splits.train), len(task.splits.valid)
+    others = valid + len(task.splits.test)
+    network = weights.fresh(task, c.model.init, (1, c.seed))
+    per_step = _step_seconds(session, network)
+    run = functools.partial(benchmark.run_evaluation, session, network)
+    test = task.splits.test
+    per_image = 1 / benchmark.images_per_second(run, test, session, SECONDS)
+
+    stage = first_stage(session, c.seed)
+    seeds = range(c.seed, c.seed + c.optim.repeats)
+    first = sum(session.finished(f"stage1/{seed}") is None for seed in seeds)
+    checks = c.optim.epochs / c.eval.every  # evaluations on validation
+    first_seconds = len(stage.rates) * per_step + per_image * (others + checks * valid)
+    rows = [row for seed in seeds for row in rows_of(c, seed, grid=False)]
+    rows = [row for row in rows if session.finished(row.title) is None]
+    swept = all(c.method.entries[name].grid is not None for name in c.method.names)
+    heads = [r for seed in seeds if swept for r in rows_of(c, seed, grid=True)]
+    extraction = c.optim.repeats * (train * c.method.views + others) * per_image
+    epochs = sum(row.hyper["epochs"] for row in rows)
+    # Online, each epoch passes the backbone forwards.
+    online = (epochs * train + len(rows) * others) * per_image
+    cached = c.method.features == "cached"
+    return {
+        "stage1": {
+            "fits": first,
+            "epochs": first * c.optim.epochs,
+            "steps": first * len(stage.rates),
+            "batch": c.optim.batch,
+            "seconds": first * first_seconds,
+        },
+        "stage2": _heads(session, rows, extraction if cached else online),
+        "sweep": _heads(session, heads, extraction),
+        "device": sharding.device_name(),
+        "step_seconds": per_step,
+        "memory": benchmark.peak_memory(),
+    }
+
+
+def _heads(session: Session, rows: list[Any], seconds: float) -> dict[str, Any]:
+    batch, epochs = session.config.method.batch, sum(r.hyper["epochs"] for r in rows)
+    return {
+        "fits": len(rows),
+        "epochs": epochs,
+        "steps": epochs * -(-len(session.task.splits.train) // batch),
+        "batch": batch,
+        "seconds": seconds if rows else 0.0,
+    }
+
+
+def _step_seconds(session: Session, network: weights.Weights) -> float:
+    """Measure a step of stage 1 with batches from the data, at learning rate 0."""
+    task, stage = session.task, first_stage(session, session.config.seed)
+    stage = stage._replace(rates=0 * stage.rates)
+    step: Any = steps.make_train_step(step_spec(task, stage))
+    per_epoch = len(stage.rates) // stage.epochs
+    inputs = step_inputs(stage, network.params["head"], per_epoch)
+
+    def stepping() -> Generator[Any, None, None]:
+        state = steps.init_state(*network, stage.sgd, stage.trains)
+        with contextlib.closing(benchmark.batches_of(task.splits.train, stage)) as all:
+            for batch in all:
+                state, measured = step(state, batch, inputs)
+                yield measured
+
+    with contextlib.closing(stepping()) as calls:
+        jax.block_until_ready(next(calls))
+        return benchmark.seconds_per_call(lambda: next(calls), SECONDS)
