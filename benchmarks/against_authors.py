@@ -1,4 +1,4 @@
-"""Stage 1 beside a plain PyTorch version of the authors' recipe, step by step.
+"""Stage 1 against a plain PyTorch version of the authors' recipe, step by step.
 
 The authors' code is not part of this repository and is not run here. How to run it:
 docs/benchmarks/against_authors.md. This script contains a PyTorch version of their
@@ -38,7 +38,7 @@ SIDES = ("lt_jax", "torch", "torch_channels_last")
 
 
 class Torch:
-    """One copy in PyTorch; a step takes a batch of pixels and gives its loss."""
+    """A copy in PyTorch; a step takes a batch of pixels and returns its loss."""
 
     def __init__(self, net: str, num_classes: int, channels_last: bool):
         import torch
@@ -67,7 +67,7 @@ class Torch:
 
 
 class Jax:
-    """The package: its own train step, which crops and mirrors by itself."""
+    """The train step of the package, which crops and mirrors the images."""
 
     def __init__(self, net: str, splits: Any, state: Any):
         import jax.numpy as jnp
@@ -103,7 +103,7 @@ class Jax:
 
 
 def measure(net: str, seconds: float, most: int, splits: Any) -> dict[str, Any]:
-    """All sides in turns, step by step, until the time is over."""
+    """Run all sides in turn, step by step, until the time is over."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -120,7 +120,7 @@ def measure(net: str, seconds: float, most: int, splits: Any) -> dict[str, Any]:
 
     @jax.jit
     def pixels_of(step: Any, images: Any) -> Any:
-        """What the train step makes of them, for the other side."""
+        """Crop, mirror and normalise the images as the train step does."""
         positions = jnp.arange(len(images))
         own = jax.random.fold_in(key, step)
         seen = augmentation.crop_flip(ours.augment, own, positions, images)

@@ -1,7 +1,7 @@
-"""Stage 1 of the authors' own code and of ours: one loss curve from what each prints.
+"""Loss curves of stage 1 from the output of the authors' code and of ours.
 
-Both tell the mean loss of the epoch so far. Their progress bar does so on a terminal
-alone, ours step by step if it may:
+Both print the mean loss of the epoch so far: theirs on a terminal only, ours for every
+step with a small ``log.seconds``:
 
     script -qc "python main_stage1.py --seed 0 --epochs 1 ..." theirs0.txt
     lt-jax train --config.seed=0 --config.log.seconds=0.001 --workdir ours0 ...
@@ -24,14 +24,14 @@ import numpy as np
 
 THEIRS = r"Training .*?\((\d+)/\d+\).*?Loss: ([\d.]+)"
 OURS = r"\| step (\d+)/\d+ \| loss ([\d.]+)"
-TOLD = (1, 2, 5, 10, 20, 40, 80, 120, 10**9)  # steps; the last is the last
+PRINTED = (1, 2, 5, 10, 20, 40, 80, 120, 10**9)  # steps; the last is the last
 
 
 def curve(text: str, pattern: str) -> np.ndarray:
-    """float[steps]: the mean loss up to each step of the first epoch.
+    """Return float[steps]: the mean loss up to each step of the first epoch.
 
     Raises:
-      ValueError: a step is missing, or nothing at all was found.
+      ValueError: a step is missing, or there are none.
     """
     losses: list[float] = []
     for step, loss in re.findall(pattern, text):
@@ -40,7 +40,7 @@ def curve(text: str, pattern: str) -> np.ndarray:
         elif int(step) > len(losses):
             raise ValueError(f"expected step {len(losses) + 1}, found {step}")
         elif int(step) == 1:
-            break  # the second epoch; a step told twice is not a new one
+            break  # the second epoch; a repeated step is not a new one
     if not losses:
         raise ValueError(f"found no line that matches {pattern!r}")
     return np.array(losses)
@@ -84,7 +84,7 @@ def main() -> None:
     print("  step" + "".join(f"{s:>18s}" for s, c in curves.items() for _ in c))
     whole = [losses for some in curves.values() for losses in some]
     end = min(map(len, whole))
-    for step in sorted({min(step, end) for step in TOLD}):
+    for step in sorted({min(step, end) for step in PRINTED}):
         print(f"{step:6d}" + "".join(f"{losses[step - 1]:18.3f}" for losses in whole))
     if options.plot:
         plot(curves, options.plot)

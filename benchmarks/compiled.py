@@ -1,28 +1,28 @@
 """Compile-only check of large batches: memory and FLOPs against arithmetic by hand.
 
 Compiles the training step of ResNet-50 (224 px, 8,142 classes) for 8 virtual devices
-at global batches that no machine here could run, from shapes alone; nothing is
-executed. Compared with arithmetic by hand:
+at global batches that no machine here could run, from shapes only; nothing is
+executed. The results are compared with arithmetic by hand:
 
-- FLOPs of a device: three times the forward pass (itself, the gradient of the weights
-  and that of the inputs, which the first layer does not need), a multiplication and an
-  addition for each weight and each place where it does not meet padding;
-- arguments of a device: parameters and momentum in float32, the statistics of batch
-  norm, the vectors of the loss, and its part of the batch as uint8;
-- temporary memory beside activations: every convolution's output is kept for the
-  backward pass, once before batch norm and once after it.
+- FLOPs per device: three times the forward pass (forward, gradient of the weights and
+  gradient of the inputs, which the first layer does not need). A multiplication and an
+  addition count for each weight and each position without padding.
+- Arguments per device: parameters and momentum in float32, batch-norm statistics, the
+  vectors of the loss, and its part of the batch as uint8.
+- Temporary memory against activations: the backward pass keeps every convolution's
+  output twice, before and after batch norm.
 
     python benchmarks/compiled.py [--json] [--quick]
 
-`--quick` compiles ResNet-10 at 64 px. XLA counts the body of a loop once, so what it
-says of micro-batches is multiplied by their number. Temporary memory is that of XLA's
-CPU compiler, which computes bfloat16 convolutions in float32 and plans memory otherwise
-than that of a GPU or TPU: read it as an order of magnitude.
+`--quick` compiles ResNet-10 at 64 px. XLA counts the body of a loop once, so counts of
+micro-batches are multiplied by their number. Temporary memory is that of XLA's CPU
+compiler, which computes bfloat16 convolutions in float32 and plans memory differently
+from GPUs and TPUs: read it as an order of magnitude.
 
 JSON keys: `rows`, each with `batch`, `dtype`, `parts`, `flops_over_hand`,
-`arguments_over_hand`, `temporary_over_hand`, `gib` (of a device, all together),
-`gflops_image`; and over all rows `flops_over_hand` and `arguments_over_hand`: [least,
-most].
+`arguments_over_hand`, `temporary_over_hand`, `gib` (per device, in total),
+`gflops_image`; and over all rows `flops_over_hand` and `arguments_over_hand`: [min,
+max].
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ CLASSES = 8142
 
 
 class Case(NamedTuple):
-    """What is compiled."""
+    """A step to compile."""
 
     net: str
     size: int  # pixels of a side
-    batch: int  # of all devices
+    batch: int  # over all devices
     dtype: str
     parts: int  # micro-batches
 
@@ -63,9 +63,9 @@ QUICK = (
 
 
 class Layer(NamedTuple):
-    """A convolution by hand."""
+    """A convolution, counted by hand."""
 
-    side: int  # pixels of a side of what it sees
+    side: int  # input pixels per side
     stride: int
     kernel: int
     inputs: int  # channels
@@ -73,13 +73,13 @@ class Layer(NamedTuple):
 
     @property
     def out(self) -> int:
-        """Pixels of a side of what it makes."""
+        """Return the output pixels per side."""
         return self.side // self.stride
 
     @property
     def flops(self) -> int:
         pad = (self.kernel - 1) // 2
-        taps = sum(  # along a side, the weights that do not meet padding
+        taps = sum(  # per side, the weights that do not meet padding
             0 <= place * self.stride - pad + i < self.side
             for place in range(self.out)
             for i in range(self.kernel)
@@ -95,13 +95,13 @@ class Layer(NamedTuple):
         return self.out**2 * self.outputs
 
 
-# Blocks of each stage, and whether they are bottlenecks; written down once more, as a
-# check against the package should not read the package.
+# Blocks per stage, and whether they are bottlenecks. Repeated here, because a check
+# against the package should not read the package.
 NETS = {"resnet50": ((3, 4, 6, 3), True), "resnet10": ((1, 1, 1, 1), False)}
 
 
 def layers(net: str, size: int) -> list[Layer]:
-    """The convolutions of a network with the ImageNet stem, in order."""
+    """List the convolutions of a network with the ImageNet stem, in order."""
     blocks, bottleneck = NETS[net]
     found = [Layer(size, 2, 7, 3, 64)]
     side, channels = size // 4, 64
@@ -128,7 +128,7 @@ def layers(net: str, size: int) -> list[Layer]:
 
 
 def by_hand(case: Case) -> dict[str, float]:
-    """FLOPs, and bytes of arguments and activations, of one device."""
+    """Count FLOPs and bytes of arguments and activations for one device."""
     convolutions = layers(case.net, case.size)
     images = case.batch / DEVICES
     features = max(layer.outputs for layer in convolutions)
@@ -150,7 +150,7 @@ def by_hand(case: Case) -> dict[str, float]:
 
 
 def measure(case: Case) -> dict[str, Any]:
-    """Compiles the step of a case from shapes and compares."""
+    """Compile the step of a case from shapes and compare."""
     import jax
     import jax.numpy as jnp
 
@@ -170,7 +170,7 @@ def measure(case: Case) -> dict[str, Any]:
         state = TrainState(jnp.zeros((), jnp.int32), params, stats, opt_state)
         adjust = losses.cross_entropy(CLASSES)
         one = jnp.zeros(1)
-        numbers = jax.random.key_data(jax.random.key(0))  # as placing.replicate sends
+        numbers = jax.random.key_data(jax.random.key(0))  # as sharding.replicate does
         return state, steps.StepInputs(
             key=numbers,
             rates=one,

@@ -1,9 +1,9 @@
 """One device against four: the same loss curve, the same integers.
 
-Trains the digits network for 50 steps, with augmentation and a ragged last batch, on 1
-and on 4 virtual CPU devices (a process each), then evaluates on the test set, all in
-float64: training amplifies a rounding by about two each step, so that in float32 the
-curves of some seeds part after 20 steps, and nothing could be told from a mistake.
+Trains the digits network for 50 steps, with augmentation and an incomplete last batch,
+on 1 and on 4 virtual CPU devices (a process each), then evaluates on the test set. All
+in float64: training about doubles a rounding error per step. In float32 the curves of
+some seeds diverge after 20 steps, which would hide a bug.
 
     python benchmarks/devices.py [--json] [--quick]
 
@@ -23,7 +23,7 @@ COUNTS = (1, 4)
 
 
 def measure(num_steps: int) -> dict[str, Any]:
-    """Trains and evaluates on the devices of this process."""
+    """Train and evaluate on the devices of this process."""
     import jax
     import numpy as np
 
@@ -73,7 +73,7 @@ def measure(num_steps: int) -> dict[str, Any]:
 
 
 def run(devices: int, num_steps: int) -> dict[str, Any]:
-    """Measures in a process with so many virtual devices."""
+    """Measure in a process with ``devices`` virtual devices."""
     command = __file__, "--steps", num_steps
     return parts.on_devices(devices, *command, JAX_ENABLE_X64="1")
 

@@ -1,14 +1,13 @@
-"""Kills runs at random times and damages their files; every result has to be the same.
+"""Crash test: kill runs at random times, damage their files, compare the results.
 
     python benchmarks/faults.py [--kills N] [--json] [--quick]
 
-On the digits, small: stage 1, features, cached stage 2 and a sweep, each command killed
-with SIGKILL at a random time after it has begun to work, run again, killed again, until
-it is let through; in one process and in two. Random times meet training steps, saves,
-extraction, evaluation and the writing of results. The end is compared bit by bit with
-that of runs nobody disturbed: parameters, features, metrics. Then files of checkpoints
-and of the feature cache lose their end or have a bit flipped, and the command runs
-again: it has to find the damage, or not be harmed by it.
+Runs stage 1, features, cached stage 2 and a sweep on the digits, in one process and in
+two. Each command is killed with SIGKILL at a random time and rerun, several times. The
+times fall into training steps, saves, extraction, evaluation and the writing of
+results. Parameters, features and metrics must equal those of undisturbed runs, bit by
+bit. Then files of checkpoints and of the feature cache are truncated or get a flipped
+bit, and the command runs again. It must detect the damage or not depend on it.
 
 JSON keys: `kills`, `resumes`, `mismatches`, `steps_redone`, `damages`, `harmless`,
 `mended`, `refused`, `undetected`.
@@ -42,7 +41,7 @@ FLAGS = {
     "eval.every": 2,
     "save.every": 1,
     "eval.curves": "test",
-    "log.seconds": 0.0,  # a line for each step, which tells how many are done again
+    "log.seconds": 0.0,  # a line per step, which shows how many are repeated
     "method.names": ("los", "ldam", "ncm"),
     "method.repeats": 2,
     "method.los.grid.lr": (5e-4, 5e-2),
@@ -51,16 +50,16 @@ FLAGS = {
     "method.features": "cached",
 }
 COMMANDS = ("train", "retrain", "sweep", "evaluate")
-# Not the same in two runs: times.
+# Times differ between runs.
 TIMES = ("seconds", "images_per_second")
-LIMIT = 600  # seconds after which a command is held to hang
+LIMIT = 600  # seconds after which a command counts as hung
 
 
 class Run:
-    """A command at work, in one or two processes."""
+    """A running command, in one or two processes."""
 
     def __init__(self, command: str, workdir: Path, processes: int):
-        self.silent = command == "evaluate"  # it tells nothing before its end
+        self.silent = command == "evaluate"  # it prints nothing before its end
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
@@ -87,14 +86,14 @@ class Run:
             )
 
     def kill(self) -> None:
-        """SIGKILL to all, one after the other as on machines that go away."""
+        """Send SIGKILL to all processes, one after the other, as when machines fail."""
         for part in random.sample(self.parts, len(self.parts)):
             part.send_signal(signal.SIGKILL)
             time.sleep(0.05)
         self.wait()
 
     def until_working(self) -> None:
-        """Until it has told what it is about to do, or the end."""
+        """Wait until it has printed its protocol, or for its end."""
         if self.silent:
             return
         out = self.parts[0].stdout
@@ -110,7 +109,7 @@ class Run:
 
 
 def finish(command: str, workdir: Path, processes: int) -> Run:
-    """Runs a command to its end."""
+    """Run a command to its end."""
     run = Run(command, workdir, processes)
     codes = run.wait()
     if any(codes):
@@ -118,7 +117,7 @@ def finish(command: str, workdir: Path, processes: int) -> Run:
     return run
 
 
-def steps_told(text: str) -> list[tuple[str, int]]:
+def printed_steps(text: str) -> list[tuple[str, int]]:
     return [
         (run, int(step.replace(",", "")))
         for run, step in re.findall(r"^(\S+) \| step ([\d,]+)/", text, re.MULTILINE)
@@ -126,23 +125,23 @@ def steps_told(text: str) -> list[tuple[str, int]]:
 
 
 def essence(workdir: Path) -> dict[str, str]:
-    """Digests of everything that has to be the same, by name."""
+    """Return digests of everything that must be equal, by name."""
     sys.path.insert(0, str(ROOT))
     from lt_jax.training import checkpoint
 
     def digest(content: bytes) -> str:
         return hashlib.sha256(content).hexdigest()
 
-    def told(value: Any) -> Any:
+    def without_times(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: told(v) for k, v in value.items() if k not in TIMES}
-        return [told(v) for v in value] if isinstance(value, list) else value
+            return {k: without_times(v) for k, v in value.items() if k not in TIMES}
+        return [without_times(v) for v in value] if isinstance(value, list) else value
 
     found = {}
     for file in sorted(workdir.rglob("*")):
         name = str(file.relative_to(workdir))
         if file.name in ("outcome.json", "rows.json", "result.json"):
-            content = told(json.loads(file.read_text()))
+            content = without_times(json.loads(file.read_text()))
             found[name] = digest(json.dumps(content).replace(str(workdir), "").encode())
         elif file.suffix == ".npy":
             found[name] = digest(file.read_bytes())
@@ -161,7 +160,7 @@ def compare(workdir: Path, expected: dict[str, str]) -> list[str]:
 
 
 def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
-    """Kills until so many are done, over all commands, in one process and in two."""
+    """Kill commands ``kills`` times, in one process and in two."""
     random.seed(seed)
     count: Counter[str] = Counter()
     references, lengths = {}, {}
@@ -209,13 +208,13 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 
 
 def redone(text: str, done: dict[str, int], count: Counter[str]) -> None:
-    """Counts a resume, and the steps between where it goes on and what was done."""
+    """Count a resume, and the steps that it repeats."""
     count["resumes"] += bool(done)
-    went_on = re.findall(r"^(\S+): resuming from step ([\d,]+)", text, re.MULTILINE)
-    for run, step in went_on:
+    resumed = re.findall(r"^(\S+): resuming from step ([\d,]+)", text, re.MULTILINE)
+    for run, step in resumed:
         at = int(step.replace(",", ""))
         count["steps_redone"] += max(0, done.get(run, 0) - at)
-    for run, step in steps_told(text):
+    for run, step in printed_steps(text):
         done[run] = max(done.get(run, 0), step)
     done.setdefault("", 0)  # something ran before
 
@@ -233,16 +232,16 @@ def damage(file: Path) -> str:
 
 
 def damages(folder: Path, number: int, seed: int) -> dict[str, Any]:
-    """Damages one file at a time; the command has to end the same or to refuse."""
+    """Damage one file at a time; the command must end the same or refuse."""
     random.seed(seed)
     count: Counter[str] = Counter({"damages": number})
-    whole, workdir = folder / "reference1", folder / "damaged"
+    intact, workdir = folder / "reference1", folder / "damaged"
 
     def unfinished(command: str) -> list[Path]:
-        """Makes the workdir anew, to be finished by the command; what it will read."""
+        """Reset the workdir to an unfinished state; return the files to be read."""
         shutil.rmtree(workdir, ignore_errors=True)
-        shutil.copytree(whole, workdir)
-        if command == "train":  # goes on from the newest checkpoint of a fit
+        shutil.copytree(intact, workdir)
+        if command == "train":  # resumes from the newest checkpoint of a fit
             fit = workdir / "checkpoints" / "stage1" / "0"
             steps = sorted(int(p.name) for p in fit.iterdir() if p.name.isdigit())
             (fit / "outcome.json").unlink()
@@ -266,8 +265,8 @@ def damages(folder: Path, number: int, seed: int) -> dict[str, Any]:
         run = Run(command, workdir, 1)
         codes = run.wait()
         if codes == [0]:
-            told = re.search(r"damaged|is not used", run.text)
-            kind = "mended" if told else "harmless"
+            reported = re.search(r"damaged|is not used|stale|recomputing", run.text)
+            kind = "mended" if reported else "harmless"
             if compare(workdir, expected[command]):
                 kind = "undetected"
         elif codes == [2] and "Traceback" not in run.text:

@@ -1,21 +1,20 @@
-"""Photographs from encoded bytes to batches: how fast, beside the usual ways.
+"""Speed from encoded photographs to batches, compared with other libraries.
 
-Makes JPEGs of 800x600 (smooth colours of the spectrum of photographs, edges, a little
-noise; quality 90, about 215 kB) and turns each into a random resized crop of 224, with
-one worker. All ways take turns in each round on the same crops; ratios are medians over
-the rounds of seconds of CPU, all threads of the process counted, so other work on the
-machine distorts them little. The lines of tf.data and Grain need those installed (the
-extra `prepare` brings the first).
+Makes JPEGs of 800x600 (the spectrum of photographs, edges, a little noise; quality 90,
+about 215 kB) and turns each into a random resized crop of 224, with one worker. In each
+round all ways take turns on the same crops. Ratios are medians over the rounds of CPU
+seconds of all threads, so other work on the machine has little effect. The rows of
+tf.data and Grain need those installed (the extra `prepare` brings the first).
 
     python benchmarks/input_pipeline.py [--json] [--quick]
 
-JSON keys: `over_decode` (rate over that of decoding whole images alone, libjpeg-turbo
-through simplejpeg), `over_pillow` (over a PyTorch user's Pillow path),
-`over_tfdata_area` (over tf.data's fused decode_and_crop_jpeg with an area resize; null
-without TensorFlow), `two_over_one` (two workers over one, by the clock: this one needs
-an idle machine; `two_over_one_by_cpu` does not, but sees no waiting), each with its
-`spread`; `memory`, resident, in MiB; `python_microseconds`, at most that long an image
-holds Python's lock, which bounds what threads of one process can do.
+JSON keys: `over_decode` (rate relative to decoding full images with libjpeg-turbo
+through simplejpeg), `over_pillow` (to a PyTorch user's Pillow path),
+`over_tfdata_area` (to tf.data's fused decode_and_crop_jpeg with an area resize; null
+without TensorFlow), `two_over_one` (two workers to one, wall time: needs an idle
+machine; `two_over_one_by_cpu` does not, but ignores waiting), each with its `spread`;
+`memory`, resident, in MiB; `python_microseconds`, an upper bound per image of the time
+with Python's lock held, which limits the threads of one process.
 """
 
 from __future__ import annotations
@@ -45,14 +44,14 @@ BARS = {
     "over_tfdata_area": 1.0,
     "two_over_one": 1.9,
 }
-RATES = (2_500, 7_000)  # images a second that an accelerator takes
+RATES = (2_500, 7_000)  # images/s that an accelerator consumes
 
 
 class Scale(NamedTuple):
-    """How much is measured."""
+    """Size of the measurement."""
 
     files: int
-    images: int  # of a round
+    images: int  # per round
     rounds: int
     memory: int  # images decoded while the memory is watched
 
@@ -62,7 +61,7 @@ QUICK = Scale(files=16, images=64, rounds=3, memory=1_000)
 
 
 def photograph(seed: int) -> bytes:
-    """A JPEG with the spectrum of photographs (1/f), some edges, and noise."""
+    """Make a JPEG with the spectrum of photographs (1/f), some edges, and noise."""
     import numpy as np
     from PIL import Image
 
@@ -72,7 +71,7 @@ def photograph(seed: int) -> bytes:
     frequency[0, 0] = np.inf
     y, x = np.mgrid[:HIGH, :WIDE]
     planes = []
-    for strength in (60, 20, 20):  # brightness, and the two of colour
+    for strength in (60, 20, 20):  # luma and two chroma channels
         waves = rng.normal(size=(2, *frequency.shape))
         plane = np.fft.irfft2((waves[0] + 1j * waves[1]) / frequency**1.3, (HIGH, WIDE))
         planes.append(128 + plane / plane.std() * strength)
@@ -89,7 +88,7 @@ def photograph(seed: int) -> bytes:
 
 
 def made(files: list[bytes], workers: int = 1) -> Any:
-    """The files as a data set of ours."""
+    """Wrap the files as a dataset of the package."""
     import numpy as np
 
     from lt_jax.data.images.photos import PhotoOptions, photographs
@@ -113,7 +112,7 @@ def plan(files: int, images: int) -> Any:
 
 
 def fed(dataset: Any, rows: Any, epoch: int, train: bool = True) -> None:
-    """Every batch of a plan, to the host."""
+    """Load every batch of a plan to the host."""
     import numpy as np
 
     from lt_jax.data.loader import CropPlan, load_batches
@@ -128,7 +127,7 @@ Crop = tuple[int, int, int, int]
 
 
 def boxes(images: int, epoch: int) -> list[Crop]:
-    """The crops that ``load_batches`` takes, for the other ways."""
+    """Return the crops of ``load_batches``, for the other ways."""
     import numpy as np
 
     from lt_jax import seeds
@@ -148,7 +147,7 @@ def whole(data: bytes, box: Crop) -> Any:
 
 
 def pillow(data: bytes, box: Crop) -> Any:
-    """torchvision's RandomResizedCrop on a PIL image, and the flip's copy left out."""
+    """Crop as torchvision's RandomResizedCrop on a PIL image, without the flip."""
     import numpy as np
     from PIL import Image
 
@@ -159,7 +158,7 @@ def pillow(data: bytes, box: Crop) -> Any:
 
 
 def pillow_draft(data: bytes, box: Crop) -> Any:
-    """The same, decoded at the scale that covers the crop."""
+    """Crop as ``pillow``, decoded at the scale that covers the crop."""
     import numpy as np
     from PIL import Image
 
@@ -175,7 +174,7 @@ def pillow_draft(data: bytes, box: Crop) -> Any:
 
 
 def opencv(data: bytes, box: Crop) -> Any:
-    """OpenCV's own decoder at the scale that covers the crop, and means of areas."""
+    """Decode with OpenCV at the scale that covers the crop; resize by area."""
     import cv2
     import numpy as np
 
@@ -192,7 +191,7 @@ def opencv(data: bytes, box: Crop) -> Any:
 
 
 def scaled(data: bytes, box: Crop, area: bool) -> Any:
-    """simplejpeg at the scale that covers the crop, all rows, OpenCV's resize."""
+    """Decode all rows with simplejpeg at that scale; resize with OpenCV."""
     import cv2
     import simplejpeg
 
@@ -217,7 +216,7 @@ def _cut_resize(image: Any, box: Crop, divisor: int, how: int) -> Any:
 
 
 def tfdata(files: list[bytes], images: int, method: str) -> Callable[[int], Any]:
-    """tf.data with one thread: the fused decoder, resize, batches of uint8."""
+    """Use tf.data with one thread: fused decoder, resize, batches of uint8."""
     import numpy as np
     import tensorflow as tf
 
@@ -251,7 +250,7 @@ def tfdata(files: list[bytes], images: int, method: str) -> Callable[[int], Any]
 
 
 def grain(files: list[bytes], images: int) -> Callable[[int], Any]:
-    """Our own decoder, its images moved by Grain's threads."""
+    """Use our decoder with Grain's threads."""
     import numpy as np
     from grain import MapDataset, ReadOptions
 
@@ -284,7 +283,7 @@ def grain(files: list[bytes], images: int) -> Callable[[int], Any]:
 def each(
     files: list[bytes], images: int, way: Callable[[bytes, Crop], Any]
 ) -> Callable[[int], Callable[[], None]]:
-    """A way of one image, for all images of a round."""
+    """Apply a way for single images to all images of a round."""
 
     def ready(epoch: int) -> Callable[[], None]:
         crops = boxes(images, epoch)
@@ -310,7 +309,7 @@ def importable(name: str) -> bool:
 
 
 class Clock:
-    """Seconds by round and way, of CPU and of the wall."""
+    """Measure CPU and wall seconds by round and way."""
 
     def __init__(self) -> None:
         self.cpu: dict[str, list[float]] = {}
@@ -324,7 +323,7 @@ class Clock:
 
 
 def rates_of(scale: Scale, files: list[bytes]) -> tuple[Clock, Clock]:
-    """All ways with one worker; and ours with one and two, back to back."""
+    """Measure all ways with one worker, and ours with one and two."""
     images = scale.images
     ways = {
         "decode": each(files, images, whole),
@@ -362,9 +361,9 @@ def rates_of(scale: Scale, files: list[bytes]) -> tuple[Clock, Clock]:
 
 
 def python_seconds(files: list[bytes]) -> float:
-    """Seconds of an image during which no other thread can run Python.
+    """Measure seconds per image during which no other thread can run Python.
 
-    What is left when the calls that let the lock go do nothing.
+    It is the time that remains when the calls that release the lock do nothing.
     """
     import numpy as np
 
@@ -392,13 +391,13 @@ def python_seconds(files: list[bytes]) -> float:
 
 
 def resident() -> float:
-    """MiB of this process in memory."""
+    """Return the resident memory of this process in MiB."""
     with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def watch(workers: int, images: int) -> dict[str, Any]:
-    """Resident memory before, and after each tenth of the images."""
+    """Measure resident memory before, and after each tenth of the images."""
     import jax
 
     jax.config.update("jax_platforms", "cpu")
@@ -412,7 +411,7 @@ def watch(workers: int, images: int) -> dict[str, Any]:
 
 
 def memory(scale: Scale) -> Iterator[dict[str, Any]]:
-    """In processes of their own, as memory that was once taken may not come back."""
+    """Measure in separate processes, because freed memory may stay resident."""
     for workers in (1, 2):
         command = [sys.executable, __file__, "--watch", f"{workers},{scale.memory}"]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
@@ -420,7 +419,7 @@ def memory(scale: Scale) -> Iterator[dict[str, Any]]:
 
 
 def ratio(over: list[float], under: list[float]) -> tuple[float, list[float]]:
-    """Median over the rounds of one's seconds over the other's, least and greatest."""
+    """Return the median, minimum and maximum over the rounds of a ratio of seconds."""
     found = [a / b for a, b in zip(over, under, strict=True)]
     return statistics.median(found), [min(found), max(found)]
 
@@ -444,7 +443,7 @@ def measure(scale: Scale) -> dict[str, Any]:
     found["two_over_one"], found["spread"]["two_over_one"] = ratio(
         double.wall["one"], double.wall["two"]
     )
-    # What is left of two idle cores if the clock is not to be trusted.
+    # An estimate for two idle cores if wall time is unreliable.
     found["two_over_one_by_cpu"] = 2 * ratio(double.cpu["one"], double.cpu["two"])[0]
     rates = {
         name: scale.images / statistics.median(seconds)

@@ -1,6 +1,6 @@
-"""What several benchmarks are made of: our training step, PyTorch's network, a process.
+"""Parts shared by benchmarks: our training step, PyTorch's network, a subprocess.
 
-Imports stand in the functions: the scripts set JAX's variables first.
+Imports are inside the functions, because the scripts set JAX's variables first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def network(net: str, width: int, stem: str = "cifar", dtype: str = "float32") -> Any:
-    """One of our backbones."""
+    """Make one of our backbones."""
     from lt_jax import models
     from lt_jax.distributed import sharding
 
@@ -22,7 +22,7 @@ def network(net: str, width: int, stem: str = "cifar", dtype: str = "float32") -
 
 
 def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any, Any]:
-    """Its parameters with those of a linear head, and its batch statistics."""
+    """Make parameters with a linear head, and batch statistics."""
     import jax
 
     from lt_jax import models
@@ -33,7 +33,7 @@ def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any,
 
 
 def fresh_head(width: int, num_classes: int) -> Any:
-    """The parameters of a linear head on so many features."""
+    """Make the parameters of a linear head."""
     import jax
 
     from lt_jax import heads
@@ -49,7 +49,7 @@ def program(
     batch_norm: str = "train",
     parts: int = 1,
 ) -> Any:
-    """The step of SGD with momentum 0.9 on the cross-entropy of a linear head."""
+    """Make an SGD step, momentum 0.9, on the cross-entropy of a linear head."""
     from lt_jax import heads, losses
     from lt_jax.training import optim, steps
 
@@ -69,11 +69,11 @@ def program(
 def begin(
     program: Any, params: Any, stats: Any, adjust: Any, rates: Any, seed: int = 2
 ) -> tuple[Any, Any]:
-    """The state before the first step, and what turns it; both on the devices.
+    """Place the initial state and the step inputs on the devices.
 
     Args:
-      rates: float32[steps], or a rate of as many steps as anybody asks for.
-      seed: of the augmentation.
+      rates: float32[steps], or one rate for any number of steps.
+      seed: seed of the augmentation.
     """
     import jax
     import numpy as np
@@ -96,7 +96,7 @@ def begin(
 
 
 def torch_network(net: str, width: int, num_classes: int) -> Any:
-    """The same network in torch.nn, under torchvision's names, as PyTorch begins it."""
+    """Make the network in torch.nn, with torchvision's names and PyTorch's init."""
     import torch
 
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -107,7 +107,7 @@ def torch_network(net: str, width: int, num_classes: int) -> Any:
 
 
 def answer(*words: object, **env: str) -> Any:
-    """The JSON in the last line of what a script prints, in a process of its own."""
+    """Run a script in a subprocess; return the JSON in its last line."""
     done = subprocess.run(
         [sys.executable, *map(str, words)],
         env=os.environ | env,
@@ -119,6 +119,6 @@ def answer(*words: object, **env: str) -> Any:
 
 
 def on_devices(devices: int, *words: object, **env: str) -> Any:
-    """The same with so many virtual CPU devices."""
+    """Run a script with ``devices`` virtual CPU devices; return its JSON."""
     flag = f"--xla_force_host_platform_device_count={devices}"
     return answer(*words, XLA_FLAGS=flag, JAX_PLATFORMS="cpu", NPROC="16", **env)

@@ -1,4 +1,4 @@
-"""What each choice of the protocol does: the clean one, the authors', and between.
+"""Effect of each choice of the protocol: clean, the authors', and in between.
 
 Stage 1, CE and LOS re-training on CIFAR100-LT under the clean protocol, under that of
 the authors' code, and under the clean one with a single choice changed. Means over
@@ -8,13 +8,13 @@ seeds of both stages; differences are paired by seeds.
         [--epochs 200] [--retrain_epochs 20] [--seeds 3] [--workdir DIR]
         [--json] [--quick]
 
-Three stage 1 a seed are enough for seven rows: the last epoch and the best one on the
-test set are two checkpoints of one training, and mirror averaging is another evaluation
-of the same heads. All lies in --workdir; the same command goes on where it was stopped.
---quick: the embedded digits, a tiny network, two seeds; it shows that the script works.
+Three runs of stage 1 per seed suffice for seven rows: the last epoch and the best one
+on the test set are two checkpoints of one run, and mirror averaging is another
+evaluation of the same heads. Everything is in --workdir; rerun the same command to
+resume. --quick uses the digits, a tiny network and two seeds, to test the script.
 
 JSON keys: `accuracy` and `difference` (to `clean`) by row and head (`none`: stage 1),
-fractions, each `mean`, `std`, `values`; `rows` tells what they are; `split`, `seconds`.
+fractions, each `mean`, `std`, `values`; `rows` describes them; `split`, `seconds`.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ FLIP = {"eval.flip": True}
 DRIFT = {"method.batch_norm": "drift"}
 PAPER = {**TEST, **ALL_IMAGES, **FLIP, **DRIFT}
 
-# What is trained, by its changes to the clean config. With the test set the best epoch
-# is kept, and the last one stands beside it; how it is evaluated decides what is best.
+# Runs, by their changes to the clean config. With the test set, the best epoch is kept
+# in addition to the last one; the kind of evaluation decides which epoch is best.
 STAGE1 = {
     "held_out": TEST,
     "whole_batches": {"optim.drop_last": True},
@@ -51,7 +51,7 @@ class Row(NamedTuple):
     title: str
     stage1: str  # a key of STAGE1
     kept: str  # its "last" or its "best" epoch
-    changes: dict[str, Any]  # of stage 2 and evaluation
+    changes: dict[str, Any]  # for stage 2 and evaluation
 
 
 ROWS = {
@@ -66,21 +66,21 @@ ROWS = {
 
 
 def command(words: list[str], changes: dict[str, Any]) -> str:
-    """What a command of ``lt-jax`` printed; ends with its code where it failed."""
+    """Run ``lt-jax`` and return its output; exit with its code if it fails."""
     from lt_jax.cli import main as cli
 
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     print("lt-jax", *words, *flags, file=sys.stderr)
-    told = io.StringIO() if "--json" in words else sys.stderr
-    with contextlib.redirect_stdout(told):
+    out = io.StringIO() if "--json" in words else sys.stderr
+    with contextlib.redirect_stdout(out):
         code = cli.main([*words, *flags])
     if code:
         sys.exit(code)
-    return told.getvalue() if isinstance(told, io.StringIO) else ""
+    return out.getvalue() if isinstance(out, io.StringIO) else ""
 
 
 def noted(there: Path, here: Path, pattern: str, last: bool = False) -> None:
-    """Notes in a workdir the finished fits of another, or their last epochs."""
+    """Record in a workdir the finished fits of another, or their last epochs."""
     for file in there.glob(f"checkpoints/{pattern}/outcome.json"):
         outcome = json.loads(file.read_text(encoding="utf-8"))
         if last:
@@ -93,7 +93,7 @@ def noted(there: Path, here: Path, pattern: str, last: bool = False) -> None:
 
 
 def accuracies(config: str, base: dict[str, Any], at: Path) -> dict[str, Any]:
-    """Trains what is missing; values over the seeds by row and head, and the split."""
+    """Train missing runs; return values over seeds by row and head, and the split."""
     for name, changes in STAGE1.items():
         workdir = at / "stage1" / name
         command(["train", config, f"--workdir={workdir}"], {**base, **changes})
@@ -124,7 +124,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 
 
 def summary(found: dict[str, Any]) -> dict[str, Any]:
-    """Means, deviations, and differences to the clean protocol seed by seed."""
+    """Return means, deviations, and differences to the clean protocol by seed."""
     result: dict[str, Any] = {"split": found["split"], "rows": {}}
     result |= {"accuracy": {}, "difference": {}}
     for name, row in ROWS.items():
@@ -138,7 +138,7 @@ def summary(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """Markdown; per cent and points, mean ± standard deviation over the seeds."""
+    """Format as Markdown: per cent and points, mean ± standard deviation over seeds."""
 
     def cell(value: dict[str, Any], sign: str = "") -> str:
         std = "" if value["std"] is None else f" ± {100 * value['std']:.1f}"
@@ -179,7 +179,7 @@ def main() -> None:
         "optim.repeats": seeds,
         "method.repeats": 1,
         "method.names": "('ce','los')",
-        "eval.every": epochs,  # where nothing is chosen by it
+        "eval.every": epochs,  # where it chooses nothing
         **{f"method.{name}.epochs": more for name in ("ce", "los")},
     }
     began = time.monotonic()

@@ -2,29 +2,28 @@
 
     python benchmarks/scale.py [--json] [--quick] [--folder=DIR]
 
-Nothing is learnt here; what is asked is whether everything fits and in what time:
+Nothing is learnt. The script checks that everything fits, and how long it takes:
 
 - `host`: the validation split, the plans of an epoch, the hash of the examples;
 - `metrics`: the tally of 24,426 test images over 8,142 classes, and its summary;
-- `stage1`: some training steps of ResNet-10 at 64 px under a head of all classes;
-- `features`: a file of all features, made up, in bfloat16, written block by block;
-- `heads`: stage 2 on that file, read as the steps go on, with 0.5 GiB for features:
-  some steps of one head and of several, and nearest class mean over all of it.
+- `stage1`: some training steps of ResNet-10 at 64 px with a head of all classes;
+- `features`: a file of all features, synthetic, in bfloat16, written block by block;
+- `heads`: stage 2 on that file, read during the steps, with 0.5 GiB for features:
+  some steps of one head and of several, and nearest class mean over all examples.
 
-Each runs in a process of its own; `cpu` in a name marks the time of the processors,
-all cores together, which a busy machine changes less. `anonymous_gib` is the most
-memory that it held beside mapped files, which the system may drop. Of stage 1 and stage
-2 some steps are measured, after the first ones, and **multiplied up** to an epoch: keys
-that say so end in `_extrapolated`. `--quick` takes 500 classes and 128 features.
+Each runs in a separate process. `cpu` in a name means CPU time of all cores, which
+depends less on other work on the machine. `anonymous_gib` is the peak memory without
+mapped files, which the system may drop. For stages 1 and 2 some steps are measured,
+after the first ones, and **extrapolated** to an epoch: keys with the suffix
+`_extrapolated`. `--quick` uses 500 classes and 128 features.
 
-The class counts are made: the ends (1,000 and 2), the number of classes and the sum are
-the data set's own, between them lies a log-normal of deviation 1.24, whose middle is
-found so that the sum is exact. The real shape is another one, though not far off:
-`groups` says how many classes are many- and few-shot here, MiSLAS's config counts 842
-and 3,599 in the data set.
+The class counts are synthetic. The ends (1,000 and 2), the number of classes and the
+sum are those of the dataset. The rest is log-normal with deviation 1.24 and a median
+that makes the sum exact. The real distribution is similar: `groups` counts the many-
+and few-shot classes here; MiSLAS's config has 842 and 3,599 for the dataset.
 
-`--folder` is where the file of features lies while it is needed (1.7 GiB); the
-system's folder of temporary files if it is not given.
+`--folder` holds the file of features while it is needed (1.7 GiB); default: the
+system's temporary folder.
 """
 
 from __future__ import annotations
@@ -43,11 +42,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import parts
 
-DEVIATION = 1.24  # of the logarithm of the counts
+DEVIATION = 1.24  # standard deviation of log counts
 
 
 class Size(NamedTuple):
-    """What is rehearsed."""
+    """Size of the rehearsal."""
 
     classes: int
     images: int
@@ -56,10 +55,10 @@ class Size(NamedTuple):
     features: int
     test: int  # images
     batch: int
-    pixels: int  # of stage 1
-    steps: int  # that are timed
+    pixels: int  # per step of stage 1
+    steps: int  # timed
     heads: int  # at once
-    memory: float  # bytes for features
+    memory: float  # bytes
 
 
 FULL = Size(8142, 437_513, 1000, 2, 2048, 24_426, 256, 64, 24, 4, 2**29)
@@ -67,7 +66,7 @@ QUICK = Size(500, 20_000, 300, 2, 128, 1500, 64, 32, 3, 4, 2**20)
 
 
 def made_counts(size: Size) -> np.ndarray:
-    """int64[K], falling, from ``most`` to ``least``, with ``images`` in all."""
+    """Make int64[K], decreasing from ``most`` to ``least``, with the sum ``images``."""
     places = (np.arange(size.classes)[::-1] + 0.5) / size.classes
     normal = np.array([statistics.NormalDist().inv_cdf(p) for p in places])
 
@@ -80,7 +79,7 @@ def made_counts(size: Size) -> np.ndarray:
         middle = (low + high) / 2
         low, high = (middle, high) if cut(middle).sum() < size.images else (low, middle)
     counts = cut(low)
-    missing = size.images - int(counts.sum())  # of one step of the rounding
+    missing = size.images - int(counts.sum())  # rounding step of one
     assert 0 <= missing < size.classes
     able = np.flatnonzero((counts > size.least) & (counts < size.most))[:missing]
     counts[able] += 1
@@ -90,14 +89,14 @@ def made_counts(size: Size) -> np.ndarray:
 
 
 def made_labels(size: Size) -> np.ndarray:
-    """int32[N], in an order that tells nothing."""
+    """Make int32[N] in random order."""
     labels = np.repeat(np.arange(size.classes), made_counts(size))
     return np.random.default_rng(0).permutation(labels).astype(np.int32)
 
 
 @contextlib.contextmanager
 def watched(found: dict[str, Any]) -> Iterator[None]:
-    """Notes the most anonymous memory that this process holds, looking 20 times a s."""
+    """Record the peak anonymous memory of this process, sampled 20 times a second."""
     over = threading.Event()
     most = 0
 
@@ -125,7 +124,7 @@ def seconds(run: Callable[[], Any]) -> float:
 
 
 def host(size: Size, folder: Path) -> dict[str, Any]:
-    """What is done on the host, once for a run or for an epoch."""
+    """Measure work on the host, once per run or per epoch."""
     from lt_jax import metrics, samplers
     from lt_jax.data import longtail
     from lt_jax.data.dataset import Dataset
@@ -158,7 +157,7 @@ def host(size: Size, folder: Path) -> dict[str, Any]:
 
 
 def tally(size: Size, folder: Path) -> dict[str, Any]:
-    """The metrics of a test set, from logits."""
+    """Measure the metrics of a test set, from logits."""
     import jax
 
     from lt_jax import metrics
@@ -190,7 +189,7 @@ def tally(size: Size, folder: Path) -> dict[str, Any]:
 
 
 def stage1(size: Size, folder: Path) -> dict[str, Any]:
-    """Some steps of the small network under the whole head."""
+    """Measure some steps of the small network with the full head."""
     from lt_jax import losses, samplers
     from lt_jax.data.augment.transforms import Augment
     from lt_jax.data.dataset import Dataset
@@ -221,7 +220,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
     for at, batch in enumerate(
         load_batches(dataset, rows[:number], sharding.shard_batch)
     ):
-        if at == 2:  # the first two compile and fill
+        if at == 2:  # the first two compile and fill caches
             begun, used = time.perf_counter(), -time.process_time()
         state, measured = step(state, batch, inputs)
         loss = float(measured["loss_sum"] / measured["weight_sum"])
@@ -236,7 +235,7 @@ def stage1(size: Size, folder: Path) -> dict[str, Any]:
 
 
 def write_features(size: Size, folder: Path) -> dict[str, Any]:
-    """A file as `features.cached_features` makes it: a class centre and noise."""
+    """Write a file like `features.cached_features`: a class centre plus noise."""
     from lt_jax.retraining import features
 
     labels, rng = made_labels(size), np.random.default_rng(1)
@@ -256,7 +255,7 @@ def write_features(size: Size, folder: Path) -> dict[str, Any]:
 
 
 def fit(size: Size, folder: Path) -> dict[str, Any]:
-    """Stage 2 on the file."""
+    """Measure stage 2 on the file."""
     import jax
 
     from lt_jax import methods, samplers
@@ -307,7 +306,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             ):
                 fitted["head"] = fits[0].head
 
-        # An epoch takes too long here: it is cut after some steps.
+        # An epoch takes too long here: stop after some steps.
         plan = samplers.plan
         samplers.plan = lambda *given: whole[: size.steps]
         try:
@@ -350,7 +349,7 @@ PHASES: dict[str, Callable[[Size, Path], dict[str, Any]]] = {
 
 
 def rehearse(size: Size, folder: Path, phase: str) -> dict[str, Any]:
-    """One part, in this process."""
+    """Run one part in this process."""
     found: dict[str, Any] = {}
     with watched(found):
         found["seconds"] = -time.perf_counter()

@@ -1,15 +1,15 @@
-"""What the train step costs when virtual CPU devices share it, and what they exchange.
+"""Cost of splitting the train step over virtual CPU devices, and bytes exchanged.
 
-One ResNet-32 step with a batch of 64 on 1, 2, 4 and 8 virtual devices, a process each.
-They share the same few cores, so nothing gets faster: with no cost of splitting, each
-step would take as long as on one device (ratio 1.0).
+Runs a ResNet-32 step with a batch of 64 on 1, 2, 4 and 8 virtual devices, a process
+each. They share the same few cores, so nothing gets faster. If splitting cost nothing,
+each step would take as long as on one device (ratio 1.0).
 
     python benchmarks/scaling.py [--json] [--quick]
 
-JSON keys, by number of devices: `wall` and `cpu` (time of a step over that of one
-device, by the clock and in processor seconds, which bear a busy machine better; medians
-over rounds), `spread`, `bytes` (what one device hands to the all-reduces of a step,
-counted in the compiled program), and `parameters`, `by_hand`.
+JSON keys, by number of devices: `wall` and `cpu` (wall and CPU seconds of a step
+relative to one device; CPU time is less sensitive to other work; medians over rounds),
+`spread`, `bytes` (input of one device to the all-reduces of a step, counted in the
+compiled program), and `parameters`, `by_hand`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SIZES = {"pred": 1, "s32": 4, "u32": 4, "f32": 4, "bf16": 2, "f64": 8}
 
 
 def measure(num_steps: int) -> dict[str, Any]:
-    """Seconds of a step, and bytes that are summed over devices, in this process."""
+    """Measure seconds per step and bytes summed over devices, in this process."""
     import jax
     import numpy as np
 
@@ -62,7 +62,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     begin = time.perf_counter(), time.process_time()
     for _ in range(num_steps):
         state, measured = train(state, one, inputs)
-        jax.block_until_ready(measured)  # a loop that runs ahead may dead-lock
+        jax.block_until_ready(measured)  # a loop that runs ahead may deadlock
     end = time.perf_counter(), time.process_time()
     return {
         "devices": jax.device_count(),
@@ -75,7 +75,7 @@ def measure(num_steps: int) -> dict[str, Any]:
 
 
 def summed_bytes(program: str) -> int:
-    """Bytes of the results of all all-reduces in the text of a compiled program."""
+    """Count the bytes of all all-reduce results in the text of a compiled program."""
     total = 0
     for line in program.splitlines():
         found = re.match(r"\s*(?:ROOT )?%?\S+ = (.*?) all-reduce(?:-start)?\(", line)
@@ -86,7 +86,7 @@ def summed_bytes(program: str) -> int:
 
 
 def run(devices: int, num_steps: int) -> dict[str, Any]:
-    """Measures in a process with so many virtual devices."""
+    """Measure in a process with ``devices`` virtual devices."""
     return parts.on_devices(devices, __file__, "--steps", num_steps)
 
 
@@ -103,14 +103,14 @@ def main() -> None:
     ratios = {kind: {n: [] for n in COUNTS[1:]} for kind in ("wall", "cpu")}
     last: dict[str, Any] = {}
     counted = {}
-    for _ in range(rounds):  # all take turns, and a ratio is within one round
+    for _ in range(rounds):  # all take turns; ratios are within a round
         alone = run(1, num_steps)
         for devices in COUNTS[1:]:
             last = run(devices, num_steps)
             counted[devices] = last["bytes"]
             for kind, values in ratios.items():
                 values[devices].append(last[kind] / alone[kind])
-    # A gradient for each parameter, and for each channel of batch norm the sum and the
+    # A gradient per parameter, and per channel of batch norm the sum and the
     # sum of squares forward and two sums backward; the rest are a few scalars.
     by_hand = 4 * (last["parameters"] + 4 * last["channels"])
     result = {

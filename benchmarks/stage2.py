@@ -1,38 +1,38 @@
-"""Stage 2 four ways, side by side: the authors', online, cached, one head more.
+"""Stage 2 in four ways: the authors', online, cached, one additional head.
 
-CIFAR100-LT at IR 100 in size (10,847 images, 100 classes; the pixels are random, no
-data set is needed), batch 64, 20 epochs, on the CPU:
+The size of CIFAR100-LT at IR 100 (10,847 images, 100 classes; random pixels, no dataset
+needed), batch 64, 20 epochs, on the CPU:
 
-    authors  PyTorch as the authors' code does it: each epoch runs the augmented images
-             forward and backward through the whole network in train mode, and the
-             optimiser holds the head alone
-    online   the pmapped train step of lt_jax, the backbone frozen and not
-             differentiated, augmented images each epoch
+    authors  PyTorch as in the authors' code: each epoch runs the augmented images
+             forward and backward through the full network in train mode, while the
+             optimiser updates the head only
+    online   the pmapped train step of lt_jax: frozen backbone, no gradients for it,
+             augmented images each epoch
     cached   lt_jax.retraining.engine: features of all images once, one head fitted
              on them, compilation included
-    head     one head more on those features, compiled already
+    head     one additional head on those features, compiled already
 
-A round measures each of them once, one after the other, so that what else the machine
-does meets all alike; ratios are formed within a round, against the faster of PyTorch's
-memory layouts and numbers of threads. ``cached`` and ``head`` are measured whole;
-``authors`` and ``online`` are the time of some steps, after warm-up, times the steps of
-20 epochs. Evaluation is left out everywhere, and in PyTorch so are the reading of files
-and the accuracy of each step.
+A round measures each way once, one after the other, so that other work on the machine
+affects all of them. Ratios are formed within a round, against the faster of PyTorch's
+memory layouts and numbers of threads. ``cached`` and ``head`` are measured completely.
+``authors`` and ``online`` are the time of some steps after warm-up, multiplied to 20
+epochs. Evaluation is left out everywhere. PyTorch's time also excludes reading files
+and the accuracy per step.
 
     python benchmarks/stage2.py [--json] [--quick] [--net resnet32|resnet34]
 
 JSON keys: `cached_over_authors`, `head_over_authors`, `online_over_authors` (how many
 times faster than the authors' way), `sweep32_over_one` (seconds of 32 configurations in
 one program over those of one), `marginal_over_authors` (as `head`, but for one of 33
-heads fitted at once: seconds of 33 less those of 1, over 32), each the median over the
-rounds. Behind them: `spread` (least and greatest round), `of_least` (the ratios of the
-shortest times), `of_cpu_seconds` (the ratios of CPU time, which other processes disturb
-less), `seconds` (of 20 epochs), `cpu_seconds`, `extrapolated` (which of these are),
-`comparator` (which PyTorch), `per_head` (milliseconds of an epoch of one head by number
-of features and heads, and the share of a plain matmul's rate), `matmul_gflops`,
+heads fitted at once: seconds of 33 minus those of 1, over 32), each the median over the
+rounds. Details: `spread` (min and max over rounds), `of_least` (ratios of the shortest
+times), `of_cpu_seconds` (ratios of CPU time, less sensitive to other processes),
+`seconds` (for 20 epochs), `cpu_seconds`, `extrapolated` (which of these are),
+`comparator` (which PyTorch), `per_head` (milliseconds per epoch and head by number of
+features and heads, and the fraction of a plain matmul's rate), `matmul_gflops`,
 `network`, `images`, `rounds`, `steps_measured`, `steps_in_all`, `versions`, `device`,
-`cores`, `load` (before and after). On a busy machine all ratios are loose: at a load of
-8 on 2 cores, rounds of one run were apart by a factor of 1.6 to 2.7.
+`cores`, `load` (before and after). On a busy machine all ratios are inaccurate: at a
+load of 8 on 2 cores, rounds of one run differed by a factor of 1.6 to 2.7.
 
 Needs PyTorch: the extra `parity`. Both sides get huge pages (GLIBC_TUNABLES).
 """
@@ -55,13 +55,13 @@ import parts
 
 CLASSES, BATCH, EPOCHS = 100, 64, 20
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-# Blocks of each stage, width of the first one, how a shortcut changes its shape.
+# Blocks per stage, width of the first stage, kind of shortcut.
 NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
 DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
 RATES = (5e-4, 2e-3, 5e-3, 2e-2)
 AUTHORS = ("authors", "authors_channels_last", "authors_one_thread")
 EXTRAPOLATED = (*AUTHORS, "torch_frozen", "online")
-RATIOS = {  # what is divided by what; None: the best of AUTHORS
+RATIOS = {  # numerator and denominator; None: the best of AUTHORS
     "cached_over_authors": (None, "cached"),
     "head_over_authors": (None, "head"),
     "online_over_authors": (None, "online"),
@@ -71,15 +71,15 @@ RATIOS = {  # what is divided by what; None: the best of AUTHORS
 HUGE = "glibc.malloc.hugetlb=1"
 
 
-Ways = dict[str, Callable[[int], None]]  # each takes so many steps
+Ways = dict[str, Callable[[int], None]]  # steps
 
 
 class Size(NamedTuple):
-    """How much is measured."""
+    """Size of the measurement."""
 
     largest: int  # images of the largest class
     rounds: int
-    steps: int  # of the ways that are extrapolated, in each round
+    steps: int  # per round, of the extrapolated ways
     heads: tuple[int, ...]  # numbers of heads in the table
     table_epochs: int  # for the table
 
@@ -95,7 +95,7 @@ QUICK = {
 
 
 def long_tail(largest: int) -> Any:
-    """Random images with the labels of CIFAR100-LT at IR 100, or of a smaller one."""
+    """Make random images with the labels of CIFAR100-LT at IR 100, or fewer."""
     import numpy as np
 
     from lt_jax.data import longtail
@@ -120,7 +120,7 @@ def long_tail(largest: int) -> Any:
 
 
 def torch_batches(dataset: Any) -> Iterator[tuple[Any, Any]]:
-    """Shuffled batches for ever, cropped, mirrored and normalised, [B, C, H, W]."""
+    """Yield shuffled batches forever: cropped, mirrored, normalised, [B, C, H, W]."""
     import numpy as np
     import torch
 
@@ -145,12 +145,12 @@ def torch_batches(dataset: Any) -> Iterator[tuple[Any, Any]]:
 def torch_way(
     net: str, dataset: Any, channels_last: bool, threads: int, frozen: bool = False
 ) -> Callable[[int], None]:
-    """Takes so many steps of stage 2 in PyTorch.
+    """Run some steps of stage 2 in PyTorch.
 
     Args:
-      threads: more than one pay at a barrier for every other process on the cores.
-      frozen: the backbone is in evaluation mode and not differentiated, which the
-        authors' code does not do.
+      threads: with more than one, other processes on the cores delay every barrier.
+      frozen: put the backbone in evaluation mode without gradients, unlike the
+        authors' code.
     """
     import torch
 
@@ -167,7 +167,7 @@ def torch_way(
         for _ in range(steps):
             images, labels = next(batches)
             images = images.contiguous(memory_format=layout)
-            # Clears the head's gradients; the backbone's pile up, as the authors'.
+            # Clears the head's gradients; the backbone's accumulate, as in their code.
             optimiser.zero_grad()
             loss(model(images), labels).backward()
             optimiser.step()
@@ -175,17 +175,17 @@ def torch_way(
     return take
 
 
-# --- lt_jax: the three functions that know retrain's interface ------------------------
+# --- lt_jax: the three functions that use the interface of retraining -----------------
 
 
 def extract(network: Any, dataset: Any) -> Any:
-    """The cached features of the training set."""
+    """Compute the cached features of the training set."""
     from pathlib import Path
 
     from lt_jax.retraining.features import plain_features
     from lt_jax.training.log import Logger
 
-    # All that extraction reads of a task.
+    # The fields of a task that extraction reads.
     task: Any = SimpleNamespace(
         backbone=network.backbone, augment=network.augment, eval_batch=500
     )
@@ -194,7 +194,7 @@ def extract(network: Any, dataset: Any) -> Any:
 
 
 def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
-    """LOS heads that differ in delta, then in the learning rate."""
+    """Make LOS heads that differ in delta, then in the learning rate."""
     import numpy as np
 
     from lt_jax import methods
@@ -250,7 +250,7 @@ def jax_network(net: str) -> Network:
 
 
 def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
-    """Takes so many online steps: frozen batch norm, the head alone is trained."""
+    """Run some online steps: frozen batch norm, only the head is trained."""
     import jax
     import numpy as np
 
@@ -280,7 +280,7 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
 
 
 def matmul_way() -> tuple[Callable[[], None], float]:
-    """A plain product of 2048 x 2048 matrices, and its 10^9 operations."""
+    """Return a product of 2048 x 2048 matrices, and its 10^9 operations."""
     import jax
     import jax.numpy as jnp
 
@@ -293,7 +293,7 @@ def matmul_way() -> tuple[Callable[[], None], float]:
 
 
 class Clock:
-    """Seconds of wall time, and of CPU time of all threads, by name and round."""
+    """Wall seconds, and CPU seconds of all threads, by name and round."""
 
     def __init__(self) -> None:
         self.wall: dict[str, list[float]] = {}
@@ -320,10 +320,10 @@ def seconds(work: Callable[[], Any]) -> float:
 def one_round(
     network: Network, dataset: Any, ways: Ways, size: Size, clock: Clock
 ) -> None:
-    """Each way once."""
+    """Measure each way once."""
     import jax
 
-    # What compiled in the round before is forgotten: `cached` compiles anew.
+    # Clear what the previous round compiled: `cached` includes compilation.
     jax.clear_caches()
     jobs = make_jobs(network.params["head"], 33, len(dataset), EPOCHS)
     features = clock.run("extraction", lambda: extract(network, dataset))
@@ -358,7 +358,7 @@ def steps_in_all(dataset: Any) -> int:
 
 
 def measure(net: str, size: Size) -> dict[str, Any]:
-    """Every round, the table of heads, and what they come to."""
+    """Measure every round and the table of heads; compute the ratios."""
     import jax
     import torch
 
@@ -425,7 +425,7 @@ def measure(net: str, size: Size) -> dict[str, Any]:
 
 
 def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
-    """An epoch of one head by width and number of heads; the rate of a plain matmul."""
+    """Measure an epoch per head by width and number of heads, and a plain matmul."""
     import numpy as np
 
     from lt_jax.retraining.features import Features
@@ -459,7 +459,7 @@ def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The result for people."""
+    """Format the result as text."""
     whole = {name: f"{v['median']:,.2f}" for name, v in result["seconds"].items()}
     print(
         f"{result['network']}, {result['images']:,} random images of 32x32 in "
@@ -523,7 +523,7 @@ def main() -> None:
         env["JAX_ENABLE_COMPILATION_CACHE"] = "false"
         for name in ("NPROC", "XLA_FLAGS"):  # one device, as many threads as cores
             env.pop(name, None)
-        # OpenMP's threads that spin at a barrier are several times slower where another
+        # OpenMP's spinning threads are several times slower at a barrier where another
         # process has their core.
         env.setdefault("OMP_WAIT_POLICY", "passive")
         os.execve(sys.executable, [sys.executable, *sys.argv], env)

@@ -1,20 +1,20 @@
-"""A training step, an evaluation step and an epoch, beside PyTorch in one run.
+"""Training step, evaluation step and epoch against PyTorch, in one run.
 
     python benchmarks/train_step.py [--json] [--quick] [--rounds N] [--platform cpu|gpu]
 
 The networks of CIFAR100-LT at batch 64: ResNet-32 and the paper's wide ResNet-34. Ours
-is the package's own step, with crop, flip and normalisation from uint8 images, as
-`lt-jax train` runs it; PyTorch's gets normalised float images that lie ready. Both:
-cross-entropy, SGD with momentum 0.9 and weight decay 5e-3, float32. Every variant lives
-in a process of its own and waits while another one works; in a round each takes its
-turn, and a ratio is within one round. The best variant of a round counts on either
-side: PyTorch's two memory layouts; ours on one device that has all cores, and, on a
-CPU, with the batch split over a virtual device for each core.
+is the package's step, with crop, flip and normalisation from uint8 images, as in
+`lt-jax train`. PyTorch gets normalised float images in memory. Both: cross-entropy, SGD
+with momentum 0.9 and weight decay 5e-3, float32. Every variant has its own process and
+waits while another one works. In a round each takes its turn, and ratios are formed
+within a round. The best variant of each side counts: PyTorch's two memory layouts; ours
+on one device with all cores and, on a CPU, with the batch split over a virtual device
+per core.
 
 An epoch is 2,560 images of noise (CIFAR100-LT at IR 100 has 10,847; each costs the
-same), read, augmented and fitted: ours by the loop's feed and resident on the device,
-PyTorch's by crops and flips of NumPy, one call a batch, which is faster than
-torchvision's, an image a call.
+same), read, augmented and fitted. Ours streams and also keeps images on the device.
+PyTorch's uses crops and flips of NumPy with one call per batch, which is faster than
+torchvision's with one call per image.
 
 JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
 `eval_over_torch` (the lower of the two networks), `epoch_over_torch` and
@@ -48,13 +48,13 @@ NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
 TORCH = ("channels_first", "channels_last")
 OURS = {"cpu": ("lt_jax", "lt_jax_split"), "cuda": ("lt_jax",)}
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
-MANY = (1000, 8142)  # classes, beside 100
+MANY = (1000, 8142)  # numbers of classes, compared with 100
 EPOCHS = ("epoch", "resident")
 EPOCH = 2560  # images
 
 
 def made_images(number: int) -> tuple[Any, Any]:
-    """uint8[number, 32, 32, 3] and int32[number]."""
+    """Make images uint8[number, 32, 32, 3] and labels int32[number]."""
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -69,7 +69,7 @@ def print_to_stderr(compiled: Any) -> None:
 def ours(
     net: str, batch: int, dtype: str, number: int, classes: int
 ) -> dict[str, Callable]:
-    """What the package does, by name: each does so many steps, or one epoch."""
+    """Return the package's tasks by name; each runs some steps, or one epoch."""
     import jax
     import numpy as np
 
@@ -152,7 +152,7 @@ def ours(
 def theirs(
     net: str, batch: int, layout: str, number: int, device: str
 ) -> dict[str, Callable]:
-    """The same in PyTorch."""
+    """Return the same tasks in PyTorch."""
     import numpy as np
     import torch
 
@@ -227,7 +227,7 @@ def theirs(
 
 
 def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
-    """A worker: does what a line asks for, answers with the seconds it took."""
+    """Run a worker: read a task per line, print the seconds it took."""
     if kind.startswith("lt_jax"):
         dtype = "float32" if device == "cpu" else "bfloat16"
         _, _, classes = kind.partition(":")
@@ -242,7 +242,7 @@ def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
 
 
 class Worker:
-    """A process that works when asked."""
+    """A worker process."""
 
     def __init__(self, kind: str, net: str, batch: int, number: int, device: str):
         words = ["--worker", kind, net, str(batch), str(number), device]
@@ -259,7 +259,7 @@ class Worker:
         )
 
     def take(self, name: str, count: int) -> float:
-        """Seconds of so many steps."""
+        """Measure the seconds of ``count`` steps."""
         process: Any = self._process
         process.stdin.write(f"{name} {count}\n")
         process.stdin.flush()
@@ -278,7 +278,7 @@ class Worker:
 def measure(
     net: str, batch: int, rounds: int, counts: dict[str, int], number: int, device: str
 ) -> dict[str, list[dict[str, float]]]:
-    """For every task the images a second of every variant, round by round."""
+    """Measure images/s of every variant per task and round."""
     workers = {
         kind: Worker(kind, net, batch, number, device)
         for kind in (*OURS[device], *TORCH)
@@ -301,7 +301,7 @@ def measure(
 
 
 def over_classes(rounds: int, count: int, number: int, device: str) -> dict[int, float]:
-    """Seconds of a ResNet-32 step under so many classes, over those under 100."""
+    """Measure a ResNet-32 step with more classes, relative to 100."""
     workers = {
         k: Worker(f"lt_jax:{k}", "resnet32", 64, number, device) for k in (100, *MANY)
     }
@@ -324,7 +324,7 @@ def over_classes(rounds: int, count: int, number: int, device: str) -> dict[int,
 
 
 def ratio(rates: list[dict[str, float]]) -> float:
-    """Median over the rounds of the best of ours over the best of PyTorch's."""
+    """Return the median over rounds of our best rate over PyTorch's best rate."""
     return statistics.median(
         max(rate for kind, rate in one.items() if kind not in TORCH)
         / max(one[kind] for kind in TORCH)
@@ -362,8 +362,8 @@ def main() -> None:
                 middle = {
                     k: round(statistics.median(one[k] for one in some)) for k in some[0]
                 }
-                told = " ".join(f"{k} {v:,}" for k, v in middle.items())
-                print(f"{net} batch {batch} {name}: {told} img/s, {ratio(some):.2f}")
+                text = " ".join(f"{k} {v:,}" for k, v in middle.items())
+                print(f"{net} batch {batch} {name}: {text} img/s, {ratio(some):.2f}")
     result: dict[str, Any] = {
         f"{net}_over_torch": ratio(found[f"{net}_64"]["step"]) for net in options.nets
     }

@@ -19,7 +19,7 @@ GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "l
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
 
 
-# Of the configs of photographs: classes, and keys of `data` beside everybody's.
+# Configs of photographs: number of classes, and additional keys of `data`.
 CLASSES = {"inat2018": 8142, "imagenet_lt": 1000, "folder": 100}
 PHOTO = {"size", "resize", "scale", "ratio", "broken", "workers"}
 MORE = {"inat2018": PHOTO, "imagenet_lt": PHOTO, "folder": PHOTO | {"table", "test"}}

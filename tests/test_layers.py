@@ -120,7 +120,7 @@ def modules(source: str, path: str) -> set[str]:
         inner = name.removeprefix("lt_jax").strip(".").replace(".", "/")
         if name.split(".")[0] == "lt_jax":
             found |= {f"{inner}.py", f"{inner}/__init__.py".strip("/")} & {*PACKAGE}
-    # Everybody may ask for the version, and a package for what is beside it.
+    # Every file may import the version, and a package its own modules.
     return found - {path, "__init__.py"}
 
 
