@@ -116,7 +116,7 @@ def test_grids(name):
 
 @pytest.mark.parametrize("name", FILES)
 def test_all_configs_have_the_same_keys_outside_of_method(name):
-    """Those of photographs have further ones, which say how a photograph is read."""
+    """Configs of photographs have additional keys for reading photographs."""
 
     def outside(config):
         return {key for key in leaves(config) if not re.match(r"method\.\w+\.", key)}
@@ -174,7 +174,7 @@ def test_every_key_is_read(tmp_path, read):
 
 
 def test_every_key_of_photographs_is_read(tmp_path, read):
-    """Those that say how a photograph is read, and the source's own."""
+    """The keys for reading photographs, and those of the source."""
     for part in ("train", "val", "test"):
         for i, name in enumerate(("ant", "bee")):
             (tmp_path / part / name).mkdir(parents=True)

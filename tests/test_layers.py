@@ -178,7 +178,7 @@ def config_dict_uses(source: str) -> list[str]:
 
 
 def pmaps(source: str) -> list[str]:
-    """Where the code says pmap; prose may."""
+    """Lines of code that mention pmap; prose may."""
     return [
         f"line {node.lineno}"
         for node in ast.walk(ast.parse(source))

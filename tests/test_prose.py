@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BANNED = {
     r"tells?|telling|told": "print, log, report, state",
     r"hears?|heard": "receive, call",
+    r"says?|said": "print, specify, state",
     r"anew": "again, from scratch",
     r"nowhere": "not ... anywhere, never",
     r"heed(?:s|ed|ing)?": "check, respect",
@@ -24,6 +25,7 @@ BANNED = {
     r"waits? for no": "does not wait for",
     r"(?:is|are) no (?:regular|whole|longer one)": "is not a",
     r"(?:goes|went) on": "continues, resumes",
+    r"everybody|anybody|somebody": "every process, any process, you",
 }
 GAP = r"[\s#]+"
 PATTERN = re.compile(

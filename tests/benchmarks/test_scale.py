@@ -86,7 +86,7 @@ def test_places_by_class():
 
 @pytest.mark.parametrize("kind", NEAREST)
 def test_nearest_mean_never_holds_all_features(kind):
-    """Blocks of at most 16 rows of a bfloat16 file, in as many passes as it says."""
+    """The iterator reads blocks of at most 16 rows of a bfloat16 file, per pass."""
     import jax.numpy as jnp
 
     rng = np.random.default_rng(0)
@@ -109,7 +109,7 @@ def test_nearest_mean_never_holds_all_features(kind):
 
 
 def test_hand_counts_of_resnet50():
-    """Against what everybody says of it: 4.09 GMAC at 224 px, 23.5 M weights."""
+    """The published numbers: 4.09 GMAC at 224 px, 23.5 M weights."""
     layers = compiled.layers("resnet50", 224)
     assert len(layers) == 53
     whole = sum(2 * layer.out**2 * layer.weights for layer in layers)

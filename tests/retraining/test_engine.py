@@ -19,7 +19,7 @@ from lt_jax.retraining import engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
 
-PLAIN = {"data__pad": 0, "method__repeats": 2}  # no augmentation: one view says it all
+PLAIN = {"data__pad": 0, "method__repeats": 2}  # no augmentation: one view is enough
 SGD = optim.Sgd(0.9, 1e-3, ".*")
 GIB = 2**30
 
