@@ -1,19 +1,17 @@
-"""Stage 2 on cached features: heads of many methods and seeds, fitted side by side.
+"""Stage 2 on cached features: many heads are fitted at once, without images.
 
-A row is a method with its hyper-parameters and seeds; a representation, frozen, gives
-the features that rows are fitted on. What ``sweep`` does with grids of them it does
-with the functions here.
+A row is a method with its hyper-parameters and seeds. All rows of one stage 1 share the
+features of its frozen backbone. ``sweep.py`` uses the same functions for grids of rows.
 
-    workdir/features/SEED/SPLIT.npy              what the backbone of stage 1 sees
-    workdir/checkpoints/METHOD/SEED.SEED         retrain, with cached features
+    workdir/features/SEED/SPLIT.npy       features by the seed of stage 1
+    workdir/checkpoints/METHOD/SEED.SEED  heads that ``retrain`` fitted
 """
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NamedTuple
 
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
@@ -21,10 +19,11 @@ from lt_jax.experiment import results, weights
 from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.session import Session
 from lt_jax.experiment.weights import Weights
+from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
+from lt_jax.metrics import Tally
 from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import (
-    Chunk,
     HeadFit,
     HeadJob,
     count_programs,
@@ -47,7 +46,7 @@ from lt_jax.types import Params
 
 
 class Row(NamedTuple):
-    """A head of a table: which method, at which numbers, on which seeds."""
+    """One head: a method at one setting, on two seeds."""
 
     method: str
     hyper: dict[str, Any]  # the method's entry in the config, with these values
@@ -55,18 +54,27 @@ class Row(NamedTuple):
 
     @property
     def title(self) -> str:
-        """``los/0.2``, where the outcome of its method and seeds lies."""
+        """``los/0.2``, the folder of its outcome."""
         return f"{self.method}/{self.seeds[0]}.{self.seeds[1]}"
 
     @property
     def name(self) -> str:
-        """``los lr=0.0005 delta=0.98 0.2``, which tells it from all others."""
-        numbers = " ".join(f"{key}={value}" for key, value in self.hyper.items())
+        """``los delta=0.98 lr=0.0005 0.2``, unique among all rows."""
+        numbers = " ".join(f"{key}={self.hyper[key]}" for key in sorted(self.hyper))
         return f"{self.method} {numbers} {self.seeds[0]}.{self.seeds[1]}"
 
 
-class Frozen:
-    """A representation that heads are fitted on, and its features."""
+class FittedRows(NamedTuple):
+    """Rows that one call of a compiled program fitted."""
+
+    rows: list[Row]
+    fits: list[HeadFit]
+    head: Head  # the kind of all of them
+    seconds: float  # per row
+
+
+class FeatureCache:
+    """A stage 1 with a frozen backbone, and the features of every split."""
 
     def __init__(self, session: Session, seed: int, network: Weights):
         self.session = session
@@ -75,240 +83,229 @@ class Frozen:
         self._features: dict[str, Features] = {}
 
     def features(self, split: str) -> Features:
-        """The features of ``train``, ``valid`` or ``test``, made where they lack."""
+        """Return the features of ``train``, ``valid`` or ``test``."""
         views = evaluated_views(self.session.task.flip)
         if split == "train":
             views = random_views(self.session.config.method.views)
-        return self._made(split, split, views)
+        return self._cached(split, split, views)
 
     def plain(self) -> Features:
-        """Those of the training images as they are, whatever heads are fitted on."""
+        """Return the features of the training images without augmentation."""
         views = self.session.config.method.views
         name = "train" if random_views(views) == ("plain",) else "plain"
-        return self._made(name, "train", ("plain",))
+        return self._cached(name, "train", ("plain",))
 
-    def _made(self, name: str, split: str, views: tuple[str, ...]) -> Features:
-        task, m = self.session.task, self.session.config.method
+    def _cached(self, name: str, split: str, views: tuple[str, ...]) -> Features:
+        session, dtype = self.session, self.session.config.method.feature_dtype
         if name not in self._features:
             self._features[name] = cached_features(
-                task,
+                session.task,
                 *self.network,
-                getattr(task.splits, split),
-                Request(views, (3, self.seed), m.feature_dtype),
-                self.session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
-                log=self.session.log,
-                stop_requested=self.session.stop_requested,
+                getattr(session.task.splits, split),
+                Request(views, (3, self.seed), dtype),
+                session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
+                log=session.log,
+                stop_requested=session.stop_requested,
             )
         return self._features[name]
 
+    def method(self, row: Row) -> Method:
+        """Make the method of a row."""
+        counts = self.session.task.splits.train.class_counts
+        return make_method(self.session.config, row.method, counts, row.hyper)
+
+    def measure(self, head: Head, many: Sequence[Params], split: str) -> list[Tally]:
+        """Compute the tallies of many heads of one kind on a split."""
+        budget, batch = budget_of(self.session.config), self.session.task.eval_batch
+        return measure_heads(head, many, self.features(split), batch, budget)
+
+    def analyse(self, head: Head, params: Params) -> dict[str, Any]:
+        """Make the ``analysis`` object of an outcome."""
+        task, (valid, test) = self.session.task, map(self.features, ("valid", "test"))
+        return analyse(head, params, valid, test, task.groups, task.eval_batch)
+
 
 def retrain_cached(session: Session, seed: int, network: Weights) -> None:
-    """Fits what the config says of each method on the features of one stage 1."""
-    frozen = Frozen(session, seed, network)
+    """Fit every method at the config's own values on the features of one stage 1."""
+    cache, diverged = FeatureCache(session, seed, network), []
     rows = rows_of(session.config, seed, grid=False)
-    there = [row.name for row in rows if session.finished(row.title)]
-    by_name, diverged = {row.name: row for row in rows}, []
-    for chunk, heads, seconds in fit_rows(frozen, rows, frozenset(there)):
-        for job, fit in zip(chunk.jobs, heads, strict=True):
+    done = [row.name for row in rows if session.finished(row.title)]
+    for fitted in fit_rows(cache, rows, done):
+        for row, fit in zip(fitted.rows, fitted.fits, strict=True):
             if fit.diverged:
-                where = f"the loss is no number at step {fit.diverged:,}"
-                diverged.append(f"{job.run}: {where}")
+                step = f"the loss is not finite at step {fit.diverged:,}"
+                diverged.append(f"{row.name}: {step}")
             else:
-                share = seconds / len(chunk.jobs)
-                record(frozen, by_name[job.run], fit, share, folder="")
+                save_row(cache, row, fit.head, fitted.seconds, row.title)
     if diverged:
         raise Diverged("; ".join(diverged))
-    describe_stage1(frozen)
+    analyse_stage1(cache)
 
 
 def fit_rows(
-    frozen: Frozen, rows: Sequence[Row], there: frozenset[str]
-) -> Iterator[tuple[Chunk, list[HeadFit], float]]:
-    """Chunk after chunk of fitted rows, and the seconds each took.
+    cache: FeatureCache, rows: Sequence[Row], done: Collection[str]
+) -> Iterator[FittedRows]:
+    """Fit rows chunk by chunk.
 
     Args:
-      there: names of rows that are fitted already. They are part of the plan all the
-        same, so that the others run the very program that a whole sweep runs, and a
-        killed one ends with the bits of one that was not.
+      done: names of rows that are already fitted. They still count in the plan, so
+        that the others run in the program of a complete sweep: a sweep that was killed
+        and resumed then gives the same bits as one that was not.
     """
-    if all(row.name in there for row in rows):
+    if all(row.name in done for row in rows):
         return
-    session, began = frozen.session, time.monotonic()
+    session, started = cache.session, time.monotonic()
     m, info = session.config.method, session.log.info
-    train = frozen.features("train")
+    train = cache.features("train")
     for split in ("valid", "test"):
-        frozen.features(split)
+        cache.features(split)
     info(
-        f"features of stage1/{frozen.seed}: {len(train.labels):,} x "
-        f"{train.values.shape[-1]} to fit on, {_some(len(train.values), 'view')}, "
-        f"{m.feature_dtype}, {duration(time.monotonic() - began)}"
+        f"features of stage1/{cache.seed}: {len(train.labels):,} training examples x "
+        f"{train.values.shape[-1]}, {_count(len(train.values), 'view')}, "
+        f"{m.feature_dtype}, {duration(time.monotonic() - started)}"
     )
-    job = _job_maker(frozen)
-    budget = budget_of(session.config)
-    planned = plan_chunks([job(row) for row in rows], m.batch, budget)
-    left = [tuple(j for j in chunk.jobs if j.run not in there) for chunk in planned]
-    chunks = [
-        chunk._replace(jobs=jobs)
-        for chunk, jobs in zip(planned, left, strict=True)
-        if jobs
-    ]
+    make_job, budget = _job_maker(cache), budget_of(session.config)
+    chunks = []
+    for chunk in plan_chunks([make_job(row) for row in rows], m.batch, budget):
+        if jobs := tuple(job for job in chunk.jobs if job.run not in done):
+            chunks.append(chunk._replace(jobs=jobs))
     jobs = [job for chunk in chunks for job in chunk.jobs]
     if any(job.method.correct and job.method.needs_features for job in jobs):
-        frozen.plain()
-    most = max(len(chunk.jobs) for chunk in chunks)
+        cache.plain()
     info(
-        f"{_some(len(jobs), 'head')} in {_some(len(chunks), 'chunk')} of at most "
-        f"{most:,} (method.memory {m.memory} GiB), "
-        f"{_some(count_programs(chunks), 'program')} to compile"
+        f"{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at most "
+        f"{max(len(chunk.jobs) for chunk in chunks):,} (method.memory {m.memory} GiB), "
+        f"{_count(count_programs(chunks), 'program')} to compile"
     )
     if not fits_in_memory(train, budget):
-        info("the features are larger than the devices may hold, and stream from disk")
-    total = sum(job.epochs for job in jobs)
-    with _Progress(session.log, total, session.config.log.seconds) as progress:
-        where = "the heads on cached features; finished chunks stay"
+        info("the features exceed method.memory: streaming them from disk")
+    where = "the heads on cached features; finished chunks are kept"
+    by_name = {row.name: row for row in rows}
+    with session.log.bar("heads", 0, sum(job.epochs for job in jobs)) as bar:
+        progress = _Progress(bar, session.log, session.config.log.seconds)
 
         def after_epoch(heads: int) -> None:
             progress.add(heads)
             session.raise_if_stopped(where)
 
         begun = time.monotonic()
-        for chunk, fits in fit_heads(
-            chunks, train, m.batch, budget, after_epoch, frozen.plain
-        ):
-            seconds, begun = time.monotonic() - begun, time.monotonic()
-            yield chunk, fits, seconds
+        fitting = fit_heads(chunks, train, m.batch, budget, after_epoch, cache.plain)
+        for chunk, fits in fitting:
+            seconds = (time.monotonic() - begun) / len(fits)
+            own = [by_name[job.run] for job in chunk.jobs]
+            yield FittedRows(own, fits, chunk.jobs[0].method.head, seconds)
             begun = time.monotonic()
             session.raise_if_stopped(where)
+    seconds = time.monotonic() - started
     info(
-        f"{_some(len(jobs), 'head')} fitted and measured in "
-        f"{duration(time.monotonic() - began)}, features included"
+        f"{_count(len(jobs), 'head')} fitted and measured in {duration(seconds)}, "
+        "including features"
     )
 
 
-def _some(count: int, what: str) -> str:
+def _count(count: int, noun: str) -> str:
     """``1 view``, ``2 views``."""
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 class _Progress:
-    """Tells how much is done and when it will be over, on a terminal or in lines."""
+    """Progress of heads: the bar, or a line now and then where there is no terminal."""
 
-    def __init__(self, log: Logger, total: int, seconds: float):
-        self._log, self._total, self._every = log, total, seconds
+    def __init__(self, bar: Any, log: Logger, seconds: float):
+        self._bar, self._log, self._every = bar, log, seconds
         self._done, self._begun = 0, time.monotonic()
-        self._told = self._begun
-        self._bar = log.bar("heads", 0, total)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        self._reported = self._begun
 
     def add(self, heads: int) -> None:
-        """One epoch of so many heads."""
+        """Count one epoch of a number of heads."""
         self._done += heads
         self._bar.update(heads)
         now = time.monotonic()
-        if self._bar.disable and now - self._told > self._every:
-            self._told, share = now, self._done / self._total
-            left = (now - self._begun) * (1 - share) / share
-            self._log.info(f"heads | {share:.0%} of the epochs | {duration(left)} left")
+        if self._bar.disable and now - self._reported > self._every:
+            self._reported, share = now, self._done / self._bar.total
+            left = duration((now - self._begun) * (1 - share) / share)
+            self._log.info(f"heads | {share:.0%} of the epochs | {left} left")
 
 
-def _job_maker(frozen: Frozen) -> Callable[[Row], HeadJob]:
-    """Rows to jobs; heads that start alike are made once."""
-    session, c = frozen.session, frozen.session.config
-    counts, m = session.task.splits.train.class_counts, c.method
-
-    @functools.cache
-    def started(init: Any, start: str, run: tuple[int, ...]) -> Params:
-        like = Method(session.methods["stage1"].adjust, start=start)
-        like = like._replace(head=like.head._replace(init=init))
-        network = weights.with_head(
-            session.task, c.model.init, frozen.network, like, run
-        )
-        return network.params["head"]
+def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:
+    """Return a function from rows to jobs; equal initial heads are made once."""
+    session, c = cache.session, cache.session.config
+    images = len(cache.features("train").labels)
+    initial: dict[Any, Params] = {}
 
     def make(row: Row) -> HeadJob:
-        method = make_method(c, row.method, counts, row.hyper)
-        run, hyper = (2, *row.seeds), row.hyper
-        epochs, images = hyper["epochs"], len(frozen.features("train").labels)
-        rates = session.rates(hyper["lr"], epochs, m, images)
+        method, hyper, order = cache.method(row), row.hyper, (2, *row.seeds)
+        key = method.head.init, method.start, order
+        if key not in initial:
+            given = session.task, c.model.init, cache.network, method, order
+            initial[key] = weights.with_head(*given).params["head"]
+        epochs = hyper["epochs"]
+        rates = session.rates(hyper["lr"], epochs, c.method, images)
         return HeadJob(
             run=row.name,
             method=method,
-            start=started(method.head.init, method.start, run),
+            start=initial[key],
             rates=rates,
             projects=projection_steps(method, epochs, len(rates) // max(epochs, 1)),
             epochs=epochs,
-            sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
-            order=run,
+            sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on),
+            order=order,
         )
 
     return make
 
 
-def record(frozen: Frozen, row: Row, fit: HeadFit, seconds: float, folder: str) -> None:
-    """Measures a head on the test set and marks the fit as finished."""
-    session = frozen.session
-    task, config = session.task, session.config
-    counts = task.splits.train.class_counts
-    method = make_method(config, row.method, counts, row.hyper)
-    test, budget = frozen.features("test"), budget_of(config)
-    (tally,) = measure_heads(method.head, [fit.head], test, task.eval_batch, budget)
-    epochs, images = row.hyper["epochs"], len(frozen.features("train").labels)
-    ended = FitResult(
-        params={**frozen.network.params, "head": fit.head},
-        batch_stats=frozen.network.batch_stats,
-        step=epochs * -(-images // config.method.batch),
+def save_row(
+    cache: FeatureCache, row: Row, params: Params, seconds: float, title: str
+) -> None:
+    """Evaluate a head on the test set and save it as a finished fit."""
+    session, head = cache.session, cache.method(row).head
+    (tally,) = cache.measure(head, [params], "test")
+    epochs, images = row.hyper["epochs"], len(cache.features("train").labels)
+    fitted = FitResult(
+        params={**cache.network.params, "head": params},
+        batch_stats=cache.network.batch_stats,
+        step=epochs * -(-images // session.config.method.batch),
         seconds=seconds,
         images_per_second=epochs * images / seconds,
     )
     results.save_fit(
         session.workdir,
-        task,
-        ended,
+        session.task,
+        fitted,
         tally,
-        title=folder + row.title,
+        title=title,
         seeds=list(row.seeds),
         hyper=row.hyper,
         epochs=epochs,
-        keep={"params": {"head": fit.head}},
-        analysis=_analysis(frozen, method, fit.head),
+        keep={"params": {"head": params}},
+        analysis=cache.analyse(head, params),
     )
 
 
-def describe_stage1(frozen: Frozen) -> None:
-    """Adds to the outcome of stage 1 what its own head does, for comparison."""
-    directory = frozen.session.workdir / "checkpoints" / "stage1" / f"{frozen.seed}"
+def analyse_stage1(cache: FeatureCache) -> None:
+    """Add the analysis of stage 1's own head to its outcome, for comparison."""
+    directory = cache.session.workdir / "checkpoints" / "stage1" / f"{cache.seed}"
     outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if outcome and outcome.get("analysis") is None:
-        method = frozen.session.methods["stage1"]
-        head = frozen.network.params["head"]
-        analysis = _analysis(frozen, method, head)
+        head = cache.session.methods["stage1"].head
+        analysis = cache.analyse(head, cache.network.params["head"])
         results.save_outcome(directory, {**outcome, "analysis": analysis})
 
 
-def _analysis(frozen: Frozen, method: Method, head: Params) -> dict[str, Any]:
-    task = frozen.session.task
-    valid, test = frozen.features("valid"), frozen.features("test")
-    return analyse(method.head, head, valid, test, task.groups, task.eval_batch)
-
-
 def rows_of(config: Config, stage1_seed: int, grid: bool) -> list[Row]:
-    """All rows of a representation; without the grid those of the config's values."""
-    own = own_values(config)
+    """List the rows of a stage 1: of every grid, or of the config's own values."""
+    entries = config.method.entries
     return [
         Row(name, hyper, (stage1_seed, seed))
         for name in config.method.names
-        for hyper in (config.method.entries[name].rows() if grid else [own[name]])
+        for hyper in (entries[name].rows() if grid else [dict(entries[name].own)])
         for seed in seeds_of(config)
     ]
 
 
 def own_values(config: Config) -> dict[str, dict[str, Any]]:
-    """The config's own hyper-parameters of each method."""
+    """Return the config's own hyper-parameters by method."""
     return {name: dict(config.method.entries[name].own) for name in config.method.names}
 
 
@@ -317,5 +314,5 @@ def seeds_of(config: Config) -> range:
 
 
 def budget_of(config: Config) -> float:
-    """Bytes of each device for the features; as many again for the heads."""
+    """Bytes per device for the features; the heads may take the same again."""
     return config.method.memory * 2**30 / 2

@@ -1,8 +1,7 @@
-"""A grid of heads on cached features: all fitted and kept, chosen on validation.
+"""A grid of heads on cached features: all are fitted and kept, validation chooses.
 
-A sweep fits every row of the grids, measures each on validation, chooses a setting for
-each method there, and measures the chosen rows and those at the config's own values on
-the test set.
+For each method, the setting that is best on validation and the config's own setting are
+then evaluated on the test set.
 
     workdir/sweep/SEED/CHUNK/                    fitted heads and rows.json
     workdir/checkpoints/chosen/METHOD/SEED.SEED  chosen on validation
@@ -12,9 +11,9 @@ the test set.
 from __future__ import annotations
 
 import hashlib
-import json
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,58 +22,55 @@ import numpy as np
 from lt_jax.distributed import processes
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.cached import (
-    Frozen,
+    FeatureCache,
+    FittedRows,
     Row,
-    budget_of,
-    describe_stage1,
+    analyse_stage1,
     fit_rows,
     own_values,
-    record,
     rows_of,
+    save_row,
     seeds_of,
 )
-from lt_jax.experiment.config import make_method
 from lt_jax.experiment.session import Session
-from lt_jax.methods import Method
+from lt_jax.heads import Head
 from lt_jax.retraining import selection
-from lt_jax.retraining.engine import Chunk, HeadFit, measure_heads
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
 from lt_jax.training.log import jsonable
 from lt_jax.types import Params
 
+Stored = dict[str, dict[str, Any]]  # rows as in rows.json, by Row.name
+
 
 def sweep(session: Session) -> dict[str, Any]:
-    """Fits the whole grid; returns what was chosen, for ``result.json``."""
-    config, info = session.config, session.log.info
-    found: list[dict[str, Any]] = []
-    kept = []
+    """Fit the grids; return ``chosen``, ``fixed`` and ``sweep`` for ``result.json``."""
+    config, metric = session.config, session.config.eval.choose
+    caches, stored = [], {}
     for seed, network in weights.representations(session):
-        frozen = Frozen(session, seed, network)
-        kept.append(frozen)
-        found += _sweep_one(frozen)
-    chosen = selection.choose(found, config.eval.choose)
-    fixed = own_values(config)
-    for frozen in kept:
-        rows = [
-            (folder, Row(name, values[name], (frozen.seed, seed)))
-            for name in chosen
-            for seed in seeds_of(config)
-            for folder, values in (("chosen/", chosen), ("fixed/", fixed))
-        ]
-        _record_stored(frozen, rows, found)
-        describe_stage1(frozen)
+        caches.append(FeatureCache(session, seed, network))
+        stored |= _fit_grid(caches[-1])
+    found = list(stored.values())
+    chosen, fixed = selection.choose(found, metric), own_values(config)
+    for cache in caches:
+        _save_best(cache, stored, {"chosen": chosen, "fixed": fixed})
+        analyse_stage1(cache)
     diverged = sum(row["diverged"] is not None for row in found)
-    metric = config.eval.choose
-    info(
-        f"chosen of {len(found):,} heads ({diverged:,} diverged) by the mean {metric} "
-        f"on {len(session.task.splits.valid):,} validation images:"
+    session.log.info(
+        f"chosen from {len(found):,} heads ({diverged:,} diverged) by the mean "
+        f"{metric} on {len(session.task.splits.valid):,} validation images:"
     )
+    valid = {}
     for name, hyper in chosen.items():
-        moving = [k for k in config.method.entries[name].grid or () if k in hyper]
-        numbers = ", ".join(f"{k} {hyper[k]}" for k in moving)
+        grid = config.method.entries[name].grid or ()
+        values = ", ".join(f"{key} {hyper[key]}" for key in grid if key in hyper)
         tied = selection.ties(found, name, metric)
-        info(f"  {name}: {numbers or 'nothing to choose'}{tied}")
+        session.log.info(f"  {name}: {values or 'nothing to choose'}{tied}")
+        own = [
+            r for r in found if r["method"] == name and r["hyper"] == jsonable(hyper)
+        ]
+        scores = [row["metrics"]["valid"][metric] for row in own]
+        valid[name] = results.over_seeds(scores)
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -83,89 +79,83 @@ def sweep(session: Session) -> dict[str, Any]:
             "curves": config.eval.curves,
             "heads": len(found),
             "diverged": diverged,
-            "valid": {
-                name: results.over_seeds(
-                    [
-                        r["metrics"]["valid"][metric]
-                        for r in found
-                        if _is(r, name, hyper)
-                    ]
-                )
-                for name, hyper in chosen.items()
-            },
+            "valid": valid,
         },
     }
 
 
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
-    """The metrics of the stored heads of a sweep whose name the pattern matches."""
+    """Evaluate the stored heads of a sweep whose ``Row.name`` the pattern matches."""
     found = {}
-    everything = processes.from_process_zero(lambda: results.rows(session.workdir))
-    stored = [r for r in everything if re.search(pattern, _row(r).name)]
     for seed, network in weights.representations(session):
-        frozen = Frozen(session, seed, network)
-        own = [_row(r) for r in stored if r["seeds"][0] == seed]
-        if own:
-            found |= _measure_stored(frozen, own, split, stored)
+        cache = FeatureCache(session, seed, network)
+        stored, values = _stored(cache, _origin(cache)), {}
+        stored = {name: row for name, row in stored.items() if re.search(pattern, name)}
+        for names, heads in _load_heads(stored):
+            session.raise_if_stopped("the heads of the sweep")
+            kind = cache.method(_row(stored[names[0]])).head
+            values |= zip(names, _summaries(cache, kind, heads, split), strict=True)
+        found |= {name: values[name] for name in stored}
     return found
 
 
-def _sweep_one(frozen: Frozen) -> list[dict[str, Any]]:
-    """The rows of one representation, as in ``rows.json``, fitted where they lack."""
-    session = frozen.session
-    rows = rows_of(session.config, frozen.seed, grid=True)
-    origin = {
-        "fitted_on": session.task.splits.train.hash,
-        "network": fingerprint(frozen.network._asdict()),
-        "views": session.config.method.views,
-        "dtype": session.config.method.feature_dtype,
-    }
-    splits = ["valid"]
-    if session.config.eval.curves == "test":
-        splits.append("test")
-    there = {
-        _row(stored).name: stored
-        for stored in processes.from_process_zero(lambda: results.rows(session.workdir))
-        if stored["origin"] == origin and set(splits) <= set(stored["metrics"])
-    }
-    by_name = {row.name: row for row in rows}
-    if have := len(by_name.keys() & there.keys()):
+def _fit_grid(cache: FeatureCache) -> Stored:
+    """Fit the rows of one stage 1 that are not fitted yet; return all of its rows."""
+    session = cache.session
+    splits = ["valid", "test"] if session.config.eval.curves == "test" else ["valid"]
+    rows, origin = rows_of(session.config, cache.seed, grid=True), _origin(cache)
+    stored = _stored(cache, origin)
+    done = {n: row for n, row in stored.items() if set(splits) <= set(row["metrics"])}
+    if count := sum(row.name in done for row in rows):
         session.log.info(
-            f"sweep on stage1/{frozen.seed}: {have:,} of {len(rows):,} heads are there "
-            "already"
+            f"sweep on stage1/{cache.seed}: {count:,} of {len(rows):,} heads are "
+            "already fitted"
         )
-    for chunk, heads, seconds in fit_rows(frozen, rows, frozenset(there)):
-        own = [by_name[job.run] for job in chunk.jobs]
-        made = _keep_chunk(frozen, own, chunk, heads, seconds, splits, origin)
-        there |= {_row(stored).name: stored for stored in made}
-    return [there[row.name] for row in rows]
+    for fitted in fit_rows(cache, rows, done):
+        done |= _save_chunk(cache, fitted, splits, origin)
+    return {row.name: done[row.name] for row in rows}
 
 
-def _keep_chunk(
-    frozen: Frozen,
-    rows: Sequence[Row],
-    chunk: Chunk,
-    fits: Sequence[HeadFit],
-    seconds: float,
+def _origin(cache: FeatureCache) -> dict[str, Any]:
+    """What the heads of a sweep depend on, apart from their rows."""
+    m = cache.session.config.method
+    return {
+        "fitted_on": cache.session.task.splits.train.hash,
+        "network": fingerprint(cache.network._asdict()),
+        "views": m.views,
+        "dtype": m.feature_dtype,
+    }
+
+
+def _stored(cache: FeatureCache, origin: dict[str, Any]) -> Stored:
+    """Read the rows that were fitted on this stage 1 and these features."""
+    workdir = cache.session.workdir
+    found = processes.from_process_zero(lambda: results.rows(workdir))
+    own = (r for r in found if r["origin"] == origin and r["seeds"][0] == cache.seed)
+    return {_row(row).name: row for row in own}
+
+
+def _row(stored: dict[str, Any]) -> Row:
+    return Row(stored["method"], stored["hyper"], tuple(stored["seeds"]))
+
+
+def _save_chunk(
+    cache: FeatureCache,
+    fitted: FittedRows,
     splits: Sequence[str],
     origin: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Measures the heads of a chunk and writes them; ``rows.json`` marks the end."""
-    session = frozen.session
-    heads = [fit.head for fit in fits]
-    measured: list[dict[str, Any]] = [{} for _ in rows]
-    for split in splits:
-        for entry, values in zip(
-            measured, _measure(frozen, chunk.jobs[0].method, heads, split), strict=True
-        ):
-            entry[split] = values
-    digest = hashlib.sha256("\n".join(row.name for row in rows).encode()).hexdigest()
-    folder = session.workdir / "sweep" / f"{frozen.seed}" / digest[:12]
+) -> Stored:
+    """Measure the heads of a chunk and write them; ``rows.json`` comes last."""
+    heads = [fit.head for fit in fitted.fits]
+    measured = [_summaries(cache, fitted.head, heads, split) for split in splits]
+    names = [row.name for row in fitted.rows]
+    digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+    folder = cache.session.workdir / "sweep" / f"{cache.seed}" / digest[:12]
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
-    # No rows beside heads that are not theirs.
+    # New heads must never be next to the rows of old ones.
     processes.on_process_zero(lambda: (folder / "rows.json").unlink(missing_ok=True))
     checkpoint.save_tree(folder, 0, {"heads": stacked})
-    made = [
+    rows = [
         jsonable(
             {
                 "method": row.method,
@@ -173,132 +163,74 @@ def _keep_chunk(
                 "seeds": list(row.seeds),
                 "index": index,
                 "diverged": fit.diverged,
-                "seconds": seconds / len(rows),
-                "metrics": values,
+                "seconds": fitted.seconds,
+                "metrics": dict(zip(splits, summaries, strict=True)),
             }
         )
-        for index, (row, fit, values) in enumerate(
-            zip(rows, fits, measured, strict=True)
+        for index, (row, fit, *summaries) in enumerate(
+            zip(fitted.rows, fitted.fits, *measured, strict=True)
         )
     ]
-    results.save_rows(folder, origin, made)
-    return [{**row, "origin": origin, "folder": str(folder)} for row in made]
+    results.save_rows(folder, origin, rows)
+    return {
+        name: {**row, "folder": str(folder)}
+        for name, row in zip(names, rows, strict=True)
+    }
 
 
-def _measure(
-    frozen: Frozen, method: Method, heads: Sequence[Params], split: str
+def _summaries(
+    cache: FeatureCache, kind: Head, heads: Sequence[Params], split: str
 ) -> list[dict[str, float]]:
-    session = frozen.session
-    tallies = measure_heads(
-        method.head,
-        heads,
-        frozen.features(split),
-        session.task.eval_batch,
-        budget_of(session.config),
-    )
-    with np.errstate(invalid="ignore", over="ignore"):  # of heads that diverged
-        return [
-            results.summary(session.task, tally, head)
-            for tally, head in zip(tallies, heads, strict=True)
-        ]
+    tallies = cache.measure(kind, heads, split)
+    with np.errstate(invalid="ignore", over="ignore"):  # heads that diverged
+        pairs = zip(tallies, heads, strict=True)
+        return [results.summary(cache.session.task, *pair) for pair in pairs]
 
 
-def _measure_stored(
-    frozen: Frozen, rows: Sequence[Row], split: str, stored: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    """Rows by name, those of one chunk, which are of one kind of head, together."""
-    config, counts = (
-        frozen.session.config,
-        frozen.session.task.splits.train.class_counts,
-    )
-    by_name = {}
-    for group in _by_chunk([_find(row, stored) for row in rows]):
-        frozen.session.raise_if_stopped("the heads of the sweep")
-        first = _row(group[0])
-        method = make_method(config, first.method, counts, first.hyper)
-        values = _measure(frozen, method, _stored_heads(group), split)
-        by_name |= {_row(s).name: v for s, v in zip(group, values, strict=True)}
-    return {row.name: by_name[row.name] for row in rows}
+def _load_heads(stored: Stored) -> Iterator[tuple[list[str], list[Params]]]:
+    """Load heads chunk by chunk, each with the names of its rows."""
+    by_folder = sorted(stored, key=lambda name: stored[name]["folder"])
+    chunks = itertools.groupby(by_folder, key=lambda name: stored[name]["folder"])
+    for folder, names in chunks:
+        leaves = checkpoint.load_leaves(Path(folder) / "0")
+        named = {name.removeprefix("heads/"): leaf for name, leaf in leaves.items()}
+        names = list(names)
+        indices = [stored[name]["index"] for name in names]
+        yield names, [{n: leaf[i] for n, leaf in named.items()} for i in indices]
 
 
-def _by_chunk(stored: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Rows of ``results.rows`` by the folder that holds their heads."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for row in stored:
-        groups.setdefault(row["folder"], []).append(row)
-    return list(groups.values())
-
-
-def _stored_heads(stored: Sequence[dict[str, Any]]) -> list[Params]:
-    """The parameters of rows of one chunk of ``results.rows``, which is read once."""
-    leaves = checkpoint.load_leaves(Path(stored[0]["folder"]) / "0")
-    named = {name.removeprefix("heads/"): leaf for name, leaf in leaves.items()}
-    return [
-        {name: leaf[row["index"]] for name, leaf in named.items()} for row in stored
-    ]
-
-
-def _record_stored(
-    frozen: Frozen,
-    rows: Sequence[tuple[str, Row]],
-    found: Sequence[dict[str, Any]],
+def _save_best(
+    cache: FeatureCache, stored: Stored, settings: dict[str, dict[str, Any]]
 ) -> None:
-    """Measures rows of the sweep on the test set, once, and marks them as finished.
+    """Evaluate rows of the sweep on the test set and save them as finished fits.
 
     Args:
-      rows: each with the folder that its outcome goes to.
-      found: as in ``rows.json``, all of the sweep.
+      settings: hyper-parameters by folder of the checkpoints and method.
     """
-    session = frozen.session
-    due = [
-        (folder, row, _find(row, found))
-        for folder, row in rows
-        if _is_due(session, folder + row.title, row)
-    ]
-    for folder, row, stored in due:
-        if (step := stored["diverged"]) is not None:
-            session.log.info(
-                f"{folder}{row.title} diverged at step {step:,}: no figures"
-            )
-    whole = [entry for entry in due if entry[2]["diverged"] is None]
-    for group in _by_chunk([stored for *_, stored in whole]):
-        indices = [stored["index"] for stored in group]
-        heads = dict(zip(indices, _stored_heads(group), strict=True))
-        for folder, row, stored in whole:
-            if stored["folder"] == group[0]["folder"]:
-                session.raise_if_stopped("the chosen heads; those measured stay")
-                fit = HeadFit(heads[stored["index"]], None)
-                record(frozen, row, fit, stored["seconds"], folder)
+    session = cache.session
+    due: dict[str, list[str]] = {}  # titles by row
+    for folder, values in settings.items():
+        for method in settings["chosen"]:
+            for seed in seeds_of(session.config):
+                row = Row(method, values[method], (cache.seed, seed))
+                title, step = f"{folder}/{row.title}", stored[row.name]["diverged"]
+                if not _is_due(session, title, row):
+                    continue
+                if step is not None:
+                    session.log.info(f"{title} diverged at step {step:,}: not measured")
+                    continue
+                due.setdefault(row.name, []).append(title)
+    for names, heads in _load_heads({name: stored[name] for name in due}):
+        for name, head in zip(names, heads, strict=True):
+            for title in due[name]:
+                session.raise_if_stopped("the chosen heads; finished ones are kept")
+                row, seconds = _row(stored[name]), stored[name]["seconds"]
+                save_row(cache, row, head, seconds, title)
 
 
 def _is_due(session: Session, title: str, row: Row) -> bool:
-    """Whether a row has not been measured under this title yet."""
-    directory = session.workdir / "checkpoints" / title
-    outcome = processes.from_process_zero(lambda: results.outcome(directory))
-    if not (outcome and session.finished(title)):
-        return True
-    if outcome["hyper"] == jsonable(row.hyper):
-        return False
-    session.log.info(f"{title}: another setting is chosen now, measured again")
-    return True
-
-
-def _text(hyper: dict[str, Any]) -> str:
-    return json.dumps(jsonable(hyper), sort_keys=True)
-
-
-def _is(stored: dict[str, Any], method: str, hyper: dict[str, Any]) -> bool:
-    return stored["method"] == method and _text(stored["hyper"]) == _text(hyper)
-
-
-def _row(stored: dict[str, Any]) -> Row:
-    return Row(stored["method"], stored["hyper"], tuple(stored["seeds"]))
-
-
-def _find(row: Row, stored: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    (one,) = (
-        s
-        for s in stored
-        if _is(s, row.method, row.hyper) and tuple(s["seeds"]) == row.seeds
-    )
-    return one
+    """Check whether a row is yet to be evaluated under this title."""
+    outcome = session.finished(title)
+    if outcome and outcome["hyper"] != jsonable(row.hyper):
+        session.log.info(f"{title}: the choice has changed; evaluating the new one")
+    return not outcome or outcome["hyper"] != jsonable(row.hyper)

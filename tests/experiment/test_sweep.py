@@ -182,7 +182,7 @@ def test_again_fits_nothing_and_gives_the_same(swept, monkeypatch):
 def test_a_killed_sweep_goes_on_with_its_finished_chunks(swept, tmp_path, monkeypatch):
     workdir, result = swept
     shutil.copytree(workdir / "checkpoints/stage1", tmp_path / "checkpoints/stage1")
-    keep, kept = sweep._keep_chunk, []
+    keep, kept = sweep._save_chunk, []
 
     def killed(*args):
         if len(kept) == 3:
@@ -191,7 +191,7 @@ def test_a_killed_sweep_goes_on_with_its_finished_chunks(swept, tmp_path, monkey
         return kept[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_keep_chunk", killed)
+        patch.setattr(sweep, "_save_chunk", killed)
         with pytest.raises(Interrupted):
             stages.sweep(config(), tmp_path)
     before = {row["folder"] for row in results.rows(tmp_path)}
