@@ -248,7 +248,7 @@ def test_ctrl_c_in_a_real_process_and_resume(tmp_path):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130
-    assert "no fit has ended so far" in out
+    assert "no finished fits yet" in out
     assert "| method |" not in out
     assert "stopped at stage1/0: step" in err
     assert "checkpoint saved; rerun the same command to resume" in err

@@ -236,7 +236,7 @@ def test_other_files_are_not_mistaken_for_the_old_ones(folder, tmp_path):
     train.retrain(config(folder), tmp_path / "work")
     features, labels = arrays()
     other = write(tmp_path / "other", train=(features[::-1].copy(), labels))
-    with pytest.raises(InputError, match="was finished on other examples"):
+    with pytest.raises(InputError, match="was fitted on other training examples"):
         train.retrain(config(other), tmp_path / "work")
 
 

@@ -288,7 +288,7 @@ def test_retrain_on_the_stage_1_of_another_workdir(finished, tmp_path):
 def test_retrain_notes_a_stage_1_fitted_on_other_examples(finished, tmp_path, capsys):
     config = tiny_digits.config(init__path=str(finished[0]), data__valid_seed=1)
     stages.retrain(config, tmp_path)
-    assert "may have seen what is held out" in capsys.readouterr().out
+    assert "may overlap this validation split" in capsys.readouterr().out
 
 
 def test_retrain_without_stage_1(tmp_path):
@@ -479,7 +479,7 @@ def test_data_that_change_under_a_workdir(tmp_path, monkeypatch):
             stages.train(config, tmp_path)
     stages.train(config, tmp_path)
     monkeypatch.setitem(catalogue.SOURCES, "digits", lambda _: (turned, test))
-    with pytest.raises(InputError, match="finished on other examples"):
+    with pytest.raises(InputError, match="fitted on other training examples"):
         stages.train(config, tmp_path)
 
 

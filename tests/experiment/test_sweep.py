@@ -13,6 +13,7 @@ import tiny_digits
 from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, stages, sweep, weights
+from lt_jax.experiment.config import resolve
 from lt_jax.training import checkpoint
 from lt_jax.training.log import jsonable
 
@@ -81,7 +82,8 @@ def test_the_choice_is_the_best_on_validation(swept):
 def test_the_table_is_the_chosen_heads_on_test(swept):
     workdir, result = swept
     rows = results.rows(workdir)
-    for part, own in (("methods", None), ("fixed", cached.own_values(config()))):
+    fixed = cached.own_values(resolve(config()))
+    for part, own in (("methods", None), ("fixed", fixed)):
         for name in NAMES:
             entry = result[part][name]
             hyper = entry["hyper"] if own is None else own[name]
@@ -209,7 +211,7 @@ def test_a_larger_grid_fits_only_what_is_new(swept, tmp_path, monkeypatch, capsy
     shutil.copytree(workdir, tmp_path / "copy")
     larger = config(method__los__grid={"lr": (5e-3, 5e-2), "delta": (0.5, 0.7, 0.83)})
     again = stages.sweep(larger, tmp_path / "copy")
-    assert "34 of 38 heads are there already" in capsys.readouterr().out
+    assert "34 of 38 heads are already fitted" in capsys.readouterr().out
     assert again["sweep"]["heads"] == result["sweep"]["heads"] + 4
 
 
@@ -218,7 +220,7 @@ def test_little_memory_is_told_and_changes_nothing(swept, tmp_path, capsys):
     c = config(init__path=str(workdir), method__memory=1e-6)
     found = stages.sweep(c, tmp_path)
     told = capsys.readouterr().out
-    assert "stream from disk" in told
+    assert "streaming them from disk" in told
     assert "(method.memory 1e-06 GiB)" in told
     for name in NAMES:
         one, other = found["methods"][name], result["methods"][name]
