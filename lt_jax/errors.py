@@ -55,3 +55,13 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     if name not in choices:
         raise InputError(f"unknown {what} {name!r}{suggest(name, choices)}")
     return name
+
+
+def first_few(names: list[str], limit: int = 5) -> str:
+    """List the first names, and how many more there are.
+
+    >>> first_few(["a", "b", "c"], 2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -64,7 +64,6 @@ ELSEWHERE = {
         "docs/tutorials/features.md",
     ),
     "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
-    "lt-jax data convert": ("data/test_prepare.py", '"data", "convert"'),
     "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
     "sbatch": ("test_launch.py", "slurm.sbatch"),  # with stand-ins for srun, scontrol
@@ -81,6 +80,8 @@ NOT_RUN = {
     "python3 -m venv": "`make` does the same",
     ".venv/bin/pip install": "`make` does the same; [cuda] needs an NVIDIA GPU",
     "source": "activates the environment",
+    "pip install tensorflow": "half a gigabyte, for TFDS's own converter",
+    "tfds convert_format": "needs TensorFlow; test_catalogue.py reads such a copy",
     "kubectl": "needs a cluster; test_launch.py checks the manifest's schema",
     "mpirun": "needs Open MPI; test_cluster.py sets its environment",
     "python benchmarks/devices.py": "minutes; test_steps.py checks what it measures",

@@ -147,11 +147,8 @@ def data_info(config: UserConfig, options: argparse.Namespace) -> None:
 
 
 def data_prepare(options: argparse.Namespace) -> None:
-    from lt_jax.data.prepare import build, tfds_own
+    from lt_jax.data.prepare import build
 
-    if options.by == "tfds":
-        tfds_own.prepare(options.name, options.archives, options.dir)
-        return
     build.prepare(
         options.name,
         options.archives,
@@ -160,12 +157,6 @@ def data_prepare(options: argparse.Namespace) -> None:
         checksum=options.checksum,
         partial=options.partial,
     )
-
-
-def data_convert(options: argparse.Namespace) -> None:
-    from lt_jax.data.prepare.convert import convert
-
-    convert(options.folder)
 
 
 def list_names(options: argparse.Namespace) -> None:

@@ -304,16 +304,6 @@ def _add_data(group: Any) -> None:
     add("--checksum", action="store_true", help=text)
     text = "accept archives of other sizes and other numbers of examples"
     add("--partial", action="store_true", help=text)
-    text = (
-        "the builder; tfds is TFDS's own, which needs TensorFlow (lt_jax[prepare]) "
-        "(default: %(default)s)"
-    )
-    names = ("lt_jax", "tfds")
-    add("--with", dest="by", choices=names, default="lt_jax", help=text)
-
-    text = "write array_record files next to the TFRecord files of a TFDS dataset"
-    command = _add(inner, "convert", commands.data_convert, text, configured=False)
-    command.add_argument("folder", type=_path, help="DIR/NAME/VERSION")
 
 
 def _add_list(group: Any) -> None:

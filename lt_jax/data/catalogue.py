@@ -1,7 +1,6 @@
-"""Data sets by name, cut to a long tail and split three ways.
+"""Datasets by name, cut to a long tail and split into training, validation and test.
 
-Importing this package imports neither TensorFlow Datasets nor scikit-learn; a loader
-imports what it needs when it is called.
+Sources import TensorFlow Datasets and scikit-learn lazily, when they load.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
 from lt_jax.errors import InputError, one_of
 
-# Sets of images of one size. name -> loader(dir) -> the full training and test sets
+# Datasets whose images have one size: name -> loader(dir) -> training and test set.
 SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "digits": digits.load,
     "cifar10": cifar.cifar10,
@@ -29,11 +28,11 @@ SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
 
 
 class PhotoSource(NamedTuple):
-    """A set of photographs."""
+    """A dataset of photographs."""
 
-    # (dir, view, further values) -> training, validation (None: it has none), test set
+    # (dir, photos, **extra) -> training, validation (None if it has none) and test set
     load: Callable[..., tuple[Dataset, Dataset | None, Dataset]]
-    extra: tuple[str, ...] = ()  # what it takes beside, by the keys of the config
+    extra: tuple[str, ...] = ()  # further keys of config.data that ``load`` takes
 
 
 PHOTOS: dict[str, PhotoSource] = {
@@ -54,59 +53,57 @@ def load(
     photos: PhotoOptions | None = None,
     extra: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """A long-tailed task.
+    """Load a long-tailed task.
 
-    The training set is cut (``longtail.choose``), then ``valid`` of it is held out,
-    unless the set has validation examples of its own. The test set is whole. No image
-    is decoded before it is read.
-    ``counts`` and ``hash`` are of the training set before holding out, so that the
-    groups and the name of the draw do not depend on ``valid``.
+    Cuts the training set with ``longtail.choose``. Then holds out ``valid`` of it,
+    unless the source has a validation set. The test set is not cut. Images are decoded
+    when they are read. The class counts and the hash in the result do not depend on
+    ``valid``.
 
     Args:
       name: a key of ``SOURCES`` or ``PHOTOS``.
-      dir: where the source looks for its files; "" is the source's own default.
-      imbalance: largest class over smallest, at least 1.
-      split: which examples of a class stay, ``first``, ``cao`` or ``whole``.
+      dir: folder of the source's files; "" is the source's default.
+      imbalance: size of the largest class over the smallest, at least 1.
+      split: which examples of a class to keep: ``first``, ``cao`` or ``whole``.
       valid: fraction of the training set to hold out, in [0, 1).
-      seed: of the validation split alone.
-      photos: how photographs are looked at; for these only.
-      extra: what the source of photographs ``reads``.
+      seed: of the held-out examples.
+      photos: how to crop and decode; for a key of ``PHOTOS`` only.
+      extra: the values that the ``PhotoSource`` takes.
 
     Raises:
-      InputError: an unknown name, data that are missing or damaged, a label outside
-        the classes, or a value that ``longtail`` refuses.
+      InputError: an unknown name, missing or damaged files, a label outside the
+        classes, or an argument that ``longtail`` rejects.
     """
-    own: Dataset | None = None
-    if one_of("data set", name, [*SOURCES, *PHOTOS]) in PHOTOS:
+    own_valid: Dataset | None = None
+    if one_of("dataset", name, [*SOURCES, *PHOTOS]) in PHOTOS:
         assert photos is not None
-        full, own, test = PHOTOS[name].load(dir, photos, **(extra or {}))
+        full, own_valid, test = PHOTOS[name].load(dir, photos, **(extra or {}))
     else:
         full, test = SOURCES[name](dir)
-    for part in filter(None, (full, own, test)):
+    for part in filter(None, (full, own_valid, test)):
         _check_labels(part)
     num_classes = len(full.classes)
     chosen = longtail.choose(
         full.labels, np.argsort(full.ids), num_classes, imbalance, split
     )
-    whole = full.take(chosen)
-    share = valid if own is None else 0.0
-    fit, held = longtail.hold_out(whole.labels, share, seed, num_classes)
+    cut = full.take(chosen)
+    fraction = valid if own_valid is None else 0.0
+    kept, held = longtail.hold_out(cut.labels, fraction, seed, num_classes)
     return Splits(
-        train=whole.take(fit),
-        valid=whole.take(held) if own is None else own,
+        train=cut.take(kept),
+        valid=cut.take(held) if own_valid is None else own_valid,
         test=test,
-        full_class_counts=whole.class_counts,
-        hash=whole.hash,
+        full_class_counts=cut.class_counts,
+        hash=cut.hash,
     )
 
 
 def _check_labels(part: Dataset) -> None:
-    """Raises InputError for a label that names no class."""
     num_classes = len(part.classes)
     wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
     if wrong.size:
         i = wrong[0]
         raise InputError(
-            f"{part.name}: example {part.ids[i]} has the label {part.labels[i]}, "
+            f"{part.name}: example {part.ids[i]} has label {part.labels[i]}, "
             f"expected 0 to {num_classes - 1} ({wrong.size} such examples)"
         )

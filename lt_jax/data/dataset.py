@@ -1,4 +1,4 @@
-"""Labelled images with random access, and a task of three splits."""
+"""Datasets of labelled images with random access, and the splits of a task."""
 
 from __future__ import annotations
 
@@ -12,46 +12,46 @@ import numpy as np
 
 
 class Decoder(NamedTuple):
-    """How images are read that are decoded anew for every use, and may be damaged."""
+    """How the images of a dataset are decoded on every use, with errors collected."""
 
-    # (int[n], what decides their random crops: float64[n, numbers] of uniform numbers,
-    # None: no random crops; uint8[H, W, C] for each, to be filled) -> for each what is
-    # wrong with it, "" if nothing is. Several threads call it at once.
+    # (indices int[n], uniform numbers float64[n, crop_numbers] for random crops or None
+    # for centre crops, n arrays uint8[H, W, C] to fill) -> n error messages, "" for
+    # success. Called from several threads at once.
     fill: Callable[
         [np.ndarray, np.ndarray | None, Sequence[np.ndarray]],
         list[str],
     ]
-    numbers: int
+    crop_numbers: int
     workers: int  # threads
-    broken: float  # share of the images that may be damaged before a run stops
-    looks: dict[str, Any]  # what pixels depend on, as JSON knows it
+    max_broken: float  # share of undecodable images that a run tolerates
+    settings: dict[str, Any]  # everything the pixels depend on, JSON-compatible
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of labelled images with random access.
 
-    Order is not the data set's business but the sampler's, so ``read`` takes indices.
+    The sampler decides the order, so ``read`` takes indices.
     """
 
     name: str
     classes: tuple[str, ...]  # K names
     labels: np.ndarray  # int32[N], 0 .. K-1
-    ids: np.ndarray  # str[N], unique names given by the source
+    ids: np.ndarray  # str[N], unique
     shape: tuple[int, int, int]  # H, W, C
-    # int[n] -> uint8[n, H, W, C]; of features float32[n, 1, 1, D]
+    # int[n] -> uint8[n, H, W, C]; for features float32[n, 1, 1, D]
     read: Callable[[np.ndarray], np.ndarray]
-    # Of photographs, which are too many to be held as pixels; see data/photos.py.
+    # For photographs only, which do not fit in memory as pixels; see images/photos.py.
     decoder: Decoder | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
-        """int64[K], the number of examples of each class."""
+        """int64[K], examples per class."""
         return np.bincount(self.labels, minlength=len(self.classes))
 
     @functools.cached_property
     def hash(self) -> str:
-        """16 hex digits of the SHA-256 of the sorted ids: names the set of examples."""
+        """16 hex digits of the SHA-256 of the sorted ids; identifies the examples."""
         text = "\n".join(sorted(str(i) for i in self.ids))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -59,7 +59,7 @@ class Dataset:
         return len(self.labels)
 
     def take(self, indices: np.ndarray) -> Dataset:
-        """The subset of these examples, in this order."""
+        """Select these examples, in this order."""
         decoder = self.decoder
         if decoder is not None:
             fill = decoder.fill
@@ -75,7 +75,7 @@ class Dataset:
         )
 
     def in_memory(self) -> Dataset:
-        """The same data set, read once into one array; photographs never are."""
+        """Read all images into one array, unless they are photographs."""
         if self.decoder is not None:
             return self
         images = self.read(np.arange(len(self)))
@@ -84,18 +84,16 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A long-tailed task: what is fitted, what chooses, what is reported."""
+    """The splits of a long-tailed task."""
 
-    train: Dataset  # the examples that are fitted
-    valid: Dataset  # held out of the training set; may be empty
+    train: Dataset
+    valid: Dataset  # held out of the training set or given by the source; may be empty
     test: Dataset
-    full_class_counts: (
-        np.ndarray
-    )  # int64[K] of the whole training set: decides the groups
-    hash: str  # of the whole training set
+    full_class_counts: np.ndarray  # int64[K] before holding out; defines the groups
+    hash: str  # of the training set before holding out
 
     def in_memory(self) -> Splits:
-        """The same splits, their images read once, but for photographs."""
+        """Read the images of all splits into memory, except photographs."""
         return dataclasses.replace(
             self,
             train=self.train.in_memory(),

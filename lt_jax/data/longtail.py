@@ -1,7 +1,7 @@
-"""Cutting a balanced set to a long tail, and holding validation examples out of it.
+"""Long-tailed subsets of a balanced dataset, and held-out validation examples.
 
-NumPy only. The two builds of CIFAR100-LT in use are offered by name: ``first``, of the
-LOS and weight-balancing code, and ``cao``, of LDAM and what descends from it.
+Two builds of CIFAR100-LT are in use: ``first``, from the code of LOS and weight
+balancing, and ``cao``, from LDAM and its descendants.
 """
 
 from __future__ import annotations
@@ -14,23 +14,24 @@ from lt_jax.errors import InputError, one_of
 
 
 def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
-    """int64[K], class sizes falling exponentially from ``n_max`` to n_max / imbalance.
+    """Compute class sizes that fall exponentially from n_max to n_max / imbalance.
 
     ``n_c = int(n_max * (1 / imbalance) ** (c / (K - 1)))`` in the order of the labels,
-    rounded down in floating point exactly as LDAM's and the LOS authors' code do.
+    rounded down in floating point as in the code of LDAM and LOS.
+
+    Returns:
+      int64[K].
 
     Raises:
-      InputError: fewer than two classes, ``imbalance`` below 1 or not a number, or so
-        large that a class would be left empty.
+      InputError: fewer than two classes, ``imbalance`` below 1 or NaN, or so large that
+        a class would be empty.
     """
     if num_classes < 2:
+        raise InputError(f"a long tail needs at least 2 classes, got {num_classes}")
+    if not imbalance >= 1:  # also true for NaN
         raise InputError(
-            f"a long tail needs at least 2 classes, found num_classes={num_classes}"
-        )
-    if not imbalance >= 1:  # so written that nan is refused too
-        raise InputError(
-            "imbalance is the largest class over the smallest, a number of at least 1 "
-            f"(1 keeps the classes equal); found {imbalance}"
+            "imbalance (size of the largest class over the smallest) must be at least "
+            f"1, got {imbalance}"
         )
     sizes = np.array(
         [
@@ -38,31 +39,19 @@ def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
             for c in range(num_classes)
         ]
     )
-    empty = np.flatnonzero(sizes == 0)
-    if empty.size:
-        raise InputError(_left_empty(n_max, imbalance, empty))
+    if empty := np.count_nonzero(sizes == 0):
+        # Searched with the formula itself: 49 * (1 / 49) is below 1 in floating point.
+        fits = (r for r in range(int(n_max), 0, -1) if n_max * (1 / r) >= 1)
+        raise InputError(
+            f"imbalance {imbalance:g} with {n_max:g} examples in the largest class "
+            f"leaves {empty} of {num_classes} classes empty; the largest integer "
+            f"imbalance without an empty class is {next(fits, 'none')}"
+        )
     return sizes
 
 
-def _left_empty(n_max: float, imbalance: float, empty: np.ndarray) -> str:
-    """The message for a tail that ends in nothing; sizes never rise with the label."""
-    which = f"class {empty[0]}"
-    if len(empty) > 1:
-        which = f"{len(empty)} classes, {empty[0]} to {empty[-1]},"
-    # Searched with the formula itself: 49 * (1 / 49) is below 1 in floating point.
-    fits = (r for r in range(int(n_max), 0, -1) if n_max * (1 / r) >= 1)
-    largest = next(fits, None)
-    found = f"imbalance {imbalance:g} with {n_max:g} examples in the largest class"
-    if largest is None:
-        return f"{found} leaves {which} empty; no imbalance avoids that"
-    return (
-        f"{found} leaves {which} empty; the largest whole imbalance that leaves no "
-        f"class empty is {largest}"
-    )
-
-
 def by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
-    """The places of the examples of each class, ascending; one sort for all classes.
+    """List the positions of each class, ascending, with one sort for all classes.
 
     >>> [rows.tolist() for rows in by_class(np.array([1, 0, 1]), 3)]
     [[1], [0, 2], []]
@@ -71,41 +60,33 @@ def by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
     return np.split(np.argsort(labels, kind="stable"), ends[:-1])
 
 
-def _first(members: list[np.ndarray]) -> list[np.ndarray]:
-    """Every class as it stands, in id order."""
-    return members
-
-
 def _cao(members: list[np.ndarray]) -> list[np.ndarray]:
-    """Every class shuffled, by one generator that runs on from class to class."""
-    # The generator of LDAM's build: another one would choose other images.
+    """Shuffle every class with one generator that continues from class to class."""
+    # LDAM's own generator; another one would choose other images.
     random = np.random.RandomState(0)
     return [random.permutation(rows) for rows in members]
 
 
-# How the examples of a class are ordered before its first n are taken.
+# How each class is ordered before its first n_c examples are taken.
 SPLITS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
-    "first": _first,
+    "first": lambda members: members,
     "cao": _cao,
 }
+WHOLE = "whole"  # nothing is cut
 
 
-# Nothing is cut off.
-WHOLE = "whole"
-
-
-def _check_whole(have: np.ndarray, imbalance: float) -> None:
+def _check_whole(sizes: np.ndarray, imbalance: float) -> None:
     if imbalance != 1:
         raise InputError(
-            "split 'whole' keeps every training image, so imbalance must be 1; found "
-            f"{imbalance:g}. To cut the set, take split 'first' or 'cao'"
+            "imbalance must be 1 with split 'whole', which keeps every training image; "
+            f"got {imbalance:g}. Use split 'first' or 'cao' to cut the dataset"
         )
-    empty = np.flatnonzero(have == 0)
+    empty = np.flatnonzero(sizes == 0)
     if empty.size:
-        some = ", ".join(map(str, empty[:5]))
         raise InputError(
-            f"{empty.size} of {len(have)} classes have no training example, as class "
-            f"{some}: the set was cut, or prepared from a part of its archives"
+            f"{empty.size} of {len(sizes)} classes have no training example (such as "
+            f"class {empty[0]}): the dataset was cut, or prepared from a part of its "
+            "archives"
         )
 
 
@@ -116,27 +97,29 @@ def choose(
     imbalance: float,
     split: str,
 ) -> np.ndarray:
-    """int[sum of counts], the examples that make up the long-tailed set.
+    """Choose the examples of a long-tailed subset.
 
-    They stand class by class, and inside a class in the order they were chosen in.
-    The sizes are ``class_sizes(n, K, imbalance)`` with n the size of the largest class:
-    N / K, which the authors write, wherever the classes are equal; and a set that was
-    cut before to this imbalance is kept whole, not cut a second time.
+    The sizes are ``class_sizes(n, K, imbalance)``, where n is the size of the largest
+    class. It equals the authors' N / K where all classes have one size, and leaves a
+    dataset that was already cut to this imbalance as it is.
 
     Args:
       labels: int[N], 0 .. K-1.
-      ids_order: int[N], the positions of the examples in the order of their ids: the
-        order of the original archive, so that the authors' images are chosen.
+      ids_order: int[N], positions of the examples in the order of their ids. This is
+        the order of the original archive, so that the authors' images are chosen.
       num_classes: K.
-      imbalance: largest class over smallest.
-      split: ``first``, the first n_c of each class (github.com/bilibili/LOS), or
-        ``cao``, each class shuffled by NumPy's legacy generator from seed 0 and then
-        its first n_c (github.com/kaidic/LDAM-DRW, Cao et al. 2019); or ``whole``, every
-        example of a set that is long-tailed by itself, in the order of the ids.
+      imbalance: size of the largest class over the smallest.
+      split: ``first``, the first n_c of each class (github.com/bilibili/LOS);
+        ``cao``, n_c of each class after a shuffle by NumPy's legacy generator with
+        seed 0 (github.com/kaidic/LDAM-DRW, Cao et al. 2019); or ``whole``, all
+        examples of a dataset that is long-tailed already.
+
+    Returns:
+      int[sum of the class sizes], class by class; for ``whole`` in the order of ids.
 
     Raises:
-      InputError: another split, a class with fewer examples than its size, ``whole``
-        with an imbalance or a class without examples, or what ``class_sizes`` refuses.
+      InputError: an unknown split, a class with too few examples, ``whole`` with an
+        imbalance or an empty class, or an argument that ``class_sizes`` rejects.
     """
     one_of("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
@@ -148,9 +131,9 @@ def choose(
     if short.size:
         c = short[0]
         raise InputError(
-            f"imbalance {imbalance:g} needs {sizes[c]} examples of class {c} where the "
-            f"set has {have[c]} ({short.size} such classes): start from a set whose "
-            "classes are equal, or take a larger imbalance"
+            f"imbalance {imbalance:g} needs {sizes[c]} examples of class {c}, but the "
+            f"dataset has {have[c]} ({short.size} such classes): start from a balanced "
+            "dataset, or use a larger imbalance"
         )
     members = [ids_order[rows] for rows in by_class(labels[ids_order], num_classes)]
     ordered = SPLITS[split](members)
@@ -162,28 +145,30 @@ def choose(
 def hold_out(
     labels: np.ndarray, fraction: float, seed: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A stratified validation split: ``(fit, valid)``, both int[...] and ascending.
+    """Hold out a stratified part of the examples.
 
-    Of each class round(fraction * n_c) examples are held out, but at least one where
-    the class has two, and never all of a class. The same seed with a larger fraction
-    holds out a superset. Fraction 0 holds out nothing.
+    Holds out round(fraction * n_c) examples of each class: at least one if the class
+    has two, and never all. The same seed with a larger fraction holds out a superset.
 
     Args:
       labels: int[N], 0 .. K-1.
-      fraction: in [0, 1).
-      seed: of the draw, 0 or more.
+      fraction: in [0, 1); 0 holds out nothing.
+      seed: at least 0.
       num_classes: K.
 
+    Returns:
+      The positions that are kept and those that are held out, both int[...] and
+      ascending.
+
     Raises:
-      InputError: a fraction or a seed outside its range.
+      InputError: ``fraction`` or ``seed`` is out of range.
     """
     if not 0 <= fraction < 1:
         raise InputError(
-            "the validation split takes a fraction of at least 0 and below 1 of the "
-            f"training set; found {fraction}"
+            f"the held-out fraction must be at least 0 and below 1, got {fraction}"
         )
     if seed < 0:
-        raise InputError(f"the seed of the validation split is negative: {seed}")
+        raise InputError(f"the seed of the held-out split must be >= 0, got {seed}")
     random = np.random.default_rng(seed)
     held = []
     for rows in by_class(labels, num_classes):

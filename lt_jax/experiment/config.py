@@ -236,11 +236,12 @@ JITTER = Rule(
     ),
 )
 RANDAUGMENT = Rule(
-    f"an integer number of operations and a magnitude from 0 to {randaugment.TOP}",
+    "an integer number of operations and a magnitude from 0 to "
+    f"{randaugment.MAX_MAGNITUDE}",
     lambda value: (
         len(value) == 2
         and value[0] == int(value[0]) >= 0
-        and 0 <= value[1] <= randaugment.TOP
+        and 0 <= value[1] <= randaugment.MAX_MAGNITUDE
     ),
 )
 

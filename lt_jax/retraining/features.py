@@ -118,7 +118,7 @@ def cached_features(
         "dtype": request.dtype,
     }
     if dataset.decoder is not None:
-        provenance["looks"] = dataset.decoder.looks
+        provenance["looks"] = dataset.decoder.settings
     shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")

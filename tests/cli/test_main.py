@@ -209,7 +209,7 @@ def test_data_that_is_not_prepared(tmp_path, capsys):
     assert main.main(["data", "info", *flags]) == 2
     error = capsys.readouterr().err
     assert str(tmp_path) in error
-    assert "tfds build cifar100 --file_format=array_record" in error
+    assert "lt-jax data prepare cifar100 --from=" in error
 
 
 def test_a_workdir_that_cannot_be_written(tmp_path, capsys):

@@ -155,7 +155,7 @@ def test_augment_is_hashable():
     [
         ({"mean": (0.5,)}, "3 channels"),
         ({"std": (0.2,)}, "3 channels"),
-        ({"std": (0.2, 0.0, 0.2)}, "above 0"),
+        ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
     ],
 )
 def test_normalise_refuses(change, message):
@@ -166,5 +166,5 @@ def test_normalise_refuses(change, message):
 
 
 def test_negative_pad_is_refused():
-    with pytest.raises(InputError, match="at least 0; found -1"):
+    with pytest.raises(InputError, match="at least 0 pixels, got -1"):
         transforms.offsets(PLAIN._replace(pad=-1), KEY, jnp.arange(2))

@@ -20,8 +20,8 @@ RNG = np.random.default_rng(0)
 IMAGE = RNG.integers(20, 230, (18, 26, 3)).astype(np.uint8)
 IMAGE[:5, :5] = 90
 PHOTO = Image.fromarray(IMAGE)
-OPS = randaugment.MOVES + randaugment.VALUES
-operate = jax.jit(randaugment.operate, static_argnums=2)
+OPS = randaugment.GEOMETRIC + randaugment.PHOTOMETRIC
+operate = jax.jit(randaugment.apply_op, static_argnums=2)
 
 
 def close(found, expected, atol=1.0):
@@ -70,7 +70,7 @@ def test_jitter_of_nothing_is_the_identity_and_of_everything_stays_in_range():
     assert (factors.max() < 1.4) & (factors.max() > 1.35)
 
 
-@pytest.mark.parametrize("op", randaugment.MOVES)
+@pytest.mark.parametrize("op", randaugment.GEOMETRIC)
 @pytest.mark.parametrize("sign", [1.0, -1.0])
 def test_moves_are_pillows(op, sign):
     at, share = jnp.asarray(OPS.index(op)), 0.7
@@ -104,7 +104,7 @@ def test_values_are_pillows(share, sign):
         "autocontrast": ImageOps.autocontrast(PHOTO),
         "equalize": ImageOps.equalize(PHOTO),
     }
-    assert tuple(theirs) == randaugment.VALUES
+    assert tuple(theirs) == randaugment.PHOTOMETRIC
     image = jnp.asarray(IMAGE, jnp.float32)
     for name, expected in theirs.items():
         found = operate(image, jnp.asarray(OPS.index(name)), share, sign)
@@ -116,7 +116,7 @@ def test_values_are_pillows(share, sign):
 
 def test_an_image_of_one_colour_survives():
     flat = jnp.full((8, 8, 3), 77.0)
-    for name in randaugment.VALUES[-2:]:
+    for name in randaugment.PHOTOMETRIC[-2:]:
         found = operate(flat, jnp.asarray(OPS.index(name)), 0.5, 1.0)
         np.testing.assert_array_equal(found, flat)
 
@@ -182,7 +182,7 @@ def test_crops_do_not_move_when_colours_are_turned_on():
 
 
 def test_grey_images_are_refused():
-    with pytest.raises(InputError, match="3 channels; these have 1"):
+    with pytest.raises(InputError, match="3 channels, got 1"):
         transforms.vary(WHOLE, KEY, jnp.arange(2), jnp.zeros((2, 8, 8, 1), jnp.uint8))
 
 

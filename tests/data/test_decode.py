@@ -50,7 +50,7 @@ def no_pillow(monkeypatch):
     def used(data):
         raise AssertionError("left to Pillow")
 
-    monkeypatch.setattr(decoding, "_by_pillow", used)
+    monkeypatch.setattr(decoding, "_from_pillow", used)
 
 
 @pytest.mark.parametrize("size", [16, 32, 50])
@@ -252,7 +252,7 @@ def test_what_is_no_image_is_told(what):
         decode(WRONG[what], box(0, 0, 20, 4), 16)
     assert str(caught.value)
     with pytest.raises(InputError, match=r"a\.jpg cannot be decoded"):
-        photos.centre(WRONG[what], VIEW, "a.jpg")
+        photos.centre_crop(WRONG[what], VIEW, "a.jpg")
 
 
 @pytest.mark.parametrize("how", ["JPEG", "progressive", "PNG", "WEBP"])
@@ -310,5 +310,5 @@ def test_the_view_of_an_evaluation_is_torchvisions():
     ],
 )
 def test_a_view_that_makes_no_sense(change, told):
-    with pytest.raises(InputError, match=rf"data\.{told} .*found"):
+    with pytest.raises(InputError, match=rf"data\.{told}.*, got"):
         dataset([JPEG], VIEW._replace(**change))

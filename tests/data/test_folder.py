@@ -17,7 +17,7 @@ from lt_jax.cli import config_flags, main
 from lt_jax.data import catalogue
 from lt_jax.data.dataset import Splits
 from lt_jax.data.images.photos import PhotoOptions
-from lt_jax.data.sources import folder, listing
+from lt_jax.data.sources import folder
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
 from lt_jax.export import predict
@@ -121,7 +121,7 @@ def test_cut_to_a_long_tail(tmp_path):
         3,
         1,
     ]
-    with pytest.raises(InputError, match="imbalance must be 1; found 9"):
+    with pytest.raises(InputError, match=r"imbalance must be 1 .* got 9"):
         load(tmp_path, imbalance=9)
 
 
@@ -195,7 +195,7 @@ def test_other_files_are_skipped_and_named(tmp_path, capsys):
         (root / "train/rot" / name).write_bytes(b"x")
     assert sizes(load(root)) == (35, 6, 12)
     told = capsys.readouterr().err
-    assert "files that are no images are skipped (4)" in told
+    assert "skipped 4 files without images" in told
     assert "train/rot/notes.txt" in told
 
 
@@ -210,8 +210,7 @@ def test_twins_are_counted(tmp_path, capsys):
     (root / "test/rot/near.jpg").write_bytes(content)
     load(root)
     told = capsys.readouterr().err
-    assert "test images that are, byte by byte," in told
-    assert "images too (2): " in told
+    assert "2 test images are also training or validation" in told
     assert "train/rot/bild 2.jpg = test/rot/other name.jpg" in told
     assert "near" not in told
 
@@ -271,7 +270,7 @@ def test_parquet(tmp_path):
     parquet.write_table(pa.table(columns), root / "list.parquet")
     assert load("", str(root / "list.parquet")).hash == load(root).hash
     (root / "list.parquet").write_bytes(b"PAR1 not so")
-    with pytest.raises(InputError, match="is no Parquet file"):
+    with pytest.raises(InputError, match="is not a valid Parquet file"):
         load("", str(root / "list.parquet"))
 
 
@@ -282,9 +281,13 @@ def test_parquet(tmp_path):
         ("", [], "no column 'path' and 'label': .*found nothing"),
         ("path,label", [], "has no rows"),
         ("path,label", [("a.jpg", "")], "row 1: expected a path and a label"),
-        ("path,label", [("a.jpg", "x")], r"1 of its images are not there: .*a\.jpg"),
+        ("path,label", [("a.jpg", "x")], r"1 of its images do not exist: .*a\.jpg"),
         ("path,label,split", [("a.jpg", "x", "dev")], "split 'dev', expected one of"),
-        ("path,label", [("a.jpg", "x"), ("a.jpg", "y")], "row 2: a.jpg stands there"),
+        (
+            "path,label",
+            [("a.jpg", "x"), ("a.jpg", "y")],
+            "row 2: duplicate entry: a.jpg",
+        ),
     ],
 )
 def test_bad_tables(tmp_path, columns, rows, message):
@@ -312,10 +315,10 @@ def test_no_folder(tmp_path):
 
 
 def test_a_folder_without_classes(tmp_path):
-    with pytest.raises(InputError, match=r"has no folders of classes\. Expected"):
+    with pytest.raises(InputError, match=r"has no class folders\. Expected"):
         load(tmp_path)
     (tmp_path / "images.zip").write_bytes(b"PK")
-    with pytest.raises(InputError, match=r"It holds images\.zip: extract it first"):
+    with pytest.raises(InputError, match=r"It contains images\.zip: extract it first"):
         load(tmp_path)
 
 
@@ -324,13 +327,13 @@ def test_an_empty_class(tmp_path):
     (root / "train/leer").mkdir()
     (root / "train/nur text").mkdir()
     (root / "train/nur text/a.txt").write_text("x")
-    with pytest.raises(InputError, match=r"without an image in .*: leer, nur text"):
+    with pytest.raises(InputError, match=r"without images in .*: leer, nur text"):
         load(root)
 
 
 def test_one_class_only(tmp_path):
     tiny_photos.write(tmp_path, {"rot": 5})
-    with pytest.raises(InputError, match="one class alone, 'rot'"):
+    with pytest.raises(InputError, match="only one class, 'rot'"):
         load(tmp_path)
 
 
@@ -344,7 +347,7 @@ def test_a_test_class_that_is_not_trained(tmp_path):
 def test_files_without_content(tmp_path):
     root = three(tmp_path)
     (root / "train/rot/bild 3.PNG").write_bytes(b"")
-    with pytest.raises(InputError, match=r"without content \(1\): .*bild 3\.PNG"):
+    with pytest.raises(InputError, match=r"1 image files are empty: .*bild 3\.PNG"):
         load(root)
 
 
@@ -360,7 +363,7 @@ def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(listing.os, "scandir", refuse)
+    monkeypatch.setattr(folder.os, "scandir", refuse)
     with pytest.raises(InputError, match="cannot be read: Permission denied"):
         load(root)
 
@@ -571,12 +574,3 @@ def test_info_draws_the_curve(tmp_path, capsys, monkeypatch):
     assert png.read_bytes().startswith(b"\x89PNG")
     assert main.main(["data", "info", "--config=x", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts_max"] == 20
-
-
-def test_source_is_light_on_pickling(tmp_path):
-    import pickle
-
-    three(tmp_path)
-    found = folder.Encoded([str(tmp_path / "train/rot/bild 0.jpg")])
-    again = pickle.loads(pickle.dumps(found))
-    assert again(np.array([0])) == found(np.array([0]))

@@ -34,23 +34,23 @@ def test_counts_by_hand():
 
 @pytest.mark.parametrize("imbalance", [0.99, 0, -3, float("nan")])
 def test_counts_refuses_imbalance_below_one(imbalance):
-    with pytest.raises(InputError, match=r"at least 1.*found"):
+    with pytest.raises(InputError, match=r"at least 1.*got"):
         longtail.class_sizes(500, 100, imbalance)
 
 
 def test_counts_refuses_one_class():
-    with pytest.raises(InputError, match="at least 2 classes, found num_classes=1"):
+    with pytest.raises(InputError, match="at least 2 classes, got 1"):
         longtail.class_sizes(500, 1, 10)
 
 
 @pytest.mark.parametrize(
     ("n_max", "imbalance", "which", "largest"),
     [
-        (500, 501, "class 99 empty", 500),
-        (500, 1000, "10 classes, 90 to 99, empty", 500),
+        (500, 501, "1 of 100 classes empty", 500),
+        (500, 1000, "10 of 100 classes empty", 500),
         # 49 * (1 / 49) is 0.99...9 in floating point, so 49 would not do.
-        (49, 50, "class 99 empty", 48),
-        (20, float("inf"), "99 classes, 1 to 99, empty", 20),
+        (49, 50, "1 of 100 classes empty", 48),
+        (20, float("inf"), "99 of 100 classes empty", 20),
     ],
 )
 def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
@@ -62,7 +62,7 @@ def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
 
 
 def test_counts_of_nothing():
-    with pytest.raises(InputError, match="no imbalance avoids that"):
+    with pytest.raises(InputError, match="empty class is none"):
         longtail.class_sizes(0, 10, 1)
 
 
@@ -136,7 +136,7 @@ def test_choose_refuses_an_unknown_split():
 
 def test_choose_refuses_a_class_that_is_too_small():
     labels = np.array([0] * 10 + [1] * 2 + [2] * 10)
-    with pytest.raises(InputError, match=r"needs 7 examples of class 1 .* has 2 \(1 "):
+    with pytest.raises(InputError, match=r"needs 7 examples of class 1, .* has 2 \(1 "):
         longtail.choose(labels, np.arange(22), 3, 2, "first")
 
 
@@ -188,5 +188,5 @@ def test_hold_out_refuses_a_fraction(fraction):
 
 
 def test_hold_out_refuses_a_negative_seed():
-    with pytest.raises(InputError, match="negative: -1"):
+    with pytest.raises(InputError, match="must be >= 0, got -1"):
         longtail.hold_out(np.array([0, 1]), 0.1, -1, 2)

@@ -17,7 +17,7 @@ from test_steps import on
 from lt_jax import samplers
 from lt_jax.data import catalogue
 from lt_jax.data.images.photos import photographs
-from lt_jax.data.loader import AT_ONCE, CropPlan, DecodeErrors, load_batches
+from lt_jax.data.loader import IMAGES_PER_TASK, CropPlan, DecodeErrors, load_batches
 from lt_jax.errors import InputError
 from lt_jax.experiment import cached, results, stages
 from lt_jax.retraining import features
@@ -181,10 +181,10 @@ def test_a_broken_image_becomes_padding_and_is_named(workers):
         np.testing.assert_array_equal(one["image"][~spoilt], other["image"][~spoilt])
         assert not one["image"][spoilt].any()
     assert set(broken.reasons) == set(bad)
-    news = broken.new_warning()
+    warning = broken.new_warning()
     for i in bad:
-        assert f"made/{i:04d}.jpg" in news
-    assert "3 images cannot be decoded" in news
+        assert f"made/{i:04d}.jpg" in warning
+    assert "skipped 3 undecodable images" in warning
     assert broken.new_warning() == ""
 
 
@@ -213,7 +213,7 @@ def test_it_stops_as_soon_as_it_is_sure():
     part = photographs("made", ("a", "b", "c"), LABELS, ids, noting, view)
     with pytest.raises(InputError, match=r"and \d+ more|made"):
         fed(part, np.tile(plan(8), (10, 1)), ahead=1)
-    assert len(read) <= 72 + 8 * AT_ONCE + 24
+    assert len(read) <= 72 + 8 * IMAGES_PER_TASK + 24
 
 
 # Both stages, as a user would run them.
@@ -289,7 +289,7 @@ def test_both_stages_on_one_device_as_on_four(
     ours, told = losses(tmp_path), (tmp_path / "log.txt").read_text()
     for text in (told, on_four_devices[1]):
         assert f"made/{LOST:04d}.jpg" in text
-        assert "test: 2 images cannot be decoded" in text
+        assert "test: skipped 2 undecodable images" in text
     np.testing.assert_allclose(ours[0], on_four_devices[0][0], rtol=2e-3)
     assert found["methods"]["none"]["all"]["mean"] > 0.4
     # Scored are the ones that could be decoded.

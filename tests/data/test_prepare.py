@@ -6,10 +6,8 @@ import errno
 import fcntl
 import hashlib
 import io
-import json
 import os
 import shutil
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +21,8 @@ from PIL import Image
 from lt_jax.cli import main
 from lt_jax.data import catalogue
 from lt_jax.data.images.photos import PhotoOptions
-from lt_jax.data.prepare import build, convert, definitions
+from lt_jax.data.prepare import build
+from lt_jax.data.prepare.builders import BUILDERS
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
@@ -54,7 +53,7 @@ def archives(tmp_path_factory):
 def prepared(archives, tmp_path_factory):
     """TFDS's data folder with all four sets."""
     root = tmp_path_factory.mktemp("prepared")
-    for name in definitions.RECIPES:
+    for name in BUILDERS:
         build.prepare(name, archives, str(root), partial=True)
     return root
 
@@ -66,16 +65,16 @@ def part(root: Path, name: str, split: str) -> tfds.Part:
 
 def exact(monkeypatch, archives: Path, name: str, **changes: object) -> None:
     """Makes the miniatures the archives that the recipe expects."""
-    recipe = definitions.RECIPES[name]
+    builder = BUILDERS[name]
     own = tuple(
         archive._replace(
             size=(archives / archive.name).stat().st_size,
             sha256=hashlib.sha256((archives / archive.name).read_bytes()).hexdigest(),
         )
-        for archive in recipe.archives
+        for archive in builder.archives
     )
-    changed = recipe._replace(archives=own, space=0.0, **changes)
-    monkeypatch.setitem(definitions.RECIPES, name, changed)
+    changed = builder._replace(archives=own, gigabytes=0.0, **changes)
+    monkeypatch.setitem(BUILDERS, name, changed)
 
 
 def nothing_left(root: Path) -> bool:
@@ -170,9 +169,9 @@ def test_prepared_sets_are_tfds_sets(prepared):
 def test_prepare_needs_no_tensorflow(archives, tmp_path):
     program = (
         "import sys\n"
-        "from lt_jax import cli\n"
-        f"cli.main(['data', 'prepare', 'imagenet_lt', '--from={archives}', '--partial',"
-        f" '--dir={tmp_path}'])\n"
+        "from lt_jax.cli import main\n"
+        f"main.main(['data', 'prepare', 'imagenet_lt', '--from={archives}',"
+        f" '--partial', '--dir={tmp_path}'])\n"
         "print('tensorflow' in sys.modules)"
     )
     command = [sys.executable, "-W", "error", "-c", program]
@@ -198,14 +197,16 @@ def test_many_files(archives, tmp_path, monkeypatch):
 def test_sizes_counts_and_checksums_are_verified(archives, tmp_path, monkeypatch):
     counts = {"train": 6, "validation": 3}
     exact(monkeypatch, archives, "i_naturalist2018", counts=counts)
-    said: list[str] = []
+    lines: list[str] = []
     folder = build.prepare(
-        "i_naturalist2018", archives, str(tmp_path), checksum=True, say=said.append
+        "i_naturalist2018", archives, str(tmp_path), checksum=True, echo=lines.append
     )
-    assert sum("SHA-256 as published" in line for line in said) == 4
-    again = build.prepare("i_naturalist2018", archives, str(tmp_path), say=said.append)
+    assert sum("SHA-256 verified" in line for line in lines) == 4
+    again = build.prepare(
+        "i_naturalist2018", archives, str(tmp_path), echo=lines.append
+    )
     assert again == folder
-    assert "is there already" in said[-1]
+    assert "already exists" in lines[-1]
 
 
 # The index of labels and ids
@@ -222,11 +223,11 @@ def test_index_and_records_agree(prepared, tmp_path, monkeypatch):
     assert not file.exists()  # a small set is not worth one
     assert by_index.ids.tolist() == by_records.ids.tolist()
     assert by_index.labels.tolist() == by_records.labels.tolist()
-    monkeypatch.setattr(tfds, "KEEP_FROM", 0)
+    monkeypatch.setattr(tfds, "INDEX_FROM", 0)
     part(root, "imagenet_lt", "train")
     assert file.exists()
     asked = []
-    monkeypatch.setattr(tfds, "_labels_ids", lambda *_: asked.append(1))
+    monkeypatch.setattr(tfds, "_read_labels_and_ids", lambda *_: asked.append(1))
     assert part(root, "imagenet_lt", "train").ids.tolist() == by_records.ids.tolist()
     assert not asked
 
@@ -261,15 +262,6 @@ def test_an_index_goes_elsewhere_where_it_must(prepared, tmp_path, monkeypatch):
     assert (found[0].tolist(), found[1].tolist()) == ([3, 4], ["a", "ü"])
 
 
-def test_encoded_survives_pickling(prepared):
-    import pickle
-
-    made = part(prepared, "i_naturalist2018", "train").encoded
-    again = pickle.loads(pickle.dumps(made))
-    assert again(np.array([2, 0])) == made(np.array([2, 0]))
-    assert made(np.arange(0)) == []
-
-
 # What goes wrong
 
 
@@ -281,41 +273,39 @@ def test_missing_archives(archives, tmp_path):
         build.prepare("i_naturalist2018", few, str(tmp_path / "out"))
     told = str(caught.value)
     assert "train2018.json.tar.gz, val2018.json.tar.gz" in told
-    assert "train_val2018 is the extracted folder" in told
+    assert "train_val2018 is an extracted folder" in told
     assert "test2018" not in told
     assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_of_another_size(archives, tmp_path):
-    with pytest.raises(InputError, match=r"bytes, expected 127,945,569,561: .*shorter"):
+    with pytest.raises(InputError, match=r"expected 127,945,569,561\. The download"):
         build.prepare("i_naturalist2018", archives, str(tmp_path))
     assert nothing_left(tmp_path)
 
 
 def test_a_wrong_checksum(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "cifar100")
-    recipe = definitions.RECIPES["cifar100"]
-    wrong = tuple(a._replace(sha256="0" * 64) for a in recipe.archives)
-    monkeypatch.setitem(
-        definitions.RECIPES, "cifar100", recipe._replace(archives=wrong)
-    )
-    with pytest.raises(InputError, match=r"has the SHA-256 .* expected 0000"):
+    builder = BUILDERS["cifar100"]
+    wrong = tuple(a._replace(sha256="0" * 64) for a in builder.archives)
+    monkeypatch.setitem(BUILDERS, "cifar100", builder._replace(archives=wrong))
+    with pytest.raises(InputError, match=r"has SHA-256 .* expected 0000"):
         build.prepare("cifar100", archives, str(tmp_path), checksum=True)
     assert nothing_left(tmp_path)
 
 
 def test_wrong_counts(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "i_naturalist2018")
-    with pytest.raises(InputError, match="6 examples in train, expected 437,513"):
+    with pytest.raises(InputError, match="expected 437,513 examples in train, got 6"):
         build.prepare("i_naturalist2018", archives, str(tmp_path))
     assert nothing_left(tmp_path)
 
 
 def test_no_room(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "cifar10")
-    recipe = definitions.RECIPES["cifar10"]._replace(space=1e9)
-    monkeypatch.setitem(definitions.RECIPES, "cifar10", recipe)
-    with pytest.raises(InputError, match=r"takes about 1e[+]09 GB"):
+    builder = BUILDERS["cifar10"]._replace(gigabytes=1e9)
+    monkeypatch.setitem(BUILDERS, "cifar10", builder)
+    with pytest.raises(InputError, match=r"needs about 1e[+]09 GB"):
         build.prepare("cifar10", archives, str(tmp_path))
     assert nothing_left(tmp_path)
 
@@ -327,7 +317,7 @@ def test_a_full_disk(archives, tmp_path, monkeypatch, error, capsys):
     def add(self, record, label, name):
         raise error
 
-    monkeypatch.setattr(records.Split, "add", add)
+    monkeypatch.setattr(records.SplitWriter, "add", add)
     arguments = ["data", "prepare", "i_naturalist2018", "--partial"]
     flags = [f"--from={archives}", f"--dir={tmp_path}"]
     assert main.main([*arguments, *flags]) == 2
@@ -368,19 +358,23 @@ def test_an_image_twice(tmp_path):
     name = "ILSVRC2012_val_00000001.JPEG"
     val.write_bytes(tiny_archives.tar([(name, b"x"), (name, b"y")], "w"))
     (tmp_path / "ImageNet_LT_test.txt").unlink()
-    with pytest.raises(InputError, match=rf"{name} is in the archives twice"):
+    with pytest.raises(InputError, match=rf"duplicate example in the archives: {name}"):
         build.prepare("imagenet_lt", tmp_path, str(tmp_path / "out"), partial=True)
 
 
 @pytest.mark.parametrize(
     ("split", "line", "message"),
     [
-        ("train", "train/n01440764/n01440764_0.JPEG 1", "the label 1, expected 0"),
+        ("train", "train/n01440764/n01440764_0.JPEG 1", "has label 1, expected 0"),
         ("train", "train/n01440764/n01440764_0.JPEG 1000", "a label below 1000"),
         ("train", "nothing", "line 1: expected 'train/SYNSET/NAME.JPEG LABEL'"),
-        ("val", "train/n01440764/n01440764_5555.JPEG 0", "1 images are not in"),
-        ("val", "train/n01440764/n01440764_0.JPEG 0", "is in the other list too"),
-        ("test", "val/n01440764/ILSVRC2012_val_00000001.JPEG 0", "than 65, ImageNet's"),
+        ("val", "train/n01440764/n01440764_5555.JPEG 0", "1 images are missing from"),
+        ("val", "train/n01440764/n01440764_0.JPEG 0", "is also in the other list"),
+        (
+            "test",
+            "val/n01440764/ILSVRC2012_val_00000001.JPEG 0",
+            "label 0, ImageNet has 65",
+        ),
     ],
 )
 def test_bad_lists(archives, tmp_path, split, line, message):
@@ -402,11 +396,11 @@ def test_a_leftover_is_removed_and_told(archives, tmp_path):
     left = tmp_path / "cifar10/3.0.2.incomplete"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
-    said: list[str] = []
+    lines: list[str] = []
     folder = build.prepare(
-        "cifar10", archives, str(tmp_path), partial=True, say=said.append
+        "cifar10", archives, str(tmp_path), partial=True, echo=lines.append
     )
-    assert "was left by a command that was cut off" in said[0]
+    assert "left by an interrupted command" in lines[0]
     assert not left.exists()
     assert not (folder / "half").exists()
 
@@ -434,78 +428,13 @@ def test_a_set_without_a_file_or_with_a_cut_one(prepared, tmp_path):
     with pytest.raises(InputError, match=r"(?s)is incomplete.* prepare imagenet_lt"):
         part(root, "imagenet_lt", "test")
     shard.unlink()
-    with pytest.raises(InputError, match="1 of its files missing"):
+    with pytest.raises(InputError, match="1 of its files are missing"):
         part(root, "imagenet_lt", "test")
 
 
 def test_a_part_of_a_set_is_not_trained_on(prepared):
     with pytest.raises(InputError, match="996 of 1000 classes have no training ex"):
         catalogue.load("imagenet_lt", dir=str(prepared), photos=VIEW, **LOAD)
-
-
-# From TFRecord
-
-
-def as_tfrecord(prepared: Path, to: Path, name: str) -> Path:
-    """A copy whose files are laid out as TFRecord (its checksums are zeros)."""
-    from array_record.python import array_record_module
-
-    folder = shutil.copytree(tfds.find(name, str(prepared)), to / name / "1.0.0")
-    for path in folder.glob("*array_record*"):
-        reader = array_record_module.ArrayRecordReader(str(path))
-        rows = reader.read_all()
-        framed = [struct.pack("<QI", len(row), 0) + row + b"\0" * 4 for row in rows]
-        other = path.name.replace("array_record", "tfrecord")
-        path.with_name(other).write_bytes(b"".join(framed))
-        reader.close()
-        path.unlink()
-    for path in folder.glob("*.npz"):
-        path.unlink()
-    info = json.loads((folder / "dataset_info.json").read_text())
-    (folder / "dataset_info.json").write_text(
-        json.dumps(info | {"fileFormat": "tfrecord"})
-    )
-    return folder
-
-
-def test_convert(prepared, tmp_path, capsys):
-    folder = as_tfrecord(prepared, tmp_path, "i_naturalist2018")
-    with pytest.raises(InputError, match=f"lt-jax data convert {folder}"):
-        part(tmp_path, "i_naturalist2018", "train")
-    assert main.main(["data", "convert", str(folder)]) == 0
-    assert "9 records are in array_record files too" in capsys.readouterr().out
-    for split in ("train", "validation"):
-        before, after = (
-            part(root, "i_naturalist2018", split) for root in (prepared, tmp_path)
-        )
-        assert before.ids.tolist() == after.ids.tolist()
-        assert before.labels.tolist() == after.labels.tolist()
-        rows = np.arange(len(before.ids))
-        assert before.encoded(rows) == after.encoded(rows)
-    assert list(folder.glob("*tfrecord*"))  # the copy itself stays
-    assert main.main(["data", "convert", str(folder)]) == 0
-    assert "holds array_record files already" in capsys.readouterr().out
-
-
-def test_convert_of_cut_and_missing_files(prepared, tmp_path):
-    folder = as_tfrecord(prepared, tmp_path, "imagenet_lt")
-    before = sorted(path.name for path in folder.iterdir())
-    (file,) = folder.glob("imagenet_lt-train.tfrecord*")
-    content = file.read_bytes()
-    last = struct.unpack("<Q", content[:8])[0] + 16  # the first record ends here
-    for length, message in ((len(content) - 9, "is cut"), (last, "holds 1 records")):
-        file.write_bytes(content[:length])
-        with pytest.raises(InputError, match=message):
-            convert.convert(folder)
-        assert sorted(path.name for path in folder.iterdir()) == before
-    file.write_bytes(content[:12] + b"\xff" * 50 + content[62:])
-    with pytest.raises(InputError, match="record 0"):
-        convert.convert(folder)
-    file.unlink()
-    with pytest.raises(InputError, match="is missing"):
-        convert.convert(folder)
-    with pytest.raises(InputError, match=r"expected .*dataset_info\.json"):
-        convert.convert(tmp_path)
 
 
 # Training on it
@@ -540,18 +469,52 @@ def test_train_on_a_prepared_set(tmp_path):
 # TFDS's own builders, where TensorFlow is installed
 
 
-def by_tfds(name: str, archives: Path, root: Path) -> dict[str, tfds.Part]:
-    from lt_jax.data.prepare import tfds_own
+INAT = "https://ml-inat-competition-datasets.s3.amazonaws.com/2018/"
+CIFAR = "https://www.cs.toronto.edu/~kriz/"
+LISTS = "https://drive.google.com/uc?export=download&id="
+# The address of each archive that TFDS's builders download, by file name.
+ADDRESSES = {
+    "i_naturalist2018": {
+        name: INAT + name
+        for name in (
+            "train_val2018.tar.gz",
+            "train2018.json.tar.gz",
+            "val2018.json.tar.gz",
+            "test2018.tar.gz",
+            "categories.json.tar.gz",
+        )
+    },
+    "imagenet_lt": {
+        "ImageNet_LT_train.txt": LISTS + "1Sl1cwy6Dei1I1BMS1YKjI35fkaR1UA_7",
+        "ImageNet_LT_val.txt": LISTS + "1AjYczW4khrQrwPIygXUkHF-Qv4QGEsCF",
+    },
+    "cifar100": {"cifar-100-binary.tar.gz": CIFAR + "cifar-100-binary.tar.gz"},
+    "cifar10": {"cifar-10-binary.tar.gz": CIFAR + "cifar-10-binary.tar.gz"},
+}
 
-    tfds_own.prepare(name, archives, str(root))
-    return {
-        split: part(root, name, split) for split in definitions.RECIPES[name].counts
+
+def by_tfds(name: str, archives: Path, root: Path) -> dict[str, tfds.Part]:
+    """Prepare with TFDS's own builder, from local archives."""
+    import tensorflow_datasets as reader
+    from tensorflow_datasets.core.download import checksums
+
+    made = reader.builder_cls(name)
+    made.url_infos = {
+        address: checksums.compute_url_info(archives / file)
+        for file, address in ADDRESSES[name].items()
     }
+    builder = made(data_dir=root, file_format="array_record")
+    builder.download_and_prepare(
+        download_config=reader.download.DownloadConfig(
+            manual_dir=archives, try_download_gcs=False
+        )
+    )
+    return {split: part(root, name, split) for split in BUILDERS[name].counts}
 
 
 @pytest.mark.prepare
 @pytest.mark.filterwarnings("ignore")  # TensorFlow's own
-@pytest.mark.parametrize("name", definitions.RECIPES)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_equal_to_tfds_own_builder(archives, prepared, tmp_path, name):
     pytest.importorskip("tensorflow")
     import tensorflow_datasets as reader
@@ -581,40 +544,3 @@ def test_equal_to_tfds_own_builder(archives, prepared, tmp_path, name):
             key = IDS.get(name, "id")
             tables.append(sorted(records_, key=lambda record: record[key]))
         assert tables[0] == tables[1]
-
-
-@pytest.mark.prepare
-@pytest.mark.filterwarnings("ignore")
-def test_convert_a_copy_of_tfds(archives, prepared, tmp_path):
-    pytest.importorskip("tensorflow")
-    import tensorflow_datasets as reader
-
-    builder = reader.builder_cls("cifar10")
-    from tensorflow_datasets.core.download import checksums
-
-    from lt_jax.data.prepare import tfds_own
-
-    (address,) = tfds_own.ADDRESSES["cifar10"].values()
-    file = archives / "cifar-10-binary.tar.gz"
-    builder.url_infos = {address: checksums.compute_url_info(file)}
-    made = builder(data_dir=tmp_path, file_format="tfrecord")
-    made.download_and_prepare(
-        download_config=reader.download.DownloadConfig(manual_dir=archives)
-    )
-    convert.convert(Path(made.data_dir))
-    for split in ("train", "test"):
-        ours, other = (part(root, "cifar10", split) for root in (prepared, tmp_path))
-        assert ours.ids.tolist() == other.ids.tolist()
-        assert ours.labels.tolist() == other.labels.tolist()
-
-
-def test_without_tensorflow(archives, tmp_path, monkeypatch, capsys):
-    import importlib.util
-
-    real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n: None if n == "tensorflow" else real(n)
-    )
-    flags = [f"--from={archives}", f"--dir={tmp_path}", "--with=tfds"]
-    assert main.main(["data", "prepare", "cifar10", *flags]) == 2
-    assert "pip install 'lt_jax[prepare]'" in capsys.readouterr().err

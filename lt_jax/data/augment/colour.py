@@ -1,8 +1,7 @@
-"""Colour jitter of photographs, on the device.
+"""Colour jitter of photographs on the device.
 
-Pure functions of arrays. Images are float[B, H, W, 3] of 0 .. 255, and stay in that
-range; what is drawn for an example depends only on the key and on its position. The
-formulas are those of Pillow's ``ImageEnhance``, without its rounding.
+Images are float[B, H, W, 3] in 0 .. 255. The formulas are those of Pillow's
+``ImageEnhance`` without its rounding.
 """
 
 from __future__ import annotations
@@ -12,24 +11,24 @@ import jax.numpy as jnp
 
 from lt_jax.errors import InputError
 
-LUMA = (0.299, 0.587, 0.114)  # ITU-R 601: grey of red, green and blue
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601: grey from red, green and blue
 
 
 def jitter(
     strength: tuple[float, ...], key: jax.Array, positions: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """Brightness, contrast, saturation and hue changed at random, in this order.
+    """Change brightness, contrast, saturation and hue at random, in this order.
 
-    As ``torchvision.transforms.ColorJitter``, which draws the order too.
+    Like ``torchvision.transforms.ColorJitter``, except for its random order.
 
     Args:
-      strength: of each; a factor is uniform over ``max(0, 1 - s) .. 1 + s``, the hue
-        turns by up to s of a whole turn to either side. 0 leaves it alone.
-      key: one key for the step.
-      positions: int32[B], of the examples in the global batch.
+      strength: s for each of the four. Factors are uniform in max(0, 1 - s) .. 1 + s,
+        the hue is shifted by -s .. s of a full circle; 0 switches a change off.
+      key: one key per step.
+      positions: int32[B], positions of the examples in the global batch.
       images: float[B, H, W, 3].
     """
-    colours(images)
+    require_rgb(images)
 
     def draw(position: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, position), (4,))
@@ -45,22 +44,22 @@ def jitter(
     return images
 
 
-def colours(images: jax.Array) -> None:
-    """Raises ``InputError`` where the images do not have three channels."""
+def require_rgb(images: jax.Array) -> None:
+    """Raise InputError unless the images have three channels."""
     if images.shape[-1] != 3:
         raise InputError(
-            "colours are changed of images with 3 channels; these have "
+            "colour augmentation needs images with 3 channels, got "
             f"{images.shape[-1]}: set data.jitter to zeros and data.randaugment to "
             "(0, 0)"
         )
 
 
 def blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """``other`` at factor 0, the images at 1, beyond them above; within 0 .. 255.
+    """Interpolate from ``other`` (factor 0) to the images (1) and beyond, clipped.
 
     Args:
       images: float[..., H, W, 3].
-      other: of the same rank, to be broadcast.
+      other: same rank, broadcastable.
       factor: float[...].
     """
     factor = factor[..., None, None, None]
@@ -68,39 +67,39 @@ def blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
 
 
 def grey(images: jax.Array) -> jax.Array:
-    """float[..., H, W, 1]."""
+    """Convert to grey, float[..., H, W, 1]."""
     weight = jnp.asarray(LUMA, images.dtype).reshape((1,) * (images.ndim - 1) + (3,))
     return jnp.sum(images * weight, axis=-1, keepdims=True)
 
 
 def brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards black, or away from it."""
+    """Blend with black."""
     return blend(images, jnp.zeros_like(images), factor)
 
 
 def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards the mean grey of each image, or away from it."""
+    """Blend with the mean grey of each image."""
     return blend(images, jnp.mean(grey(images), (-3, -2, -1), keepdims=True), factor)
 
 
 def saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
-    """Towards the grey of each pixel, or away from it."""
+    """Blend with the grey of each pixel."""
     return blend(images, grey(images), factor)
 
 
-def hue(images: jax.Array, turn: jax.Array) -> jax.Array:
-    """The hue of HSV moved by ``turn``, float[B], in turns: 1 is the whole circle."""
+def hue(images: jax.Array, shift: jax.Array) -> jax.Array:
+    """Shift the HSV hue by ``shift``, float[B]; 1 is the full circle."""
     red, green, blue = images[..., 0], images[..., 1], images[..., 2]
     high, low = jnp.max(images, -1), jnp.min(images, -1)
     chroma = high - low
     safe = jnp.where(chroma > 0, chroma, 1)
-    # In sixths of a turn, from red over green to blue; of grey it is any.
+    # In sixths of the circle, from red over green to blue; arbitrary for grey.
     angle = jnp.where(
         high == red,
         (green - blue) / safe,
         jnp.where(high == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     )
-    angle = angle + 6 * turn[:, None, None]
+    angle = angle + 6 * shift[:, None, None]
     channels = []
     for offset in (5, 3, 1):
         along = (offset + angle) % 6

@@ -1,10 +1,8 @@
-"""RandAugment of photographs, on the device.
+"""RandAugment of photographs on the device.
 
 "RandAugment: Practical Automated Data Augmentation with a Reduced Search Space", CVPR
-Workshops 2020. Operations and their ranges are those of
-``torchvision.transforms.RandAugment`` (31 magnitudes, nearest neighbours, black
-outside); what each does is what Pillow does. An example's operations depend only on the
-key and on its position in the global batch.
+Workshops 2020. Operations and ranges are those of torchvision's ``RandAugment`` (31
+magnitudes, nearest neighbours, black outside); each operation follows Pillow.
 """
 
 from __future__ import annotations
@@ -16,11 +14,10 @@ import jax.numpy as jnp
 
 from lt_jax.data.augment import colour
 
-TOP = 30  # the highest magnitude
+MAX_MAGNITUDE = 30
 
-# The first move pixels, the others change values.
-MOVES = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
-VALUES = (
+GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
+PHOTOMETRIC = (
     "identity",
     "brightness",
     "colour",
@@ -40,62 +37,63 @@ def rand_augment(
     positions: jax.Array,
     images: jax.Array,
 ) -> jax.Array:
-    """float32[B, H, W, 3] of 0 .. 255: ``number`` operations, one after the other.
-
-    Each is drawn anew from ``MOVES`` and ``VALUES``, with its direction.
+    """Apply ``number`` random operations to each image, one after the other.
 
     Args:
-      number: of operations an image; 0 changes nothing.
-      magnitude: of all of them, 0 .. 30.
-      key: one key for the step.
-      positions: int32[B], of the examples in the global batch.
-      images: uint8 or float[B, H, W, 3].
+      number: operations per image; 0 changes nothing.
+      magnitude: of all operations, 0 .. 30.
+      key: one key per step.
+      positions: int32[B], positions of the examples in the global batch.
+      images: uint8 or float[B, H, W, 3] in 0 .. 255.
+
+    Returns:
+      float32[B, H, W, 3] in 0 .. 255.
     """
-    colour.colours(images)
-    share = magnitude / TOP
+    colour.require_rgb(images)
+    strength = magnitude / MAX_MAGNITUDE
 
     def one(position: jax.Array, image: jax.Array) -> jax.Array:
         own = jax.random.fold_in(key, position)
         for turn in range(number):
             which, way = jax.random.split(jax.random.fold_in(own, turn))
-            op = jax.random.randint(which, (), 0, len(MOVES) + len(VALUES))
+            op = jax.random.randint(which, (), 0, len(GEOMETRIC) + len(PHOTOMETRIC))
             sign = jnp.where(jax.random.bernoulli(way), 1.0, -1.0)
-            image = operate(image, op, share, sign)
+            image = apply_op(image, op, strength, sign)
         return image
 
     return jax.vmap(one)(positions, images.astype(jnp.float32))
 
 
-def operate(
-    image: jax.Array, op: jax.Array, share: float, sign: jax.Array
+def apply_op(
+    image: jax.Array, op: jax.Array, strength: float, sign: jax.Array
 ) -> jax.Array:
-    """One operation on float32[H, W, 3].
+    """Apply one operation to float32[H, W, 3].
 
     Args:
-      op: int32[], a place in ``MOVES + VALUES``.
-      share: of the range of the operation, 0 .. 1.
-      sign: 1 or -1, the direction of those that have one.
+      op: int32[], index into ``GEOMETRIC + PHOTOMETRIC``.
+      strength: fraction of the operation's range, 0 .. 1.
+      sign: 1 or -1, the direction of operations that have one.
     """
-    image = warp(image, _matrix(op, share * sign, image.shape[1], image.shape[0]))
-    factor = 1 + 0.9 * share * sign
-    bits = round(4 * share)  # that are cleared
+    image = warp(image, _matrix(op, strength * sign, image.shape[1], image.shape[0]))
+    factor = 1 + 0.9 * strength * sign
+    cleared_bits = round(4 * strength)
     changes = [
         lambda x: x,
         lambda x: colour.brightness(x, factor),
         lambda x: colour.saturation(x, factor),
         lambda x: colour.contrast(x, factor),
         lambda x: colour.blend(x, _smooth(x), factor),
-        lambda x: jnp.floor(x / 2**bits) * 2**bits,
-        lambda x: jnp.where(x >= 255 * (1 - share), 255 - x, x),
+        lambda x: jnp.floor(x / 2**cleared_bits) * 2**cleared_bits,
+        lambda x: jnp.where(x >= 255 * (1 - strength), 255 - x, x),
         autocontrast,
         equalize,
     ]
-    # Over a batch this computes all of them and selects.
-    return jax.lax.switch(jnp.maximum(op - len(MOVES), 0), changes, image)
+    # Under vmap this computes all of them and selects.
+    return jax.lax.switch(jnp.maximum(op - len(GEOMETRIC), 0), changes, image)
 
 
 def _matrix(op: jax.Array, amount: jax.Array, width: int, height: int) -> jax.Array:
-    """float[2, 3], where a pixel comes from, ``M (x, y, 1)``; for ``VALUES`` there."""
+    """float[2, 3] that maps (x, y, 1) to its source; identity for ``PHOTOMETRIC``."""
     shear = 0.3 * amount
     right, down = (150 / 331 * side * amount for side in (width, height))
     angle = math.radians(30) * amount
@@ -111,13 +109,13 @@ def _matrix(op: jax.Array, amount: jax.Array, width: int, height: int) -> jax.Ar
         (one, zero, zero, zero, one, zero),
     ]
     table = jnp.stack([jnp.stack(kind) for kind in kinds])
-    return table[jnp.minimum(op, len(MOVES))].reshape(2, 3)
+    return table[jnp.minimum(op, len(GEOMETRIC))].reshape(2, 3)
 
 
 def warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
-    """float[H, W, C]: each pixel from where the matrix says, black from outside.
+    """Take each pixel of float[H, W, C] from where the matrix maps it, or black.
 
-    Centres of pixels lie at halves, as in Pillow's ``Image.transform``.
+    Pixel centres are at halves, as in Pillow's ``Image.transform``.
     """
     height, width, _ = image.shape
     y, x = jnp.meshgrid(
@@ -134,7 +132,7 @@ def warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _smooth(image: jax.Array) -> jax.Array:
-    """Pillow's SMOOTH, 1 1 1 / 1 5 1 / 1 1 1 over 13; the edge stays as it is."""
+    """Pillow's SMOOTH: 1 1 1 / 1 5 1 / 1 1 1 over 13, borders unchanged."""
     height, width, _ = image.shape
     middle = image[1:-1, 1:-1]
     around = sum(
@@ -144,7 +142,7 @@ def _smooth(image: jax.Array) -> jax.Array:
 
 
 def autocontrast(image: jax.Array) -> jax.Array:
-    """Each channel stretched over 0 .. 255; one of a single value stays."""
+    """Stretch each channel to 0 .. 255, unless it has a single value."""
     low = jnp.min(image, (0, 1), keepdims=True)
     high = jnp.max(image, (0, 1), keepdims=True)
     stretched = (image - low) * (255 / jnp.where(high > low, high - low, 1))
@@ -152,16 +150,16 @@ def autocontrast(image: jax.Array) -> jax.Array:
 
 
 def equalize(image: jax.Array) -> jax.Array:
-    """Each channel's histogram levelled, on whole values, as Pillow does."""
+    """Equalise the histogram of each channel in integers, as Pillow does."""
 
-    def level(channel: jax.Array) -> jax.Array:
+    def one(channel: jax.Array) -> jax.Array:
         values = jnp.round(channel).astype(jnp.int32)
         counts = jnp.bincount(values.ravel(), length=256)
         highest = counts[jnp.max(values)]
         step = (values.size - highest) // 255
         below = jnp.cumsum(counts) - counts
         table = (step // 2 + below) // jnp.maximum(step, 1)
-        levelled = jnp.minimum(table, 255)[values].astype(channel.dtype)
-        return jnp.where(step > 0, levelled, channel)
+        equalised = jnp.minimum(table, 255)[values].astype(channel.dtype)
+        return jnp.where(step > 0, equalised, channel)
 
-    return jax.vmap(level, in_axes=2, out_axes=2)(image)
+    return jax.vmap(one, in_axes=2, out_axes=2)(image)

@@ -1,7 +1,7 @@
-"""Which part of a photograph is looked at: boxes in pixels, as torchvision draws them.
+"""Crop boxes in photographs, as torchvision chooses them.
 
-A box is ``(left, top, wide, high)`` in the pixels of the photograph as it is to be
-seen, that is, after the rotation that its EXIF entry asks for.
+A box is ``(left, top, width, height)`` in pixels of the upright photograph, that is,
+after its EXIF rotation.
 """
 
 from __future__ import annotations
@@ -13,54 +13,53 @@ import numpy as np
 Box = tuple[float, float, float, float]
 
 ATTEMPTS = 10
-NUMBERS = 4 * ATTEMPTS  # uniform numbers that decide a random crop
+NUMBERS = 4 * ATTEMPTS  # uniform random numbers per crop
 
 
 def random_box(
-    wide: int,
-    high: int,
+    width: int,
+    height: int,
     numbers: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Box:
-    """A box of random area and shape: torchvision's ``RandomResizedCrop``.
+    """Choose a box of random area and shape, as ``RandomResizedCrop`` does.
 
-    The area is a share of the photograph's, uniform over ``scale``; the logarithm of
-    width over height is uniform over that of ``ratio``. What does not fit is drawn
-    again; after ten times, the largest box in the middle that keeps to ``ratio``.
-    "Going Deeper with Convolutions", CVPR 2015, in the form of torchvision.
+    The fraction of the area is uniform in ``scale``; the log of width over height is
+    uniform in the log of ``ratio``. A box that does not fit is drawn again. After ten
+    attempts, it is the largest centred box whose shape is in ``ratio``.
+    "Going Deeper with Convolutions", CVPR 2015, in torchvision's form.
 
     Args:
-      wide, high: of the photograph.
-      numbers: float64[NUMBERS], uniform in [0, 1); four for each attempt.
-      scale, ratio: from and to.
+      width, height: of the photograph.
+      numbers: float64[NUMBERS], uniform in [0, 1); four per attempt.
+      scale, ratio: lower and upper limit.
     """
-    narrow, broad = ratio
+    low, high = ratio
     for area, shape, x, y in numbers.reshape(ATTEMPTS, 4).tolist():
-        area = wide * high * (scale[0] + area * (scale[1] - scale[0]))
-        shape = narrow * (broad / narrow) ** shape
+        area = width * height * (scale[0] + area * (scale[1] - scale[0]))
+        shape = low * (high / low) ** shape
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
-        if 0 < w <= wide and 0 < h <= high:
-            return int(x * (wide - w + 1)), int(y * (high - h + 1)), w, h
-    w = min(wide, max(1, round(high * broad)))
-    h = min(high, max(1, round(wide / narrow)))
-    return (wide - w) // 2, (high - h) // 2, w, h
+        if 0 < w <= width and 0 < h <= height:
+            return int(x * (width - w + 1)), int(y * (height - h + 1)), w, h
+    w = min(width, max(1, round(height * high)))
+    h = min(height, max(1, round(width / low)))
+    return (width - w) // 2, (height - h) // 2, w, h
 
 
-def centre_box(wide: int, high: int, size: int, resize: int) -> Box:
-    """The box of torchvision's ``Resize(resize)`` and ``CenterCrop(size)``.
+def centre_box(width: int, height: int, size: int, resize: int) -> Box:
+    """Return the box of torchvision's ``Resize(resize)`` and ``CenterCrop(size)``.
 
-    The shorter side becomes ``resize`` pixels, the longer one is rounded down, and of
-    that the middle is taken. The box is that middle in the pixels of the photograph,
-    so its numbers are no whole ones.
+    The shorter side becomes ``resize`` pixels, the longer one is rounded down, and the
+    centre is cropped. Coordinates, in the photograph's pixels, may be fractional.
 
     Args:
-      wide, high: of the photograph.
-      size: pixels of a side of the crop, at most ``resize``.
-      resize: pixels of the shorter side before it.
+      width, height: of the photograph.
+      size: side of the crop in pixels, at most ``resize``.
+      resize: shorter side in pixels before the crop.
     """
-    shorter = min(wide, high)
-    w, h = resize * wide // shorter, resize * high // shorter
+    shorter = min(width, height)
+    w, h = resize * width // shorter, resize * height // shorter
     left, top = round((w - size) / 2), round((h - size) / 2)
-    x, y = wide / w, high / h
+    x, y = width / w, height / h
     return left * x, top * y, size * x, size * y

@@ -1,4 +1,4 @@
-"""Photographs of any size and format: encoded bytes in, pixels of one size out."""
+"""Datasets of photographs of any size and format, decoded to one size."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from lt_jax.errors import InputError
 
 
 class PhotoOptions(NamedTuple):
-    """How photographs are looked at; the numbers of the config."""
+    """How to crop and decode photographs; fields are keys of ``config.data``."""
 
-    size: int  # pixels of a side, of what the network sees
-    resize: int  # of the shorter side before the centre crop of an evaluation
-    scale: tuple[float, float]  # share of the area that a random crop takes
+    size: int  # side in pixels of the network's input
+    resize: int  # shorter side before the centre crop of an evaluation
+    scale: tuple[float, float]  # fraction of the area that a random crop covers
     ratio: tuple[float, float]  # width over height of a random crop
-    broken: float  # share of images that may be undecodable before a run stops
-    workers: int = 1  # threads that decode; no result depends on them
+    broken: float  # share of undecodable images that a run tolerates
+    workers: int = 1  # decoding threads; they do not change results
 
 
 def photographs(
@@ -32,107 +32,96 @@ def photographs(
     labels: np.ndarray,
     ids: np.ndarray,
     encoded: Callable[[np.ndarray], list[bytes]],
-    view: PhotoOptions,
+    options: PhotoOptions,
 ) -> Dataset:
-    """A data set of photographs, decoded each time they are read.
+    """Make a dataset of photographs that are decoded on every read.
+
+    ``Dataset.read`` returns centre crops; an undecodable image raises InputError.
+    ``load_batches`` also takes random crops, and masks undecodable images.
 
     Args:
-      name: of the set.
+      name: of the dataset.
       classes: K names.
       labels: int32[N].
       ids: str[N].
-      encoded: int[n] -> the encoded bytes of these examples; several threads call it
-        at once.
-      view: ``read`` gives the centre crop of an evaluation, ``load_batches`` random
-        crops too.
+      encoded: maps indices int[n] to the encoded images; called from several threads.
+      options: how to crop and decode.
 
     Raises:
-      InputError: a value of ``view`` that makes no sense. And from ``read``: an image
-        that cannot be decoded; ``load_batches`` masks it.
+      InputError: a value in ``options`` is out of range.
     """
-    check(view)
-    # Threads decode whole images, so that OpenCV's own would only get in their way.
+    check(options)
+    # Images are decoded in parallel, so OpenCV's own threads would only interfere.
     cv2.setNumThreads(1)
 
     def fill(
         rows: np.ndarray, numbers: np.ndarray | None, out: Sequence[np.ndarray]
     ) -> list[str]:
-        wrong = []
+        reasons = []
         for i, data in enumerate(encoded(rows)):
-            box_of = _centre(view) if numbers is None else _random(view, numbers[i])
+            box_of = _centre(options)
+            if numbers is not None:
+                box_of = functools.partial(
+                    crops.random_box,
+                    numbers=numbers[i],
+                    scale=options.scale,
+                    ratio=options.ratio,
+                )
             try:
-                out[i][...] = decode(data, box_of, view.size)
-                wrong.append("")
+                out[i][...] = decode(data, box_of, options.size)
+                reasons.append("")
             except Undecodable as error:
                 out[i][...] = 0
-                wrong.append(str(error))
-        return wrong
+                reasons.append(str(error))
+        return reasons
 
     def read(rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), view.size, view.size, 3), np.uint8)
+        images = np.empty((len(rows), options.size, options.size, 3), np.uint8)
         for i, data in enumerate(encoded(rows)):
-            images[i] = centre(data, view, str(ids[rows[i]]))
+            images[i] = centre_crop(data, options, str(ids[rows[i]]))
         return images
 
-    looks = {"size": view.size, "resize": view.resize}
-    looks |= {"scale": list(view.scale), "ratio": list(view.ratio)}
+    settings = {"size": options.size, "resize": options.resize}
+    settings |= {"scale": list(options.scale), "ratio": list(options.ratio)}
     return Dataset(
         name=name,
         classes=classes,
         labels=labels,
         ids=ids,
-        shape=(view.size, view.size, 3),
+        shape=(options.size, options.size, 3),
         read=read,
-        decoder=Decoder(fill, crops.NUMBERS, view.workers, view.broken, looks),
+        decoder=Decoder(fill, crops.NUMBERS, options.workers, options.broken, settings),
     )
 
 
-def centre(data: bytes, view: PhotoOptions, name: str) -> np.ndarray:
-    """uint8[size, size, 3]: the shorter side resized, then the middle cropped.
+def _centre(options: PhotoOptions) -> Callable[[int, int], crops.Box]:
+    return functools.partial(crops.centre_box, size=options.size, resize=options.resize)
+
+
+def centre_crop(data: bytes, options: PhotoOptions, name: str) -> np.ndarray:
+    """Decode the centre crop of an evaluation, uint8[size, size, 3].
 
     Raises:
-      InputError: it cannot be decoded; the message calls it ``name``.
+      InputError: the image, called ``name``, cannot be decoded.
     """
     try:
-        return decode(data, _centre(view), view.size)
+        return decode(data, _centre(options), options.size)
     except Undecodable as error:
         raise InputError(f"image {name} cannot be decoded: {error}") from error
 
 
-def check(view: PhotoOptions) -> None:
-    """Raises InputError for a value that makes no sense, by its name in the config."""
-    if not 1 <= view.size <= view.resize:
-        raise InputError(
-            "data.size is cut from an image of data.resize pixels: expected 1 <= size "
-            f"<= resize, found {view.size} and {view.resize}"
-        )
-    if not 0 < view.scale[0] <= view.scale[1] <= 1:
-        raise InputError(
-            "data.scale is the least and largest share of the area that is cropped: "
-            f"expected 0 < least <= largest <= 1, found {view.scale}"
-        )
-    if not 0 < view.ratio[0] <= view.ratio[1]:
-        raise InputError(
-            "data.ratio is the least and largest width over height of a crop: expected "
-            f"0 < least <= largest, found {view.ratio}"
-        )
-    if not 0 <= view.broken < 1:
-        raise InputError(
-            "data.broken is the share of images that may be undecodable: expected 0 <= "
-            f"broken < 1, found {view.broken}"
-        )
-    if view.workers < 1:
-        raise InputError(
-            "data.workers counts the threads that decode, at least 1; found "
-            f"{view.workers}"
-        )
-
-
-def _centre(view: PhotoOptions) -> Callable[[int, int], crops.Box]:
-    return functools.partial(crops.centre_box, size=view.size, resize=view.resize)
-
-
-def _random(view: PhotoOptions, numbers: np.ndarray) -> Callable[[int, int], crops.Box]:
-    return functools.partial(
-        crops.random_box, numbers=numbers, scale=view.scale, ratio=view.ratio
-    )
+def check(options: PhotoOptions) -> None:
+    """Raise InputError for an option out of range, naming its config key."""
+    size, resize, scale, ratio, broken, workers = options
+    rules = {
+        "1 <= data.size <= data.resize": 1 <= size <= resize,
+        "0 < data.scale[0] <= data.scale[1] <= 1": 0 < scale[0] <= scale[1] <= 1,
+        "0 < data.ratio[0] <= data.ratio[1]": 0 < ratio[0] <= ratio[1],
+        "0 <= data.broken < 1": 0 <= broken < 1,
+        "data.workers >= 1": workers >= 1,
+    }
+    for rule, holds in rules.items():
+        if not holds:
+            raise InputError(
+                f"config.data must satisfy {rule}, got {options._asdict()}"
+            )

@@ -1,7 +1,7 @@
-"""From the original archives to a set that TFDS reads, without TensorFlow.
+"""Preparing datasets in TFDS format from their original archives, without TensorFlow.
 
 DIR/NAME/VERSION.incomplete    while it is written; a leftover is removed
-DIR/NAME/VERSION               the finished set: it appears whole or not at all
+DIR/NAME/VERSION               the finished dataset
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from array_record.python import array_record_module  # pyright: ignore
+from tensorflow_datasets.core import dataset_info, example_serializer
+from tensorflow_datasets.core import features as tfds_features
+from tensorflow_datasets.core import splits as tfds_splits
+from tensorflow_datasets.core.file_adapters import FileFormat
+from tensorflow_datasets.core.utils import Version
 from tqdm import tqdm
 
-from lt_jax.data.prepare.archives import Recipe
-from lt_jax.data.prepare.definitions import RECIPES
+from lt_jax.data.prepare.builders import BUILDERS, Builder
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError, one_of
-
-Say = Callable[[str], None]
 
 
 def prepare(
@@ -35,250 +38,198 @@ def prepare(
     lists: Path | None = None,
     checksum: bool = False,
     partial: bool = False,
-    say: Say = print,
+    echo: Callable[[str], None] = print,
 ) -> Path:
-    """Writes a set that does not exist yet; see ``recipes.RECIPES``.
+    """Prepare a dataset, unless it exists already.
 
     Args:
-      name: as TFDS names it.
-      archives: the folder of the original archives.
-      dir: TFDS's data folder; "" is where TFDS looks.
-      lists: the folder of ImageNet-LT's lists; by default that of the archives.
-      checksum: whether the archives' SHA-256 is compared too; reads them once more.
-      partial: whether archives of other sizes and sets of other counts are taken.
-      say: tells people.
+      name: a key of ``BUILDERS``.
+      archives: folder of the original archives.
+      dir: TFDS data folder; "" is TFDS's default.
+      lists: folder of the ImageNet-LT lists; None for that of the archives.
+      checksum: also compare the SHA-256 of the archives, which reads them once more.
+      partial: accept archives of other sizes and other numbers of examples.
+      echo: prints a line.
 
     Returns:
-      The folder of the finished set.
+      The folder of the dataset.
 
     Raises:
-      InputError: archives that are missing, of another size or damaged, too little
-        space, counts that are not the set's. Nothing is left behind.
+      InputError: archives are missing, damaged or of another size, the disk is full, or
+        the numbers of examples are wrong. Nothing is left on disk.
     """
-    recipe = RECIPES[one_of("data set to prepare", name, RECIPES)]
-    final = tfds.root(dir) / recipe.name / recipe.version
+    builder = BUILDERS[one_of("dataset to prepare", name, BUILDERS)]
+    final = tfds.data_dir(dir) / name / builder.version
     if final.exists():
-        say(f"{name} is there already: {final}. Remove that folder to prepare it anew.")
+        echo(f"{name} already exists: {final}. Remove that folder to prepare it again.")
         return final
-    check_archives(recipe, archives, checksum, partial, say)
-    with drafted(final, say) as draft:
-        if not partial:
-            _check_space(draft, recipe.space)
-        counts = _write(recipe, draft, archives, lists or archives, partial)
-        for split, expected in recipe.counts.items():
-            if counts.get(split, 0) != expected and not partial:
+    _check_archives(builder, archives, checksum, partial, echo)
+    with _draft_of(final, echo) as draft:
+        free = shutil.disk_usage(draft).free / 1e9
+        if free < builder.gigabytes and not partial:
+            raise InputError(
+                f"the prepared dataset needs about {builder.gigabytes:g} GB, "
+                f"{final.parent} has {free:.1f} GB free: free some space, or choose "
+                "another folder with --dir"
+            )
+        counts = _write(builder, draft, archives, lists or archives, partial)
+        for split, expected in builder.counts.items():
+            if counts[split] != expected and not partial:
                 raise InputError(
-                    f"{name}: {counts.get(split, 0):,} examples in {split}, expected "
-                    f"{expected:,}: the archives or lists are others than the "
-                    "published ones (--partial takes them)"
+                    f"{name}: expected {expected:,} examples in {split}, got "
+                    f"{counts[split]:,}: the archives or lists are not the published "
+                    "ones (--partial accepts them)"
                 )
-    told = ", ".join(f"{split} {size:,}" for split, size in counts.items())
-    say(f"{name} {recipe.version}: {told}; in {final}")
+    sizes = ", ".join(f"{split} {size:,}" for split, size in counts.items())
+    echo(f"{name} {builder.version}: {sizes}; in {final}")
     return final
 
 
-def check_archives(
-    recipe: Recipe, folder: Path, checksum: bool, partial: bool, say: Say
+def _check_archives(
+    builder: Builder,
+    folder: Path,
+    checksum: bool,
+    partial: bool,
+    echo: Callable[[str], None],
 ) -> None:
-    """Raises ``InputError`` for archives that are missing or are not the originals."""
-    missing = [a.name for a in recipe.archives if not (folder / a.name).is_file()]
+    missing = [a.name for a in builder.archives if not (folder / a.name).is_file()]
     if missing:
-        hints = [
-            f"{folder / stem} is the extracted folder of one of them; the archive "
-            "itself is read"
-            for stem in (name.split(".")[0] for name in missing)
-            if (folder / stem).is_dir()
-        ]
-        names = ", ".join(a.name for a in recipe.archives)
+        stems = [folder / name.split(".")[0] for name in missing]
         raise InputError(
-            f"{recipe.name} is prepared from {names} in one folder; {folder} lacks "
-            + ", ".join([*missing, *hints])
+            f"{folder} lacks {', '.join(missing)}. {builder.name} needs the archives "
+            f"{', '.join(a.name for a in builder.archives)} in one folder"
+            + "".join(
+                f". {stem} is an extracted folder; the archive itself is needed"
+                for stem in stems
+                if stem.is_dir()
+            )
         )
-    for archive in recipe.archives:
+    for archive in builder.archives:
         path = folder / archive.name
         size = path.stat().st_size
         if size != archive.size and not partial:
-            part = " It is shorter: the download may have stopped early."
+            shorter = " The download may be incomplete." if size < archive.size else ""
             raise InputError(
-                f"{path} has {size:,} bytes, expected {archive.size:,}: another "
-                "archive, or a damaged one."
-                + (part if size < archive.size else "")
-                + " (--partial takes archives of any size.)"
+                f"{path} has {size:,} bytes, expected {archive.size:,}.{shorter} "
+                "--partial accepts any size"
             )
         if checksum:
-            found = _sha256(path)
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != archive.sha256:
                 raise InputError(
-                    f"{path} has the SHA-256 {found}, expected {archive.sha256}: it is "
+                    f"{path} has SHA-256 {found}, expected {archive.sha256}: it is "
                     "damaged; download it again"
                 )
-            say(f"{archive.name}: SHA-256 as published")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file, bar(path.name, path.stat().st_size, "B") as shown:
-        while piece := file.read(2**22):
-            digest.update(piece)
-            shown.update(len(piece))
-    return digest.hexdigest()
-
-
-def _check_space(folder: Path, needed: float) -> None:
-    """Raises ``InputError`` where this many GB will not fit."""
-    free = shutil.disk_usage(folder).free / 1e9
-    if free < needed:
-        raise InputError(
-            f"the prepared set takes about {needed:g} GB, {folder.parent} has "
-            f"{free:.1f} GB free: make room, or name another folder with --dir"
-        )
+            echo(f"{archive.name}: SHA-256 verified")
 
 
 @contextlib.contextmanager
-def drafted(final: Path, say: Say) -> Iterator[Path]:
-    """A folder that becomes ``final`` when all went well, and vanishes otherwise.
+def _draft_of(final: Path, echo: Callable[[str], None]) -> Iterator[Path]:
+    """A folder that is renamed to ``final`` on success and removed on failure.
 
     Raises:
-      InputError: another process is writing there, or the disk is full.
+      InputError: another process is writing it, or the disk is full.
     """
     draft = final.with_name(final.name + ".incomplete")
-    if draft.exists():
-        with _locked(draft):
-            say(f"{draft} was left by a command that was cut off; it is removed")
-            shutil.rmtree(draft)
-    draft.mkdir(parents=True)
-    try:
-        with _locked(draft):
-            try:
-                yield draft
-            except (OSError, RuntimeError) as error:  # RuntimeError: array_record's
-                if full(draft, error):
-                    raise InputError(
-                        f"the disk of {final.parent} is full; what was written is "
-                        "removed again. Make room, or name another folder with --dir"
-                    ) from error
-                raise
-        draft.rename(final)
-    except BaseException:
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            draft.parent.rmdir()  # if it was made for this and is empty
-        raise
+    draft.mkdir(parents=True, exist_ok=True)
+    with _locked(draft):
+        try:
+            leftovers = list(draft.iterdir())
+            if leftovers:
+                echo(f"removing {draft}, left by an interrupted command")
+            for file in leftovers:
+                file.unlink()
+            yield draft
+            draft.rename(final)
+        except BaseException as error:
+            full = isinstance(error, Exception) and _disk_is_full(draft, error)
+            shutil.rmtree(draft, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                draft.parent.rmdir()  # only if it is empty
+            if full:
+                raise InputError(
+                    f"the disk of {final.parent} is full; all files written were "
+                    "removed. Free some space, or choose another folder with --dir"
+                ) from error
+            raise
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(
-                f"another command is writing {folder}: let it finish"
-            ) from error
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
+    except BlockingIOError as error:
+        raise InputError(
+            f"another command is writing {folder}: wait until it finishes"
+        ) from error
     finally:
         os.close(handle)
 
 
-def full(folder: Path, error: Exception) -> bool:
-    """Whether an error comes from a disk that is full; array_record gives no number."""
+def _disk_is_full(folder: Path, error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return shutil.disk_usage(folder).free < 2**20 or "space" in str(error).lower()
+    # array_record raises RuntimeError without a number.
+    return isinstance(error, RuntimeError) and (
+        shutil.disk_usage(folder).free < 2**20 or "space" in str(error).lower()
+    )
 
 
-def bar(title: str, total: int | None, unit: str) -> tqdm:
-    """Progress: a moving bar on a terminal, elsewhere a line every half minute."""
+def _write(
+    builder: Builder, draft: Path, archives: Path, lists: Path, partial: bool
+) -> dict[str, int]:
+    """Write shards and metadata; return the number of examples per split."""
+    features: Any = tfds_features.FeaturesDict(builder.features(archives))
+    serializer: Any = example_serializer.ExampleSerializer(
+        features.get_serialized_info()
+    )
+    writers = {
+        split: records.SplitWriter(draft, builder.name, split)
+        for split in builder.counts
+    }
+    seen: set[str] = set()
     terminal = sys.stderr.isatty()
-    return tqdm(
-        desc=title,
-        total=total,
-        unit=unit,
+    bar = tqdm(
+        desc=builder.name,
+        total=None if partial else sum(builder.counts.values()),
+        unit="img",
         unit_scale=True,
         leave=False,
         mininterval=0.5 if terminal else 30.0,
         delay=0 if terminal else 30,
     )
-
-
-def _write(
-    recipe: Recipe, draft: Path, archives: Path, lists: Path, partial: bool
-) -> dict[str, int]:
-    """Writes the shards and TFDS's files; returns the examples of each split."""
-    from tensorflow_datasets.core import dataset_info, example_serializer
-    from tensorflow_datasets.core import features as tfds_features
-    from tensorflow_datasets.core import splits as tfds_splits
-    from tensorflow_datasets.core.file_adapters import FileFormat
-    from tensorflow_datasets.core.utils import Version
-
-    features: Any = tfds_features.FeaturesDict(recipe.features(archives))
-    info: Any = dataset_info.DatasetInfo(
-        builder=dataset_info.DatasetIdentity(
-            name=recipe.name,
-            version=Version(recipe.version),
-            data_dir=str(draft),
-            module_name=__name__,
-        ),
-        description=recipe.description,
-        features=features,
-        supervised_keys=("image", "label"),
-        homepage=recipe.homepage,
-    )
-    info.set_file_format(FileFormat.ARRAY_RECORD)
-    serializer: Any = example_serializer.ExampleSerializer(
-        features.get_serialized_info()
-    )
-    splits: dict[str, records.Split] = {}
-    seen: set[str] = set()
-    total = None if partial else sum(recipe.counts.values())
     try:
-        with bar(recipe.name, total, "img") as shown:
-            for made in recipe.examples(archives, lists):
-                if made.id in seen:
+        with bar:
+            for example in builder.examples(archives, lists):
+                if example.id in seen:
                     raise InputError(
-                        f"{recipe.name}: {made.id} is in the archives twice"
+                        f"{builder.name}: duplicate example in the archives: "
+                        f"{example.id}"
                     )
-                seen.add(made.id)
-                if made.split not in splits:
-                    splits[made.split] = records.Split(draft, recipe.name, made.split)
-                example = serializer.serialize_example(
-                    features.encode_example(made.features)
-                )
-                splits[made.split].add(example, made.label, made.id)
-                shown.update()
-        for split in splits.values():
-            split.finish()
-    except BaseException:
-        for split in splits.values():
-            split.abandon()
-        raise
-    for split in splits.values():
-        check_written(split)
-    empty = [split for split in recipe.counts if split not in splits]
-    if empty:
-        raise InputError(f"{recipe.name}: no example of {', '.join(empty)} was found")
-    info.set_splits(
-        tfds_splits.SplitDict(
-            [
-                tfds_splits.SplitInfo(
-                    name=name,
-                    shard_lengths=splits[name].lengths,
-                    num_bytes=splits[name].bytes,
-                )
-                for name in recipe.counts
-            ]
-        )
-    )
-    info.write_to_directory(draft)
-    return {name: sum(splits[name].lengths) for name in recipe.counts}
+                seen.add(example.id)
+                encoded = features.encode_example(example.features)
+                record = serializer.serialize_example(encoded)
+                writers[example.split].add(record, example.label, example.id)
+                bar.update()
+        for writer in writers.values():
+            writer.finish()
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    for split, writer in writers.items():
+        if not writer.lengths:
+            raise InputError(f"{builder.name}: found no example of {split}")
+        _check_written(writer)
+    _write_info(builder, features, writers, draft)
+    return {split: sum(writer.lengths) for split, writer in writers.items()}
 
 
-def check_written(split: records.Split) -> None:
-    """Reads the numbers of records back; a full disk may have cut a file silently."""
-    from array_record.python import array_record_module  # pyright: ignore
-
-    for path, length in zip(split.shards, split.lengths, strict=True):
+def _check_written(writer: records.SplitWriter) -> None:
+    """Count the records: a full disk may truncate a file silently."""
+    for path, length in zip(writer.shards, writer.lengths, strict=True):
         try:
             reader = array_record_module.ArrayRecordReader(str(path))
             found = reader.num_records()
@@ -286,7 +237,38 @@ def check_written(split: records.Split) -> None:
         except (RuntimeError, ValueError):
             found = 0
         if found != length:
+            full = _disk_is_full(path.parent, RuntimeError())
             raise OSError(
-                errno.ENOSPC if full(path.parent, RuntimeError()) else errno.EIO,
+                errno.ENOSPC if full else errno.EIO,
                 f"{path.name} holds {found} of the {length} records that were written",
             )
+
+
+def _write_info(
+    builder: Builder,
+    features: Any,
+    writers: dict[str, records.SplitWriter],
+    draft: Path,
+) -> None:
+    """Write TFDS's metadata."""
+    info: Any = dataset_info.DatasetInfo(
+        builder=dataset_info.DatasetIdentity(
+            name=builder.name,
+            version=Version(builder.version),
+            data_dir=str(draft),
+            module_name=__name__,
+        ),
+        description=builder.description,
+        features=features,
+        supervised_keys=("image", "label"),
+        homepage=builder.homepage,
+    )
+    info.set_file_format(FileFormat.ARRAY_RECORD)
+    splits = [
+        tfds_splits.SplitInfo(
+            name=split, shard_lengths=writer.lengths, num_bytes=writer.bytes
+        )
+        for split, writer in writers.items()
+    ]
+    info.set_splits(tfds_splits.SplitDict(splits))
+    info.write_to_directory(draft)

@@ -1,9 +1,9 @@
-"""Features that some other program computed: CLIP, DINOv2, a ViT, PCA.
+"""Features computed by another program, such as CLIP, DINOv2, a ViT or PCA.
 
-A folder holds a training and a test set, each in one of three forms:
+A folder with a training and a test set, each in one of three formats:
 
     train.npz       arrays ``features`` [N, D] and ``labels`` [N]
-    train.npy       features, and ``train_labels.npy``
+    train.npy       features, with ``train_labels.npy``
     train.parquet   columns ``features`` (lists of D numbers) and ``labels``
 """
 
@@ -24,18 +24,18 @@ Arrays = tuple[np.ndarray, np.ndarray]  # features, labels
 
 
 def load(dir: str) -> tuple[Dataset, Dataset]:
-    """The sets of a folder; ``shape`` is (1, 1, D) and ``read`` gives float32.
+    """Load the training and test set; ``shape`` is (1, 1, D), ``read`` gives float32.
 
-    K is the largest label of the training set plus one. The ids begin with a digest of
-    the features and labels, so that the hash of a split names what is in the files.
+    K is the largest training label plus one. The ids start with a digest of features
+    and labels, so the hash of a split identifies the content of the files.
 
     Raises:
-      InputError: no such folder or set; features that are not finite numbers [N, D];
-        labels that are not whole numbers in 0 .. K-1, one for each feature.
+      InputError: a missing folder or file; features that are not finite numbers [N, D];
+        labels that are not integers in 0 .. K-1, one per feature.
     """
     if not dir:
         raise InputError(
-            "features lie in a folder, but data.dir is '': name it with "
+            "data.dir must be the folder of the features, got '': set "
             "--config.data.dir=FOLDER or --config configs/features.py:path=FOLDER"
         )
     folder = Path(dir).expanduser()
@@ -44,14 +44,13 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
     width, other = train[0].shape[1], test[0].shape[1]
     if width != other:
         raise InputError(
-            f"the features in {folder} are not of one kind: {width} numbers each in "
-            f"train, {other} in test"
+            f"{folder}: training and test features must have the same width, got "
+            f"{width} numbers each in train, {other} in test"
         )
     if (wrong := test[1] >= num_classes).any():
         raise InputError(
-            f"{folder}: test has the label {test[1].max()}, but the largest in train "
-            f"is {num_classes - 1} ({wrong.sum()} such examples): expected labels of "
-            "classes that were trained on"
+            f"{folder}: test has label {test[1].max()}, but the largest in train is "
+            f"{num_classes - 1} ({wrong.sum()} such examples)"
         )
     return (
         _dataset("train", *train, num_classes),
@@ -75,23 +74,22 @@ def _dataset(
 
 
 def _read(folder: Path, split: str) -> Arrays:
-    """float32[N, D] and int32[N], checked."""
-    for suffix, read in FORMS.items():
+    for suffix, read in FORMATS.items():
         if (file := folder / f"{split}{suffix}").is_file():
             return checked(file, *read(file))
-    names = " or ".join(f"{split}{suffix}" for suffix in FORMS)
+    names = " or ".join(f"{split}{suffix}" for suffix in FORMATS)
     raise InputError(
-        f"no features in {folder}: expected {names} there, with the features [N, D] "
-        "and the labels [N] of the examples"
+        f"no features in {folder}: expected {names}, with the features [N, D] and the "
+        "labels [N] of the examples"
     )
 
 
 def _npz(file: Path) -> Arrays:
-    found = _numbers(file)
+    found = _load_numpy(file)
     if not {"features", "labels"} <= set(found):
         raise InputError(
             f"{file} holds {', '.join(found)}: expected arrays named features and "
-            "labels, as np.savez(file, features=..., labels=...) writes them"
+            "labels, as written by np.savez(file, features=..., labels=...)"
         )
     return found["features"], found["labels"]
 
@@ -99,30 +97,28 @@ def _npz(file: Path) -> Arrays:
 def _npy(file: Path) -> Arrays:
     labels = file.with_name(f"{file.stem}_labels.npy")
     if not labels.is_file():
-        raise InputError(f"{file} has no labels beside it: expected {labels}")
-    (one,), (other,) = _numbers(file).values(), _numbers(labels).values()
-    return one, other
+        raise InputError(f"{file} has no labels: expected {labels}")
+    (features,), (numbers,) = (_load_numpy(f).values() for f in (file, labels))
+    return features, numbers
 
 
-def _numbers(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an archive by name, or the only one."""
+def _load_numpy(file: Path) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name, or the single array of an .npy file."""
     try:
         with file.open("rb") as opened:
             found = np.load(opened, allow_pickle=False)
             if isinstance(found, np.ndarray):
-                return {"one array without a name": found}
+                return {"one unnamed array": found}
             return {name: found[name] for name in found.files}
     except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{file} cannot be read as numbers ({error}); expected what np.save or "
-            "np.savez writes of arrays of numbers. Pickles are not opened: they may "
-            "run code"
+            f"{file} cannot be read ({error}); expected arrays of numbers written by "
+            "np.save or np.savez. Pickles are not opened, because they may run code"
         ) from error
 
 
 def _parquet(file: Path) -> Arrays:
-    # Imported here: 0.2 s that nobody else waits for.
-    import pyarrow
+    import pyarrow  # imported here because it takes 0.2 s
     import pyarrow.parquet as parquet
 
     try:
@@ -132,65 +128,55 @@ def _parquet(file: Path) -> Arrays:
             f"{file} cannot be read ({str(error).splitlines()[0]}); expected Parquet "
             "with the columns features (lists of numbers) and labels"
         ) from error
-    lists = table["features"].combine_chunks()
-    labels = table["labels"].to_numpy(zero_copy_only=False)
-    if not hasattr(lists, "flatten") or lists.null_count:
+    rows = table["features"].to_numpy(zero_copy_only=False)
+    try:
+        features = np.stack(rows.tolist())
+    except (TypeError, ValueError) as error:  # None, or lists of different lengths
         raise InputError(
-            f"{file}: features are {lists.type} with {lists.null_count} nulls; "
-            "expected a list of numbers for each example"
-        )
-    flat = lists.flatten().to_numpy(zero_copy_only=False)
-    sizes = np.diff(lists.offsets.to_numpy()) if hasattr(lists, "offsets") else None
-    if len(lists) and sizes is not None and (sizes != sizes[0]).any():
-        raise InputError(
-            f"{file}: the features have {sizes.min()} to {sizes.max()} numbers; "
-            "expected as many for every example"
-        )
-    return flat.reshape(len(lists), -1 if len(lists) else 0), labels
+            f"{file}: features must be lists of D numbers, the same D for all examples"
+        ) from error
+    return features, table["labels"].to_numpy(zero_copy_only=False)
 
 
-FORMS: dict[str, Callable[[Path], Arrays]] = {
+FORMATS: dict[str, Callable[[Path], Arrays]] = {
     ".npz": _npz,
     ".npy": _npy,
     ".parquet": _parquet,
 }
 
 
-def checked(file: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
-    """float32[N, D] and int32[N], if they are features and labels.
+def checked(source: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
+    """Check features and labels, and convert them to float32[N, D] and int32[N].
 
     Args:
-      file: what messages call them by.
+      source: their name in messages.
 
     Raises:
-      InputError: they are not; names the first example at fault.
+      InputError: they are invalid; names the first invalid example.
     """
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise InputError(
-            f"{file}: features are {features.dtype}{list(features.shape)}; expected "
-            "numbers [N, D], a row for each example"
+            f"{source}: features must be numbers [N, D], got "
+            f"{features.dtype}{list(features.shape)}"
         )
     if labels.shape != features.shape[:1]:
         raise InputError(
-            f"{file}: {len(features)} features but labels of shape "
-            f"{list(labels.shape)}; expected a label for each"
+            f"{source}: expected one label per example, got {len(features)} features "
+            f"and labels of shape {list(labels.shape)}"
         )
     if labels.dtype.kind not in "iu":
+        raise InputError(f"{source}: labels must be integers, got {labels.dtype}")
+    if (wrong := (labels < 0) | (labels >= 2**31)).any():
+        i = int(np.flatnonzero(wrong)[0])
         raise InputError(
-            f"{file}: labels are {labels.dtype}; expected whole numbers from 0 on"
-        )
-    if labels.min() < 0 or labels.max() >= 2**31:
-        i = int(np.flatnonzero((labels < 0) | (labels >= 2**31))[0])
-        raise InputError(
-            f"{file}: example {i} has the label {labels[i]}; expected whole numbers "
-            "from 0 on"
+            f"{source}: labels must be integers from 0, got {labels[i]} for example {i}"
         )
     with np.errstate(over="ignore"):
         features = np.ascontiguousarray(features, np.float32)
-    if not (finite := np.isfinite(features).all(axis=1)).all():
-        i = int(np.flatnonzero(~finite)[0])
+    if (wrong := ~np.isfinite(features).all(axis=1)).any():
+        i = int(np.flatnonzero(wrong)[0])
         raise InputError(
-            f"{file}: the features of example {i} are not all finite numbers "
-            f"({np.sum(~finite)} such examples); leave them out or compute them again"
+            f"{source}: features must be finite; those of example {i} are not "
+            f"({wrong.sum()} such examples). Remove or recompute them"
         )
     return features, labels.astype(np.int32)

@@ -1,16 +1,19 @@
-"""Anybody's own photographs: a folder for each class, or a table of paths and labels.
+"""A user's own photographs: one folder per class, or a table of paths and labels.
 
-    DIR/train/CLASS/**, DIR/test/CLASS/** and, if wanted, DIR/val/CLASS/**
-    DIR/CLASS/**        one folder, of which a share is set apart for testing
-    TABLE               CSV or Parquet of paths and labels, see ``listing``
+    DIR/train/CLASS/**, DIR/test/CLASS/** and optionally DIR/val/CLASS/**
+    DIR/CLASS/**        one folder; a share is held out for testing
+    TABLE               CSV or Parquet, see ``table``
 
-Classes are numbered in the sorted order of their names. Files are found and counted
-here; an image is opened when it is read.
+Classes are numbered in the sorted order of their names. Files are listed here; an image
+is opened when it is read.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +21,17 @@ import numpy as np
 from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.photos import PhotoOptions, photographs
-from lt_jax.data.sources import listing
-from lt_jax.data.sources.listing import File, some, warn
-from lt_jax.errors import InputError
+from lt_jax.data.sources import table as tables
+from lt_jax.data.sources.table import SPLIT_NAMES, ImageFile
+from lt_jax.errors import InputError, first_few
 
-HEAD = 4096  # bytes by which files of one size are told apart before all is read
-
-
-class Encoded:
-    """The content of files by row; b"" where a file can no longer be read."""
-
-    def __init__(self, paths: list[str]):
-        self._paths = paths
-
-    def __call__(self, rows: np.ndarray) -> list[bytes]:
-        """The bytes of these rows' files, in this order."""
-        return [_content(self._paths[row]) for row in rows]
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+LAYOUT = " Expected DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, or DIR/CLASS/IMAGE"
+HEAD = 4096  # bytes to compare before two files of one size are read completely
 
 
 def _content(path: str) -> bytes:
+    """The bytes of a file; b"" if it cannot be read, which counts as undecodable."""
     try:
         return Path(path).read_bytes()
     except OSError:
@@ -44,118 +39,198 @@ def _content(path: str) -> bytes:
 
 
 def load(
-    dir: str, view: PhotoOptions, *, table: str, test: float, valid_seed: int
+    dir: str, photos: PhotoOptions, *, table: str, test: float, valid_seed: int
 ) -> tuple[Dataset, Dataset | None, Dataset]:
-    """Training, validation (None where there is none) and test set.
-
-    Where there is no test set, ``test`` of each class of the training set is set apart
-    as one, by ``valid_seed``.
+    """Load the training, validation (or None) and test set.
 
     Args:
-      dir: the folder; with a table what its paths start from, "" the table's folder.
-      view: how photographs are looked at.
-      table: path of a CSV or Parquet file; "" reads the folders.
-      test: share of each class; read where no test set comes with the images.
-      valid_seed: of what is set apart.
+      dir: the folder; with a table, the base of relative paths.
+      photos: how to crop and decode.
+      table: path of a CSV or Parquet file; "" to list the folders.
+      test: share of each training class to use for testing if there is no test set.
+      valid_seed: of that draw.
 
     Raises:
-      InputError: a folder or table that cannot be read, classes without images or
-        fewer than two, empty files, a test image of an unknown class.
+      InputError: an unreadable folder or table, fewer than two classes, a class without
+        images, an empty file, or a test image of an unknown class.
     """
-    parts = listing.table(table, dir) if table else listing.folders(dir)
-    where = table or dir
-    files = {split: _files(split, found, where) for split, found in parts.items()}
-    if "train" not in files:
-        raise InputError(
-            f"{where} has no training images: expected "
-            f"{' or '.join(listing.SPLITS['train'])}, found {', '.join(files)}"
-        )
-    classes = sorted({file.label for file in files["train"]}, key=_in_order)
+    source = table or dir
+    files = tables.read(table, dir) if table else _list_folders(dir)
+    files = {split: sorted(found) for split, found in files.items()}
+    _check_files(files, source)
+    names = {file.label for file in files["train"]}
+    # Text is sorted as text and before numbers, which are sorted as numbers.
+    classes = sorted(names, key=lambda n: (int(n) if n.isdecimal() else -1, n))
     if len(classes) < 2:
         raise InputError(
-            f"{where} holds one class alone, {classes[0]!r}: expected a folder for "
-            "each of at least two classes" + ("" if table else listing.LAYOUT)
+            f"{source} has only one class, {classes[0]!r}: expected at least two"
+            + ("" if table else "." + LAYOUT)
         )
     number = {name: k for k, name in enumerate(classes)}
     for split, found in files.items():
-        unknown = sorted({file.label for file in found} - set(classes))
-        if unknown:
+        if unknown := sorted({file.label for file in found} - names):
             raise InputError(
-                f"{where}: {len(unknown)} classes of {split!r} have no training image: "
-                + some(unknown)
+                f"{source}: {len(unknown)} classes of {split!r} have no training "
+                f"image: {first_few(unknown)}"
             )
     if "test" not in files:
         if "valid" in files:
-            warn(
-                f"{where} has validation images and no test images: the former choose, "
-                f"and a share of {test} of each training class is set apart for testing"
+            _warn(
+                f"{source} has validation images but no test images: a share of {test} "
+                "of each training class is used for testing"
             )
         if not 0 < test < 1:
             raise InputError(
-                f"{where} has no test images, and data.test is {test}: set apart a "
-                "share of the training images, for example data.test=0.2"
+                f"{source} has no test images, and data.test is {test}: set the share "
+                "of training images to use for testing, for example data.test=0.2"
             )
-        labels = np.array([number[file.label] for file in files["train"]])
-        kept, apart = longtail.hold_out(labels, test, valid_seed, len(classes))
-        whole = files["train"]
-        files |= {"train": [whole[i] for i in kept], "test": [whole[i] for i in apart]}
-    _warn_of_twins(files)
+        full = files["train"]
+        labels = np.array([number[file.label] for file in full])
+        kept, held = longtail.hold_out(labels, test, valid_seed, len(classes))
+        files |= {"train": [full[i] for i in kept], "test": [full[i] for i in held]}
+    _warn_of_duplicates(files)
 
-    def made(found: list[File]) -> Dataset:
+    def dataset(found: list[ImageFile]) -> Dataset:
+        paths = [file.path for file in found]
         return photographs(
-            Path(where).name,
+            Path(source).name,
             tuple(classes),
             np.array([number[file.label] for file in found], np.int32),
             np.array([file.id for file in found]),
-            Encoded([file.path for file in found]),
-            view,
+            lambda rows: [_content(paths[row]) for row in rows],
+            photos,
         )
 
-    valid = made(files["valid"]) if "valid" in files else None
-    return made(files["train"]), valid, made(files["test"])
+    valid = dataset(files["valid"]) if "valid" in files else None
+    return dataset(files["train"]), valid, dataset(files["test"])
 
 
-def _files(split: str, found: list[File], where: str) -> list[File]:
-    """The files of a split in the order of their ids, none of them empty."""
-    empty = [file.id for file in found if not file.size]
+def _check_files(files: dict[str, list[ImageFile]], source: str) -> None:
+    for split, found in files.items():
+        if not found:
+            raise InputError(f"{source}: {split!r} has no images")
+        if empty := [file.id for file in found if not file.size]:
+            raise InputError(
+                f"{source}: {len(empty)} image files are empty: {first_few(empty)}. "
+                "Extraction or copying may be incomplete; repeat it, or remove them"
+            )
+    if "train" not in files:
+        raise InputError(
+            f"{source} has no training images: expected the split "
+            f"{' or '.join(SPLIT_NAMES['train'])}, found {', '.join(files)}"
+        )
+
+
+def _list_folders(dir: str) -> dict[str, list[ImageFile]]:
+    """List the files per split; all are in "train" if there are no split folders."""
+    root = Path(dir).expanduser()
+    if not dir or not root.is_dir():
+        raise InputError(
+            f"no folder {dir!r}: set config.data.dir to the folder of your images."
+            + LAYOUT
+        )
+    below = {path.name.lower(): path for path in _subfolders(root)}
+    splits = {
+        split: below[name]
+        for split, names in SPLIT_NAMES.items()
+        for name in names
+        if name in below
+    }
+    if "train" not in splits:
+        splits = {"train": root}
+    skipped: list[str] = []
+    found = {
+        split: _list_classes(path, root, skipped) for split, path in splits.items()
+    }
+    if skipped:
+        count = f"{len(skipped):,}"
+        _warn(f"{dir}: skipped {count} files without images: {first_few(skipped)}")
+    return found
+
+
+def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]:
+    """List the images in every class folder; adds other files to ``skipped``."""
+    found: list[ImageFile] = []
+    empty: list[str] = []
+    classes = _subfolders(path)
+    if not classes:
+        packed = [p.name for p in path.iterdir() if p.suffix in (".zip", ".tar", ".gz")]
+        hint = f" It contains {first_few(packed)}: extract it first." if packed else ""
+        raise InputError(f"{path} has no class folders.{hint}{LAYOUT}")
+    for folder in classes:
+        before = len(found)
+        for entry in _walk(folder):
+            name = Path(entry.path).relative_to(root).as_posix()
+            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
+                skipped.append(name)
+            else:
+                size = entry.stat().st_size
+                found.append(ImageFile(name, folder.name, entry.path, size))
+        if len(found) == before:
+            empty.append(folder.name)
     if empty:
         raise InputError(
-            f"{where}: image files without content ({len(empty)}): {some(empty)}. They "
-            "look half extracted or half copied; get them again, or remove them"
+            f"class folders without images in {path}: {first_few(empty)}. Remove them, "
+            "or finish extracting or copying"
         )
-    if not found:
-        raise InputError(f"{where}: {split!r} has no images")
-    return sorted(found)
+    return found
 
 
-def _in_order(name: str) -> tuple[int, str]:
-    """Names of classes in the order of text, numbers in that of numbers."""
-    return (int(name), name) if name.isdecimal() else (-1, name)
+def _subfolders(path: Path) -> list[Path]:
+    return [
+        Path(entry.path)
+        for entry in _entries(path)
+        if entry.is_dir() and not entry.name.startswith(".")
+    ]
 
 
-def _warn_of_twins(files: dict[str, list[File]]) -> None:
-    """Warns of images that are in the test set and in another one, byte by byte.
+def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Yield the files below a folder in sorted order."""
+    for entry in _entries(folder):
+        if entry.is_dir():
+            yield from _walk(Path(entry.path))
+        else:
+            yield entry
 
-    Only files of equal size are opened, and only equal beginnings are read further.
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+
+
+def _warn_of_duplicates(files: dict[str, list[ImageFile]]) -> None:
+    """Warn of test images that are also in another split, byte for byte.
+
+    Opens only files of equal size, and reads on only if the beginnings are equal.
     """
-    tests = {file.size for file in files["test"]}
-    alike: dict[tuple[int, bytes], list[tuple[str, File]]] = {}
+    sizes = {file.size for file in files["test"]}
+    similar: dict[tuple[int, bytes], list[tuple[str, ImageFile]]] = {}
     for split, found in files.items():
         for file in found:
-            if file.size in tests:
+            if file.size in sizes:
                 with open(file.path, "rb") as opened:
                     start = opened.read(HEAD)
-                alike.setdefault((file.size, start), []).append((split, file))
-    seen: dict[bytes, dict[str, str]] = {}
-    for group in alike.values():
+                similar.setdefault((file.size, start), []).append((split, file))
+    equal: dict[bytes, dict[str, str]] = {}
+    for group in similar.values():
         if len({split for split, _ in group}) > 1:
             for split, file in group:
                 digest = hashlib.sha256(_content(file.path)).digest()
-                seen.setdefault(digest, {})[split] = file.id
-    twins = [of for of in seen.values() if "test" in of and len(of) > 1]
-    if twins:
-        pairs = [" = ".join(of.values()) for of in twins]
-        warn(
-            f"WARNING: test images that are, byte by byte, training or validation "
-            f"images too ({len(twins):,}): {some(pairs)}"
+                equal.setdefault(digest, {})[split] = file.id
+    pairs = [
+        " = ".join(ids.values())
+        for ids in equal.values()
+        if "test" in ids and len(ids) > 1
+    ]
+    if pairs:
+        _warn(
+            f"WARNING: {len(pairs):,} test images are also training or validation "
+            f"images, byte for byte: {first_few(pairs)}"
         )
+
+
+def _warn(text: str) -> None:
+    print(f"lt-jax: {text}", file=sys.stderr)

@@ -1,8 +1,4 @@
-"""iNaturalist2018 and ImageNet-LT as TFDS prepares them, see ``tfds`` and ``prepare``.
-
-Both are long-tailed by themselves. TFDS's own copies and those of ``prepare`` read
-alike: examples stand in the order of their ids, whatever that of the files is.
-"""
+"""iNaturalist2018 and ImageNet-LT in TFDS format; both are long-tailed already."""
 
 from __future__ import annotations
 
@@ -11,28 +7,26 @@ from lt_jax.data.images.photos import PhotoOptions, photographs
 from lt_jax.data.sources import tfds
 
 
-def i_naturalist2018(dir: str, view: PhotoOptions) -> tuple[Dataset, None, Dataset]:
-    """Training set (437,513), no validation set, and the 24,426 that are tested on.
+def i_naturalist2018(dir: str, photos: PhotoOptions) -> tuple[Dataset, None, Dataset]:
+    """Load the training set (437,513), no validation set, and the test set (24,426).
 
-    These are the split ``validation``, as in all of the literature: the labels of
-    TFDS's split ``test`` were never published and read -1 there. It is not opened.
+    As in the literature, the test set is the split ``validation``: the labels of the
+    split ``test`` were never published.
     """
-    return (
-        _split("i_naturalist2018", dir, "train", "id", view),
-        None,
-        _split("i_naturalist2018", dir, "validation", "id", view),
-    )
+    name = "i_naturalist2018"
+    train = _split(name, dir, "train", "id", photos)
+    return train, None, _split(name, dir, "validation", "id", photos)
 
 
-def imagenet_lt(dir: str, view: PhotoOptions) -> tuple[Dataset, Dataset, Dataset]:
-    """Training (115,846), validation (20,000) and test set (50,000)."""
+def imagenet_lt(dir: str, photos: PhotoOptions) -> tuple[Dataset, Dataset, Dataset]:
+    """Load the training (115,846), validation (20,000) and test set (50,000)."""
     train, valid, test = (
-        _split("imagenet_lt", dir, split, "file_name", view)
+        _split("imagenet_lt", dir, split, "file_name", photos)
         for split in ("train", "validation", "test")
     )
     return train, valid, test
 
 
-def _split(name: str, dir: str, split: str, id: str, view: PhotoOptions) -> Dataset:
+def _split(name: str, dir: str, split: str, id: str, photos: PhotoOptions) -> Dataset:
     part = tfds.load(name, tfds.find(name, dir), split, id)
-    return photographs(name, part.classes, part.labels, part.ids, part.encoded, view)
+    return photographs(name, part.classes, part.labels, part.ids, part.encoded, photos)

@@ -1,14 +1,15 @@
-"""Sets as TFDS prepares them, read without TensorFlow or network.
+"""Datasets in TFDS format, read without TensorFlow or network.
 
-TFDS reads array_record files at random positions with no TensorFlow installed. The
-folder is opened with ``tfds.builder_from_directory``, which only reads: given a name
-instead, TFDS starts to download whatever it does not find.
+TFDS reads array_record files at random positions without TensorFlow. The folder is
+opened with ``tfds.builder_from_directory``, which only reads; ``tfds.builder`` would
+download what it does not find.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,99 +18,76 @@ import numpy as np
 from lt_jax.data.sources import records
 from lt_jax.errors import InputError
 
-CHUNK = 1000  # records held in memory at a time
-# From this size of a split on, its labels and ids are kept in an index once they were
-# read, so that the next run need not pass over all images.
-KEEP_FROM = 2**28  # bytes
-
-
-class Encoded:
-    """Encoded images of a split by row, from any thread; can be pickled."""
-
-    def __init__(self, source: Any, order: np.ndarray):
-        self._source = source
-        self._order = order
-
-    def __call__(self, rows: np.ndarray) -> list[bytes]:
-        """The bytes of these rows' images, in this order."""
-        found: list[bytes] = []
-        for start in range(0, len(rows), CHUNK):
-            positions = self._order[rows[start : start + CHUNK]].tolist()
-            for record in self._source.__getitems__(positions):
-                found.append(records.example(record)["image"].bytes_list.value[0])
-        return found
+CHUNK = 1000  # records in memory at a time
+# The labels and ids of splits of this size are saved in an index after the first
+# reading, so that later runs need not read all images.
+INDEX_FROM = 2**28  # bytes
 
 
 class Part(NamedTuple):
     """A split in the order of its ids."""
 
     classes: tuple[str, ...]  # K names
-    labels: np.ndarray  # int32[N]; -1: not told
+    labels: np.ndarray  # int32[N]; -1 if unknown
     ids: np.ndarray  # str[N], ascending
-    encoded: Encoded
-    shape: tuple[int | None, ...]  # of an image; None where they differ
+    encoded: Callable[[np.ndarray], list[bytes]]  # rows int[n] -> encoded images
+    shape: tuple[int | None, ...]  # of an image; None where sizes differ
 
 
-def root(dir: str) -> Path:
-    """The folder that prepared sets lie in; "" is where TFDS looks."""
+def data_dir(dir: str) -> Path:
+    """The folder of prepared datasets; "" is TFDS's default."""
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(dir or default).expanduser()
 
 
-def versions(name: str, dir: str) -> dict[tuple[int, ...], Path]:
-    """The prepared versions of a set and their folders."""
-    return {
-        tuple(int(part) for part in path.name.split(".")): path
-        for path in (root(dir) / name).glob("*")
-        if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
-    }
-
-
 def find(name: str, dir: str) -> Path:
-    """The folder of the highest version.
+    """Find the folder of the highest prepared version.
 
     Raises:
       InputError: there is none.
     """
-    found = versions(name, dir)
+    root = data_dir(dir)
+    found = {
+        tuple(int(part) for part in path.name.split(".")): path
+        for path in (root / name).glob("*")
+        if re.fullmatch(r"\d+\.\d+\.\d+", path.name)
+    }
     if not found:
         raise InputError(
-            f"{name} is not prepared: looked for {root(dir) / name}/<version>. Point "
-            "the data folder (config.data.dir, or TFDS_DATA_DIR) to where it is, or "
-            f"prepare it once from its archives:\n{_prepare(name, root(dir))}"
+            f"{name} is not prepared: {root / name}/<version> does not exist. Set the "
+            "data folder (config.data.dir or TFDS_DATA_DIR), or prepare the dataset "
+            f"from its archives:\n{_how_to_prepare(name, root)}"
         )
     return found[max(found)]
 
 
 def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
-    """One split of a prepared set. No image is decoded.
+    """Load one split of a prepared dataset without decoding images.
 
-    Labels and ids of all examples are read now: from the index beside the shards
-    (under a second for 437,513 examples), or else from the records, with all their
-    images (0.06 ms each for CIFAR; the speed of the disk for photographs).
+    Labels and ids come from the index (under a second for 437,513 examples), or else
+    from the records with all images (0.06 ms each for CIFAR; disk speed for
+    photographs).
 
     Args:
-      name: as TFDS names it.
+      name: TFDS name of the dataset.
       folder: of the version.
-      split: as TFDS names it.
-      id: the feature that names an example.
+      split: TFDS name of the split.
+      id: feature that identifies an example.
 
     Raises:
-      InputError: prepared as TFRecord files, or incomplete.
+      InputError: the dataset has another file format or is incomplete.
     """
     if not (folder / "dataset_info.json").exists():
         raise _incomplete(name, folder, "dataset_info.json is missing")
-    # Imported here for the time it takes, 0.8 s that a run on other data need not wait.
-    import tensorflow_datasets as tfds
+    import tensorflow_datasets as tfds  # imported here because it takes 0.8 s
 
-    # Any: TFDS's decorators and feature trees are beyond the type checker.
+    # Any: the type checker cannot follow TFDS's decorators and feature trees.
     builder: Any = tfds.builder_from_directory(folder)
     formats = sorted(f.value for f in builder.info.available_file_formats())
     if "array_record" not in formats:
         raise InputError(
             f"{name} in {folder} holds {' and '.join(formats)} files, which cannot be "
-            "read at random positions. Convert them in place, without TensorFlow:\n"
-            f"  lt-jax data convert {folder}"
+            f"read at random positions.{CONVERT.format(folder=folder)}"
         )
     if split not in builder.info.splits:
         found = ", ".join(builder.info.splits) or "none"
@@ -121,9 +99,8 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
     ]
     missing = [path.name for path in shards if not path.exists()]
     if missing:
-        raise _incomplete(
-            name, folder, f"{len(missing)} of its files missing, as {missing[0]}"
-        )
+        reason = f"{len(missing)} of its files are missing, such as {missing[0]}"
+        raise _incomplete(name, folder, reason)
     try:
         source = builder.as_data_source(
             split=split,
@@ -131,30 +108,38 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
             deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
         )
         if len(source) != info.num_examples:
-            raise _incomplete(
-                name, folder, f"{split} holds {len(source)} of {info.num_examples}"
-            )
+            reason = f"{split} holds {len(source)} of {info.num_examples} examples"
+            raise _incomplete(name, folder, reason)
         index = records.load_index(folder, split, shards)
         if index is None:
-            index = _labels_ids(source, id)
-            if info.num_bytes >= KEEP_FROM:
+            index = _read_labels_and_ids(source, id)
+            if info.num_bytes >= INDEX_FROM:
                 records.save_index(folder, split, shards, *index)
-    except RuntimeError as error:  # array_record's: a missing, cut or damaged file
+    except RuntimeError as error:  # array_record: a missing, cut or damaged file
         raise _incomplete(name, folder, error) from error
     labels, ids = index
     order = np.argsort(ids)
     features = builder.info.features
+
+    def encoded(rows: np.ndarray) -> list[bytes]:
+        found: list[bytes] = []
+        for start in range(0, len(rows), CHUNK):
+            positions = order[rows[start : start + CHUNK]].tolist()
+            for record in source.__getitems__(positions):
+                found.append(records.example(record)["image"].bytes_list.value[0])
+        return found
+
     return Part(
         classes=tuple(features["label"].names),
         labels=labels[order],
         ids=ids[order],
-        encoded=Encoded(source, order),
+        encoded=encoded,
         shape=tuple(features["image"].shape),
     )
 
 
-def _labels_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
-    """int32[N] and str[N] of every record of a TFDS data source, as the files go."""
+def _read_labels_and_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
+    """int32[N] and str[N] in the order of the files."""
     labels, ids = [], []
     for start in range(0, len(source), CHUNK):
         stop = min(start + CHUNK, len(source))
@@ -165,20 +150,27 @@ def _labels_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
     return np.array(labels, np.int32), np.array(ids, np.str_)
 
 
-def _prepare(name: str, root: Path) -> str:
-    """What to type to get the set."""
+CONVERT = """ Convert them with TFDS, in a Python environment of its own:
+  pip install tensorflow tensorflow-datasets array-record apache-beam mlcroissant
+  tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"""
+
+
+def _how_to_prepare(name: str, root: Path) -> str:
     own = f"  lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
     if not name.startswith("cifar"):
         return own
+    # Not the command `tfds build`: it also needs apache-beam and mlcroissant.
+    build = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
     return (
         f"{own}\nor let TFDS download it, which needs TensorFlow:\n"
         "  pip install 'lt_jax[prepare]'\n"
-        f"  tfds build {name} --file_format=array_record --data_dir={root}"
+        f'  python -c "import tensorflow_datasets as tfds; {build}'
+        '.download_and_prepare()"'
     )
 
 
-def _incomplete(name: str, folder: Path, why: object) -> InputError:
+def _incomplete(name: str, folder: Path, reason: object) -> InputError:
     return InputError(
-        f"{name} in {folder} is incomplete: {why}. Remove that folder and prepare the "
-        f"set again:\n{_prepare(name, folder.parent.parent)}"
+        f"{name} in {folder} is incomplete: {reason}. Remove that folder and prepare "
+        f"the dataset again:\n{_how_to_prepare(name, folder.parent.parent)}"
     )
