@@ -111,7 +111,7 @@ def load_batches(
     """
     errors = DecodeErrors(dataset) if errors is None else errors
     decoder = dataset.decoder
-    # Own threads: Grain was 6 % slower on the same work (docs/performance.md).
+    # Grain was 6 % slower than these threads (docs/benchmarks/performance.md).
     with contextlib.ExitStack() as stack:
         # One thread finishes the batches in order and moves them to the devices.
         finisher = stack.enter_context(_pool(1))

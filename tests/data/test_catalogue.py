@@ -89,7 +89,9 @@ def test_load_cuts_and_holds_out():
     whole = catalogue.load("digits", dir="", **LOAD)
     parts = catalogue.load("digits", dir="", **LOAD | {"valid": 0.2})
     expected = [114, 88, 68, 52, 40, 31, 24, 19, 14, 11]
-    assert whole.class_counts.tolist() == parts.full_class_counts.tolist() == expected
+    assert (
+        whole.full_class_counts.tolist() == parts.full_class_counts.tolist() == expected
+    )
     assert whole.hash == parts.hash == whole.train.hash
     assert parts.hash != parts.train.hash
     assert len(whole.valid) == 0

@@ -223,7 +223,7 @@ LOST = 5  # an image of the fitted part
 
 def config(**changes):
     return tiny_digits.config(
-        data__name="made",
+        data__name="cifar10",
         data__imbalance=1.0,
         data__pad=0,
         data__flip=True,
@@ -248,7 +248,7 @@ def source(monkeypatch, broken=(), test_broken=(), share=0.1):
         test = made(test_broken, share, 2, TEST_FILES, TEST_LABELS, name="test")
         return full, test
 
-    monkeypatch.setitem(catalogue.SOURCES, "made", load)
+    monkeypatch.setitem(catalogue.SOURCES, "cifar10", load)
     monkeypatch.setattr(
         catalogue.longtail, "choose", lambda labels, *rest: np.arange(len(labels))
     )
@@ -368,7 +368,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     )
     result = stages.run(c, tmp_path)
     assert np.isfinite(result["methods"]["los"]["nll"]["mean"])
-    assert "cannot be decoded" in capsys.readouterr().out
+    assert "undecodable image" in capsys.readouterr().out
     whole = np.load(tmp_path / "features/0/train.npy")
     assert whole.shape[:2] == (2, 56)
     assert not np.allclose(whole[0], whole[1])  # cropped anew for each view
