@@ -25,9 +25,8 @@ from lt_jax.errors import InputError
 # JAX's own default. Hosts may start minutes apart, if each pulls an image first.
 JOIN_SECONDS = 300
 
-# After this silence a host counts as dead, and the runtime ends the other processes. A
-# closed connection ends them at once. JAX's default is 100 s. Only a stopped machine
-# delays heartbeats: swapping or a live migration takes seconds.
+# A host counts as dead after this silence; a closed connection is noticed at once.
+# JAX's default is 100 s. Swapping or a live migration delays heartbeats by seconds.
 HEARTBEAT_SECONDS = 60
 
 # At a normal end the others wait this long while process 0 writes the report.
@@ -96,7 +95,8 @@ def join(
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
     except (ValueError, RuntimeError, OSError) as error:
-        if "should be defined" in str(error) and _has_tpu(os.environ):
+        pod = "JOB_COMPLETION_INDEX" in os.environ
+        if "should be defined" in str(error) and not arguments and not pod:
             return False  # a single TPU host without a metadata server
         raise InputError(f"cannot join the others ({error}): {HINT}") from error
     _protect_stdout()
@@ -273,18 +273,15 @@ def scheduled(env: Mapping[str, str]) -> dict[str, Any]:
     }
 
 
-def _has_tpu(env: Mapping[str, str]) -> bool:
+def _managed(env: Mapping[str, str]) -> bool:
+    """Check for an indexed Kubernetes Job or a Cloud TPU. JAX finds the others."""
+    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+        return True
     return (
         "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
         and importlib.util.find_spec("libtpu") is not None
         and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     )
-
-
-def _managed(env: Mapping[str, str]) -> bool:
-    """Check for a Cloud TPU or an indexed Kubernetes Job. JAX finds the others."""
-    pod = "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env
-    return pod or _has_tpu(env)
 
 
 def local_devices(here: int, local: int, env: Mapping[str, str]) -> list[int] | None:
@@ -324,12 +321,8 @@ def enable_compilation_cache() -> None:
     """
     import jax
 
-    configured = os.environ.get("JAX_COMPILATION_CACHE_DIR")
-    if configured:
-        return  # JAX has read it
-    if configured == "":
-        jax.config.update("jax_compilation_cache_dir", None)
-        return
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return  # JAX has read it; an empty value disables the cache
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(cache).expanduser() / "lt_jax" / "compiled"
     try:

@@ -33,13 +33,9 @@ def any_process(mask: np.ndarray) -> np.ndarray:
 
 
 def is_sync_step(step: int, count: int = 1) -> bool:
-    """Check whether processes should agree after this step.
+    """Check whether processes should synchronise, ``count`` steps after the last call.
 
-    One process always may. Several wait for each other, so they do it every 16 steps.
-
-    Args:
-      step: steps so far.
-      count: steps since the last call.
+    Several wait for each other, so they do it every 16 steps only.
     """
     every = STEPS_BETWEEN_SYNCS
     return jax.process_count() == 1 or step // every > (step - count) // every

@@ -23,7 +23,7 @@ AXIS = "batch"
 MAX_STEPS_AHEAD = 16  # how far the host may run ahead of the devices
 
 
-def _sharding(devices: Sequence[jax.Device], split: bool) -> NamedSharding:
+def _sharding(devices: Sequence[Any], split: bool) -> NamedSharding:
     spec = PartitionSpec(AXIS) if split else PartitionSpec()
     return NamedSharding(Mesh(np.array(devices), (AXIS,)), spec)
 

@@ -394,13 +394,11 @@ def test_compilation_cache_is_on_by_default(tmp_path, monkeypatch, capsys):
 @pytest.mark.usefixtures("jax_cache")
 def test_compilation_cache_variable_is_respected(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/elsewhere")
-    jax.config.update("jax_compilation_cache_dir", "/elsewhere")
-    cluster.enable_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir == "/elsewhere"
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "")
-    cluster.enable_compilation_cache()
-    assert jax.config.jax_compilation_cache_dir is None
+    for folder in ("/elsewhere", ""):  # empty: no cache
+        monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        cluster.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == folder
     assert not (tmp_path / "lt_jax").exists()
 
 
