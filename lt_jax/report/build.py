@@ -105,7 +105,7 @@ def _parts(run: Run) -> list[Part]:
         tables.versus(run),
         *(figures.per_class(run, metric) for metric in figures.CLASS_METRICS),
         figures.delta(run),
-        figures.rates(run),
+        figures.learning_rate(run),
         figures.correlation(run),
         figures.reliability(run),
         figures.confusion(run),

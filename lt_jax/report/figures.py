@@ -5,6 +5,7 @@ Many methods become many small panels, each with the stage-1 head in grey.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -82,26 +83,30 @@ CLASS_METRICS = (
         factor=100,
     ),
     ClassMetric(
-        *("loma_row", "Logits Magnitude per class, row form", "LoMa row (nats)"),
+        *("loma_row", "Logits Magnitude per class, row reading", "LoMa row (nats)"),
         {"": "loma_row"},
         "Mean over the examples of a class: true logit minus the mean of the other "
         "logits." + BALANCED,
     ),
     ClassMetric(
-        *("loma_col", "Logits Magnitude per class, column form", "LoMa col (nats)"),
+        *("loma_col", "Logits Magnitude per class, column reading", "LoMa col (nats)"),
         {"": "loma_col"},
         "Mean of logit k over the examples of class k, minus its mean over all other "
         "examples." + BALANCED,
     ),
     *(
         ClassMetric(
-            *(f"rsd_{key}", f"RSD per class, {form} form", f"RSD {key} (log scale)"),
+            *(
+                f"rsd_{key}",
+                f"RSD per class, {reading} reading",
+                f"RSD {key} (log scale)",
+            ),
             {kind: f"rsd_{key}_{kind}" for kind in ("true", "false")},
             "Standard deviation of a class's logits divided by its LoMa; true: over "
             "its own examples, false: over all others. Lower is more uniform. ",
             log=True,
         )
-        for key, form in (("row", "row"), ("col", "column"))
+        for key, reading in (("row", "row"), ("col", "column"))
     ),
     ClassMetric(
         *("weight_norm", "Weight norm per class", "norm of the class vector"),
@@ -126,7 +131,7 @@ def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
     for limit, name in ((many, "many above"), (few, "few below")):
         axis.axhline(limit, color=GREY, linestyle="--", linewidth=0.8)
         note = {"transform": axis.get_yaxis_transform(), **NOTE}
-        axis.text(1, limit, f"{name} {limit:,}", **note)
+        axis.text(1, limit, f"{name} {limit:,}", va="bottom", **note)
     log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="class, largest first", ylabel="training images")
@@ -367,26 +372,25 @@ def _draw_delta(curves: Sequence[Curve], num_classes: int, split: str) -> Figure
         ("accuracy (per cent)", 100, {"all": "all", "balanced": "balanced"}),
         ("accuracy (per cent)", 100, {group: group for group in GROUPS}),
         ("Logits Magnitude (nats)", 1, {"loma_row": "row", "loma_col": "column"}),
-        ("RSD (log scale)", 1, {f"rsd_{part}": part.replace("_", " ") for part in RSD}),
+        ("RSD", 1, {f"rsd_{part}": part.replace("_", " ") for part in RSD}),
     )
     for axis, (ylabel, factor, keys) in zip(axes, panels, strict=False):
-        positive = True
         for (key, name), (colour, marker, _) in zip(keys.items(), LINES, strict=False):
-            for curve, look in zip(curves, CURVES, strict=False):
+            kind: Look = {"color": colour, "marker": marker}
+            for i, (curve, look) in enumerate(zip(curves, CURVES, strict=False)):
                 x, (mean, std) = 1 - curve.deltas, factor * curve.values[key].T
-                label = name if look is CURVES[0] else None
-                axis.plot(x, mean, color=colour, marker=marker, label=label, **look)
-                positive &= mean.min() > 0
-                if label:
+                axis.plot(x, mean, label="" if i else name, **kind, **look)
+                if i == 0:
                     band: Look = {"color": colour, "alpha": 0.15, "lw": 0}
                     axis.fill_between(x, mean - std, mean + std, **band)
         _delta_axis(axis, curves)
-        if not positive:  # RSD is negative where LoMa is
-            ylabel = ylabel.removesuffix(" (log scale)")
-        elif ylabel.endswith("(log scale)"):
+        means = [curve.values[key][:, 0] for curve in curves for key in keys]
+        if ylabel == "RSD" and np.min(np.concatenate(means)) > 0:  # < 0 where LoMa is
             log_axis(axis, "y", *axis.get_ylim())
+            ylabel = "RSD (log scale)"
         axis.set_ylabel(ylabel)
-        axis.legend(fontsize=6.5)
+        above: Look = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
+        axis.legend(fontsize=6.5, columnspacing=1, **above)
     _draw_gap(axes[4], curves, num_classes)
     for curve, look in zip(curves, CURVES, strict=False):
         axes[5].plot(1 - curve.deltas, curve.rates, color=BLUE, marker="o", **look)
@@ -417,7 +421,7 @@ def _draw_gap(axis: Axes, curves: Sequence[Curve], num_classes: int) -> None:
     axis.axline((0, 0), slope=1, color=GREY, lw=1)
     edge = 1.06 * max(reached) or 1.0
     axis.set(xlim=(0, edge), ylim=(min(0.0, 1.06 * min(reached)), edge))
-    axis.text(0.72 * edge, 0.72 * edge, "perfect fit ", **NOTE)
+    axis.text(0.72 * edge, 0.72 * edge, "perfect fit ", va="bottom", **NOTE)
     axis.set_xlabel("gap of a perfect fit, ln(1 + K(1-δ)/δ) (nats)")
     axis.set_ylabel("measured gap, LoMa row (nats)")
 
@@ -431,7 +435,7 @@ def _delta_axis(axis: Axes, curves: Sequence[Curve]) -> None:
     axis.xaxis.set_minor_locator(FixedLocator([]))
 
 
-def rates(run: Run) -> Part:
+def learning_rate(run: Run) -> Part:
     """Accuracy by method and learning rate as a heat map, from a sweep."""
     part = Part("learning_rate", "Accuracy by method and learning rate")
     tried = [s for s in selection.settings(run.rows) if s.hyper.get("lr", 0) > 0]
@@ -482,15 +486,14 @@ def _draw_rates(
     axis = figure.subplots()
     places = np.arange(len(rates)), np.arange(len(names))
     mesh = axis.pcolormesh(*places, values, ec="white")
-    for (i, j), value in np.ndenumerate(values):
+    for (i, name), (j, rate) in itertools.product(enumerate(names), enumerate(rates)):
+        value = values[i, j]
         if np.isfinite(value):
             light = np.dot(mesh.to_rgba(value)[:3], (0.299, 0.587, 0.114)) > 0.5
-            text = (
-                f"{value:.1f} •" if fixed.get(names[i]) == rates[j] else f"{value:.1f}"
-            )
+            dot = " •" if fixed.get(name) == rate else ""
             look: Look = {"size": 6.5, "color": INK if light else "white"}
-            axis.text(j, i, text, ha="center", va="center", **look)
-        if chosen.get(names[i]) == rates[j]:
+            axis.text(j, i, f"{value:.1f}{dot}", ha="center", va="center", **look)
+        if chosen.get(name) == rate:
             frame: Look = {"fill": False, "edgecolor": RED, "linewidth": 1.6}
             axis.add_patch(Rectangle((j - 0.46, i - 0.44), 0.92, 0.88, **frame))
     axis.set_xticks(places[0], [f"{rate:g}" for rate in rates])
@@ -509,20 +512,21 @@ def correlation(run: Run) -> Part:
     metrics = ["all", *CORRELATES.values()]
     split = _split(run) if run.rows else "test"
     heads = [
-        (r, [selection.value(r, split, k) for k in metrics]) for r in run.rows
+        (row["method"], row["seeds"], [selection.value(row, split, k) for k in metrics])
+        for row in run.rows
     ] or [
-        ({**fit, "method": name}, [number(fit["metrics"].get(k)) for k in metrics])
+        (name, fit["seeds"], [number(fit["metrics"].get(k)) for k in metrics])
         for name, fits in run.fits.items()
         for fit in fits
     ]
-    heads = [(head, values) for head, values in heads if np.isfinite(values[0])]
+    heads = [head for head in heads if np.isfinite(head[2][0])]
     if len(heads) < 3:
         return part._replace(
             missing="This needs at least three heads with a finite accuracy."
         )
-    accuracy, *columns = np.array([values for _, values in heads]).T
+    accuracy, *columns = np.array([values for *_, values in heads]).T
     accuracy = 100 * accuracy
-    ours = np.array([head["method"] == LOS for head, _ in heads])
+    ours = np.array([method == LOS for method, *_ in heads])
     correlations, shown = [], []
     for name, values in zip(CORRELATES, columns, strict=True):
         rho = spearman(values, accuracy)
@@ -542,8 +546,8 @@ def correlation(run: Run) -> Part:
         numbers=Table(
             ["method", "seeds", *metrics],
             [
-                [h["method"], ".".join(map(str, h["seeds"])), 100 * all_, *rest]
-                for h, (all_, *rest) in heads
+                [method, ".".join(map(str, seeds)), 100 * all_, *rest]
+                for method, seeds, (all_, *rest) in heads
             ],
         ),
     )
@@ -626,24 +630,22 @@ def reliability(run: Run) -> Part:
 def _draw_reliability(panels: Mapping[str, tuple[dict[str, Any], str]]) -> Figure:
     """Draw the bins of each method before and after, and its note."""
     figure, axes, size = small_panels(len(panels), 1.0)
-    before = {"color": RED, "ls": "--", "marker": "^", "mfc": "white"}
-    after = {"color": BLUE, "marker": "o"}
-
-    def line(
-        axis: Axes, sums: Mapping[str, np.ndarray], label: str, look: Look
-    ) -> None:
-        seen = sums["seen"]
-        x, y = (100 * sums[k][seen > 0] / seen[seen > 0] for k in ("conf", "right"))
-        axis.plot(x, y, label=label, **look)
-
+    grey: Look = {"color": GREY, "lw": 1, "label": "none, before"}
+    looks: dict[str, Look] = {
+        "before": {"color": RED, "ls": "--", "marker": "^", "mfc": "white"},
+        "after": {"color": BLUE, "marker": "o"},
+    }
     for axis, (title, (diagrams, note)) in zip(axes, panels.items(), strict=True):
         axis.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=(0, (1, 2)))
+        lines = [
+            (diagrams[k], {"label": k, **looks[k]}) for k in looks if k in diagrams
+        ]
         if "none" in panels and len(panels) > 1:
-            grey = {"color": GREY, "lw": 1}
-            line(axis, panels["none"][0]["before"], "none, before", grey)
-        for when, look in (("before", before), ("after", after)):
-            if when in diagrams:
-                line(axis, diagrams[when], when, look)
+            lines.insert(0, (panels["none"][0]["before"], grey))
+        for sums, look in lines:
+            used = sums["seen"] > 0
+            x, y = (100 * sums[k][used] / sums["seen"][used] for k in ("conf", "right"))
+            axis.plot(x, y, **look)
         axis.set_title(title, fontsize=size)
         place: Look = {"transform": axis.transAxes, "ha": "right", "size": size - 0.8}
         axis.text(0.96, 0.04, note, **place)
@@ -719,7 +721,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
     x, y = x[known], y[known]
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:  # else SciPy warns
         return float("nan")
-    return float(scipy.stats.spearmanr(x, y)[0])
+    rho: Any = scipy.stats.spearmanr(x, y)[0]  # its stubs lack the type
+    return float(rho)
 
 
 def _bar_panels(

@@ -19,11 +19,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 BLUE, RED, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
 PINK, GREY, INK = "#CC79A7", "#8A8A8A", "#222222"
-NOTE: dict[str, Any] = {
-    "color": "#6A6A6A",
-    "ha": "right",
-    "va": "bottom",
-}  # look of annotations
+NOTE: dict[str, Any] = {"color": "#6A6A6A", "ha": "right"}  # look of annotations
 WIDTH = 7.5  # inches, for a figure that fills a page
 LINES = ((BLUE, "o", "-"), (RED, "^", "--"), (GREEN, "s", ":"), (ORANGE, "D", "-."))
 LOOK = Path(__file__).with_name("look.mplstyle")
