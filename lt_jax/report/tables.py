@@ -114,9 +114,14 @@ def hyper(run: Run) -> Part:
         rows.append([name, _settings(chosen), _settings(changed) or "as in the config"])
     if not rows:
         return part._replace(missing="No method of stage 2 has finished.")
-    table = Table(["method", "values", "different from the config"], rows)
-    caption = f"Chosen on validation ({run.choose})." if run.swept else "No sweep."
-    return part._replace(caption=caption, table=table, text=range(3), numbers=table)
+    header = ["method", "values", "not as in the config"]
+    caption = f"Chosen on validation ({run.choose})."
+    if not run.swept:
+        header, rows = header[:2], [row[:2] for row in rows]
+        caption = "As in the config."
+    table = Table(header, rows)
+    text = range(len(header))
+    return part._replace(caption=caption, table=table, text=text, numbers=table)
 
 
 def versus(run: Run) -> Part:
