@@ -84,7 +84,7 @@ def _run(argv: list[str]) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        unsaved = " without saving a checkpoint" if options.configured else ""
+        unsaved = " without saving a checkpoint" if options.computes else ""
         print(f"lt-jax: stopped{unsaved}", file=sys.stderr)
         # Other processes may not have been interrupted, so do not wait for them.
         return cluster.leave(130, alone=True)
@@ -125,8 +125,10 @@ def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] |
     if isinstance(error, Interrupted):
         from lt_jax.distributed.interrupt import EXIT_CODES
 
-        resume = "; checkpoint saved; rerun the same command to resume"
-        return EXIT_CODES[error.by], f"stopped at {error}" + resume * options.computes
+        resume = ""
+        if options.call is commands.fit:
+            resume = "; checkpoint saved; rerun the same command to resume"
+        return EXIT_CODES[error.by], f"stopped at {error}{resume}"
     if isinstance(error, Diverged):
         return 1, (
             f"{error}. Earlier checkpoints are in {options.workdir}/checkpoints. Try a "

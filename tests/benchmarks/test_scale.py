@@ -86,7 +86,7 @@ def test_places_by_class():
 
 @pytest.mark.parametrize("kind", NEAREST)
 def test_nearest_mean_never_holds_all_features(kind):
-    """The iterator reads blocks of at most 16 rows of a bfloat16 file, per pass."""
+    """Blocks have at most 16 rows; cl2 reads the file twice, the others once."""
     import jax.numpy as jnp
 
     rng = np.random.default_rng(0)
