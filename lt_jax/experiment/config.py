@@ -249,11 +249,14 @@ RANDAUGMENT = Rule(
 RULES: dict[Rule, str] = {
     _at_least(0): "seed data.pad data.few method.momentum optim.momentum optim.decay "
     "optim.mixup log.seconds",
-    _at_least(1): "method.repeats method.views method.batch method.lr_batch "
+    _at_least(
+        1
+    ): "data.imbalance method.repeats method.views method.batch method.lr_batch "
     "method.accumulate optim.repeats optim.epochs optim.batch optim.lr_batch "
     "optim.accumulate eval.batch eval.every save.every",
     POSITIVE: "optim.lr method.memory",
     PATTERN: "init.skip method.decay_on optim.decay_on optim.trains",
+    Rule("at least 0 and below 1", lambda value: 0 <= value < 1): "data.valid",
     JITTER: "data.jitter",
     RANDAUGMENT: "data.randaugment",
 }
