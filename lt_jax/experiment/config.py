@@ -212,10 +212,6 @@ class Rule(NamedTuple):
     holds: Callable[[Any], bool]
 
 
-def _at_least(bound: int) -> Rule:
-    return Rule(f"at least {bound}", lambda value: bound <= value < math.inf)
-
-
 def _compiles(pattern: str) -> bool:
     try:
         re.compile(pattern)
@@ -224,6 +220,9 @@ def _compiles(pattern: str) -> bool:
     return True
 
 
+NOT_NEGATIVE = Rule("at least 0", lambda value: 0 <= value < math.inf)
+AT_LEAST_ONE = Rule("at least 1", lambda value: 1 <= value < math.inf)
+SHARE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
 POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
 PATTERN = Rule("a regular expression", _compiles)
 JITTER = Rule(
@@ -245,18 +244,16 @@ RANDAUGMENT = Rule(
     ),
 )
 
-# Keys by the rule that their values keep.
+# Keys by the rule for their values.
 RULES: dict[Rule, str] = {
-    _at_least(0): "seed data.pad data.few method.momentum optim.momentum optim.decay "
+    NOT_NEGATIVE: "seed data.pad data.few method.momentum optim.momentum optim.decay "
     "optim.mixup log.seconds",
-    _at_least(
-        1
-    ): "data.imbalance method.repeats method.views method.batch method.lr_batch "
-    "method.accumulate optim.repeats optim.epochs optim.batch optim.lr_batch "
-    "optim.accumulate eval.batch eval.every save.every",
+    AT_LEAST_ONE: "data.imbalance method.repeats method.views method.batch "
+    "method.lr_batch method.accumulate optim.repeats optim.epochs optim.batch "
+    "optim.lr_batch optim.accumulate eval.batch eval.every save.every",
     POSITIVE: "optim.lr method.memory",
+    SHARE: "data.valid",
     PATTERN: "init.skip method.decay_on optim.decay_on optim.trains",
-    Rule("at least 0 and below 1", lambda value: 0 <= value < 1): "data.valid",
     JITTER: "data.jitter",
     RANDAUGMENT: "data.randaugment",
 }
