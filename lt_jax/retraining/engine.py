@@ -72,10 +72,7 @@ class Settings(NamedTuple):
 def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
     """Split jobs into chunks that fit the memory, with one program per kind of head.
 
-    Args:
-      jobs: the heads to fit.
-      batch: examples per step.
-      memory: bytes per device for heads.
+    ``batch`` is the number of examples per step, ``memory`` bytes per device for heads.
     """
     programs: dict[Any, dict[Any, list[HeadJob]]] = {}
     for job in jobs:
@@ -254,11 +251,11 @@ def _fit_chunk(
     decays = sharding.shard_globally(np.array([j.sgd.decay for j in jobs], np.float32))
     rates = np.stack([job.rates for job in jobs])  # [H, steps]
     projects = np.stack([job.projects for job in jobs])
-    late: list[bool] | None = None
+    deferred_epochs = {_deferred_epoch(job) for job in jobs}
     adjusts: Any = None
     for epoch in range(one.epochs):
-        if (now := [_is_late(job, epoch) for job in jobs]) != late:
-            late, adjusts = now, _shard(_stack(_adjusts(jobs, now)))
+        if epoch == 0 or epoch in deferred_epochs:
+            adjusts = _shard(_stack([_adjust_at(job, epoch) for job in jobs]))
         rows = samplers.plan(labels, one.method.sampler, batch, one.order, epoch)
         step = epoch * len(rows)
         for values, piece_labels, local in pieces(epoch, rows):
@@ -279,17 +276,14 @@ def _fit_chunk(
     return sharding.fetch_global(params), losses
 
 
-def _is_late(job: HeadJob, epoch: int) -> bool:
-    """Return whether the deferred loss vectors of a method apply."""
-    method = job.method
-    return method.deferred is not None and epoch >= round(method.defer * job.epochs)
+def _deferred_epoch(job: HeadJob) -> int:
+    """Return the epoch from which the deferred loss vectors apply."""
+    return round(job.method.defer * job.epochs)
 
 
-def _adjusts(jobs: Sequence[HeadJob], late: Sequence[bool]) -> list[Adjust | None]:
-    return [
-        job.method.deferred if is_late else job.method.adjust
-        for job, is_late in zip(jobs, late, strict=True)
-    ]
+def _adjust_at(job: HeadJob, epoch: int) -> Adjust:
+    late = epoch >= _deferred_epoch(job)
+    return (late and job.method.deferred) or job.method.adjust
 
 
 @functools.cache
@@ -343,11 +337,8 @@ def apply_correction(
 ) -> Params:
     """Apply the correction of a method, if it has one, to a fitted head.
 
-    Args:
-      method: of the head.
-      head: the fitted parameters.
-      labels: int32[N] of the training examples.
-      plain: returns their un-augmented features; called only by methods that use them.
+    ``labels`` are those of the training examples. ``plain`` returns their un-augmented
+    features; it is called only for methods that use them.
     """
     if method.correct is None:
         return head
@@ -369,12 +360,7 @@ def measure_heads(
 ) -> list[Tally]:
     """Compute the tally of every head on a split, logits averaged over its views.
 
-    Args:
-      head: the kind of all heads.
-      many: their parameters.
-      features: of the split.
-      batch: examples at a time.
-      memory: bytes per device for heads.
+    ``batch`` examples are used at a time, and ``memory`` bytes per device for heads.
     """
     step = _make_measure(head.apply)
     limit = max_heads(memory, many[0], batch)

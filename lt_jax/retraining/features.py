@@ -94,15 +94,7 @@ def cached_features(
 
     Images that cannot be decoded, in any view, are logged and left out.
 
-    Args:
-      task: provides backbone and augmentation.
-      params: the network.
-      batch_stats: its batch norm statistics.
-      dataset: the split.
-      request: what to compute.
-      file: ``.npy`` of [V, N, D]; the provenance is in a ``.json`` of the same name.
-      log: reports stale files and undecodable images.
-      stop_requested: returns the name of a signal, or "".
+    ``file`` is a ``.npy`` of [V, N, D], with its provenance in a ``.json`` next to it.
 
     Raises:
       InputError: more images cannot be decoded than the dataset tolerates.
@@ -193,13 +185,8 @@ def _write(
 
     Not through a memory map: on a full disk that kills the process without a message.
 
-    Args:
-      file: the final path.
-      shape: V, N, D, including undecodable images. They are removed at the end, since
-        an image may fail in the last view only.
-      dtype: of the file.
-      blocks: consecutive rows.
-      errors: the undecodable images, complete once all blocks are read.
+    ``shape`` includes undecodable images. They are removed at the end, since an image
+    may fail in the last view only.
 
     Returns:
       ``sha256`` and, if there are any, the images ``left_out``.

@@ -25,29 +25,21 @@ class Meter:
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._started = self._last_line = time.monotonic()
         self._mark: float | None = None  # training is timed from here; None: compiling
-        # Without the first step, which compiles, and without evaluation.
-        self._seconds, self._images, self._steps = 0.0, 0, 0
-        self._waited = 0.0  # part of these seconds, waiting for batches
+        # Totals without the first step, which compiles, and without evaluation; waited
+        # is the part of the seconds spent waiting for batches.
+        self._timed = {"seconds": 0.0, "images": 0, "steps": 0, "waited": 0.0}
         self._earlier = 0.0  # seconds before the run was interrupted
         self.new_epoch()
 
     def notes(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that times survive an interruption."""
-        return {
-            "wall": self.wall(),
-            "seconds": self._seconds,
-            "images": self._images,
-            "steps": self._steps,
-            "waited": self._waited,
-            "epoch": self._epoch,
-        }
+        return {"wall": self.wall(), **self._timed, "epoch": self._epoch}
 
     def resume(self, notes: dict[str, Any]) -> None:
         """Continue from the ``notes`` of a checkpoint."""
-        self._earlier = notes["wall"]
-        self._seconds, self._images = notes["seconds"], notes["images"]
-        self._steps, self._epoch = notes["steps"], notes["epoch"]
-        self._waited = notes.get("waited", 0.0)  # missing in old checkpoints
+        self._earlier, self._epoch = notes["wall"], notes["epoch"]
+        # "waited" is missing in old checkpoints.
+        self._timed = {name: notes.get(name, 0.0) for name in self._timed}
 
     def time_waits(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches through and measure how long the host waits for each."""
@@ -56,7 +48,7 @@ class Meter:
             before = time.monotonic()
             batch = next(source, None)
             if self._mark is not None:
-                self._waited += time.monotonic() - before
+                self._timed["waited"] += time.monotonic() - before
             if batch is None:
                 return
             yield batch
@@ -93,9 +85,10 @@ class Meter:
         self._pending = []
         if self._mark is not None:
             now = time.monotonic()
-            self._seconds, self._mark = self._seconds + now - self._mark, now
-            self._steps += len(fetched)
-            self._images += sum(int(measured["seen"]) for _, measured in fetched)
+            self._timed["seconds"] += now - self._mark
+            self._timed["steps"] += len(fetched)
+            self._timed["images"] += sum(int(one["seen"]) for _, one in fetched)
+            self._mark = now
         for step, measured in fetched:
             loss = measured["loss_sum"]
             if measured["seen"]:  # a step may consist of padding
@@ -127,7 +120,8 @@ class Meter:
 
     def rate(self) -> float:
         """Return training images per second, without compilation and evaluation."""
-        return self._images / self._seconds if self._seconds else float("nan")
+        seconds = self._timed["seconds"]
+        return self._timed["images"] / seconds if seconds else float("nan")
 
     def data_share(self) -> float:
         """Return the fraction of training time that the host waited for data.
@@ -135,7 +129,8 @@ class Meter:
         The devices have up to 16 steps queued when the host starts to wait. A large
         fraction means that they wait too, a small one does not.
         """
-        return self._waited / self._seconds if self._seconds else 0.0
+        seconds = self._timed["seconds"]
+        return self._timed["waited"] / seconds if seconds else 0.0
 
     def silence(self) -> float:
         """Return the seconds since the last progress line."""
@@ -149,9 +144,10 @@ class Meter:
             f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
             f"train {self.accuracy:.1%}"
         )
-        if not self._steps:  # the first step compiles: the speed is unknown
+        if not self._timed["steps"]:  # the first step compiles: the speed is unknown
             return line
-        left = duration((self._total - step) * self._seconds / self._steps)
+        each = self._timed["seconds"] / self._timed["steps"]
+        left = duration((self._total - step) * each)
         return (
             f"{line} | {self.rate():,.0f} img/s | data {self.data_share():.0%} | "
             f"{left} left"

@@ -65,24 +65,13 @@ class StepSpec(NamedTuple):
 class StepInputs(NamedTuple):
     """The values of a run that do not need another compilation."""
 
-    key: jax.Array  # of the augmentation
+    key: jax.Array  # of the augmentation; on the devices its key data
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
     start: Params  # the initial head, for projections
     projects: Any  # bool[steps], whether to project after a step
     # See sharding.micro_batch_size; only read with several micro-batches.
     micro_batch_size: Any = 0
-
-
-class Examples(NamedTuple):
-    """A micro-batch after augmentation; without mixup ``share`` is 1."""
-
-    images: jax.Array  # [B, H, W, C]
-    label: jax.Array  # int32[B]
-    mask: jax.Array  # float32[B]
-    weight: jax.Array  # float32[B], of the examples in the mean loss
-    other: jax.Array  # int32[B], the label of the mixed-in image
-    share: jax.Array  # float32[B], of the example's own image
 
 
 def _pmap(
@@ -106,25 +95,30 @@ _sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
 
 def _augmented(
     spec: StepSpec, inputs: StepInputs, step: jax.Array, index: Any, batch: Batch
-) -> Examples:
-    """Augment, normalize and mix micro-batch number ``index``."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Augment, normalize and mix micro-batch number ``index``.
+
+    Returns:
+      The images; of each the weight in the mean loss, the label of the mixed-in image,
+      and the share of its own image, 1 without mixup.
+    """
     label, mask = batch["label"], batch["mask"]
     # Positions count over the global batch, not per device, so that the number of
     # devices does not change the images.
     local = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
     position = index * inputs.micro_batch_size + local
-    key = jax.random.fold_in(_key(inputs.key), step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(inputs.key), step)
     images = augmentation.vary(spec.augment, key, position, batch["image"])
     images = augmentation.normalise(spec.augment, images)
     weight = inputs.adjust.weight[label]
     if not spec.mixup:
-        return Examples(images, label, mask, weight, label, jnp.ones(len(mask)))
+        return images, weight, label, jnp.ones(len(mask))
     other = augmentation.partner(label)
     share = augmentation.mix_shares(spec.mixup, key, position, mask)
     own = share[:, None, None, None]
     images = own * images + (1 - own) * augmentation.partner(images)
     weight = share * weight + (1 - share) * inputs.adjust.weight[other]
-    return Examples(images, label, mask, weight, other, share)
+    return images, weight, other, share
 
 
 def _micro_batch(
@@ -136,15 +130,15 @@ def _micro_batch(
     batch: Batch,
 ) -> tuple[Params, tuple[Params, Measured]]:
     """Compute the new statistics, the summed gradients and the measured sums."""
-    examples = _augmented(spec, inputs, state.step, index, batch)
-    label, mask = examples.label, examples.mask
+    label, mask = batch["label"], batch["mask"]
+    images, weight, other, share = _augmented(spec, inputs, state.step, index, batch)
     trained, fixed = trees.partition(state.params, spec.trains)
 
     def total(trained: Params) -> tuple[jax.Array, Any]:
         params = trees.join(trained, fixed)
         features, updated = spec.backbone.apply(
             {"params": params["backbone"], "batch_stats": stats},
-            examples.images,
+            images,
             mask,
             BATCH_NORM[spec.batch_norm],
             mutable=["batch_stats"],
@@ -152,10 +146,8 @@ def _micro_batch(
         logits = spec.head.apply(params["head"], features)
         losses = spec.loss(logits, label, mask, inputs.adjust, _sum_devices)
         if spec.mixup:
-            others = spec.loss(
-                logits, examples.other, mask, inputs.adjust, _sum_devices
-            )
-            losses = examples.share * losses + (1 - examples.share) * others
+            others = spec.loss(logits, other, mask, inputs.adjust, _sum_devices)
+            losses = share * losses + (1 - share) * others
         return jnp.sum(mask * losses), (updated["batch_stats"], logits)
 
     (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
@@ -164,7 +156,7 @@ def _micro_batch(
     right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
     measured = {
         "loss_sum": loss_sum,
-        "weight_sum": jnp.sum(mask * examples.weight),
+        "weight_sum": jnp.sum(mask * weight),
         "right": jnp.sum(right),
         "seen": jnp.sum(mask > 0),
     }
@@ -252,9 +244,7 @@ def make_train_step(
 
 
 @functools.cache
-def make_multi_step(
-    spec: StepSpec,
-) -> Callable[..., tuple[TrainState, Measured]]:
+def make_multi_step(spec: StepSpec) -> Callable[..., tuple[TrainState, Measured]]:
     """Make several steps of `make_train_step` in one call, on images on the devices.
 
     The batches are bitwise those of ``load_batches``. The loop is another program than
@@ -379,7 +369,8 @@ def make_feature_step(
     ) -> jax.Array:
         size = len(batch["mask"])
         positions = first + jax.lax.axis_index(sharding.AXIS) * size + jnp.arange(size)
-        images = make_view(augment, _key(key), positions, batch["image"])
+        crop_key = jax.random.wrap_key_data(key)
+        images = make_view(augment, crop_key, positions, batch["image"])
         images = augmentation.normalise(augment, images)
         features = _features(backbone, params, stats, images)
         # Every process gets the features of the global batch.
@@ -410,11 +401,6 @@ def init_state(
             opt_state=jax.jit(sgd.transform().init)(trained),
         )
     )
-
-
-def _key(data: jax.Array) -> jax.Array:
-    """Restore the random key whose data ``sharding.replicate`` placed."""
-    return jax.random.wrap_key_data(data)
 
 
 def steps_per_call(requested: int) -> int:

@@ -150,13 +150,13 @@ def test_a_damaged_checkpoint_is_skipped_for_the_previous_one(saved, part, at, c
     for file in files:
         if file.stat().st_size:
             spoil(file, at, cut)
-    told = []
+    lines = []
     store = Checkpoints(saved)
-    step, found, notes = store.resume(state(0.0), told.append)
+    step, found, notes = store.resume(state(0.0), lines.append)
     store.close()
     assert (step, int(found.step), notes) == (4, 4, {"step": 4})
-    assert "5 is damaged" in told[0]
-    assert "using step 4" in told[0]
+    assert "5 is damaged" in lines[0]
+    assert "using step 4" in lines[0]
     assert not (saved / "5").exists()
 
 
