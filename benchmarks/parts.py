@@ -18,7 +18,7 @@ def network(net: str, width: int, stem: str = "cifar", dtype: str = "float32") -
     from lt_jax import models
     from lt_jax.distributed import sharding
 
-    return models.create(net, stem, width, False, "torch", dtype, sharding.AXIS)
+    return models.create(net, stem, width, dtype=dtype, axis_name=sharding.AXIS)
 
 
 def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any, Any]:

@@ -46,7 +46,7 @@ def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
 
 def cifar(name, dtype="float32"):
     """Make a narrow network."""
-    return models.create(name, "cifar", 8, False, "torch", dtype, sharding.AXIS)
+    return models.create(name, "cifar", 8, dtype=dtype, axis_name=sharding.AXIS)
 
 
 def close(ours, theirs, tolerance):
@@ -74,7 +74,7 @@ def test_networks(nets, name, width, stem, size, total):
     torch = nets.torch
     theirs = nets.network(name, width, 100, stem=stem)
     assert sum(p.numel() for p in theirs.parameters()) == total
-    backbone = models.create(name, stem, width, False, "torch", "float32", None)
+    backbone = models.create(name, stem, width)
     params, stats = taken(theirs, nets, backbone, 100)
     assert sum(p.size for p in jax.tree.leaves(params)) == total
     exact = nets.network(name, width, 100, stem=stem).double()
@@ -135,7 +135,7 @@ def test_initial_values(nets, name, width):
     """Every leaf has the bounds and the deviation of torch's defaults."""
     torch = nets.torch
     torch.manual_seed(1)
-    backbone = models.create(name, "cifar", width, False, "torch", "float32", None)
+    backbone = models.create(name, "cifar", width)
     theirs = nets.Network(name, width, 100)  # not `network`, which moves the norms
     expected = trees.leaves(taken(theirs, nets, backbone, 100)._asdict())
     key = jax.random.key(0)

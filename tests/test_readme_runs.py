@@ -175,7 +175,7 @@ def folder(tmp_path_factory):
 
 def write_authors_weights(path: Path) -> None:
     """Write a state dict with the authors' names, as safetensors: needs no PyTorch."""
-    backbone = models.create("resnet34", "cifar", 4, False, "torch", "float32", None)
+    backbone = models.create("resnet34", "cifar", 4)
     params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
     width = models.features_of(backbone)
     head = heads.linear.init(jax.random.key(1), None, width, 100, "torch")

@@ -130,9 +130,7 @@ def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
 
 def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     """Return the shapes of a network's leaves by our names."""
-    backbone = models.create(
-        arch, shape.stem, shape.width, False, "torch", "float32", None
-    )
+    backbone = models.create(arch, shape.stem, shape.width)
     size = 32, 32, shape.channels
     return trees.leaves(
         weights.blank(backbone, linear, size, shape.num_classes)._asdict()

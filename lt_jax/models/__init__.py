@@ -3,7 +3,7 @@
 `resnet` defines the networks, `norm` their batch norm, `convolution` their convolutions
 on CPUs. `identity` is the backbone for precomputed features.
 
-    module = create("resnet34", "cifar", 64, False, "torch", "float32", None)
+    module = create("resnet34", "cifar", 64)
     params, batch_stats = init(module, jax.random.key(0), (32, 32, 3))
     features = module.apply(
         {"params": params, "batch_stats": batch_stats}, images, mask, moving=False

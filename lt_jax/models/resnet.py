@@ -186,10 +186,11 @@ def create(
     name: str,
     stem: str,
     width: int,
-    zero_init: bool,
-    init: str,
-    dtype: str,
-    axis_name: str | None,
+    *,
+    zero_init: bool = False,
+    init: str = "torch",
+    dtype: str = "float32",
+    axis_name: str | None = None,
 ) -> ResNet:
     """Build the network ``name`` of `ARCHS`.
 

@@ -125,7 +125,7 @@ def _describe(
     tally = metrics.empty(len(group_of))
     counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
     for part in features.batches(batch):
-        tally, counts = step(params, tally, counts, *part, group_of, 1 / temperature)
+        tally, counts = step(params, tally, counts, part, group_of, 1 / temperature)
     return jax.device_get(tally), np.asarray(counts)
 
 
@@ -135,12 +135,11 @@ def _make_describe(apply: Apply) -> Callable[..., tuple[Tally, jax.Array]]:
         params: Params,
         tally: Tally,
         counts: jax.Array,
-        values: jax.Array,
-        labels: jax.Array,
-        mask: jax.Array,
+        batch: tuple[jax.Array, jax.Array, jax.Array],
         group_of: jax.Array,
         inverse: float,
     ) -> tuple[Tally, jax.Array]:
+        values, labels, mask = batch
         logits = inverse * mean_logits(apply, params, values)
         tally = metrics.merge(tally, metrics.tally(logits, labels, mask))
         predicted = jnp.argmax(logits, axis=1)

@@ -34,7 +34,7 @@ SMALL += ["--config.method.ce.epochs=1", "--config.method.los.epochs=1"]
 
 def ours(name="resnet8", width=4, channels=1, num_classes=10, stem="cifar"):
     """Leaves of a network by our names, no two of them alike."""
-    backbone = models.create(name, stem, width, False, "torch", "float32", None)
+    backbone = models.create(name, stem, width)
     like = weights.blank(backbone, linear, (32, 32, channels), num_classes)._asdict()
     rng = np.random.default_rng(0)
     return {
@@ -284,7 +284,7 @@ def test_a_backbone_alone_needs_skip(tmp_path, capsys):
     assert main.main([*arguments, "--arch=resnet8"]) == 0
     assert "--config.init.skip='head/.*'" in capsys.readouterr().out
     (source,) = weights.finished(Path(folder))
-    backbone = models.create("resnet8", "cifar", 4, False, "torch", "float32", None)
+    backbone = models.create("resnet8", "cifar", 4)
     like = weights.blank(backbone, linear, (8, 8, 1), 10)
     with pytest.raises(InputError, match="- params/head/kernel"):
         weights.load(source, like)

@@ -98,7 +98,7 @@ def test_groups_and_other_dtypes_use_xla(dtype):
 
 @pytest.mark.skipif(not WORKS, reason="XLA computes the convolutions")
 def test_a_network_gives_the_same_features():
-    made = models.create("resnet8", "cifar", 8, False, "torch", "float32", None)
+    made = models.create("resnet8", "cifar", 8)
     params, stats = models.init(made, jax.random.key(0), (16, 16, 3))
     images = jax.random.normal(jax.random.key(1), (4, 16, 16, 3))
     variables = {"params": params, "batch_stats": stats}
