@@ -318,14 +318,14 @@ def compile_step(step: Any, *arguments: Any) -> CompiledStep:
     """Compile a step for arguments like these, or find it in the cache."""
     # With several processes only pmap itself can build the global arrays. It then
     # finds the program in the cache, which holds those with default options.
-    alone = jax.process_count() == 1
+    single_process = jax.process_count() == 1
     begun = time.monotonic()
     lowered = step.lower(*arguments)
     lowered_at = time.monotonic()
-    compiled = lowered.compile(models.compiler_options() if alone else None)
+    compiled = lowered.compile(models.compiler_options() if single_process else None)
     done = time.monotonic()
     size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
-    run = compiled if alone else step
+    run = compiled if single_process else step
     return CompiledStep(run, lowered_at - begun, done - lowered_at, size)
 
 

@@ -265,7 +265,7 @@ def test_zero_init_makes_a_block_the_identity(name):
     first, second = (seen[f"stage1_block{i}"]["__call__"][0] for i in (1, 2))
     assert np.any(first)
     np.testing.assert_array_equal(second, nn.relu(first))
-    # Only the last scale of the block is 0; the others would cut its gradient off.
+    # Only the last scale of the block is 0; the others would stop its gradient.
     norms = {k: v for k, v in params["stage1_block2"].items() if k.startswith("norm")}
     assert [k for k, v in norms.items() if not np.any(v["scale"])] == [max(norms)]
 
@@ -283,7 +283,7 @@ def test_torch_initial_weights():
         assert 0.999 * bound < np.abs(w).max() <= bound
         np.testing.assert_allclose(np.std(w), bound / 3**0.5, rtol=0.02)
         assert abs(np.mean(w)) < 0.02 * bound
-    # Through a layer: the fan-in of a grouped convolution counts one group alone.
+    # Through a layer: the fan-in of a grouped convolution is that of one group.
     layer = convolution(128, 3, groups=32, init_name="torch", dtype=jnp.float32)
     w = layer.init(KEY, jnp.zeros((1, 3, 3, 128)))["params"]["kernel"]
     assert 0.99 < np.abs(w).max() * (9 * 4) ** 0.5 <= 1

@@ -136,7 +136,7 @@ def test_evaluation_uses_the_running_statistics_and_keeps_them():
     expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 1e-5)
     close(y, expected * params["scale"] + params["bias"])
     jax.tree.map(np.testing.assert_array_equal, new, stats)
-    # Nothing is written, so the collection may be immutable; the mask plays no part.
+    # Nothing is written, so the collection may be immutable; the mask is not used.
     fixed = {"params": params, "batch_stats": stats}
     np.testing.assert_array_equal(module.apply(fixed, x, mask * 0, moving=False), y)
 
@@ -159,7 +159,7 @@ def test_init_needs_no_axis_and_no_statistics():
 
 
 def test_a_constant_channel_stays_finite():
-    # 1000.1 is no float32: E[x^2] - E[x]^2 rounds to a number of either sign.
+    # 1000.1 is not a float32: E[x^2] - E[x]^2 rounds to a number of either sign.
     x = np.full((64, 5, 5, 1), 1000.1, np.float32)
     params, stats = variables(channels=1)
     y, new = apply(BatchNorm(None), params, stats, x, np.ones(64, np.float32))

@@ -32,7 +32,7 @@ def task_and_network(tmp_path_factory):
         yield session.task, weights.fresh(session.task, "torch", (1, 0))
 
 
-def made(task_and_network, file, request=PLAIN, split="train"):
+def compute(task_and_network, file, request=PLAIN, split="train"):
     task, network = task_and_network
     dataset = getattr(task.splits, split)
     log = Logger(file.parent)
@@ -59,7 +59,7 @@ def by_hand(task, network, images):
 def test_features_match_the_backbone(task_and_network, tmp_path):
     task, network = task_and_network
     request = Request(("plain", "mirror"), (), "float32")
-    found = made(task_and_network, tmp_path / "f.npy", request, "valid")
+    found = compute(task_and_network, tmp_path / "f.npy", request, "valid")
     images = task.splits.valid.read(np.arange(len(task.splits.valid)))
     for view, seen in zip(found.values, (images, images[:, :, ::-1]), strict=True):
         np.testing.assert_allclose(view, by_hand(task, network, seen), atol=1e-5)
@@ -69,29 +69,29 @@ def test_features_match_the_backbone(task_and_network, tmp_path):
 def test_random_views_differ_and_do_not_depend_on_the_batch(task_and_network, tmp_path):
     task, network = task_and_network
     request = Request(("random", "random"), (2, 0), "float32")
-    found = made(task_and_network, tmp_path / "one.npy", request, "valid")
+    found = compute(task_and_network, tmp_path / "one.npy", request, "valid")
     assert not np.allclose(found.values[0], found.values[1])
-    plain = made(task_and_network, tmp_path / "plain.npy", PLAIN, "valid")
+    plain = compute(task_and_network, tmp_path / "plain.npy", PLAIN, "valid")
     assert not np.allclose(found.values[0], plain.values[0])
     other = task._replace(eval_batch=17), network
-    again = made(other, tmp_path / "two.npy", request, "valid")
+    again = compute(other, tmp_path / "two.npy", request, "valid")
     np.testing.assert_allclose(found.values, again.values, atol=1e-5)
-    elsewhere = made(
+    elsewhere = compute(
         task_and_network, tmp_path / "three.npy", request._replace(run=(2, 1)), "valid"
     )
     assert not np.allclose(found.values, elsewhere.values)
 
 
 def test_bfloat16_halves_the_file(task_and_network, tmp_path):
-    whole = made(task_and_network, tmp_path / "whole.npy")
-    half = made(
+    whole = compute(task_and_network, tmp_path / "whole.npy")
+    half = compute(
         task_and_network, tmp_path / "half.npy", PLAIN._replace(dtype="bfloat16")
     )
     assert half.values.dtype == jnp.bfloat16
     np.testing.assert_array_equal(half.values, whole.values.astype(jnp.bfloat16))
     sizes = [(tmp_path / f"{name}.npy").stat().st_size for name in ("half", "whole")]
     assert sizes[0] < 0.51 * sizes[1]
-    again = made(
+    again = compute(
         task_and_network, tmp_path / "half.npy", PLAIN._replace(dtype="bfloat16")
     )
     np.testing.assert_array_equal(again.values, half.values)
@@ -101,9 +101,9 @@ def test_matching_features_are_not_recomputed(
     task_and_network, tmp_path, monkeypatch, capsys
 ):
     file = tmp_path / "f.npy"
-    first = np.array(made(task_and_network, file).values)
+    first = np.array(compute(task_and_network, file).values)
     monkeypatch.setattr(features, "extract", None)  # would fail if it were called
-    np.testing.assert_array_equal(made(task_and_network, file).values, first)
+    np.testing.assert_array_equal(compute(task_and_network, file).values, first)
     assert not capsys.readouterr().out
 
 
@@ -123,18 +123,18 @@ def test_stale_features_are_reported_and_recomputed(
     task_and_network, tmp_path, capsys, spoil, reason
 ):
     file = tmp_path / "f.npy"
-    first = np.array(made(task_and_network, file).values)
+    first = np.array(compute(task_and_network, file).values)
     note = json.loads(file.with_suffix(".json").read_text())
     spoil(note, file)
     file.with_suffix(".json").write_text(json.dumps(note))
-    np.testing.assert_array_equal(made(task_and_network, file).values, first)
+    np.testing.assert_array_equal(compute(task_and_network, file).values, first)
     assert reason in capsys.readouterr().out
 
 
 def test_a_file_without_provenance_is_not_used(task_and_network, tmp_path, capsys):
-    made(task_and_network, tmp_path / "f.npy")
+    compute(task_and_network, tmp_path / "f.npy")
     (tmp_path / "f.json").unlink()
-    made(task_and_network, tmp_path / "f.npy")
+    compute(task_and_network, tmp_path / "f.npy")
     assert "cannot read f.json" in capsys.readouterr().out
 
 
@@ -145,7 +145,7 @@ def test_a_failed_write_leaves_no_file(task_and_network, tmp_path, monkeypatch):
 
     monkeypatch.setattr(features, "extract", one_block)
     with pytest.raises(OSError, match="No space left"):
-        made(task_and_network, tmp_path / "f.npy")
+        compute(task_and_network, tmp_path / "f.npy")
     assert not list(tmp_path.glob("*.npy*"))
 
 

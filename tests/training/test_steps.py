@@ -192,7 +192,7 @@ def test_projection_after_an_epoch(network):
     radius = float(heads.max_norm_radius(params["head"], 0.1))
 
     def kernel(method, number, per_epoch):
-        # The rate falls over ``number`` epochs of one step, not over the epochs here.
+        # The rate falls over ``number`` epochs of one step, not over these epochs.
         state, _ = train(
             network, number, "head/.*", "frozen", method=method, per_epoch=per_epoch
         )
