@@ -22,23 +22,10 @@ from lt_jax.experiment.weights import Weights
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
+from lt_jax.retraining import engine, features
 from lt_jax.retraining.analysis import analyse
-from lt_jax.retraining.engine import (
-    HeadFit,
-    HeadJob,
-    count_programs,
-    fit_heads,
-    fits_in_memory,
-    measure_heads,
-    plan_chunks,
-)
-from lt_jax.retraining.features import (
-    Features,
-    Request,
-    cached_features,
-    evaluated_views,
-    random_views,
-)
+from lt_jax.retraining.engine import HeadFit, HeadJob
+from lt_jax.retraining.features import Features
 from lt_jax.training.log import Logger, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
@@ -84,25 +71,25 @@ class FeatureCache:
 
     def features(self, split: str) -> Features:
         """Return the features of ``train``, ``valid`` or ``test``."""
-        views = evaluated_views(self.session.task.flip)
+        views = features.evaluated_views(self.session.task.flip)
         if split == "train":
-            views = random_views(self.session.config.method.views)
+            views = features.random_views(self.session.config.method.views)
         return self._cached(split, split, views)
 
     def plain(self) -> Features:
         """Return the features of the training images without augmentation."""
         views = self.session.config.method.views
-        name = "train" if random_views(views) == ("plain",) else "plain"
+        name = "train" if features.random_views(views) == ("plain",) else "plain"
         return self._cached(name, "train", ("plain",))
 
     def _cached(self, name: str, split: str, views: tuple[str, ...]) -> Features:
         session, dtype = self.session, self.session.config.method.feature_dtype
         if name not in self._features:
-            self._features[name] = cached_features(
+            self._features[name] = features.cached_features(
                 session.task,
                 *self.network,
                 getattr(session.task.splits, split),
-                Request(views, (3, self.seed), dtype),
+                features.Request(views, (3, self.seed), dtype),
                 session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
                 log=session.log,
                 stop_requested=session.stop_requested,
@@ -117,7 +104,7 @@ class FeatureCache:
     def measure(self, head: Head, many: Sequence[Params], split: str) -> list[Tally]:
         """Compute the tallies of many heads of one kind on a split."""
         budget, batch = budget_of(self.session.config), self.session.task.eval_batch
-        return measure_heads(head, many, self.features(split), batch, budget)
+        return engine.measure_heads(head, many, self.features(split), batch, budget)
 
     def analyse(self, head: Head, params: Params) -> dict[str, Any]:
         """Make the ``analysis`` object of an outcome."""
@@ -166,7 +153,7 @@ def fit_rows(
     )
     make_job, budget = _job_maker(cache), budget_of(session.config)
     chunks = []
-    for chunk in plan_chunks([make_job(row) for row in rows], m.batch, budget):
+    for chunk in engine.plan_chunks([make_job(row) for row in rows], m.batch, budget):
         if jobs := tuple(job for job in chunk.jobs if job.run not in done):
             chunks.append(chunk._replace(jobs=jobs))
     jobs = [job for chunk in chunks for job in chunk.jobs]
@@ -175,22 +162,22 @@ def fit_rows(
     info(
         f"{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at most "
         f"{max(len(chunk.jobs) for chunk in chunks):,} (method.memory {m.memory} GiB), "
-        f"{_count(count_programs(chunks), 'program')} to compile"
+        f"{_count(engine.count_programs(chunks), 'program')} to compile"
     )
-    if not fits_in_memory(train, budget):
+    if not engine.fits_in_memory(train, budget):
         info("the features exceed method.memory: streaming them from disk")
     where = "the heads on cached features; finished chunks are kept"
     by_name = {row.name: row for row in rows}
     with session.log.bar("heads", 0, sum(job.epochs for job in jobs)) as bar:
-        progress = _Progress(bar, session.log, session.config.log.seconds)
+        count = _counter(bar, session.log, session.config.log.seconds)
 
         def after_epoch(heads: int) -> None:
-            progress.add(heads)
+            count(heads)
             session.raise_if_stopped(where)
 
         begun = time.monotonic()
-        fitting = fit_heads(chunks, train, m.batch, budget, after_epoch, cache.plain)
-        for chunk, fits in fitting:
+        given = chunks, train, m.batch, budget, after_epoch, cache.plain
+        for chunk, fits in engine.fit_heads(*given):
             seconds = (time.monotonic() - begun) / len(fits)
             own = [by_name[job.run] for job in chunk.jobs]
             yield FittedRows(own, fits, chunk.jobs[0].method.head, seconds)
@@ -208,23 +195,25 @@ def _count(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
-class _Progress:
-    """Progress of heads: the bar, or a line now and then where there is no terminal."""
+def _counter(bar: Any, log: Logger, every: float) -> Callable[[int], None]:
+    """Return a function that counts epochs of heads.
 
-    def __init__(self, bar: Any, log: Logger, seconds: float):
-        self._bar, self._log, self._every = bar, log, seconds
-        self._done, self._begun = 0, time.monotonic()
-        self._reported = self._begun
+    Where there is no progress bar, it logs a line at most ``every`` seconds.
+    """
+    begun = reported = time.monotonic()
+    done = 0
 
-    def add(self, heads: int) -> None:
-        """Count one epoch of a number of heads."""
-        self._done += heads
-        self._bar.update(heads)
+    def add(heads: int) -> None:
+        nonlocal done, reported
+        done += heads
+        bar.update(heads)
         now = time.monotonic()
-        if self._bar.disable and now - self._reported > self._every:
-            self._reported, share = now, self._done / self._bar.total
-            left = duration((now - self._begun) * (1 - share) / share)
-            self._log.info(f"heads | {share:.0%} of the epochs | {left} left")
+        if bar.disable and now - reported > every:
+            reported, share = now, done / bar.total
+            left = duration((now - begun) * (1 - share) / share)
+            log.info(f"heads | {share:.0%} of the epochs | {left} left")
+
+    return add
 
 
 def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:

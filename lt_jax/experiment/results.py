@@ -41,14 +41,8 @@ from lt_jax.types import Params
 FINAL = "final"  # folder of weights that no checkpoint of the training loop holds
 
 PACKAGES = (
-    "jax",
-    "jaxlib",
-    "flax",
-    "optax",
-    "orbax-checkpoint",
-    "tensorflow-datasets",
-    "ml-collections",
-    "numpy",
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("tensorflow-datasets", "ml-collections", "numpy"),
 )
 
 # Required fields of each file, with the type of their values.
@@ -67,14 +61,12 @@ MEASURED = {
 ROWS = {"origin": dict, "rows": list}
 ROW = {"method": str, "hyper": dict, "seeds": list, "metrics": dict}
 RESULT = {
-    **{f"dataset.{name}": str for name in ("name", "split_hash")},
-    **{f"dataset.{name}": int for name in ("num_train", "num_classes")},
-    **{f"dataset.{name}": int for name in ("counts_max", "counts_min")},
-    **{f"protocol.{name}": str for name in ("batch_norm", "features", "select")},
-    "protocol.flip": bool,
-    "protocol.seeds": list,
-    "protocol.group_limits": dict,
-    **{"methods": dict, "versions": dict, "device": str},
+    **dict.fromkeys(("dataset.name", "dataset.split_hash", "device"), str),
+    **dict.fromkeys(("dataset.num_train", "dataset.num_classes"), int),
+    **dict.fromkeys(("dataset.counts_max", "dataset.counts_min"), int),
+    **dict.fromkeys(("protocol.batch_norm", "protocol.features"), str),
+    **{"protocol.select": str, "protocol.flip": bool, "protocol.seeds": list},
+    **{"protocol.group_limits": dict, "methods": dict, "versions": dict},
 }
 RESUME = "Run the same command again: it rewrites the file"
 REFIT = "Delete the folder of this fit and run the same command again: it resumes"

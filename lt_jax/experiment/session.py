@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from lt_jax import losses, metrics, models
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment
-from lt_jax.data.dataset import Splits
+from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
@@ -41,10 +41,12 @@ from lt_jax.experiment.config import (
     resolve,
     without_dropped,
 )
+from lt_jax.heads import Head
 from lt_jax.methods import Method
+from lt_jax.metrics import Tally
 from lt_jax.training import optim
 from lt_jax.training.log import Logger, jsonable, write_atomically
-from lt_jax.training.loop import Task
+from lt_jax.training.loop import Task, evaluate
 
 # May change between two commands in one workdir: no result depends on them.
 FREE = (
@@ -60,7 +62,7 @@ FREE = (
     "method.names",
     "method.repeats",
     "optim.repeats",
-    # What a sweep fits, and what it chooses by, is told row by row.
+    # Every row of a sweep records its setting; `choose` only reads rows.
     "method.*.grid.*",
     "method.memory",
     "eval.choose",
@@ -103,6 +105,13 @@ class Session(NamedTuple):
         """The outcome of a fit on these examples; None if it is not finished."""
         examples = self.task.splits.train.hash
         return results.finished_outcome(self.workdir, title, examples)
+
+    def evaluate(self, head: Head, network: Sequence[Any], dataset: Dataset) -> Tally:
+        """Evaluate a network, params and batch_stats, on a split."""
+        stop = self.stop_requested
+        return evaluate(
+            self.task, head, *network, dataset, log=self.log, stop_requested=stop
+        )
 
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
@@ -225,13 +234,13 @@ def open_session(
 
 @contextlib.contextmanager
 def workdir_lock(workdir: Path) -> Iterator[None]:
-    """Keeps a second job out of a workdir; a dead job's lock goes with it.
+    """Keep a second job out of a workdir; the lock of a dead job is released.
 
     The operating system holds the lock for process 0 as long as it lives, so there is
     no stale one to remove. Where the file system has no locks, there is none.
 
     Raises:
-      InputError: another job works there; tells which.
+      InputError: another job works there.
     """
     held: list[int] = []
 

@@ -17,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from lt_jax import metrics, models, samplers, trees
+from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.config import UserConfig, check_sweep
+from lt_jax.experiment.config import Config, UserConfig, check_sweep
 from lt_jax.experiment.session import Session, open_session, workdir_lock
 from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import duration, parameter_table
-from lt_jax.training.loop import FitResult, Stage, evaluate, fit
+from lt_jax.training.loop import FitResult, Stage, fit
 from lt_jax.training.optim import Sgd
 
 
@@ -49,27 +50,24 @@ def run(config: UserConfig, workdir: Path) -> dict[str, Any]:
 
 def sweep(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Train stage 2 at every point of the methods' grids, on cached features."""
-    with open_session(config, workdir, check=check_sweep) as session:
-        try:
-            _head_on_features(session)
-            chosen = sweeping.sweep(session)
-        except Interrupted:
-            _finish(session, interrupted=True)
-            raise
-        return _finish(session, sweep=chosen)
+    return _command(
+        config, workdir, _head_on_features, sweeping.sweep, check=check_sweep
+    )
 
 
 def _command(
-    config: UserConfig, workdir: Path, *stages: Callable[[Session], None]
+    config: UserConfig,
+    workdir: Path,
+    *stages: Callable[[Session], dict[str, Any] | None],
+    check: Callable[[Config, Splits, Any], None] | None = None,
 ) -> dict[str, Any]:
-    with open_session(config, workdir) as session:
+    with open_session(config, workdir, check=check) as session:
         try:
-            for stage in stages:
-                stage(session)
+            made = [stage(session) for stage in stages]
         except Interrupted:
             _finish(session, interrupted=True)
             raise
-        return _finish(session)
+        return _finish(session, sweep=made[-1])
 
 
 def _stage1(session: Session) -> None:
@@ -170,8 +168,7 @@ def _fit(session: Session, stage: Stage, start: Weights, hyper: dict[str, Any]) 
         fitted = _corrected(session, stage, fitted)
         keep = {"params": fitted.params, "batch_stats": fitted.batch_stats}
     network = fitted.params, fitted.batch_stats
-    head, test = stage.method.head, task.splits.test
-    tally = evaluate(task, head, *network, test, log=log, stop_requested=stop)
+    tally = session.evaluate(stage.method.head, network, task.splits.test)
     results.save_fit(
         session.workdir,
         task,
@@ -254,7 +251,7 @@ def evaluate_all(
     """
     weights.finished(workdir)
     with open_session(config, workdir, writes=False) as session:
-        task, log, stop = session.task, session.log, session.stop_requested
+        task = session.task
         dataset = getattr(task.splits, split)
         if not len(dataset):
             raise InputError(f"the {split} split is empty because data.valid is 0")
@@ -264,14 +261,12 @@ def evaluate_all(
         names = session.config.method.names
         kinds = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         fits = weights.fits(workdir, ["stage1", *names, *kinds])
-        log.warning(f"evaluating {len(fits)} fits on {len(dataset):,} images")
+        session.log.warning(f"evaluating {len(fits)} fits on {len(dataset):,} images")
         found = {}
         sizes = task.splits.train.shape, len(task.splits.full_class_counts)
         for source in fits:
             head, network = weights.load_fit(source, task.backbone, *sizes)
-            tally = evaluate(
-                task, head, *network, dataset, log=log, stop_requested=stop
-            )
+            tally = session.evaluate(head, network, dataset)
             found[source.outcome["run"]] = {
                 **results.summary(task, tally, network.params["head"]),
                 "lowest": _lowest(tally, dataset.classes),

@@ -20,18 +20,8 @@ from typing import Any
 import numpy as np
 
 from lt_jax.distributed import processes
-from lt_jax.experiment import results, weights
-from lt_jax.experiment.cached import (
-    FeatureCache,
-    FittedRows,
-    Row,
-    analyse_stage1,
-    fit_rows,
-    own_values,
-    rows_of,
-    save_row,
-    seeds_of,
-)
+from lt_jax.experiment import cached, results, weights
+from lt_jax.experiment.cached import FeatureCache, FittedRows, Row
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head
 from lt_jax.retraining import selection
@@ -51,10 +41,10 @@ def sweep(session: Session) -> dict[str, Any]:
         caches.append(FeatureCache(session, seed, network))
         stored |= _fit_grid(caches[-1])
     found = list(stored.values())
-    chosen, fixed = selection.choose(found, metric), own_values(config)
+    chosen, fixed = selection.choose(found, metric), cached.own_values(config)
     for cache in caches:
         _save_best(cache, stored, {"chosen": chosen, "fixed": fixed})
-        analyse_stage1(cache)
+        cached.analyse_stage1(cache)
     diverged = sum(row["diverged"] is not None for row in found)
     session.log.info(
         f"chosen from {len(found):,} heads ({diverged:,} diverged) by the mean "
@@ -66,11 +56,9 @@ def sweep(session: Session) -> dict[str, Any]:
         values = ", ".join(f"{key} {hyper[key]}" for key in grid if key in hyper)
         tied = selection.ties(found, name, metric)
         session.log.info(f"  {name}: {values or 'nothing to choose'}{tied}")
-        own = [
-            r for r in found if r["method"] == name and r["hyper"] == jsonable(hyper)
-        ]
-        scores = [row["metrics"]["valid"][metric] for row in own]
-        valid[name] = results.over_seeds(scores)
+        key = name, jsonable(hyper)
+        own = [row for row in found if (row["method"], row["hyper"]) == key]
+        valid[name] = results.over_seeds([r["metrics"]["valid"][metric] for r in own])
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -103,7 +91,7 @@ def _fit_grid(cache: FeatureCache) -> Stored:
     """Fit the rows of one stage 1 that are not fitted yet; return all of its rows."""
     session = cache.session
     splits = ["valid", "test"] if session.config.eval.curves == "test" else ["valid"]
-    rows, origin = rows_of(session.config, cache.seed, grid=True), _origin(cache)
+    rows, origin = cached.rows_of(session.config, cache.seed, grid=True), _origin(cache)
     stored = _stored(cache, origin)
     done = {n: row for n, row in stored.items() if set(splits) <= set(row["metrics"])}
     if count := sum(row.name in done for row in rows):
@@ -111,7 +99,7 @@ def _fit_grid(cache: FeatureCache) -> Stored:
             f"sweep on stage1/{cache.seed}: {count:,} of {len(rows):,} heads are "
             "already fitted"
         )
-    for fitted in fit_rows(cache, rows, done):
+    for fitted in cached.fit_rows(cache, rows, done):
         done |= _save_chunk(cache, fitted, splits, origin)
     return {row.name: done[row.name] for row in rows}
 
@@ -211,7 +199,7 @@ def _save_best(
     due: dict[str, list[str]] = {}  # titles by row
     for folder, values in settings.items():
         for method in settings["chosen"]:
-            for seed in seeds_of(session.config):
+            for seed in cached.seeds_of(session.config):
                 row = Row(method, values[method], (cache.seed, seed))
                 title, step = f"{folder}/{row.title}", stored[row.name]["diverged"]
                 if not _is_due(session, title, row):
@@ -225,7 +213,7 @@ def _save_best(
             for title in due[name]:
                 session.raise_if_stopped("the chosen heads; finished ones are kept")
                 row, seconds = _row(stored[name]), stored[name]["seconds"]
-                save_row(cache, row, head, seconds, title)
+                cached.save_row(cache, row, head, seconds, title)
 
 
 def _is_due(session: Session, title: str, row: Row) -> bool:

@@ -19,7 +19,7 @@ from lt_jax.experiment.session import Session
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
 from lt_jax.training import checkpoint
-from lt_jax.training.loop import Task, evaluate
+from lt_jax.training.loop import Task
 from lt_jax.types import Params
 
 
@@ -263,14 +263,7 @@ def _adopt(session: Session, source: Source, network: Weights, skip: str) -> Non
             f"({outcome['fitted_on']}, here it is {examples}); its training data may "
             "overlap this validation split"
         )
-    tally = evaluate(
-        task,
-        linear,
-        *network,
-        task.splits.test,
-        log=session.log,
-        stop_requested=session.stop_requested,
-    )
+    tally = session.evaluate(linear, network, task.splits.test)
     directory = session.workdir / "checkpoints" / outcome["run"]
     kept = str(source.kept().resolve())
     if skip:  # the skipped leaves are not in the source

@@ -124,7 +124,7 @@ def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
         is_stem = f".{name}".endswith(".conv1.weight") and ".layer" not in f".{name}"
         if name.startswith(part) and is_stem and leaf.ndim == 4:
             stem = "imagenet" if leaf.shape[-1] == 7 else "cifar"
-            return Shape(stem, *leaf.shape[:2], num_classes)
+            return Shape(stem, leaf.shape[0], leaf.shape[1], num_classes)
     return Shape("cifar", 64, 3, num_classes)
 
 

@@ -81,7 +81,8 @@ def _read_pytorch(file: Path) -> Any:
     # Official checkpoints hold these next to the weights; none of them runs code.
     harmless: list[Any] = [argparse.Namespace, np.ndarray, np.dtype]
     harmless += [type(np.dtype(kind)) for kind in "fdefilqbB?"]
-    for call in (np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]):
+    calls: list[Any] = [np.empty(0).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    for call in calls:
         harmless += [call, (call, f"numpy.core.multiarray.{call.__name__}")]
     try:
         # PyTorch warns about pickles of other makers; they are read or refused.

@@ -1,4 +1,4 @@
-"""A grid on one representation: chosen on validation, told on test, never twice."""
+"""A grid on one stage 1: validation chooses, and nothing is fitted twice."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, stages, sweep, weights
 from lt_jax.experiment.config import resolve
+from lt_jax.retraining import engine
 from lt_jax.training import checkpoint
 from lt_jax.training.log import jsonable
 
@@ -151,7 +152,7 @@ def test_an_interrupted_repeat_keeps_the_result(swept, tmp_path, monkeypatch):
     def stopped(*_):
         raise Interrupted("a repeat", "SIGINT")
 
-    monkeypatch.setattr(sweep, "fit_rows", stopped)
+    monkeypatch.setattr(cached, "fit_rows", stopped)
     for again in (stages.sweep, stages.retrain):
         monkeypatch.setattr(stages, "_stage2", stopped)
         with pytest.raises(Interrupted):
@@ -175,7 +176,7 @@ def test_analysis_stands_in_every_outcome(swept):
 
 def test_again_fits_nothing_and_gives_the_same(swept, monkeypatch):
     workdir, result = swept
-    monkeypatch.setattr(cached, "fit_heads", None)  # would fail if anything were fitted
+    monkeypatch.setattr(engine, "fit_heads", None)  # would fail if anything were fitted
     again = stages.sweep(config(), workdir)
     for part in ("methods", "fixed", "sweep"):
         assert again[part] == result[part]
@@ -215,13 +216,13 @@ def test_a_larger_grid_fits_only_what_is_new(swept, tmp_path, monkeypatch, capsy
     assert again["sweep"]["heads"] == result["sweep"]["heads"] + 4
 
 
-def test_little_memory_is_told_and_changes_nothing(swept, tmp_path, capsys):
+def test_little_memory_is_reported_and_changes_nothing(swept, tmp_path, capsys):
     workdir, result = swept
     c = config(init__path=str(workdir), method__memory=1e-6)
     found = stages.sweep(c, tmp_path)
-    told = capsys.readouterr().out
-    assert "streaming them from disk" in told
-    assert "(method.memory 1e-06 GiB)" in told
+    output = capsys.readouterr().out
+    assert "streaming them from disk" in output
+    assert "(method.memory 1e-06 GiB)" in output
     for name in NAMES:
         one, other = found["methods"][name], result["methods"][name]
         assert one["hyper"] == other["hyper"]
@@ -237,7 +238,7 @@ def test_views_of_crops(swept, tmp_path):
     assert found["fixed"]["los"]["nll"] != result["fixed"]["los"]["nll"]
 
 
-def test_a_diverging_row_is_told_and_not_chosen(swept, tmp_path):
+def test_a_diverging_row_is_reported_and_not_chosen(swept, tmp_path):
     workdir, _ = swept
     c = config(
         init__path=str(workdir),
@@ -250,7 +251,7 @@ def test_a_diverging_row_is_told_and_not_chosen(swept, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "output"),
     [
         ({"method__los__grid": {"detla": (0.5,)}}, r"grid has an unknown key 'detla'"),
         ({"method__los__grid": {"delta": (0.5, 1.0)}}, r"los\.grid, delta=1\.0"),
@@ -264,8 +265,8 @@ def test_a_diverging_row_is_told_and_not_chosen(swept, tmp_path):
         ({"eval__choose": "accuracy"}, "eval.choose"),
     ],
 )
-def test_bad_input_is_one_message_and_writes_nothing(tmp_path, changes, told):
-    with pytest.raises(InputError, match=told):
+def test_bad_input_is_one_message_and_writes_nothing(tmp_path, changes, output):
+    with pytest.raises(InputError, match=output):
         stages.sweep(config(**changes), tmp_path / "work")
     assert not (tmp_path / "work").exists()
 
@@ -275,7 +276,7 @@ def test_without_stage_1(tmp_path):
         stages.sweep(config(), tmp_path)
 
 
-def test_a_lost_backbone_is_told(swept, tmp_path):
+def test_a_lost_backbone_is_reported(swept, tmp_path):
     workdir, _ = swept
     copy = tmp_path / "copy"
     shutil.copytree(workdir, copy)

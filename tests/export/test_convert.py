@@ -132,7 +132,7 @@ def test_a_head_without_a_bias_gets_zeros():
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float64])
-def test_other_precisions_become_float32_and_are_told(kind):
+def test_other_precisions_become_float32_and_are_noted(kind):
     leaves = ours()
     state = {
         name: leaf.astype(kind) for name, leaf in torch_names.to_torch(leaves).items()
@@ -234,12 +234,12 @@ def test_there_and_back_through_files_and_two_commands(run, tmp_path, capsys):
     workdir, _ = run
     file, folder = str(tmp_path / "net.safetensors"), str(tmp_path / "theirs")
     assert main.main(["convert", str(workdir), file]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"layer1\.0\.conv1\.weight +4x4x3x3", told)
+    output = capsys.readouterr().out
+    assert re.search(r"layer1\.0\.conv1\.weight +4x4x3x3", output)
     assert main.main(["convert", file, folder, "--arch", "resnet8"]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"fc\.weight +-> head/kernel +16x10", told)
-    assert "resnet8, width 4, cifar stem" in told
+    output = capsys.readouterr().out
+    assert re.search(r"fc\.weight +-> head/kernel +16x10", output)
+    assert "resnet8, width 4, cifar stem" in output
     assert_same(
         checkpoint.load_leaves(f"{folder}/checkpoints/stage1/0/final/0"),
         {n: leaf for n, leaf in arrays(workdir, "stage1/0").items() if "opt" not in n
@@ -321,9 +321,9 @@ def test_bad_input_is_one_message_and_nothing_is_written(
     (tmp_path / "net.txt").write_text("")
     before = sorted(tmp_path.rglob("*"))
     assert main.main(["convert", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+    output = capsys.readouterr().err
+    assert message in output
+    assert "Traceback" not in output
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -457,9 +457,9 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
     arguments = ["--arch=resnet8"]
     folder = str(tmp_path / "out")
     assert main.main(["convert", str(file), folder, *arguments]) == 2
-    told = capsys.readouterr().err
-    assert "pickle that holds more than weights (torch_networks.Network)" in told
-    (command,) = re.findall(r'python -c "(.*)"', told)
+    output = capsys.readouterr().err
+    assert "pickle that holds more than weights (torch_networks.Network)" in output
+    (command,) = re.findall(r'python -c "(.*)"', output)
     env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     subprocess.run(
         [sys.executable, "-c", command], cwd=tmp_path, env=env, check=True, timeout=200
@@ -491,10 +491,10 @@ def test_files_that_hold_no_weights(tmp_path, capsys, content, message):
     else:
         torch.save(content, file)
     assert main.main(["convert", str(file), str(tmp_path / "x"), "--arch=resnet8"]) == 2
-    told = capsys.readouterr().err
-    assert message in told
+    output = capsys.readouterr().err
+    assert message in output
     for word in ("Traceback", "Warning", "will likely succeed"):
-        assert word not in told
+        assert word not in output
     assert list(tmp_path.iterdir()) == [file]
 
 
