@@ -161,7 +161,7 @@ def test_several_methods(several):
         for leaf in start:
             if leaf.startswith(("params/backbone/", "batch_stats/")):
                 np.testing.assert_array_equal(kept[leaf], start[leaf], err_msg=leaf)
-    for name in ("lws", "disalign"):  # train beside the linear head, not it
+    for name in ("lws", "disalign"):  # train other leaves than these
         kept = arrays(workdir, f"{name}/0.0")
         for leaf in ("params/head/kernel", "params/head/bias"):
             np.testing.assert_array_equal(kept[leaf], start[leaf], err_msg=name)
@@ -496,7 +496,7 @@ def test_a_batch_that_does_not_divide_over_the_devices(tmp_path):
 
 
 def test_pretrained_weights_do_not_leak_into_stage_2(finished, tmp_path):
-    """init.path and init.skip say where stage 1 starts; stage 2 starts from stage 1."""
+    """init.path and init.skip initialise stage 1 only; stage 2 starts from stage 1."""
     config = tiny_digits.config(
         init__path=str(finished[0]), init__skip="head/.*", optim__epochs=1,
         method__ce__epochs=1, method__ce__lr=1e-12, method__names=("ce",),
