@@ -22,8 +22,8 @@ def networks() -> Lines:
     lines = []
     for name, fields in ARCHS.items():
         stages = "-".join(map(str, fields["stages"]))
-        kind = "bottleneck" if fields["bottleneck"] else "basic"
-        groups = f" of {fields['groups']} groups" if fields["groups"] > 1 else ""
+        kind = "bottleneck" if fields.get("bottleneck") else "basic"
+        groups = f" of {fields['groups']} groups" if "groups" in fields else ""
         lines.append((name, f"ResNet with {stages} {kind} blocks{groups}"))
     return [*lines, ("none", "no network: for features as input")]
 

@@ -428,7 +428,7 @@ def test_torch_files_there_and_back(tmp_path):
                 f"module.fc.{n}": t for n, t in theirs.fc.named_parameters()
             },
         },
-        # What Decoupling's code writes beside the weights.
+        # What Decoupling's code writes in addition to the weights.
         "best_acc": np.float64(0.5),
         "centroids": {"mean": np.ones(3, np.float32)},
     }
@@ -448,7 +448,7 @@ def test_torch_files_there_and_back(tmp_path):
 
 @pytest.mark.parity
 def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
-    """The authors' stage 1 saves one. What it says to do is done, and works."""
+    """The authors' stage 1 saves one. The suggested command works."""
     import torch
     from torch_networks import network
 
