@@ -1,4 +1,4 @@
-"""Workdirs as a run or a sweep leaves them, with made-up numbers."""
+"""Workdirs of a run or a sweep, with made-up numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BINS = 15
 
 
 def summary(accuracy: float, loma: float = 4.0) -> dict[str, float]:
-    """The metrics of a fit; groups 20 points above, at and 20 below ``accuracy``."""
+    """Metrics of a fit; the groups are 20 points above, at and below ``accuracy``."""
     return {
         "all": accuracy,
         "many": accuracy + 0.2,
@@ -42,7 +42,7 @@ def summary(accuracy: float, loma: float = 4.0) -> dict[str, float]:
 
 
 def per_class(counts: Sequence[int], accuracy: Any, loma: float = 4.0) -> dict:
-    """Values of each class."""
+    """Metrics per class."""
     size = len(counts)
     return {
         "class": [f"class {k}" for k in range(size)],
@@ -57,7 +57,7 @@ def per_class(counts: Sequence[int], accuracy: Any, loma: float = 4.0) -> dict:
 
 
 def analysis(valid: bool = True) -> dict[str, Any]:
-    """Calibration and confusion; 10 examples of each group in the test set."""
+    """Calibration and confusion; the test set has 10 examples per group."""
     seen = [0] * (BINS - 2) + [20, 10]
     bins = {"seen": seen, "right": [0] * (BINS - 2) + [10, 8], "conf": [0.0] * 13}
     before = bins | {"conf": [0.0] * (BINS - 2) + [18.0, 9.8]}
@@ -81,7 +81,7 @@ def outcome(
     analysed: Any = None,
     loma: float = 4.0,
 ) -> dict[str, Any]:
-    """The content of an outcome.json."""
+    """Content of an outcome.json."""
     found = {
         "run": "made",
         "weights": "",
@@ -106,7 +106,7 @@ def row(
     test: Mapping[str, Any] | None = None,
     diverged: int | None = None,
 ) -> dict[str, Any]:
-    """A row of a sweep."""
+    """Row of a sweep."""
     return {
         "method": method,
         "hyper": dict(hyper),
@@ -118,7 +118,12 @@ def row(
 
 
 def config(methods: Mapping[str, Mapping[str, Any]], **changes: Any) -> dict[str, Any]:
-    """The content of a config.json; ``changes`` by dotted key with ``__`` for a dot."""
+    """Content of a config.json.
+
+    Args:
+      methods: hyper-parameters by method.
+      changes: values by dotted key, with ``__`` for a dot.
+    """
     made: dict[str, Any] = {
         "seed": 0,
         "data": {"name": "made", "dir": "", "many": 100, "few": 20},
@@ -150,12 +155,13 @@ def write(
     rows: Sequence[dict[str, Any]] = (),
     fixed: Mapping[str, Sequence[dict[str, Any]]] | None = None,
 ) -> Path:
-    """Writes a workdir.
+    """Write a workdir.
 
     Args:
-      fits: outcomes by method, ``none`` for stage 1; chosen ones if there are rows.
-      made: its config.
-      fixed: the same of the config's own values, if there are rows.
+      fits: outcomes by method, ``none`` for stage 1; with ``rows``, the chosen ones.
+      made: the config.
+      rows: rows of a sweep, if it had one.
+      fixed: outcomes at the config's own values, with ``rows`` only.
     """
     groups = {"chosen/": {}, "fixed/": fixed or {}} if rows else {"": {}}
     for name, outcomes in fits.items():

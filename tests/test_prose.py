@@ -35,6 +35,7 @@ PATTERN = re.compile(
 ALLOWED: set[tuple[str, str]] = set()
 CHECKED = (
     "lt_jax/**/*.py",
+    "lt_jax/report/*.j2",
     "configs/*.py",
     "launch/*",
     "benchmarks/*.py",
