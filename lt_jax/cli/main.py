@@ -26,7 +26,7 @@ config flags:
                            exist, the one shipped with the package is used
   --config.KEY.KEY=VALUE   override one value; an unknown key is an error
 """
-EXAMPLE = """\
+EXAMPLE = """
 example:
   lt-jax run --config configs/digits_lt.py --workdir runs/digits
 """
@@ -197,7 +197,7 @@ def _add_computing(
     command.add_argument("--workdir", type=_path, required=True, help=text)
     add = command.add_argument_group(
         "several processes",
-        "Detected under SLURM, Open MPI, Kubernetes and Cloud TPU; see launch/. "
+        "Detected under SLURM, Open MPI, Kubernetes and Cloud TPU; see launch/.\n"
         "--num_processes 1 turns detection off.",
     ).add_argument
     text = "address where process 0 listens, the same for all"
