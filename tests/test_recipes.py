@@ -1,13 +1,16 @@
-"""Rows of a grid, and what is checked of them before a sweep writes anything."""
+"""Recipes, rows of grids, and their checks before a sweep writes anything."""
 
 from __future__ import annotations
+
+import json
 
 import numpy as np
 import pytest
 import tiny_digits
 from ml_collections import ConfigDict
 
-from lt_jax import metrics, models, recipes
+from lt_jax import losses, methods, metrics, models, recipes
+from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import config as configs
 from lt_jax.experiment import session
@@ -217,3 +220,37 @@ def test_every_choice_is_a_metric():
     groups = dict.fromkeys(metrics.GROUPS, np.ones(3, bool))
     assert metrics.CHOOSE.keys() <= metrics.summary(metrics.empty(3), groups).keys()
     assert {k for k, sign in metrics.CHOOSE.items() if sign < 0} == {"nll", "ece"}
+
+
+def halved(counts: np.ndarray, *, share: float, sampler: str) -> methods.Method:
+    """A toy method: cross-entropy at a share of the weight of each class."""
+    adjust = losses.cross_entropy(len(counts))
+    return methods.Method(adjust._replace(weight=share * adjust.weight), sampler)
+
+
+def test_a_method_of_your_own(tmp_path, monkeypatch, capsys):
+    """A method is one function, one line in METHODS and one recipe: the CLI has it."""
+    monkeypatch.setitem(methods.METHODS, "halved", halved)
+    monkeypatch.setitem(
+        recipes.RECIPES,
+        "halved",
+        lambda case: {
+            **{"lr": case.lr(0.01, 64), "epochs": 2, "decay": 0.0},
+            **{"share": 0.5, "sampler": "instance", "grid": {"share": (0.5, 1.0)}},
+        },
+    )
+    flags = ["--config", str(tiny_digits.CONFIGS / "digits_lt.py")]
+    flags += ["--config.model.width=4", "--config.optim.repeats=1"]
+    flags += ["--config.optim.epochs=2", "--config.method.names=halved,ce"]
+    flags += ["--config.method.ce.lr=0.005", "--config.method.ce.epochs=2"]
+    assert main.main(["run", *flags, "--workdir", str(tmp_path / "run")]) == 0
+    assert "| halved |" in capsys.readouterr().out
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    own, ce = (result["methods"][name] for name in ("halved", "ce"))
+    assert own["hyper"]["lr"] == 0.005  # scaled to batch 32
+    # Its oracle: a mean over weights does not depend on their scale.
+    assert own["nll"]["values"] == pytest.approx(ce["nll"]["values"], rel=1e-5)
+    flags += [f"--config.init.path={tmp_path / 'run'}"]
+    assert main.main(["sweep", *flags, "--workdir", str(tmp_path / "sweep")]) == 0
+    result = json.loads((tmp_path / "sweep/result.json").read_text())
+    assert result["methods"]["halved"]["hyper"]["share"] in (0.5, 1.0)
