@@ -99,37 +99,30 @@ class Case(NamedTuple):
 
 
 Entry = dict[str, Any]
+Recipe = Callable[[Case], Entry]
 
 # Spreads of learning rates are ours; lr is in the grid of every method that trains.
 LR = (5e-4, 5e-3, 5e-2, 0.5)
 HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
 LOS_LR = (5e-4, 1.6e-3, 5e-3, 5e-2, 0.5)
+BETAS = (0.9, 0.99, 0.999, 0.9999)
 STARTS = ("stage1", "fresh")
 
-# MiSLAS's code: lr of the scale and its batch, decay, head, tail. CIFAR: at IR 100; at
-# IR 10 head is 0.2 and tail 0. The rest of its head has a fraction of that lr; here the
-# head has one lr.
-MISLAS = {
-    "cifar100_lt": (0.02, 128, 2e-4, 0.4, 0.1),
-    "imagenet_lt": (0.1, 256, 5e-4, 0.3, 0.0),
-    "inat2018": (0.1, 256, 1e-4, 0.3, 0.0),
-}
 
-
-def _usual(lr: float, own: Entry, grid: Entry) -> Entry:
+def _usual(lr: float, own: Entry, grid: Entry) -> Recipe:
     """Return the LOS authors' recipe, a continuation of stage 1, with these values."""
     shared = {"epochs": 20, "decay": 0.0, "start": "stage1", "sampler": "instance"}
-    return shared | {"lr": lr} | own | {"grid": {"lr": LR} | grid}
+    return lambda _: shared | {"lr": lr} | own | {"grid": {"lr": LR} | grid}
 
 
-def _untrained(own: Entry, grid: Entry) -> Entry:
-    return {"lr": 0.0, "epochs": 0, "decay": 0.0} | own | {"grid": grid}
+def _untrained(own: Entry, grid: Entry) -> Recipe:
+    return lambda _: {"lr": 0.0, "epochs": 0, "decay": 0.0} | own | {"grid": grid}
 
 
 def _los(case: Case, lr: float, own: Entry, grid: Entry) -> Entry:
     """Return LOS with the authors' recipe of CIFAR100-LT; other sets' is unknown."""
     grid = {"delta": case.smoothing.coarse} | grid
-    return _usual(lr, {"delta": case.smoothing.delta} | own, grid)
+    return _usual(lr, {"delta": case.smoothing.delta} | own, grid)(case)
 
 
 def _los_max_norm(case: Case) -> Entry:
@@ -140,11 +133,10 @@ def _los_max_norm(case: Case) -> Entry:
 
 
 def _decoupling(case: Case, epochs: int) -> Entry:
-    """Decoupling's code: lr 0.2 at batch 512; weight decay as in stage 1; no grid."""
+    """Decoupling's code: lr 0.2 at batch 512, decay as in stage 1; no grid."""
     decay = 1e-4 if case.official == "inat2018" else 5e-4
-    lr = case.lr(0.2, 512)
-    grid = {"lr": HALF_DECADES}
-    return {"lr": lr, "epochs": epochs, "decay": decay, "grid": grid}
+    own = {"lr": case.lr(0.2, 512), "epochs": epochs, "decay": decay}
+    return own | {"grid": {"lr": HALF_DECADES}}
 
 
 def _disalign(case: Case, powers: tuple[float, ...]) -> Entry:
@@ -154,16 +146,25 @@ def _disalign(case: Case, powers: tuple[float, ...]) -> Entry:
 
 
 def _mislas(case: Case) -> Entry:
-    lr, batch, decay, head, tail = MISLAS[case.official]
+    """MiSLAS's code, whose head has a lower lr than its scale; here they share one.
+
+    CIFAR: head and tail are those of IR 100; at IR 10 they are 0.2 and 0.
+    """
+    lr, batch, decay, head, tail = {
+        "cifar100_lt": (0.02, 128, 2e-4, 0.4, 0.1),
+        "imagenet_lt": (0.1, 256, 5e-4, 0.3, 0.0),
+        "inat2018": (0.1, 256, 1e-4, 0.3, 0.0),
+    }[case.official]
     own = {"lr": case.lr(lr, batch), "epochs": 10, "decay": decay, "sampler": "class"}
     grid = {"lr": LR, "head": (0.2, 0.3, 0.4), "tail": (0.0, 0.1)}
     return own | {"head": head, "tail": tail, "grid": grid}
 
 
 def _lade(case: Case) -> Entry:
+    """Not published: lr. The rest: CIFAR100-LT and ImageNet-LT, or iNaturalist."""
     alpha, square = (0.05, 0.5) if case.official == "inat2018" else (0.1, 0.1)
     grid = {"alpha": (0.05, 0.1), "square": (0.1, 0.5)}
-    return _usual(0.05, {"alpha": alpha, "square": square}, grid)
+    return _usual(0.05, {"alpha": alpha, "square": square}, grid)(case)
 
 
 def _weight_balancing(case: Case) -> Entry:
@@ -172,91 +173,74 @@ def _weight_balancing(case: Case) -> Entry:
     The same steps are near lr 1e-4 and decay 10 at K = 100: the grid extends that far.
     """
     own = {"lr": case.lr(0.01, 64), "epochs": 10, "decay": 0.1, "beta": 0.9999}
-    grid = {
-        "lr": (1e-4, 5e-4, 5e-3, 5e-2),
-        "decay": (1e-3, 1e-2, 0.1, 1.0, 10.0),
-        "every": ("step", "epoch"),
-    }
-    return (
-        own
-        | {"quantile": 0.1, "every": "epoch"}
-        | {"sampler": "instance"}
-        | {"grid": grid}
-    )
+    own |= {"quantile": 0.1, "every": "epoch", "sampler": "instance"}
+    lr, decay = (1e-4, 5e-4, 5e-3, 5e-2), (1e-3, 1e-2, 0.1, 1.0, 10.0)
+    return own | {"grid": {"lr": lr, "decay": decay, "every": ("step", "epoch")}}
 
 
 # "Not published": nobody has published a value for re-training a head, and the number
 # is a first choice.
-RECIPES: dict[str, Callable[[Case], Entry]] = {
+RECIPES: dict[str, Recipe] = {
     # LOS at delta 0; the baseline gets the finest grid
-    "ce": lambda _: _usual(5e-4, {}, {"lr": HALF_DECADES, "start": STARTS}),
-    "los": lambda case: _los(
-        case, 5e-4, {}, {"lr": LOS_LR, "delta": case.smoothing.curve}
-    ),
+    "ce": _usual(5e-4, {}, {"lr": HALF_DECADES, "start": STARTS}),
+    "los": lambda c: _los(c, 5e-4, {}, {"lr": LOS_LR, "delta": c.smoothing.curve}),
     # not published; 0.1 is the usual value
-    "label_smoothing": lambda _: _usual(
-        5e-4, {"delta": 0.1}, {"delta": (0.05, 0.1, 0.2, 0.4)}
-    ),
+    "label_smoothing": _usual(5e-4, {"delta": 0.1}, {"delta": (0.05, 0.1, 0.2, 0.4)}),
     # not published; 1.0: inverse frequency, 0.5: its square root
-    "reweight": lambda _: _usual(5e-4, {"power": 1.0}, {"power": (0.5, 1.0, 1.5)}),
+    "reweight": _usual(5e-4, {"power": 1.0}, {"power": (0.5, 1.0, 1.5)}),
     # not published; beta 0.9999: CIFAR-LT in the official code
-    "class_balanced": lambda _: _usual(
-        5e-4, {"beta": 0.9999}, {"beta": (0.9, 0.99, 0.999, 0.9999)}
-    ),
+    "class_balanced": _usual(5e-4, {"beta": 0.9999}, {"beta": BETAS}),
     # not published; gamma 2: the paper's, 1: LDAM-DRW's and class-balanced's code
-    "focal": lambda _: _usual(5e-4, {"gamma": 2.0}, {"gamma": (0.5, 1.0, 2.0)}),
+    "focal": _usual(5e-4, {"gamma": 2.0}, {"gamma": (0.5, 1.0, 2.0)}),
     # not published
-    "balanced_softmax": lambda _: _usual(0.05, {}, {"start": STARTS}),
+    "balanced_softmax": _usual(0.05, {}, {"start": STARTS}),
     # not published; tau 1: theory and official code
-    "logit_adjust": lambda _: _usual(0.05, {"tau": 1.0}, {"tau": (0.5, 1.0, 1.5, 2.0)}),
+    "logit_adjust": _usual(0.05, {"tau": 1.0}, {"tau": (0.5, 1.0, 1.5, 2.0)}),
     # not published; gamma, tau: example of the code
-    "vs": lambda _: _usual(
+    "vs": _usual(
         0.05,
         {"gamma": 0.2, "tau": 1.2},
         {"lr": LR[1:], "gamma": (0.05, 0.1, 0.2), "tau": (0.5, 0.8, 1.2)},
     ),
-    # lr not published; 0.1, 0.1: CIFAR100-LT and ImageNet-LT, 0.05, 0.5: iNaturalist
     "lade": _lade,
     # not published
-    "cosine": lambda _: _usual(0.05, {"scale": 30.0}, {"scale": (10.0, 20.0, 30.0)}),
+    "cosine": _usual(0.05, {"scale": 30.0}, {"scale": (10.0, 20.0, 30.0)}),
     # lr not published; the rest: CIFAR100-LT, for complete networks; defer 1: LDAM
-    "ldam": lambda _: _usual(
+    "ldam": _usual(
         0.05,
         {"max_margin": 0.5, "scale": 30.0, "beta": 0.9999, "defer": 0.8},
         {"max_margin": (0.1, 0.3, 0.5), "defer": (0.8, 1.0)},
     ),
     # ImageNet-LT: 10 epochs, iNaturalist: 30
-    "crt": lambda case: _decoupling(case, 30 if case.official == "inat2018" else 10),
-    "lws": lambda case: _decoupling(case, 5),  # on both
-    "disalign": lambda case: _disalign(case, (0.5, 1.0, 1.2, 1.5)),
+    "crt": lambda c: _decoupling(c, 30 if c.official == "inat2018" else 10),
+    "lws": lambda c: _decoupling(c, 5),  # on both
+    "disalign": lambda c: _disalign(c, (0.5, 1.0, 1.2, 1.5)),
     # not known; as DisAlign; power 0: without weights
-    "marc": lambda case: _disalign(case, (0.0, 0.5, 1.0, 1.2)),
+    "marc": lambda c: _disalign(c, (0.0, 0.5, 1.0, 1.2)),
     "label_aware_smoothing": _mislas,
     "weight_balancing": _weight_balancing,
     # tau 1: unit vectors; the grid is Decoupling's. Weight balancing tuned 1.9 for
     # CIFAR100-LT, in code that keeps the bias.
-    "tau_norm": lambda _: _untrained(
-        {"tau": 1.0}, {"tau": tuple(i / 10 for i in range(21))}
-    ),
+    "tau_norm": _untrained({"tau": 1.0}, {"tau": tuple(i / 10 for i in range(21))}),
     # all kinds of Decoupling
-    "ncm": lambda _: _untrained({"kind": "cl2"}, {"kind": ("raw", "l2", "cl2")}),
+    "ncm": _untrained({"kind": "cl2"}, {"kind": ("raw", "l2", "cl2")}),
     # tau 1: theory; no grid published
-    "logit_adjust_posthoc": lambda _: _untrained(
+    "logit_adjust_posthoc": _untrained(
         {"tau": 1.0}, {"tau": tuple(i / 5 for i in range(16))}
     ),
     # The rest is not published: LOS with other starts, samplers and corrections.
-    "los_fresh": lambda case: _los(
-        case, 5e-2, {"start": "fresh"}, {"delta": case.smoothing.fresh}
+    "los_fresh": lambda c: _los(
+        c, 5e-2, {"start": "fresh"}, {"delta": c.smoothing.fresh}
     ),
-    "los_resampled": lambda case: _los(
-        case, 5e-4, {"sampler": "class"}, {"sampler": ("class", "sqrt")}
+    "los_resampled": lambda c: _los(
+        c, 5e-4, {"sampler": "class"}, {"sampler": ("class", "sqrt")}
     ),
-    "los_balanced_softmax": lambda case: _los(
-        case, 5e-4, {}, {"delta": (case.smoothing.curve[0], *case.smoothing.coarse)}
+    "los_balanced_softmax": lambda c: _los(
+        c, 5e-4, {}, {"delta": (c.smoothing.curve[0], *c.smoothing.coarse)}
     ),
     "los_max_norm": _los_max_norm,
-    "los_tau_norm": lambda case: _los(
-        case, 5e-4, {"tau": 1.0}, {"lr": LR[:3], "tau": (0.5, 1.0, 1.5)}
+    "los_tau_norm": lambda c: _los(
+        c, 5e-4, {"tau": 1.0}, {"lr": LR[:3], "tau": (0.5, 1.0, 1.5)}
     ),
 }
 
