@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lt_jax import methods, models, recipes
+from lt_jax.errors import InputError
 from lt_jax.experiment import config as configs
 from lt_jax.experiment import defaults, session, stages
 
@@ -281,3 +286,66 @@ def test_docstrings_hold_the_command():
     for name in FILES:
         text = Path(tiny_digits.CONFIGS / f"{name}.py").read_text()
         assert f"lt-jax run --config configs/{name}.py" in text
+
+
+def store(workdir: Path, tree: dict[str, Any]) -> Path:
+    """Write config.json, as a run does, and return the workdir."""
+    (workdir / "config.json").write_text(json.dumps(tree))
+    return workdir
+
+
+def test_config_json_resolves_to_the_same_config(tmp_path):
+    config = configs.resolve(tiny_digits.config())
+    stored = store(tmp_path, configs.as_dict(config))
+    assert configs.workdir_config(stored) == config
+
+
+def test_config_json_of_version_0_1(tmp_path):
+    """It has keys that were dropped, at the only value that they ever had."""
+    tree = configs.as_dict(configs.resolve(tiny_digits.config()))
+    tree["method"]["nesterov"] = tree["optim"]["nesterov"] = False
+    found = configs.workdir_config(store(tmp_path, tree))
+    assert found == configs.resolve(tiny_digits.config())
+    tree["optim"]["nesterov"] = True
+    with pytest.raises(InputError, match=r"config\.json: unknown config key 'optim"):
+        configs.workdir_config(store(tmp_path, tree))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optim.lr", "fast", "optim.lr must be a number, got 'fast'"),
+        ("optim.lr", True, "optim.lr must be a number, got True"),
+        ("optim.epochs", 2.5, "optim.epochs must be an integer, got 2.5"),
+        ("eval.flip", 1, "eval.flip must be True or False, got 1"),
+        ("method.names", "los", "method.names must be a tuple, got 'los'"),
+        ("data.mean", ("0.5",), r"data.mean must be a tuple, got \('0.5',\)"),
+        ("optim.epoch", 3, "unknown config key 'optim.epoch'.* did you mean 'epochs'"),
+        ("method.ce.lr", None, "method.ce needs a value for 'lr'"),
+        ("optim.lr", None, "the config has no optim.lr"),
+        ("save", None, "the config has no save.every"),
+    ],
+)
+def test_wrong_types_and_keys(key, value, message):
+    tree = tiny_digits.config().to_dict()
+    *groups, last = key.split(".")
+    inner = functools.reduce(dict.__getitem__, groups, tree)
+    inner[last] = value
+    if value is None:
+        del inner[last]
+    with pytest.raises(InputError, match=message):
+        configs.resolve(tree)
+
+
+def test_integers_are_numbers_and_numpy_scalars_are_python():
+    tree = tiny_digits.config().to_dict()
+    tree["optim"]["lr"], tree["optim"]["epochs"] = 1, np.int64(3)
+    found = configs.resolve(tree).optim
+    assert (found.lr, type(found.lr)) == (1.0, float)
+    assert (found.epochs, type(found.epochs)) == (3, int)
+
+
+def test_a_resolved_config_is_frozen():
+    config = configs.resolve(tiny_digits.config())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.optim.lr = 1.0  # type: ignore[misc]

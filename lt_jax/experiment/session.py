@@ -234,13 +234,13 @@ def open_session(
 
 @contextlib.contextmanager
 def workdir_lock(workdir: Path) -> Iterator[None]:
-    """Keep a second job out of a workdir; the lock of a dead job is released.
+    """Keep a second job out of a workdir.
 
-    The operating system holds the lock for process 0 as long as it lives, so there is
-    no stale one to remove. Where the file system has no locks, there is none.
+    The operating system releases the lock of process 0 when it ends, so no lock is
+    stale. A file system without locks is not protected.
 
     Raises:
-      InputError: another job works there.
+      InputError: another job is running there.
     """
     held: list[int] = []
 
@@ -273,7 +273,7 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
 
 
 def _check_same_config(config: Config, workdir: Path) -> None:
-    """Refuses a config that would mix two experiments in one workdir."""
+    """Refuse a config that would mix two experiments in one workdir."""
     if (workdir / "config.json").exists():
         old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
         now = flatten_dict(jsonable(as_dict(config)), sep=".")
