@@ -17,6 +17,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+import tiny_cifar
 import tiny_digits
 from flax.traverse_util import flatten_dict
 from test_feature_files import config as features_config
@@ -217,6 +218,17 @@ def test_every_python_block_is_run():
                 assert title in RUN_BY, f"{page}: {title}"
     for title, test in RUN_BY.items():
         assert title in (ROOT / "tests" / test).read_text(encoding="utf-8")
+
+
+def test_images_are_exported_for_the_authors_code(tmp_path, monkeypatch):
+    tiny_cifar.write(tmp_path, per_class=5, test_per_class=1)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    program = blocks(PAGES[AUTHORS], "python")[0]
+    exec(program.replace("imbalance=100", "imbalance=5"), {})
+    with np.load("cifar100_lt.npz") as found:
+        assert found["train"].shape == (*found["train_labels"].shape, 32, 32, 3)
+        assert len(found["test"]) == len(found["test_labels"]) == 100
 
 
 def test_example_method_fits_in_every_command(tmp_path, monkeypatch):
