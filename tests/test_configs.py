@@ -243,7 +243,7 @@ def test_arguments_of_photographs(name, argument, key, value):
     assert config[group][last] == value
 
 
-def test_delta_of_a_folder_goes_by_its_classes():
+def test_delta_of_a_folder_follows_its_classes():
     few, many = (
         tiny_digits.load("folder", f"path=x,classes={k}").method.los.delta
         for k in (10, 1000)
@@ -253,7 +253,7 @@ def test_delta_of_a_folder_goes_by_its_classes():
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_recipes_of_photographs(name):
-    """What the issue asks of all of them."""
+    """The common recipe of ImageNet-LT, iNaturalist and folders."""
     c = tiny_digits.load(name)
     assert (c.data.size, c.data.resize) == (224, 256)
     assert (c.data.scale, c.data.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
@@ -277,7 +277,7 @@ def test_recipes_of_photographs(name):
 
 
 @pytest.mark.parametrize("argument", ["ir", "net=resnet50", "nt=resnet32", "ir="])
-def test_bad_arguments_of_cifar100_lt(argument):
+def test_invalid_arguments_of_cifar100_lt(argument):
     with pytest.raises(ValueError, match="expected some of ir=100"):
         tiny_digits.load("cifar100_lt", argument)
 
@@ -301,7 +301,7 @@ def test_config_json_resolves_to_the_same_config(tmp_path):
 
 
 def test_config_json_of_version_0_1(tmp_path):
-    """It has keys that were dropped, at the only value that they ever had."""
+    """Its dropped keys are ignored at the only value they ever had."""
     tree = configs.as_dict(configs.resolve(tiny_digits.config()))
     tree["method"]["nesterov"] = tree["optim"]["nesterov"] = False
     found = configs.workdir_config(store(tmp_path, tree))

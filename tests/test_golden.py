@@ -1,4 +1,4 @@
-"""What must not change unnoticed: every value of every config, the demo's figures."""
+"""Golden values: every value of every config, and the figures of the demo."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_resolved_values_of_every_config(name: str):
 
 
 def close(found: Any, expected: Any, where: str = "result") -> None:
-    """Compares up to rounding: another compiler adds numbers in another order."""
+    """Compare up to rounding, because compilers add numbers in different orders."""
     if isinstance(expected, dict):
         assert found.keys() == expected.keys(), where
         for key in expected:
@@ -50,7 +50,7 @@ def close(found: Any, expected: Any, where: str = "result") -> None:
 
 @pytest.mark.slow
 def test_the_figures_of_the_demo(tmp_path: Path):
-    """As a user runs it: one CPU device, the compiler's usual effort."""
+    """One CPU device and the default compiler flags, as for a user."""
     env = {k: v for k, v in os.environ.items() if k not in ("XLA_FLAGS", "NPROC")}
     command = ["run", "--config", "configs/digits_lt.py", "--workdir", str(tmp_path)]
     subprocess.run(

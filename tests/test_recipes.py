@@ -27,13 +27,13 @@ def test_the_product_in_the_order_of_the_grid():
         assert (row["epochs"], row["start"]) == (20, "stage1")
 
 
-def test_own_values_come_first_where_the_product_misses_them():
+def test_own_values_come_first_unless_in_the_grid():
     rows = recipes.expand(ENTRY | {"grid": {"lr": (0.2, 0.4)}})
     assert [row["lr"] for row in rows] == [0.1, 0.2, 0.4]
     assert rows[0] == ENTRY
 
 
-def test_nothing_twice():
+def test_duplicates_are_dropped():
     rows = recipes.expand(
         ENTRY | {"grid": {"lr": (0.2, 0.1, 0.2), "epochs": (20, 20.0)}}
     )
@@ -67,7 +67,7 @@ def test_values_are_plain():
         (ENTRY | {"grid": {"lr": [0.5]}}, r"got \[0.5\]"),
     ],
 )
-def test_errors_say_what_was_meant(entry, message):
+def test_errors_name_the_problem(entry, message):
     with pytest.raises(InputError, match=message):
         recipes.expand(entry)
 
@@ -154,8 +154,8 @@ def test_a_wrong_row_is_named(backbone, name, changes, message):
         check_grid(backbone, name, **changes)
 
 
-def test_rows_of_which_each_value_alone_would_do(backbone):
-    """No epochs go with any rate, and two with the entry's; not two with none."""
+def test_a_row_whose_values_are_valid_only_alone(backbone):
+    """0 epochs allow any rate, and 2 the rate of the entry, but not 2 the rate 0."""
     changes = {
         "method__los__epochs": 0,
         "method__los__grid": {"epochs": (0, 2), "lr": (0.0, 0.1)},
@@ -174,7 +174,7 @@ def test_rows_of_which_each_value_alone_would_do(backbone):
         ),
     ],
 )
-def test_validation_that_cannot_choose(changes, message):
+def test_validation_set_unfit_for_choosing(changes, message):
     config = configs.resolve(tiny_digits.config(**changes))
     splits, _ = session.load_splits(config)
     with pytest.raises(InputError, match=message):

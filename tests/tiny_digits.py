@@ -1,8 +1,8 @@
-"""The digits config made small enough for a test: a fit takes about a second."""
+"""A small digits config for tests: a fit takes about a second."""
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -11,17 +11,15 @@ CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def load(name: str, *argument: str) -> ConfigDict:
-    """The config of a file in configs/, which is a folder and no package."""
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*argument)
+    """Load a config from a file in configs/."""
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](*argument)
 
 
 def config(**changes: object) -> ConfigDict:
-    """The digits config with a narrow network and short stages; keys dotted by __."""
+    """Return the digits config with a narrow network and short stages.
+
+    Keys of ``changes`` have ``__`` for dots.
+    """
     c = load("digits_lt")
     c.model.width = 4
     c.optim.repeats = 1

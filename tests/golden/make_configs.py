@@ -1,4 +1,4 @@
-"""Writes ``configs.json``: the resolved value of every key of every config.
+"""Write ``configs.json``: the resolved value of every key of every config.
 
     python tests/golden/make_configs.py
 
@@ -8,9 +8,9 @@ that differ from those.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ VARIED: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def arguments(name: str) -> list[str]:
-    """The default argument "", then every value alone and with every other one."""
+    """Return "", then every value alone and combined with every other one."""
     single = [(k, v) for k, known in VARIED[name].items() for v in known[1:]]
     pairs = [(a, b) for a, b in itertools.combinations(single, 2) if a[0] != b[0]]
     chosen = [*((one,) for one in single), *pairs]
@@ -69,7 +69,7 @@ def arguments(name: str) -> list[str]:
 
 
 def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values, tuples as lists, as JSON has them."""
+    """Return values by dotted key, with tuples as lists as in JSON."""
     found: dict[str, Any] = {}
     for key, value in config.items():
         if hasattr(value, "items"):
@@ -80,26 +80,22 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def load(name: str, argument: str) -> dict[str, Any]:
-    spec = importlib.util.spec_from_file_location(name, CONFIGS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return flat(module.get_config(argument) if argument else module.get_config())
+    get_config = runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]
+    return flat(get_config(argument) if argument else get_config())
 
 
 def difference(base: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The values of ``other`` that differ from ``base``; None where it lacks a key."""
+    """Return values of ``other`` that differ from ``base``; None for a missing key."""
     keys = [*other, *(key for key in base if key not in other)]
     return {k: other.get(k) for k in keys if k not in base or other.get(k) != base[k]}
 
 
 def resolved(name: str) -> dict[str, Any]:
     base, *others = arguments(name)
-    whole = load(name, base)
+    default = load(name, base)
     return {
-        "default": whole,
-        "differs": {a: difference(whole, load(name, a)) for a in others},
+        "default": default,
+        "differs": {a: difference(default, load(name, a)) for a in others},
     }
 
 
@@ -115,7 +111,7 @@ def main() -> None:
 
 
 def _lines(values: dict[str, Any]) -> str:
-    """One line per entry, sorted, so that a change is readable in a diff."""
+    """Format one line per entry, sorted, for readable diffs."""
     return ",\n".join(
         f"   {json.dumps(key)}: {json.dumps(values[key], sort_keys=True)}"
         for key in sorted(values)

@@ -1,4 +1,4 @@
-"""Writes ``digits.json``: the figures of ``make demo``, to the bit on one machine.
+"""Write ``digits.json``: the figures of ``make demo``, to the bit on one machine.
 
     python tests/golden/make_digits.py RESULT_JSON
 
@@ -18,14 +18,14 @@ TIMES = ("seconds", "images_per_second")
 
 
 def figures(value: Any) -> Any:
-    """The same object without what the clock decides."""
+    """Remove times and speeds."""
     if isinstance(value, dict):
         return {key: figures(v) for key, v in value.items() if key not in TIMES}
     return [figures(v) for v in value] if isinstance(value, list) else value
 
 
 def machine(result: dict[str, Any]) -> dict[str, str]:
-    """What the last bits of a figure depend on: the compiler and the processor."""
+    """Return what rounding depends on: compiler and processor."""
     flags = [
         line.partition(":")[2]
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
