@@ -210,13 +210,9 @@ def test_no_import_cycle():
     graphlib.TopologicalSorter(graph).prepare()  # raises and names the cycle
 
 
-def test_the_package_itself_imports_nothing_but_its_library_and_that_late():
-    """So that `lt-jax --help` answers at once."""
-    assert modules(PACKAGE["__init__.py"], "__init__.py") == {"api.py", "_version.py"}
-    program = (
-        "import sys, lt_jax; lt_jax.__version__;"
-        "print(*sorted({'jax', 'numpy', 'lt_jax.api'} & {*sys.modules}))"
-    )
+def imported_by(statement: str, names: set[str]) -> list[str]:
+    """Which of these modules a fresh interpreter has after a statement."""
+    program = f"import sys; {statement}; print(*sorted({names} & {{*sys.modules}}))"
     done = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -225,7 +221,21 @@ def test_the_package_itself_imports_nothing_but_its_library_and_that_late():
         check=True,
         timeout=100,
     )
-    assert done.stdout.split() == []
+    return done.stdout.split()
+
+
+def test_the_package_itself_imports_nothing_but_its_library_and_that_late():
+    """So that `lt-jax --help` answers at once."""
+    assert modules(PACKAGE["__init__.py"], "__init__.py") == {"api.py", "_version.py"}
+    heavy = {"jax", "numpy", "lt_jax.api"}
+    assert imported_by("import lt_jax; lt_jax.__version__", heavy) == []
+
+
+def test_fit_heads_imports_no_image_decoder_and_no_checkpoints():
+    heavy = {"cv2", "PIL", "simplejpeg", "orbax", "tensorflow_datasets", "pyarrow"}
+    assert imported_by("from lt_jax import fit_heads", heavy) == []
+    # The check itself works.
+    assert "PIL" in imported_by("import lt_jax.data.images.decode", heavy)
 
 
 @each_module

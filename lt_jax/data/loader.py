@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -111,12 +110,12 @@ def load_batches(
     """
     errors = DecodeErrors(dataset) if errors is None else errors
     decoder = dataset.decoder
-    # Grain was 6 % slower than these threads (docs/benchmarks/performance.md).
-    with contextlib.ExitStack() as stack:
-        # One thread finishes the batches in order and moves them to the devices.
-        finisher = stack.enter_context(_pool(1))
-        workers = stack.enter_context(_pool(decoder.workers if decoder else 1))
-        pending: deque[Future[Batch]] = deque()
+    # Grain was 6 % slower than these threads (docs/benchmarks/performance.md). One
+    # thread finishes the batches in order and moves them to the devices.
+    finisher = ThreadPoolExecutor(1)
+    workers = ThreadPoolExecutor(decoder.workers if decoder else 1)
+    pending: deque[Future[Batch]] = deque()
+    try:
         for step, indices in enumerate(rows):
             if decoder is None:
                 finish = _read(dataset, indices)
@@ -128,6 +127,9 @@ def load_batches(
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+    finally:  # drops pending work if the caller stops early
+        for threads in (workers, finisher):
+            threads.shutdown(cancel_futures=True)
 
 
 def _labels_and_mask(dataset: Dataset, indices: np.ndarray) -> Batch:
@@ -192,13 +194,3 @@ def _decode(
         return {**batch, "image": image}
 
     return finish
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that drop pending work when the caller stops early."""
-    threads = ThreadPoolExecutor(workers)
-    try:
-        yield threads
-    finally:
-        threads.shutdown(cancel_futures=True)

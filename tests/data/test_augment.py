@@ -11,7 +11,6 @@ import pytest
 
 from lt_jax.data.augment import transforms
 from lt_jax.data.augment.transforms import Augment
-from lt_jax.errors import InputError
 
 KEY = jax.random.key(0)
 offsets = jax.jit(transforms.offsets, static_argnums=0)
@@ -20,7 +19,7 @@ PLAIN = Augment(pad=4, flip=True, mean=(0.5, 0.4, 0.3), std=(0.2, 0.25, 0.5))
 
 
 def some_images(shape):
-    """uint8 images in which all 256 values occur and no two pixels tell the same."""
+    """uint8 images in which all 256 values occur and nearly all pixels differ."""
     return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
 
 
@@ -148,23 +147,3 @@ def test_mirror():
 
 def test_augment_is_hashable():
     assert hash(PLAIN) == hash(Augment(*PLAIN))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"mean": (0.5,)}, "3 channels"),
-        ({"std": (0.2,)}, "3 channels"),
-        ({"std": (0.2, 0.0, 0.2)}, "must be positive"),
-    ],
-)
-def test_normalise_refuses(change, message):
-    with pytest.raises(InputError, match=message):
-        transforms.normalise(
-            PLAIN._replace(**change), jnp.zeros((1, 2, 2, 3), jnp.uint8)
-        )
-
-
-def test_negative_pad_is_refused():
-    with pytest.raises(InputError, match="at least 0 pixels, got -1"):
-        transforms.offsets(PLAIN._replace(pad=-1), KEY, jnp.arange(2))

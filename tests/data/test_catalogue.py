@@ -318,7 +318,7 @@ def test_cifar_as_tfrecord(copy, tmp_path):
 
 
 def test_cifar_converted_in_place(copy, tmp_path):
-    # What TFDS's conversion leaves: array_record beside the format it came in.
+    # As `tfds convert_format` leaves it: array_record next to TFRecord files.
     edit_info(copy, fileFormat="tfrecord", alternativeFileFormats=["array_record"])
     assert len(cifar.cifar100(str(tmp_path))[1]) == 300
 

@@ -12,7 +12,6 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from lt_jax.data.augment import colour, randaugment, transforms
 from lt_jax.data.augment.transforms import Augment
-from lt_jax.errors import InputError
 
 KEY = jax.random.key(0)
 RNG = np.random.default_rng(0)
@@ -181,13 +180,8 @@ def test_crops_do_not_move_when_colours_are_turned_on():
     )
 
 
-def test_grey_images_are_refused():
-    with pytest.raises(InputError, match="3 channels, got 1"):
-        transforms.vary(WHOLE, KEY, jnp.arange(2), jnp.zeros((2, 8, 8, 1), jnp.uint8))
-
-
 def test_shares_of_mixup():
-    """Uniform at alpha 1; by position alone; whole beside padding."""
+    """Uniform at alpha 1; by position alone; 1 if the partner is padding."""
     positions = jnp.arange(2000)
     shares = transforms.mix_shares(1.0, KEY, positions, jnp.ones(2000))
     assert shares.dtype == jnp.float32

@@ -1,4 +1,4 @@
-"""Every format comes out right, the fast way equals the slow one, damage is told."""
+"""Decoding: all formats, both decoders, damaged files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def everything(wide, high):
 
 
 def oracle(image: Image.Image, where, size: int) -> np.ndarray:
-    """Pillow's resize, which smooths as much as it shrinks, on whole pixels."""
+    """Pillow's resize, which smooths as much as it shrinks."""
     where = where(*image.size)
     return np.asarray(
         image.resize(
@@ -45,10 +45,10 @@ def away(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.fixture
 def no_pillow(monkeypatch):
-    """Makes the slow way fail."""
+    """Make decoding with Pillow fail."""
 
     def used(data):
-        raise AssertionError("left to Pillow")
+        raise AssertionError("decoded with Pillow")
 
     monkeypatch.setattr(decoding, "_from_pillow", used)
 
@@ -64,7 +64,7 @@ def no_pillow(monkeypatch):
         box(30.4, 20.7, 120.9, 88.2),
     ],
 )
-def test_a_box_of_a_jpeg_is_what_pillow_makes_of_it(no_pillow, where, size):
+def test_a_box_of_a_jpeg_agrees_with_pillow(no_pillow, where, size):
     image = Image.fromarray(scene(200, 150))
     for how in ({}, {"subsampling": 0}, {"progressive": True}, {"quality": 80}):
         found = decode(encoded(image, **how), where, size)
@@ -86,7 +86,7 @@ def test_stopping_below_the_box_changes_no_pixel(where, subsampling, grey):
         np.testing.assert_array_equal(stopped, whole)
 
 
-def test_shrinking_aliases_no_more_than_means_of_areas():
+def test_shrinking_aliases_less_than_area_averaging():
     """Stripes finer than the result can show should be grey in it."""
     left = {"ours": 0.0, "area": 0.0, "linear": 0.0}
     for period in (2, 3):
@@ -106,7 +106,7 @@ def test_shrinking_aliases_no_more_than_means_of_areas():
     assert left["ours"] < 0.5 * left["linear"]
 
 
-def test_a_resize_neither_shifts_nor_dims():
+def test_resizing_neither_shifts_nor_darkens():
     image = scene(240, 240)
     for side in (40, 70, 79, 81, 120, 160, 220, 240, 300):
         found = decoding.resized(image, side)
@@ -170,7 +170,7 @@ def test_transparent_colours_of_a_palette():
     assert away(found, oracle(image.convert("RGB"), everything, 24)) < 2
 
 
-def test_a_colour_profile_is_no_obstacle(no_pillow):
+def test_a_colour_profile_is_ignored(no_pillow):
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     image = Image.fromarray(scene(90, 70))
     found = decode(encoded(image, icc_profile=profile), everything, 24)
@@ -179,7 +179,7 @@ def test_a_colour_profile_is_no_obstacle(no_pillow):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
-def test_exif_turns_the_photograph_and_the_box(orientation, format):
+def test_exif_rotates_the_photograph_and_the_box(orientation, format):
     stored = Image.fromarray(scene(90, 70, seed=5))
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = orientation
@@ -202,20 +202,20 @@ def test_exif_turns_the_photograph_and_the_box(orientation, format):
     assert away(found, oracle(seen, where, 24)) < 3
 
 
-def test_a_broken_exif_entry_turns_nothing():
+def test_a_broken_exif_entry_is_ignored():
     data = encoded(scene(90, 70), exif=b"Exif\0\0MM\0*\0\0\0\x99")
     header = jpeg_header(data)
     assert header is not None
     assert header.orientation == 1
 
 
-def test_a_rotation_in_xmp_alone_is_left_to_pillow():
+def test_a_rotation_only_in_xmp_is_decoded_with_pillow():
     xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><tiff:Orientation>6</tiff:Orientation>'
     assert jpeg_header(encoded(scene(90, 70), xmp=xmp)) is None
 
 
 @pytest.mark.parametrize("sides", [(1, 1), (2, 9), (15, 40), (40, 3), (17, 17)])
-def test_tiny_and_narrow_ones(sides):
+def test_tiny_and_narrow_images(sides):
     image = Image.fromarray(scene(*sides))
     for format in ("JPEG", "PNG"):
         data = encoded(image, format)
@@ -223,7 +223,7 @@ def test_tiny_and_narrow_ones(sides):
         assert away(decode(data, everything, 24), oracle(expected, everything, 24)) < 2
 
 
-def test_bytes_behind_the_end_do_no_harm(no_pillow):
+def test_bytes_after_the_end_are_ignored(no_pillow):
     data = encoded(scene(90, 70))
     np.testing.assert_array_equal(
         decode(data + bytes(100), everything, 24), decode(data, everything, 24)
@@ -246,8 +246,8 @@ WRONG = {
 
 
 @pytest.mark.parametrize("what", WRONG)
-def test_what_is_no_image_is_told(what):
-    # The box lies in the part that is there: a crop must not decide what is broken.
+def test_undecodable_bytes(what):
+    # The box is in the part that exists: the crop must not decide what is broken.
     with pytest.raises(Undecodable) as caught:
         decode(WRONG[what], box(0, 0, 20, 4), 16)
     assert str(caught.value)
@@ -256,12 +256,12 @@ def test_what_is_no_image_is_told(what):
 
 
 @pytest.mark.parametrize("how", ["JPEG", "progressive", "PNG", "WEBP"])
-def test_no_damage_whatever_crashes(how):
-    """Some bytes anywhere become others: an image comes out, or it is told."""
+def test_damaged_bytes_never_crash(how):
+    """With some bytes changed, decoding returns an image or raises Undecodable."""
     rng = np.random.default_rng(0)
     special = {"progressive": ("JPEG", {"progressive": True})}
     format, options = special.get(how, (how, {}))
-    data, ends = encoded(scene(90, 70), format, **options), {"image": 0, "told": 0}
+    data, ends = encoded(scene(90, 70), format, **options), {"image": 0, "error": 0}
     for turn in range(60):
         spoilt = bytearray(data)
         within = len(data) if turn % 2 else min(len(data), 700)  # or in the header
@@ -272,18 +272,18 @@ def test_no_damage_whatever_crashes(how):
             assert found.shape == (24, 24, 3)
             ends["image"] += 1
         except Undecodable:
-            ends["told"] += 1
-    assert ends["told"]
+            ends["error"] += 1
+    assert ends["error"]
     assert ends["image"] or format in ("PNG", "WEBP")  # which have checksums
 
 
-def test_an_enormous_one_is_refused(monkeypatch):
+def test_a_huge_image_is_rejected(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(Undecodable, match="exceeds limit"):
         decode(JPEG, everything, 16)
 
 
-def test_the_view_of_an_evaluation_is_torchvisions():
+def test_the_centre_crop_agrees_with_torchvision():
     """Resize(256), CenterCrop(224) in the order and rounding of torchvision."""
     view = VIEW._replace(size=56, resize=64)
     for wide, high in ((200, 150), (150, 201), (64, 64), (333, 100)):
@@ -299,7 +299,7 @@ def test_the_view_of_an_evaluation_is_torchvisions():
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "key"),
     [
         ({"size": 300}, "size"),
         ({"scale": (0.5, 0.2)}, "scale"),
@@ -309,6 +309,6 @@ def test_the_view_of_an_evaluation_is_torchvisions():
         ({"workers": 0}, "workers"),
     ],
 )
-def test_a_view_that_makes_no_sense(change, told):
-    with pytest.raises(InputError, match=rf"data\.{told}.*, got"):
+def test_invalid_options(change, key):
+    with pytest.raises(InputError, match=rf"data\.{key}.*, got"):
         dataset([JPEG], VIEW._replace(**change))

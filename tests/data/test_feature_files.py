@@ -135,12 +135,12 @@ def with_nan(features):
         (changed(features=lambda f: f.astype(object)), "Pickles are not opened"),
     ],
 )
-def test_what_is_wrong_with_arrays_is_told(tmp_path, train, message):
+def test_invalid_arrays(tmp_path, train, message):
     with pytest.raises(InputError, match=message):
         vectors.load(write(tmp_path, train=train))
 
 
-def test_what_is_wrong_with_files_is_told(tmp_path):
+def test_invalid_files(tmp_path):
     with pytest.raises(InputError, match=r"no features in .*expected train\.npz or"):
         vectors.load(str(tmp_path))
     with pytest.raises(InputError, match=r"data\.dir must be .* got ''"):
@@ -158,7 +158,7 @@ def test_what_is_wrong_with_files_is_told(tmp_path):
         vectors.load(str(tmp_path))
 
 
-def test_what_is_wrong_with_parquet_is_told(tmp_path):
+def test_invalid_parquet(tmp_path):
     write(tmp_path, "parquet")
     file = tmp_path / "train.parquet"
     ragged = pyarrow.table({"features": [[1.0, 2.0], [1.0]], "labels": [0, 1]})
@@ -186,10 +186,10 @@ def test_bad_features_end_a_command_with_one_message(tmp_path, capsys, command):
     folder = write(tmp_path / "f", train=changed(features=with_nan))
     arguments = [command, "--config", f"{CONFIG}:path={folder}"]
     assert main.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lt-jax: ")
-    assert "features must be finite; those of example 3 are not" in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert error.startswith("lt-jax: ")
+    assert "features must be finite; those of example 3 are not" in error
+    assert "Traceback" not in error
     assert not (tmp_path / "run").exists()
 
 
@@ -233,7 +233,7 @@ def folder(tmp_path_factory):
 
 
 def test_straight_into_retrain_and_the_same_online(folder, tmp_path):
-    """No stage 1 was asked for; its head is fitted on the way. Cached equals online."""
+    """Without stage 1, its head is fitted first. Cached equals online."""
     cached = train.retrain(config(folder), tmp_path / "cached")
     assert cached["methods"]["none"]["all"]["mean"] > 0.7
     online = train.retrain(

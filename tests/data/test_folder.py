@@ -129,7 +129,7 @@ def test_cut_to_a_long_tail(tmp_path):
 
 
 def odd_images() -> dict[str, bytes]:
-    """The same red, in all that people have."""
+    """The same red in every format."""
     made = {}
     red = Image.new("RGB", (60, 40), (200, 40, 40))
     for name in ("jpg", "png", "webp", "bmp", "gif", "tif"):
@@ -171,7 +171,7 @@ def test_grey_and_16_bit(tmp_path):
         np.testing.assert_allclose(image.astype(float), 120, atol=1.5, err_msg=name)
 
 
-def test_exif_turns_a_photograph(tmp_path):
+def test_exif_rotates_a_photograph(tmp_path):
     tiny_photos.write(tmp_path / "test", dict.fromkeys(SIZES, 2))
     tiny_photos.write(tmp_path / "train", dict.fromkeys(SIZES, 2))
     # Black above, white below; orientation 6 shows it turned right by a quarter.
@@ -194,28 +194,28 @@ def test_other_files_are_skipped_and_named(tmp_path, capsys):
     for name in ("notes.txt", ".DS_Store", "._bild 0.jpg", "film.mp4"):
         (root / "train/rot" / name).write_bytes(b"x")
     assert sizes(load(root)) == (35, 6, 12)
-    told = capsys.readouterr().err
-    assert "skipped 4 files without images" in told
-    assert "train/rot/notes.txt" in told
+    error = capsys.readouterr().err
+    assert "skipped 4 files without images" in error
+    assert "train/rot/notes.txt" in error
 
 
-def test_twins_are_counted(tmp_path, capsys):
+def test_duplicates_are_reported(tmp_path, capsys):
     root = three(tmp_path)
     shutil.copy(root / "train/rot/bild 2.jpg", root / "test/rot/other name.jpg")
     shutil.copy(root / "val/blau/bild 0.jpg", root / "test/rot/third.jpg")
     shutil.copy(root / "train/rot/bild 1.PNG", root / "train/rot/alike.PNG")
-    # As long as a training image and no twin.
+    # As long as a training image, but not equal.
     content = bytearray((root / "train/rot/bild 4.jpg").read_bytes())
     content[-30] ^= 1
     (root / "test/rot/near.jpg").write_bytes(content)
     load(root)
-    told = capsys.readouterr().err
-    assert "2 test images are also training or validation" in told
-    assert "train/rot/bild 2.jpg = test/rot/other name.jpg" in told
-    assert "near" not in told
+    error = capsys.readouterr().err
+    assert "2 test images are also training or validation" in error
+    assert "train/rot/bild 2.jpg = test/rot/other name.jpg" in error
+    assert "near" not in error
 
 
-def test_a_file_that_vanished_is_an_undecodable_one(tmp_path):
+def test_a_deleted_file_counts_as_undecodable(tmp_path):
     found = load(three(tmp_path)).train
     (tmp_path / "train/blau/bild 0.jpg").unlink()
     assert found.ids[0] == "train/blau/bild 0.jpg"
@@ -295,7 +295,7 @@ def test_bad_tables(tmp_path, columns, rows, message):
         load("", csv_of(tmp_path, columns, rows))
 
 
-def test_tables_that_are_none(tmp_path):
+def test_unreadable_tables(tmp_path):
     with pytest.raises(InputError, match=r"expected a \.csv or \.parquet file"):
         load("", str(tmp_path / "list.xlsx"))
     with pytest.raises(InputError, match="No such file"):
@@ -309,7 +309,7 @@ def test_tables_that_are_none(tmp_path):
 
 
 def test_no_folder(tmp_path):
-    for dir in ("", tmp_path / "nowhere"):
+    for dir in ("", tmp_path / "missing"):
         with pytest.raises(InputError, match=r"no folder .* Expected DIR/train/CLASS"):
             load(dir)
 
@@ -331,7 +331,7 @@ def test_an_empty_class(tmp_path):
         load(root)
 
 
-def test_one_class_only(tmp_path):
+def test_only_one_class(tmp_path):
     tiny_photos.write(tmp_path, {"rot": 5})
     with pytest.raises(InputError, match="only one class, 'rot'"):
         load(tmp_path)
@@ -404,9 +404,9 @@ def test_predict(run, tmp_path, capsys):
             assert chances == sorted(chances, reverse=True)
             assert abs(sum(chances) - 1) < 1e-5
         assert main.main([*arguments, "--method=none", "--top=1"]) == 0
-        told = capsys.readouterr().out
-        assert told.startswith("head: stage1/0\n")
-        assert told.count(" %  ") == 3
+        output = capsys.readouterr().out
+        assert output.startswith("head: stage1/0\n")
+        assert output.count(" %  ") == 3
     finally:
         shutil.move(tmp_path / "away", root)
 
@@ -474,13 +474,13 @@ def assert_same_guesses(found, expected):
         assert ours == pytest.approx(theirs, abs=1e-5)
 
 
-def test_predict_refuses_what_is_no_artefact(run, tmp_path, capsys):
+def test_predict_rejects_other_files_as_artefacts(run, tmp_path, capsys):
     _, workdir, root, _ = run
     image = str(next((root / "test").rglob("bild*")))
     file = tmp_path / "net.stablehlo"
     assert main.main(["convert", str(workdir), str(file)]) == 0
     note = tmp_path / "net.stablehlo.json"
-    told = note.read_text()
+    error = note.read_text()
 
     def refused(*arguments):
         capsys.readouterr()
@@ -491,11 +491,11 @@ def test_predict_refuses_what_is_no_artefact(run, tmp_path, capsys):
 
     assert "it holds one head" in refused("--method=los")
     assert "--top must be at least 1" in refused("--top=0")
-    note.write_text(told.replace('"images"', '"pictures"'))
+    note.write_text(error.replace('"images"', '"pictures"'))
     assert "net.stablehlo.json lacks 'images'" in refused()
     note.unlink()
     assert "Convert the workdir again" in refused()
-    note.write_text(told)
+    note.write_text(error)
     file.write_bytes(file.read_bytes()[:1000])
     assert "is damaged or not an artefact" in refused()
     file.unlink()
@@ -523,12 +523,12 @@ def test_predict_refuses(run, capsys, flag, message):
     _, workdir, root, _ = run
     image = next((root / "test").rglob("bild*"))
     assert main.main(["predict", "--workdir", str(workdir), str(image), flag]) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert "Traceback" not in told
+    error = capsys.readouterr().err
+    assert message in error
+    assert "Traceback" not in error
 
 
-def test_predict_refuses_what_is_no_image(run, tmp_path):
+def test_predict_rejects_files_that_are_not_images(run, tmp_path):
     _, workdir, root, _ = run
     (tmp_path / "text.jpg").write_text("x")
     whole = next((root / "test").rglob("*.jpg")).read_bytes()
@@ -566,11 +566,11 @@ def test_info_draws_the_curve(tmp_path, capsys, monkeypatch):
     )
     png = tmp_path / "new/counts.png"
     assert main.main(["data", "info", "--config=x", "--png", str(png)]) == 0
-    told = capsys.readouterr().out
-    assert "largest      rot (20)" in told
-    assert "smallest     grün wiese (5)" in told
-    assert "█" in told
-    assert "3 classes, largest first" in told
+    output = capsys.readouterr().out
+    assert "largest      rot (20)" in output
+    assert "smallest     grün wiese (5)" in output
+    assert "█" in output
+    assert "3 classes, largest first" in output
     assert png.read_bytes().startswith(b"\x89PNG")
     assert main.main(["data", "info", "--config=x", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["counts_max"] == 20

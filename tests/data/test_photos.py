@@ -1,4 +1,4 @@
-"""Photographs are fed, masked where they are damaged, trained on and evaluated."""
+"""Photographs: loading, masking damaged files, training and evaluation."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_crops_hang_on_run_epoch_and_place_alone():
     )
 
 
-def test_a_subset_crops_as_the_whole():
+def test_a_subset_has_the_same_crops():
     chosen = np.array([50, 7, 9, 31])
     part = made().take(chosen)
     assert len(part) == 4
@@ -156,7 +156,7 @@ def test_reading_ahead_ends_with_the_one_who_reads():
     assert threading.active_count() < 10
 
 
-def test_a_defect_is_no_broken_image():
+def test_a_bug_is_not_an_undecodable_image():
     def fails(rows):
         raise RuntimeError("the disk is gone")
 
@@ -168,7 +168,7 @@ def test_a_defect_is_no_broken_image():
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_a_broken_image_becomes_padding_and_is_named(workers):
+def test_a_broken_image_becomes_padding_and_is_reported(workers):
     bad = (4, 17, 66)
     part = made(bad, share=0.1, workers=workers)
     broken = DecodeErrors(part)
@@ -200,8 +200,8 @@ def test_more_broken_images_than_the_share_stop_the_run():
         fed(made((8,)), plan())
 
 
-def test_it_stops_as_soon_as_it_is_sure():
-    """Not after the rest was read: of many broken images a few are enough."""
+def test_stops_as_soon_as_too_many_are_broken():
+    """Without reading the rest."""
     read = []
 
     def noting(rows):
@@ -272,7 +272,7 @@ def losses(workdir):
 
 @pytest.fixture(scope="module")
 def on_four_devices(tmp_path_factory):
-    """Stage 1, trained on all virtual devices; losses, and what was told."""
+    """Losses and log of stage 1, trained on all virtual devices."""
     workdir = tmp_path_factory.mktemp("four")
     with pytest.MonkeyPatch.context() as patch:
         source(patch, broken=(LOST,), test_broken=(1, 9))
@@ -286,8 +286,8 @@ def test_both_stages_on_one_device_as_on_four(
     source(monkeypatch, broken=(LOST,), test_broken=(1, 9))
     c = config(optim__epochs=2, optim__lr=0.02)
     found = stages.run(c, tmp_path)
-    ours, told = losses(tmp_path), (tmp_path / "log.txt").read_text()
-    for text in (told, on_four_devices[1]):
+    ours, log = losses(tmp_path), (tmp_path / "log.txt").read_text()
+    for text in (log, on_four_devices[1]):
         assert f"made/{LOST:04d}.jpg" in text
         assert "test: skipped 2 undecodable images" in text
     np.testing.assert_allclose(ours[0], on_four_devices[0][0], rtol=2e-3)
@@ -298,7 +298,7 @@ def test_both_stages_on_one_device_as_on_four(
     assert outcome["left_out"] == 2
     right = outcome["metrics"]["all"] * (len(TEST_LABELS) - 2)
     assert right == pytest.approx(round(right))
-    # The command that only reads tells it too, on the other stream.
+    # `evaluate` reports it too, on stderr.
     capsys.readouterr()
     again = stages.evaluate_all(c, tmp_path, "test")
     assert again["stage1/0"]["all"] == found["methods"]["none"]["all"]["mean"]
@@ -329,7 +329,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
     assert kept[0] == kept[1]
 
 
-def test_a_step_that_sees_no_image_moves_on_without_one(tmp_path, monkeypatch):
+def test_a_step_without_decodable_images_is_skipped(tmp_path, monkeypatch):
     """58 images in batches of 57: a last step with a single one, and that is broken."""
     source(monkeypatch, broken=tuple(range(72)), share=0.99)
     with pytest.raises(InputError, match=r"more than the share.*data\.broken=[\d.]+$"):
@@ -371,7 +371,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     assert "undecodable image" in capsys.readouterr().out
     whole = np.load(tmp_path / "features/0/train.npy")
     assert whole.shape[:2] == (2, 56)
-    assert not np.allclose(whole[0], whole[1])  # cropped anew for each view
+    assert not np.allclose(whole[0], whole[1])  # another crop per view
     note = json.loads((tmp_path / "features/0/train.json").read_text())
     assert note["left_out"] == [5, 11]
     assert note["looks"]["size"] == VIEW.size
@@ -398,7 +398,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
             np.testing.assert_array_equal(one.labels, np.delete(part.labels, [5, 11]))
             break
     else:
-        pytest.fail("the features of the training set were not asked for")
+        pytest.fail("the features of the training set are not needed")
 
 
 def test_a_flip_without_a_crop_is_that_of_the_selectors():
@@ -416,7 +416,7 @@ def test_a_flip_without_a_crop_is_that_of_the_selectors():
         np.testing.assert_array_equal(found[i], expected)
 
 
-def test_decoding_thousands_takes_no_more_memory_than_hundreds():
+def test_memory_does_not_grow_with_the_number_of_images():
     def resident() -> float:
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

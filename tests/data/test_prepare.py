@@ -1,4 +1,4 @@
-"""Sets from miniature archives in the layout of the originals, and what goes wrong."""
+"""Datasets prepared from miniatures of the original archives; damaged input."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def test_prepare_needs_no_tensorflow(archives, tmp_path):
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stderr == ""
-    told = f"imagenet_lt 1.0.0: train 5, validation 2, test 4; in {tmp_path}"
-    assert done.stdout.startswith(told)
+    line = f"imagenet_lt 1.0.0: train 5, validation 2, test 4; in {tmp_path}"
+    assert done.stdout.startswith(line)
     assert done.stdout.endswith("False\n")
 
 
@@ -271,10 +271,10 @@ def test_missing_archives(archives, tmp_path):
     shutil.copy(archives / "categories.json.tar.gz", few)
     with pytest.raises(InputError) as caught:
         build.prepare("i_naturalist2018", few, str(tmp_path / "out"))
-    told = str(caught.value)
-    assert "train2018.json.tar.gz, val2018.json.tar.gz" in told
-    assert "train_val2018 is an extracted folder" in told
-    assert "test2018" not in told
+    error = str(caught.value)
+    assert "train2018.json.tar.gz, val2018.json.tar.gz" in error
+    assert "train_val2018 is an extracted folder" in error
+    assert "test2018" not in error
     assert not (tmp_path / "out").exists()
 
 
@@ -321,8 +321,8 @@ def test_a_full_disk(archives, tmp_path, monkeypatch, error, capsys):
     arguments = ["data", "prepare", "i_naturalist2018", "--partial"]
     flags = [f"--from={archives}", f"--dir={tmp_path}"]
     assert main.main([*arguments, *flags]) == 2
-    told = capsys.readouterr().err
-    assert f"the disk of {tmp_path}/i_naturalist2018 is full" in told
+    error = capsys.readouterr().err
+    assert f"the disk of {tmp_path}/i_naturalist2018 is full" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -392,7 +392,7 @@ def test_bad_lists(archives, tmp_path, split, line, message):
         build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
 
 
-def test_a_leftover_is_removed_and_told(archives, tmp_path):
+def test_a_leftover_is_removed(archives, tmp_path):
     left = tmp_path / "cifar10/3.0.2.incomplete"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
@@ -405,7 +405,7 @@ def test_a_leftover_is_removed_and_told(archives, tmp_path):
     assert not (folder / "half").exists()
 
 
-def test_two_at_once(archives, tmp_path):
+def test_two_processes_at_once(archives, tmp_path):
     left = tmp_path / "cifar10/3.0.2.incomplete"
     left.mkdir(parents=True)
     handle = os.open(left, os.O_RDONLY)

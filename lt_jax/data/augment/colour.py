@@ -9,8 +9,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lt_jax.errors import InputError
-
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601: grey from red, green and blue
 
 
@@ -28,7 +26,6 @@ def jitter(
       positions: int32[B], positions of the examples in the global batch.
       images: float[B, H, W, 3].
     """
-    require_rgb(images)
 
     def draw(position: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, position), (4,))
@@ -42,16 +39,6 @@ def jitter(
     if strength[3]:
         images = hue(images, strength[3] * (2 * drawn[:, 3] - 1))
     return images
-
-
-def require_rgb(images: jax.Array) -> None:
-    """Raise InputError unless the images have three channels."""
-    if images.shape[-1] != 3:
-        raise InputError(
-            "colour augmentation needs images with 3 channels, got "
-            f"{images.shape[-1]}: set data.jitter to zeros and data.randaugment to "
-            "(0, 0)"
-        )
 
 
 def blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:

@@ -49,7 +49,6 @@ def rand_augment(
     Returns:
       float32[B, H, W, 3] in 0 .. 255.
     """
-    colour.require_rgb(images)
     strength = magnitude / MAX_MAGNITUDE
 
     def one(position: jax.Array, image: jax.Array) -> jax.Array:

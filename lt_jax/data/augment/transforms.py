@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 
 from lt_jax.data.augment import colour, randaugment
-from lt_jax.errors import InputError
 
 # Folded into the key of a step, except for crop and flip. No position is as high.
 JITTER, RANDAUGMENT, MIX = 2**32 - 1, 2**32 - 2, 2**32 - 3
@@ -40,22 +39,11 @@ def normalise(augment: Augment, images: jax.Array) -> jax.Array:
 
     Returns:
       float32[B, H, W, C].
-
-    Raises:
-      InputError: mean or std do not have C values, or a std is not positive.
     """
     if not (augment.mean or augment.std):
         return images.astype(jnp.float32)
-    channels = images.shape[-1]
-    if not len(augment.mean) == len(augment.std) == channels:
-        raise InputError(
-            f"mean and std need {channels} values each for images with {channels} "
-            f"channels, got {augment.mean} and {augment.std}"
-        )
-    if min(augment.std) <= 0:
-        raise InputError(f"std must be positive, got {augment.std}")
-    mean = jnp.asarray(augment.mean, jnp.float32).reshape(1, 1, 1, channels)
-    std = jnp.asarray(augment.std, jnp.float32).reshape(1, 1, 1, channels)
+    mean = jnp.asarray(augment.mean, jnp.float32)
+    std = jnp.asarray(augment.std, jnp.float32)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
@@ -74,8 +62,6 @@ def offsets(
       int32[B] top row and int32[B] left column of the crop in the padded image, uniform
       in 0 .. 2 * pad; bool[B] whether to mirror after the crop.
     """
-    if augment.pad < 0:
-        raise InputError(f"pad must be at least 0 pixels, got {augment.pad}")
 
     def draw(position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         crop, mirrored = jax.random.split(jax.random.fold_in(key, position))

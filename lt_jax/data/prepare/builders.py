@@ -30,6 +30,17 @@ class Archive(NamedTuple):
     sha256: str
 
 
+# Sizes and checksums are TFDS's. Those of iNaturalist are in its repository, but not in
+# its wheel.
+ARCHIVES = {
+    name: Archive(name, int(size), sha256)
+    for name, size, sha256 in map(
+        str.split,
+        Path(__file__).with_name("archives.tsv").read_text("utf-8").splitlines(),
+    )
+}
+
+
 class Example(NamedTuple):
     """An example with its features as TFDS encodes them."""
 
@@ -291,8 +302,6 @@ def _cifar(
     )
 
 
-# Sizes and checksums are TFDS's. Those of iNaturalist are in its repository, but not in
-# its wheel.
 _ALL = (
     Builder(
         name="i_naturalist2018",
@@ -300,26 +309,10 @@ _ALL = (
         description="8,142 species; the unlabelled test images are left out.",
         homepage="https://github.com/visipedia/inat_comp/tree/master/2018",
         archives=(
-            Archive(
-                "train_val2018.tar.gz",
-                127_945_569_561,
-                "276522b02b65d98ee5168a17415b2b1ec971b035bd62959e37b80b1092130495",
-            ),
-            Archive(
-                "train2018.json.tar.gz",
-                20_951_917,
-                "be550dd4e2692458e508dd03e3a8d79f087453e2ad570a438a4ff198a7abc68f",
-            ),
-            Archive(
-                "val2018.json.tar.gz",
-                1_276_686,
-                "e23c47d61d3aa2a9095090dbc49de861445d9a8144884a78222873f11f7ef43e",
-            ),
-            Archive(
-                "categories.json.tar.gz",
-                139_473,
-                "2287211e8da582419dc2ca66736005fdb079e0a89eaf38936a441d8277a8162e",
-            ),
+            ARCHIVES["train_val2018.tar.gz"],
+            ARCHIVES["train2018.json.tar.gz"],
+            ARCHIVES["val2018.json.tar.gz"],
+            ARCHIVES["categories.json.tar.gz"],
         ),
         gigabytes=130.0,
         counts={"train": 437_513, "validation": 24_426},
@@ -332,16 +325,8 @@ _ALL = (
         description="A long-tailed part of ImageNet 2012 (Liu et al. 2019).",
         homepage="https://github.com/zhmiao/OpenLongTailRecognition-OLTR",
         archives=(
-            Archive(
-                IMAGENET_TRAIN,
-                147_897_477_120,
-                "b08200a27a8e34218a0e58fde36b0fe8f73bc377f4acea2d91602057c3ca45bb",
-            ),
-            Archive(
-                IMAGENET_VAL,
-                6_744_924_160,
-                "c7e06a6c0baccf06d8dbeb6577d71efff84673a5dbdd50633ab44f8ea0456ae0",
-            ),
+            ARCHIVES[IMAGENET_TRAIN],
+            ARCHIVES[IMAGENET_VAL],
         ),
         gigabytes=24.0,
         counts={"train": 115_846, "validation": 20_000, "test": 50_000},
@@ -350,21 +335,13 @@ _ALL = (
     ),
     _cifar(
         "cifar100",
-        Archive(
-            "cifar-100-binary.tar.gz",
-            168_513_733,
-            "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
-        ),
+        ARCHIVES["cifar-100-binary.tar.gz"],
         {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
         {"train": ["train.bin"], "test": ["test.bin"]},
     ),
     _cifar(
         "cifar10",
-        Archive(
-            "cifar-10-binary.tar.gz",
-            170_052_171,
-            "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-        ),
+        ARCHIVES["cifar-10-binary.tar.gz"],
         {"label": "batches.meta.txt"},
         {
             "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
