@@ -42,8 +42,8 @@ def normalise(augment: Augment, images: jax.Array) -> jax.Array:
     """
     if not (augment.mean or augment.std):
         return images.astype(jnp.float32)
-    mean = jnp.asarray(augment.mean, jnp.float32)
-    std = jnp.asarray(augment.std, jnp.float32)
+    mean = jnp.asarray(augment.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(augment.std, jnp.float32).reshape(1, 1, 1, -1)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 
