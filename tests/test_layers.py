@@ -191,6 +191,23 @@ def pmaps(source: str) -> list[str]:
     ]
 
 
+def oversized(source: str) -> list[str]:
+    """Functions over 80 lines, and calls with more than six positional arguments.
+
+    A call with constants only is a list of values and may be longer.
+    """
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef):
+            lines = (node.end_lineno or 0) - node.lineno + 1
+            if lines > 80:
+                found.append(f"line {node.lineno}: {node.name} has {lines} lines")
+        elif isinstance(node, ast.Call) and len(node.args) > 6:
+            if not all(isinstance(argument, ast.Constant) for argument in node.args):
+                found.append(f"line {node.lineno}: {len(node.args)} arguments")
+    return found
+
+
 each_module = pytest.mark.parametrize("path", PACKAGE)
 each_config = pytest.mark.parametrize("path", CONFIGS)
 
@@ -288,6 +305,13 @@ def test_a_resolved_config_is_allowed(line: str):
     assert config_dict_uses(line) == []
 
 
+@each_module
+def test_functions_and_calls_are_short(path: str):
+    # base_config is one literal: a line per config key.
+    if path != "experiment/defaults.py":
+        assert oversized(PACKAGE[path]) == []
+
+
 @each_config
 def test_configs_import_the_defaults_and_the_recipes_only(path: str):
     allowed = ("lt_jax.experiment.defaults", "lt_jax.recipes", "ml_collections")
@@ -383,6 +407,18 @@ def test_an_upward_import_is_seen(path: str, source: str):
 )
 def test_a_downward_import_is_allowed(path: str, source: str):
     assert upward(path, source) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def f():\n" + "    x = 1\n" * 80,
+        "f(a, b, c, d, e, f, g)",
+        "f(1, *b, 2, c, d, 3, 4)",
+    ],
+)
+def test_long_functions_and_calls_are_seen(source: str):
+    assert len(oversized(source)) == 1
 
 
 def test_a_private_name_of_another_folder_is_seen():

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
+import functools
 import json
 import math
 import os
@@ -219,17 +220,18 @@ def open_session(
     made["stage1"] = Method(losses.cross_entropy(len(counts)), c.optim.sampler, "fresh")
     dataset = results.describe(c.data.name, splits, groups)
     log = Logger(workdir, writes)
+    session = functools.partial(Session, c, workdir, task, dataset, log, methods=made)
     if not writes:
-        with catch_signals("SIGTERM") as stopped:
-            yield Session(c, workdir, task, dataset, log, stopped, made)
+        with catch_signals("SIGTERM") as stop_requested:
+            yield session(stop_requested=stop_requested)
         return
     text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
-    with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stopped:
+    with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stop_requested:
         _check_same_config(c, workdir)  # another job may have run in the meantime
         write_atomically(workdir / "config.json", text + "\n")
-        session = Session(c, workdir, task, dataset, log, stopped, made)
-        _announce(session)
-        yield session
+        opened = session(stop_requested=stop_requested)
+        _announce(opened)
+        yield opened
 
 
 @contextlib.contextmanager
