@@ -131,7 +131,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
         flags = " and ".join(FLAGS[name] for name in given)
         raise InputError(f"{flags} without {' and '.join(missing)}: {HINT}")
     coordinator, num, number = (arguments[name] for name in FLAGS)
-    if not re.fullmatch(r"(\[[^]]+\]|[^:]+):\d{1,5}", coordinator):
+    address = re.fullmatch(r"(?:\[[^]]+\]|[^:]+):(\d+)", coordinator)
+    if not address or int(address[1]) > 65535:
         raise InputError(
             f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, got {coordinator}"
         )
@@ -144,11 +145,11 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _check_address(address: str) -> None:
-    """Check that this process can listen there, where JAX would crash."""
+    """Check that process 0 can listen there; if not, JAX would crash."""
     host, _, port = address.rpartition(":")
-    family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET
     try:
-        socket.create_server((host.strip("[]"), int(port)), family=family).close()
+        family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
+        socket.create_server(place[:2], family=family).close()
     except OSError as error:
         raise InputError(
             f"process 0 on {socket.gethostname()} cannot listen on {address}: "

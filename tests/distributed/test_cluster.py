@@ -188,6 +188,7 @@ def test_gpus_that_cannot_be_shared():
         ("--num_processes=2 --process_id=1", "without --coordinator: pass"),
         ("--coordinator=a --num_processes=2 --process_id=0", "HOST:PORT, such as"),
         ("--coordinator=:1 --num_processes=2 --process_id=0", "HOST:PORT, such as"),
+        ("--coordinator=a:99999 --num_processes=2 --process_id=0", "HOST:PORT, such"),
         ("--coordinator=a: --num_processes=2 --process_id=0", "HOST:PORT, such as"),
         ("--coordinator=a:1 --num_processes=2 --process_id=2", "got 2 with"),
         ("--coordinator=a:1 --num_processes=2 --process_id=-1", "got -1 with"),
@@ -337,6 +338,13 @@ def test_address_in_use(start):
         ((code, _, err),) = finish(start(ids="0", port=port))
     assert code == 2
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]", "localhost"])
+def test_free_addresses(initialize, host):
+    address = f"{host}:{free_port()}"
+    assert initialize({}, coordinator=address, num_processes=2, process_id=0)
+    assert initialize({}, coordinator=address, num_processes=2, process_id=0)
 
 
 def test_coordinator_on_another_host(initialize):
