@@ -195,6 +195,9 @@ class Config:
 
     def __post_init__(self) -> None:
         values: Any = flatten_dict(as_dict(self), sep=".")
+        # A program may add to these two.
+        one_of("data.name", self.data.name, [*catalogue.SOURCES, *catalogue.PHOTOS])
+        one_of("model.name", self.model.name, [*models.ARCHS, "none"])
         for key, names in CHOICES.items():
             one_of(key, values[key], names)
         for rule, keys in RULES.items():
@@ -258,8 +261,6 @@ RULES: dict[Rule, str] = {
     RANDAUGMENT: "data.randaugment",
 }
 CHOICES: dict[str, Iterable[str]] = {
-    "data.name": (*catalogue.SOURCES, *catalogue.PHOTOS),
-    "model.name": (*models.ARCHS, "none"),
     "model.init": initializers.NAMES,
     "method.features": ("online", "cached"),
     "method.feature_dtype": DTYPES,
