@@ -1,4 +1,4 @@
-"""Photographs made on the spot: smooth colours and a few edges, in every format."""
+"""Synthetic photographs: smooth colours and a few edges, in every format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VIEW = PhotoOptions(
 
 
 def scene(wide: int, high: int, seed: int = 0) -> np.ndarray:
-    """uint8[high, wide, 3]: colours that run smoothly, each corner another one."""
+    """uint8[high, wide, 3]: a smooth gradient between four corner colours."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(30, 225, (2, 2, 3))
     y = np.linspace(0, 1, high)[:, None, None]
@@ -39,7 +39,7 @@ def encoded(image: np.ndarray | Image.Image, format: str = "JPEG", **how) -> byt
 
 
 def patterned(labels: np.ndarray, num_classes: int, seed: int) -> list[bytes]:
-    """A JPEG for each label, its colours those of the class, of varying size."""
+    """Make a JPEG per label, in the colours of its class and of varying size."""
     rng = np.random.default_rng(seed)
     files = []
     for label in labels:

@@ -1,6 +1,6 @@
 """Miniatures of the original archives: their names, folders, JSON and list files.
 
-Images are a few pixels wide; everything else stands as in the originals.
+Images are a few pixels wide; everything else is as in the originals.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from PIL import Image
 
 
 def jpeg(seed: int, size: tuple[int, int] = (24, 16), mode: str = "RGB") -> bytes:
-    """A small photograph, another for each seed."""
+    """Make a small photograph from a seed."""
     random = np.random.default_rng(seed)
     coarse = random.integers(0, 256, (2, 3, len(mode)), np.uint8).squeeze()
     file = io.BytesIO()
@@ -27,7 +27,7 @@ def jpeg(seed: int, size: tuple[int, int] = (24, 16), mode: str = "RGB") -> byte
 
 
 def tar(files: Iterable[tuple[str, bytes]], mode: str) -> bytes:
-    """A tar file with the folders of its files before them, as ``tar`` writes it."""
+    """Make a tar file with entries for its folders, as ``tar`` does."""
     made = io.BytesIO()
     folders: set[Path] = set()
     with tarfile.open(fileobj=made, mode=mode) as out:
@@ -45,7 +45,7 @@ def tar(files: Iterable[tuple[str, bytes]], mode: str) -> bytes:
 
 
 def label_file(*parts: str) -> list[str]:
-    """The lines of a label file of TFDS's."""
+    """The lines of a label file that is part of TFDS."""
     path = tfds.core.tfds_path("/".join(parts))
     return path.read_text(encoding="utf-8").splitlines()
 
@@ -56,7 +56,7 @@ def inat_names() -> list[str]:
 
 
 def inat(folder: Path, train: list[int], valid: list[int], test: int = 2) -> None:
-    """Archives with training and validation images of these categories, in turn."""
+    """Write archives with training and validation images of these categories."""
     names = inat_names()
     supers = ["Fungi", "Plantae", "Insecta"]
     groups = [supers[c % 3] for c in range(len(names))]
@@ -117,7 +117,7 @@ def imagenet(
     test: int,
     odd: dict[int, bytes] | None = None,
 ) -> None:
-    """Archives of ImageNet 2012 and ImageNet-LT's lists.
+    """Write archives of ImageNet 2012 and ImageNet-LT's lists.
 
     Args:
       train: classes of the listed training images, one after the other.
@@ -157,7 +157,7 @@ def imagenet(
 
 
 def cifar(folder: Path, num_classes: int, train: int, test: int) -> None:
-    """The binary archive of CIFAR-10 or CIFAR-100."""
+    """Write the binary archive of CIFAR-10 or CIFAR-100."""
     coarse = num_classes == 100
     top = "cifar-100-binary" if coarse else "cifar-10-batches-bin"
     random = np.random.default_rng(num_classes)

@@ -1,4 +1,4 @@
-"""Writes a miniature CIFAR as TFDS would, without TensorFlow, download or real images.
+"""A miniature CIFAR as TFDS writes it, without TensorFlow, download or real images.
 
 ``write(dir)`` leaves ``<dir>/cifar100/3.0.2`` with the features, ids and file names of
 the TFDS builder. It yields encoded bytes, which is what keeps TensorFlow out of it.
@@ -20,7 +20,7 @@ Png = tuple[str, int, bytes]  # id, label, PNG
 
 
 def images(labels: np.ndarray, num_classes: int, seed: int) -> np.ndarray:
-    """uint8[N, 32, 32, 3]: a pattern that belongs to the class, under noise."""
+    """uint8[N, 32, 32, 3]: a pattern per class, with noise."""
     patterns = np.random.default_rng(0).uniform(40, 215, (num_classes, 4, 4, 3))
     noise = np.random.default_rng(seed).normal(0, 25, (len(labels), *SHAPE))
     plain = patterns[labels].repeat(8, axis=1).repeat(8, axis=2)
@@ -45,7 +45,7 @@ def write(
     num_classes: int = 100,
     test_per_class: int = 3,
 ) -> pathlib.Path:
-    """Writes cifar100 (cifar10 for 10 classes); returns the version's folder."""
+    """Write cifar100 (cifar10 for 10 classes); return the version's folder."""
     return write_splits(
         dir,
         num_classes,
@@ -59,7 +59,7 @@ def write(
 def write_splits(
     dir: str | os.PathLike[str], num_classes: int, splits: dict[str, list[Png]]
 ) -> pathlib.Path:
-    """The same for these examples, whatever they are."""
+    """Write the given examples."""
     names = [f"class {c}" for c in range(num_classes)]
     features: dict[str, Any] = {
         "id": tfds.features.Text(),

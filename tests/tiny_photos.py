@@ -14,7 +14,7 @@ COLOURS = {"blau": (40, 40, 200), "grün wiese": (40, 200, 40), "rot": (200, 40,
 
 
 def image(colour: tuple[int, ...], seed: int, kind: str = "PNG") -> bytes:
-    """52 x 40 pixels of a colour under noise."""
+    """Make an image of 52 x 40 pixels of a colour with noise."""
     noise = np.random.default_rng(seed).normal(0, 20, (40, 52, len(colour)))
     pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
     file = io.BytesIO()
@@ -23,7 +23,7 @@ def image(colour: tuple[int, ...], seed: int, kind: str = "PNG") -> bytes:
 
 
 def write(folder: Path, sizes: dict[str, int], first: int = 0) -> Path:
-    """As many images of each class, half of them JPEG; returns the folder."""
+    """Write images of each class, half of them JPEG; return the folder."""
     for name, size in sizes.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(size):
@@ -34,7 +34,7 @@ def write(folder: Path, sizes: dict[str, int], first: int = 0) -> Path:
 
 
 def config(folder: Path, **changes: object) -> ConfigDict:
-    """The small config of the digits on this folder; keys dotted by __."""
+    """Return the small digits config on this folder; ``__`` in keys means a dot."""
     c = tiny_digits.config()
     photos = {
         "name": "folder",

@@ -1,4 +1,4 @@
-"""lt_jax.data: sources, loading and what goes wrong with files."""
+"""Loading datasets: sources, splits, missing and damaged files."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_import_is_light():
 # Digits
 
 
-def test_digits_are_scikit_learns_pixels():
+def test_digits_have_scikit_learns_pixels():
     from sklearn.datasets import load_digits
 
     values, labels = load_digits(return_X_y=True)
@@ -61,7 +61,7 @@ def test_digits_are_balanced_and_disjoint():
     assert not set(train.ids) & set(test.ids)
     assert train.classes == tuple("0123456789")
     assert (train.ids == np.sort(train.ids)).all()
-    # From all over the file, which holds one writer after the other.
+    # From everywhere in the file, which lists one writer after another.
     tenth = np.array([int(name[-5:]) for name in test.ids]) * 10 // 1797
     assert np.bincount(tenth, minlength=10).min() > 40
 
@@ -104,7 +104,7 @@ def test_load_cuts_and_holds_out():
     assert len(parts.test) == 600
 
 
-def test_load_seed_is_of_the_validation_split():
+def test_load_seed_changes_only_the_validation_split():
     one, two = (
         catalogue.load("digits", dir="", **LOAD | {"valid": 0.2, "seed": s})
         for s in (0, 1)
@@ -142,7 +142,7 @@ def test_load_decodes_only_what_was_chosen(monkeypatch):
     assert sum(asked) == parts.full_class_counts.sum() < 1140
 
 
-def test_load_refuses_an_unknown_name():
+def test_load_rejects_an_unknown_name():
     with pytest.raises(
         InputError, match=r"'cifar_100': expected one of .*did you mean 'cifar100'"
     ):
@@ -152,7 +152,7 @@ def test_load_refuses_an_unknown_name():
 
 
 @pytest.mark.parametrize("label", [-1, 10])
-def test_load_refuses_a_label_outside_the_classes(monkeypatch, label):
+def test_load_rejects_a_label_outside_the_classes(monkeypatch, label):
     train, test = digits.load("")
     labels = test.labels.copy()
     labels[3] = label
@@ -175,7 +175,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture
 def copy(tiny, tmp_path):
-    """A copy of the version's folder to spoil, under ``tmp_path``."""
+    """A copy of the version's folder that tests may damage."""
     return shutil.copytree(tiny / "cifar100/3.0.2", tmp_path / "cifar100/3.0.2")
 
 
@@ -202,7 +202,7 @@ def test_cifar_is_in_id_order(tiny):
 
 
 def test_cifar_files_are_shuffled(tiny):
-    # Otherwise the test above would pass without putting ids in order.
+    # Otherwise the test above would pass without sorting by id.
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(tiny / "cifar100/3.0.2")
@@ -256,7 +256,7 @@ def test_cifar_folder_from_the_environment(tiny, monkeypatch):
         cifar.cifar100("")
 
 
-def test_cifar_takes_the_highest_version(copy, tmp_path):
+def test_cifar_uses_the_highest_version(copy, tmp_path):
     for version in ("3.0.10.incomplete01", "notes"):
         (copy.parent / version).mkdir()
     assert len(cifar.cifar100(str(tmp_path))[0]) == 2000
@@ -289,7 +289,7 @@ def test_original_order():
     assert cifar.original_order(part(archive, [0, 2]), held) is False
 
 
-# CIFAR files that are not as they should be
+# Missing and damaged CIFAR files
 
 
 def edit_info(folder, **changes):
@@ -398,7 +398,7 @@ def test_real_counts(real_full, imbalance, split, total, groups):
 
 @pytest.mark.realdata
 def test_real_load(data_dir):
-    # Holds for a copy that was cut to IR 100 as well.
+    # Also true for a copy that was cut to IR 100.
     parts = catalogue.load(
         "cifar100", dir=str(data_dir), **LOAD | {"imbalance": 100, "valid": 0.1}
     )
@@ -412,7 +412,7 @@ def test_real_load(data_dir):
 
 
 @pytest.mark.realdata
-def test_real_images_are_pillows(real_full, data_dir):
+def test_real_images_agree_with_pillow(real_full, data_dir):
     import tensorflow_datasets as tfds
 
     full, test = real_full

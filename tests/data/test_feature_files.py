@@ -1,4 +1,4 @@
-"""Features from elsewhere: three forms of file, clear refusals, and every command."""
+"""Feature files: three formats, invalid input, and every command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ COUNTS = (40, 20, 10, 6)
 
 
 def arrays(counts=COUNTS, seed=0, width=8, dtype=np.float32):
-    """Features around a centre for each class, and their labels, in random order."""
+    """Features around one centre per class, with labels, in random order."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(9).normal(size=(len(counts), width))
     labels = rng.permutation(np.repeat(np.arange(len(counts)), counts))
@@ -58,7 +58,7 @@ def write(folder, form="npz", train=None, test=None):
 
 
 @pytest.mark.parametrize("form", ["npz", "npy", "parquet", "fixed"])
-def test_every_form_gives_the_same_sets(tmp_path, form):
+def test_every_format_gives_the_same_datasets(tmp_path, form):
     full, test = vectors.load(write(tmp_path, form))
     features, labels = arrays()
     assert full.shape == (1, 1, 8)
@@ -71,7 +71,7 @@ def test_every_form_gives_the_same_sets(tmp_path, form):
     assert full.hash == vectors.load(write(tmp_path / "npz"))[0].hash
 
 
-def test_the_hash_names_the_content(tmp_path):
+def test_the_hash_identifies_the_content(tmp_path):
     features, labels = arrays()
     one, _ = vectors.load(write(tmp_path / "a"))
     other, _ = vectors.load(write(tmp_path / "b", train=(features * 1.5, labels)))
@@ -181,8 +181,8 @@ def test_invalid_parquet(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["retrain", "sweep"])
-def test_bad_features_end_a_command_with_one_message(tmp_path, capsys, command):
-    """Exit code 2, no traceback, no workdir begun."""
+def test_invalid_features_end_a_command_with_one_message(tmp_path, capsys, command):
+    """Exit code 2, no traceback, no workdir."""
     folder = write(tmp_path / "f", train=changed(features=with_nan))
     arguments = [command, "--config", f"{CONFIG}:path={folder}"]
     assert main.main([*arguments, "--workdir", str(tmp_path / "run")]) == 2
@@ -193,7 +193,7 @@ def test_bad_features_end_a_command_with_one_message(tmp_path, capsys, command):
     assert not (tmp_path / "run").exists()
 
 
-def test_features_of_another_width_than_the_head_was_fitted_on(folder, tmp_path):
+def test_features_of_another_width_than_the_head(folder, tmp_path):
     train.retrain(config(folder), tmp_path / "narrow")
     wide = write(
         tmp_path / "wide",
@@ -232,7 +232,7 @@ def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("vectors"))
 
 
-def test_straight_into_retrain_and_the_same_online(folder, tmp_path):
+def test_retrain_without_stage1_cached_and_online(folder, tmp_path):
     """Without stage 1, its head is fitted first. Cached equals online."""
     cached = train.retrain(config(folder), tmp_path / "cached")
     assert cached["methods"]["none"]["all"]["mean"] > 0.7
@@ -246,7 +246,7 @@ def test_straight_into_retrain_and_the_same_online(folder, tmp_path):
     assert found["los/0.1"]["all"] == cached["methods"]["los"]["all"]["values"][1]
 
 
-def test_straight_into_sweep(folder, tmp_path):
+def test_sweep_without_stage1(folder, tmp_path):
     result = train.sweep(config(folder), tmp_path)
     assert result["sweep"]["heads"] == 2 * 2 * 3  # methods, seeds; the grid and its own
     assert set(result["methods"]) == {"none", "ce", "los"}
@@ -267,7 +267,7 @@ def test_features_are_neither_cropped_nor_mirrored(folder, tmp_path, key):
 
 
 def test_pixels_are_features_too(tmp_path):
-    """Without a backbone any data set is its pixels, normalised and augmented."""
+    """Without a backbone, the features are the normalised, augmented pixels."""
     result = train.train(tiny_digits.config(model__name="none"), tmp_path)
     assert result["methods"]["none"]["all"]["mean"] > 0.5
 

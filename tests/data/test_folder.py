@@ -1,4 +1,4 @@
-"""Folders and tables of images: layouts, odd files, bad input, predict."""
+"""Folders and tables of images: layouts, formats, invalid input, predict."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_classes_are_numbered_in_sorted_order(tmp_path):
     assert load(tmp_path).train.classes == ("A", "b", "1", "9", "10")
 
 
-def test_images_in_folders_of_a_class(tmp_path):
+def test_images_in_subfolders_of_a_class(tmp_path):
     tiny_photos.write(tmp_path, SIZES)
     deep = tmp_path / "rot/2024/mai"
     deep.mkdir(parents=True)
@@ -102,7 +102,7 @@ def test_images_in_folders_of_a_class(tmp_path):
     assert "rot/2024/mai/x.webp" in {*splits.train.ids, *splits.test.ids}
 
 
-def test_images_are_those_of_their_ids(tmp_path):
+def test_images_match_their_ids(tmp_path):
     splits = load(three(tmp_path))
     for part in (splits.train, splits.valid, splits.test):
         rows = np.random.default_rng(0).permutation(len(part))[:6]
@@ -125,7 +125,7 @@ def test_cut_to_a_long_tail(tmp_path):
         load(tmp_path, imbalance=9)
 
 
-# Odd files
+# Image formats and other files
 
 
 def odd_images() -> dict[str, bytes]:
@@ -174,7 +174,7 @@ def test_grey_and_16_bit(tmp_path):
 def test_exif_rotates_a_photograph(tmp_path):
     tiny_photos.write(tmp_path / "test", dict.fromkeys(SIZES, 2))
     tiny_photos.write(tmp_path / "train", dict.fromkeys(SIZES, 2))
-    # Black above, white below; orientation 6 shows it turned right by a quarter.
+    # Black above, white below; orientation 6 rotates it clockwise by 90 degrees.
     pixels = np.zeros((40, 40), np.uint8)
     pixels[20:] = 255
     exif = Image.Exif()
@@ -189,7 +189,7 @@ def test_exif_rotates_a_photograph(tmp_path):
     assert image[:, -6:].mean() < 15
 
 
-def test_other_files_are_skipped_and_named(tmp_path, capsys):
+def test_other_files_are_skipped_and_reported(tmp_path, capsys):
     root = three(tmp_path)
     for name in ("notes.txt", ".DS_Store", "._bild 0.jpg", "film.mp4"):
         (root / "train/rot" / name).write_bytes(b"x")
@@ -337,27 +337,27 @@ def test_only_one_class(tmp_path):
         load(tmp_path)
 
 
-def test_a_test_class_that_is_not_trained(tmp_path):
+def test_a_test_class_without_training_images(tmp_path):
     root = three(tmp_path)
     shutil.copytree(root / "test/rot", root / "test/fremd")
     with pytest.raises(InputError, match=r"1 classes of 'test' have .*fremd"):
         load(root)
 
 
-def test_files_without_content(tmp_path):
+def test_empty_files(tmp_path):
     root = three(tmp_path)
     (root / "train/rot/bild 3.PNG").write_bytes(b"")
     with pytest.raises(InputError, match=r"1 image files are empty: .*bild 3\.PNG"):
         load(root)
 
 
-def test_no_share_for_testing(tmp_path):
+def test_no_share_of_test_images(tmp_path):
     tiny_photos.write(tmp_path, SIZES)
     with pytest.raises(InputError, match=r"has no test images, and data\.test is 0"):
         load(tmp_path, test=0.0)
 
 
-def test_a_folder_that_may_not_be_read(tmp_path, monkeypatch):
+def test_an_unreadable_folder(tmp_path, monkeypatch):
     root = three(tmp_path)
 
     def refuse(path):
@@ -428,7 +428,7 @@ def test_predict_agrees_with_evaluate(run, capsys):
 
 
 def test_predict_by_the_artefact(run, tmp_path, capsys):
-    """Without the workdir, from photographs of several sizes: the same as with it."""
+    """Same result without the workdir, for photographs of several sizes."""
     _, workdir, root, _ = run
     file, away = tmp_path / "net.stablehlo", tmp_path / "away"
     assert main.main(["convert", str(workdir), str(file), "--method=los"]) == 0
@@ -448,7 +448,7 @@ def test_predict_by_the_artefact(run, tmp_path, capsys):
 
 
 def test_predict_by_the_artefact_of_small_images(tmp_path, monkeypatch):
-    """Averaged over mirror images; more images than are computed at once."""
+    """With mirror images averaged, and in several batches."""
     workdir, file = tmp_path / "run", tmp_path / "net.stablehlo"
     stages.train(tiny_digits.config(optim__epochs=1, eval__flip=True), workdir)
     assert main.main(["convert", str(workdir), str(file)]) == 0
@@ -519,7 +519,7 @@ def test_evaluate_names_classes(run):
         ("--top=0", "--top must be at least 1"),
     ],
 )
-def test_predict_refuses(run, capsys, flag, message):
+def test_predict_rejects(run, capsys, flag, message):
     _, workdir, root, _ = run
     image = next((root / "test").rglob("bild*"))
     assert main.main(["predict", "--workdir", str(workdir), str(image), flag]) == 2

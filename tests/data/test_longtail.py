@@ -1,4 +1,4 @@
-"""lt_jax.data.longtail: class sizes, the two builds of the subset, holding out."""
+"""Class sizes, the two builds of the long-tailed subset, and holding out."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lt_jax.errors import InputError
         (10, 19_573, 50, (69, 31, 0)),
     ],
 )
-def test_counts_are_cifar100_lt(imbalance, total, smallest, groups):
+def test_class_sizes_of_cifar100_lt(imbalance, total, smallest, groups):
     sizes = longtail.class_sizes(500, 100, imbalance)
     assert sizes.sum() == total
     assert (sizes.max(), sizes.min()) == (500, smallest)
@@ -26,19 +26,19 @@ def test_counts_are_cifar100_lt(imbalance, total, smallest, groups):
     assert (many, 100 - many - few, few) == groups
 
 
-def test_counts_by_hand():
+def test_class_sizes_by_hand():
     # 100 * 0.1 ** (1/3) = 46.4, 100 * 0.1 ** (2/3) = 21.5
     assert longtail.class_sizes(100, 4, 10).tolist() == [100, 46, 21, 10]
     assert longtail.class_sizes(7, 3, 1).tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("imbalance", [0.99, 0, -3, float("nan")])
-def test_counts_refuses_imbalance_below_one(imbalance):
+def test_class_sizes_reject_imbalance_below_one(imbalance):
     with pytest.raises(InputError, match=r"at least 1.*got"):
         longtail.class_sizes(500, 100, imbalance)
 
 
-def test_counts_refuses_one_class():
+def test_class_sizes_reject_one_class():
     with pytest.raises(InputError, match="at least 2 classes, got 1"):
         longtail.class_sizes(500, 1, 10)
 
@@ -48,12 +48,12 @@ def test_counts_refuses_one_class():
     [
         (500, 501, "1 of 100 classes empty", 500),
         (500, 1000, "10 of 100 classes empty", 500),
-        # 49 * (1 / 49) is 0.99...9 in floating point, so 49 would not do.
+        # 49 * (1 / 49) is 0.99...9 in floating point, so 49 is too large.
         (49, 50, "1 of 100 classes empty", 48),
         (20, float("inf"), "99 of 100 classes empty", 20),
     ],
 )
-def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
+def test_class_sizes_reject_empty_classes(n_max, imbalance, which, largest):
     with pytest.raises(InputError, match=rf"{which}; .* is {largest}$"):
         longtail.class_sizes(n_max, 100, imbalance)
     assert longtail.class_sizes(n_max, 100, largest).min() == 1
@@ -61,12 +61,12 @@ def test_counts_names_the_empty_classes(n_max, imbalance, which, largest):
         longtail.class_sizes(n_max, 100, largest + 1)
 
 
-def test_counts_of_nothing():
+def test_class_sizes_of_no_examples():
     with pytest.raises(InputError, match="empty class is none"):
         longtail.class_sizes(0, 10, 1)
 
 
-# The oracles walk over the examples as the original codes do, one at a time.
+# The oracles visit the examples one at a time, as the original code does.
 
 
 def first_oracle(labels, sizes):
@@ -121,20 +121,20 @@ def test_choose_does_not_touch_the_global_generator():
     assert np.random.get_state()[1].tolist() == before  # noqa: NPY002
 
 
-def test_choose_keeps_a_set_that_is_cut_already():
+def test_choose_keeps_a_dataset_that_is_cut_already():
     labels = np.repeat(np.arange(100), longtail.class_sizes(500, 100, 100))
     rows = longtail.choose(labels, np.arange(len(labels)), 100, 100, "first")
     assert rows.tolist() == list(range(len(labels)))
 
 
-def test_choose_refuses_an_unknown_split():
+def test_choose_rejects_an_unknown_split():
     with pytest.raises(InputError, match=r"'frist': .*did you mean 'first'\?"):
         longtail.choose(np.arange(4), np.arange(4), 4, 1, "frist")
     with pytest.raises(InputError, match=r"expected one of first, cao"):
         longtail.choose(np.arange(4), np.arange(4), 4, 1, "zzz")
 
 
-def test_choose_refuses_a_class_that_is_too_small():
+def test_choose_rejects_a_class_that_is_too_small():
     labels = np.array([0] * 10 + [1] * 2 + [2] * 10)
     with pytest.raises(InputError, match=r"needs 7 examples of class 1, .* has 2 \(1 "):
         longtail.choose(labels, np.arange(22), 3, 2, "first")
@@ -165,7 +165,7 @@ def test_hold_out_nothing():
     assert np.issubdtype(valid.dtype, np.integer)
 
 
-def test_hold_out_follows_its_seed():
+def test_hold_out_depends_on_its_seed():
     labels = np.repeat(np.arange(10), 30)
     same = [longtail.hold_out(labels, 0.2, 4, 10)[1].tolist() for _ in range(2)]
     assert same[0] == same[1]
@@ -182,11 +182,11 @@ def test_hold_out_nests_with_the_fraction():
 
 
 @pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
-def test_hold_out_refuses_a_fraction(fraction):
+def test_hold_out_rejects_a_fraction(fraction):
     with pytest.raises(InputError, match="at least 0 and below 1"):
         longtail.hold_out(np.array([0, 1]), fraction, 0, 2)
 
 
-def test_hold_out_refuses_a_negative_seed():
+def test_hold_out_rejects_a_negative_seed():
     with pytest.raises(InputError, match="must be >= 0, got -1"):
         longtail.hold_out(np.array([0, 1]), 0.1, -1, 2)

@@ -39,7 +39,7 @@ def made(broken=(), share=0.0, workers=1, files=FILES, labels=LABELS, name="made
 
 
 def fed(dataset, rows, epoch=0, first=0, **how):
-    """All batches of a plan, on the host."""
+    """Load all batches of a plan on the host."""
     places = np.arange(rows.size).reshape(rows.shape)
     crops = CropPlan((1, 0), epoch, places[first:])
     return list(load_batches(dataset, rows[first:], dict, crops=crops, **how))
@@ -69,7 +69,7 @@ def test_a_batch_holds_the_images_of_its_row():
         assert batch["image"].dtype == np.uint8
 
 
-def test_any_number_of_workers_and_batches_ahead_feeds_the_same():
+def test_batches_do_not_depend_on_workers_or_batches_ahead():
     base = fed(made(), plan())
     for workers in (2, 5):
         assert_equal(fed(made(workers=workers), plan()), base)
@@ -77,18 +77,18 @@ def test_any_number_of_workers_and_batches_ahead_feeds_the_same():
         assert_equal(fed(made(workers=2), plan(), ahead=ahead), base)
 
 
-def test_entering_a_plan_anywhere_feeds_the_same():
+def test_a_plan_can_be_entered_anywhere():
     base = fed(made(workers=2), plan())
     for first in (1, 2, 3):
         assert_equal(fed(made(workers=2), plan(), first=first), base[first:])
 
 
-def test_crops_hang_on_run_epoch_and_place_alone():
+def test_crops_depend_only_on_run_epoch_and_position():
     base = fed(made(), plan())
     assert_equal(fed(made(), plan()), base)
     other = fed(made(), plan(), epoch=1)
     assert not np.array_equal(base[0]["image"], other[0]["image"])
-    # The same image at two places is cropped in two ways; the batch does not matter.
+    # One image at two positions has two crops; the batch does not matter.
     twice = np.array([[3, 3, 5, 3]])
     (one,) = fed(made(), twice)
     assert not np.array_equal(one["image"][0], one["image"][1])
@@ -107,7 +107,7 @@ def test_a_subset_has_the_same_crops():
     np.testing.assert_array_equal(part.read(np.array([1])), made().read(np.array([7])))
 
 
-def test_a_process_reads_its_own_columns_alone():
+def test_a_process_reads_only_its_own_columns():
     rows = np.concatenate([plan(), np.full((4, 4), -1, np.int32)], axis=1)
     places = np.arange(rows.size).reshape(rows.shape)
     base = list(load_batches(made(), rows, dict, crops=CropPlan((1, 0), 0, places)))
@@ -128,7 +128,7 @@ def test_a_process_reads_its_own_columns_alone():
         assert sorted(read) == sorted(i for i in rows[:, own].ravel() if i >= 0)
 
 
-def test_photographs_never_go_into_memory():
+def test_photographs_are_never_held_in_memory():
     def never(rows):
         raise AssertionError("read")
 
@@ -137,7 +137,7 @@ def test_photographs_never_go_into_memory():
     assert part.in_memory() is part
 
 
-def test_reading_ahead_ends_with_the_one_who_reads():
+def test_reading_ahead_stops_with_the_caller():
     read = []
     slow = threading.Event()
 
@@ -188,7 +188,7 @@ def test_a_broken_image_becomes_padding_and_is_reported(workers):
     assert broken.new_warning() == ""
 
 
-def test_more_broken_images_than_the_share_stop_the_run():
+def test_more_broken_images_than_allowed_stop_the_run():
     assert len(fed(made((4, 5, 6), share=3 / 72), plan())) == 4
     with pytest.raises(InputError) as caught:
         fed(made((4, 5, 6), share=2.9 / 72), plan())
@@ -242,7 +242,7 @@ def config(**changes):
 
 
 def source(monkeypatch, broken=(), test_broken=(), share=0.1):
-    # No image of the smallest class is lost, by which the cut is made.
+    # No image of the smallest class is lost: its size determines the cut.
     def load(dir):
         full = made(broken, share, workers=2)
         test = made(test_broken, share, 2, TEST_FILES, TEST_LABELS, name="test")
@@ -256,7 +256,7 @@ def source(monkeypatch, broken=(), test_broken=(), share=0.1):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    """Only the first of the four virtual devices; steps made for it go with it."""
+    """Only the first of the four virtual devices, with its own compiled steps."""
     with monkeypatch.context() as patch:
         on(patch, 1)
         yield
@@ -292,7 +292,7 @@ def test_both_stages_on_one_device_as_on_four(
         assert "test: skipped 2 undecodable images" in text
     np.testing.assert_allclose(ours[0], on_four_devices[0][0], rtol=2e-3)
     assert found["methods"]["none"]["all"]["mean"] > 0.4
-    # Scored are the ones that could be decoded.
+    # Only decodable images are scored.
     outcome = results.outcome(tmp_path / "checkpoints/stage1/0")
     assert outcome is not None
     assert outcome["left_out"] == 2
@@ -305,7 +305,7 @@ def test_both_stages_on_one_device_as_on_four(
     assert "test/0009.jpg" in capsys.readouterr().err
 
 
-def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
+def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     source(monkeypatch, broken=(3,))
     c = config(optim__epochs=2, method__names=())
     stages.train(c, tmp_path / "whole")
@@ -330,7 +330,7 @@ def test_stopped_and_resumed_is_uninterrupted(tmp_path, monkeypatch):
 
 
 def test_a_step_without_decodable_images_is_skipped(tmp_path, monkeypatch):
-    """58 images in batches of 57: a last step with a single one, and that is broken."""
+    """58 images in batches of 57: the only image of the last step is broken."""
     source(monkeypatch, broken=tuple(range(72)), share=0.99)
     with pytest.raises(InputError, match=r"more than the share.*data\.broken=[\d.]+$"):
         stages.train(config(method__names=()), tmp_path / "all")
@@ -376,7 +376,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     assert note["left_out"] == [5, 11]
     assert note["looks"]["size"] == VIEW.size
     assert np.load(tmp_path / "features/0/test.npy").shape[:2] == (2, 23)
-    # The rows that stay are those of the good images, in order, and labelled so.
+    # The remaining rows are those of the good images, in order, with their labels.
     seen = []
 
     def noting(*arguments, **options):
@@ -401,8 +401,8 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
         pytest.fail("the features of the training set are not needed")
 
 
-def test_a_flip_without_a_crop_is_that_of_the_selectors():
-    """Photographs need no crop on the device; their flips are those of small images."""
+def test_a_flip_without_a_crop_equals_the_one_hot_flip():
+    """Photographs are not cropped on the device; their flips equal small images'."""
     from lt_jax.data.augment.transforms import Augment, crop_flip, mirror, offsets
 
     images = made().read(np.arange(6))

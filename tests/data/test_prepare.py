@@ -51,7 +51,7 @@ def archives(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def prepared(archives, tmp_path_factory):
-    """TFDS's data folder with all four sets."""
+    """A TFDS data folder with all four datasets."""
     root = tmp_path_factory.mktemp("prepared")
     for name in BUILDERS:
         build.prepare(name, archives, str(root), partial=True)
@@ -64,7 +64,7 @@ def part(root: Path, name: str, split: str) -> tfds.Part:
 
 
 def exact(monkeypatch, archives: Path, name: str, **changes: object) -> None:
-    """Makes the miniatures the archives that the recipe expects."""
+    """Make the builder expect the miniatures."""
     builder = BUILDERS[name]
     own = tuple(
         archive._replace(
@@ -81,7 +81,7 @@ def nothing_left(root: Path) -> bool:
     return not [path for path in root.rglob("*") if path.is_file()]
 
 
-# What comes out
+# Prepared datasets
 
 
 def test_inat(archives, prepared):
@@ -150,7 +150,7 @@ def test_cifar(archives, prepared, name, classes):
     np.testing.assert_array_equal(of.read(np.array([5]))[0], first.transpose(1, 2, 0))
 
 
-def test_prepared_sets_are_tfds_sets(prepared):
+def test_prepared_datasets_are_tfds_datasets(prepared):
     import tensorflow_datasets as reader
 
     builder = reader.builder_from_directory(prepared / "i_naturalist2018/1.0.0")
@@ -249,7 +249,9 @@ def test_an_index_of_other_files_is_not_used(prepared, tmp_path):
     assert part(root, "imagenet_lt", "train").labels.tolist() == [0, 0, 1, 2, 999]
 
 
-def test_an_index_goes_elsewhere_where_it_must(prepared, tmp_path, monkeypatch):
+def test_an_index_goes_to_the_cache_if_the_folder_is_read_only(
+    prepared, tmp_path, monkeypatch
+):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = prepared / "imagenet_lt/1.0.0"
     shards = sorted(folder.glob("imagenet_lt-test.array_record*"))
@@ -262,7 +264,7 @@ def test_an_index_goes_elsewhere_where_it_must(prepared, tmp_path, monkeypatch):
     assert (found[0].tolist(), found[1].tolist()) == ([3, 4], ["a", "ü"])
 
 
-# What goes wrong
+# Damaged or missing input
 
 
 def test_missing_archives(archives, tmp_path):
@@ -301,7 +303,7 @@ def test_wrong_counts(archives, tmp_path, monkeypatch):
     assert nothing_left(tmp_path)
 
 
-def test_no_room(archives, tmp_path, monkeypatch):
+def test_too_little_disk_space(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "cifar10")
     builder = BUILDERS["cifar10"]._replace(gigabytes=1e9)
     monkeypatch.setitem(BUILDERS, "cifar10", builder)
@@ -344,7 +346,7 @@ def cut(archives: Path, folder: Path, name: str, share: float) -> Path:
     ],
 )
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.45, 0.5])
-def test_a_cut_archive(archives, tmp_path, set_name, file, share):
+def test_a_truncated_archive(archives, tmp_path, set_name, file, share):
     broken = cut(archives, tmp_path / "cut", file, share)
     out = tmp_path / "out"
     with pytest.raises(InputError, match=rf"{file}"):
@@ -352,7 +354,7 @@ def test_a_cut_archive(archives, tmp_path, set_name, file, share):
     assert nothing_left(out)
 
 
-def test_an_image_twice(tmp_path):
+def test_a_duplicate_image(tmp_path):
     tiny_archives.imagenet(tmp_path, [0, 1], [1], 2)
     val = tmp_path / "ILSVRC2012_img_val.tar"
     name = "ILSVRC2012_val_00000001.JPEG"
@@ -416,12 +418,12 @@ def test_two_processes_at_once(archives, tmp_path):
     assert left.exists()
 
 
-def test_prepare_of_an_unknown_set(tmp_path, capsys):
+def test_prepare_of_an_unknown_dataset(tmp_path, capsys):
     assert main.main(["data", "prepare", "imagenetlt", f"--from={tmp_path}"]) == 2
     assert "did you mean 'imagenet_lt'" in capsys.readouterr().err
 
 
-def test_a_set_without_a_file_or_with_a_cut_one(prepared, tmp_path):
+def test_a_missing_or_truncated_shard(prepared, tmp_path):
     root = shutil.copytree(prepared, tmp_path / "copy")
     (shard,) = (root / "imagenet_lt/1.0.0").glob("imagenet_lt-test.array_record*")
     shard.write_bytes(shard.read_bytes()[:-3000])
@@ -432,15 +434,15 @@ def test_a_set_without_a_file_or_with_a_cut_one(prepared, tmp_path):
         part(root, "imagenet_lt", "test")
 
 
-def test_a_part_of_a_set_is_not_trained_on(prepared):
+def test_classes_without_training_images(prepared):
     with pytest.raises(InputError, match="996 of 1000 classes have no training ex"):
         catalogue.load("imagenet_lt", dir=str(prepared), photos=VIEW, **LOAD)
 
 
-# Training on it
+# Training on a prepared dataset
 
 
-def test_train_on_a_prepared_set(tmp_path):
+def test_train_on_a_prepared_dataset(tmp_path):
     classes = list(range(1000))
     tiny_archives.imagenet(tmp_path, [*classes, 3, 3, 5], [1, 2], 6)
     build.prepare("imagenet_lt", tmp_path, str(tmp_path / "out"), partial=True)

@@ -114,6 +114,7 @@ def _check_archives(
                 "--partial accepts any size"
             )
         if checksum:
+            echo(f"{archive.name}: computing SHA-256")
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != archive.sha256:
