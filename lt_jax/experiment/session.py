@@ -109,10 +109,9 @@ class Session(NamedTuple):
 
     def evaluate(self, head: Head, network: Sequence[Any], dataset: Dataset) -> Tally:
         """Evaluate a network, params and batch_stats, on a split."""
-        stop = self.stop_requested
-        return evaluate(
-            self.task, head, *network, dataset, log=self.log, stop_requested=stop
-        )
+        params, batch_stats = network
+        given = {"log": self.log, "stop_requested": self.stop_requested}
+        return evaluate(self.task, head, params, batch_stats, dataset, **given)
 
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
