@@ -149,9 +149,8 @@ def vs(
 ) -> Method:
     """Vector-scaling loss, CE of ``(n_k / max) ** gamma z_k + tau log prior_k``.
 
-    "Label-Imbalanced and Group-Sensitive Classification under Overparameterization",
-    NeurIPS 2021: Delta_k is the scale, iota_k the offset. Paper and code agree. gamma 0
-    is logit adjustment; tau 0 is CDT.
+    The paper of ``losses.vs`` (NeurIPS 2021) and its code agree. gamma 0 is logit
+    adjustment; tau 0 is CDT.
     """
     return Method(losses.vs(counts, gamma, tau), sampler, start)
 
@@ -161,11 +160,9 @@ def lade(
 ) -> Method:
     """Balanced Softmax plus alpha times the LADE regulariser, see ``losses.lade``.
 
-    "Disentangling Label Distribution for Long-tailed Visual Recognition", CVPR 2021.
-    ``square`` is the paper's lambda, the weight of T ** 2. As in the official code, the
-    prior weights the terms of the classes. The first term of a class that is absent
-    from the batch is 0. The official weights are 0.1 and 0.1 for CIFAR100-LT and
-    ImageNet-LT, 0.05 and 0.5 for iNaturalist 2018.
+    ``square`` is the paper's lambda, the weight of T ** 2 (CVPR 2021). The official
+    weights are 0.1 and 0.1 for CIFAR100-LT and ImageNet-LT, 0.05 and 0.5 for
+    iNaturalist 2018.
     """
     extra = in_range("alpha", alpha, 0, np.inf), in_range("square", square, 0, np.inf)
     adjust = losses.logit_adjust(counts, 1.0)

@@ -231,14 +231,10 @@ def _add_benchmark(group: Any) -> None:
 def _add_config(group: Any) -> None:
     text = "print every value of a config, or what it would run"
     command = _add(group, "config", commands.config, text, configured=True)
-    command.add_argument(
-        "--plan",
-        action="store_true",
-        help="print fits, steps, memory and an estimate of the time",
-    )
-    command.add_argument(
-        "--workdir", type=_path, help="plan without the fits that are finished there"
-    )
+    text = "print fits, steps, memory and an estimate of the time"
+    command.add_argument("--plan", action="store_true", help=text)
+    text = "plan without the fits that are finished there"
+    command.add_argument("--workdir", type=_path, help=text)
     _add_json(command)
 
 
