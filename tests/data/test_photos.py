@@ -19,7 +19,7 @@ from lt_jax.data import catalogue
 from lt_jax.data.images.photos import photographs
 from lt_jax.data.loader import IMAGES_PER_TASK, CropPlan, DecodeErrors, load_batches
 from lt_jax.errors import InputError
-from lt_jax.experiment import cached, results, stages
+from lt_jax.experiment import results, stages
 from lt_jax.retraining import features
 from lt_jax.training import steps
 from lt_jax.training.progress import Meter
@@ -380,7 +380,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     seen = []
 
     def noting(*arguments, **options):
-        raise AssertionError("made again")
+        raise AssertionError("extracted again")
 
     monkeypatch.setattr(features, "extract", noting)
     load = features.cached_features
@@ -389,7 +389,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
         seen.append((args[3], load(*args, **options)))
         return seen[-1][1]
 
-    monkeypatch.setattr(cached, "cached_features", keeping)
+    monkeypatch.setattr(features, "cached_features", keeping)
     for path in tmp_path.glob("checkpoints/los/*/outcome.json"):
         path.unlink()
     stages.run(c, tmp_path)
@@ -398,7 +398,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
             np.testing.assert_array_equal(one.labels, np.delete(part.labels, [5, 11]))
             break
     else:
-        pytest.fail("the features of the training set are not needed")
+        pytest.fail("the features of the training set were not loaded")
 
 
 def test_a_flip_without_a_crop_equals_the_one_hot_flip():
