@@ -496,8 +496,8 @@ def make_method(
     if name not in entries:
         raise InputError(
             f"method.names has {name!r}, but config.method has no entry of that name: "
-            f"expected some of {', '.join(entries)}; to override several: "
-            "--config.method.names=\"('ce','los')\""
+            f"expected some of {', '.join(entries)}; several are written "
+            "--config.method.names=ce,los"
         )
     values = entries[name].own if hyperparameters is None else hyperparameters
     try:

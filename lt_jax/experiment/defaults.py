@@ -53,7 +53,7 @@ def base_config() -> Any:
     init.skip = ""  # regex of parameters not loaded from it, such as "head/.*"
 
     config.method = method = ConfigDict()  # stage 2
-    method.names = ("ce", "los")  # entries to fit; to override: "('los',)"
+    method.names = ("ce", "los")  # entries to fit; on the command line: ce,los
     method.repeats = 3  # seeds per method and stage 1
     # "online": the backbone sees augmented images in every epoch, as in the paper;
     # "cached": it sees each image once, un-augmented, and all heads are fitted at once.
