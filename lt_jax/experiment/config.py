@@ -9,6 +9,7 @@ parameters (``check_methods``, ``check_sweep``). All run before anything is writ
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -525,38 +526,31 @@ def check_methods(
         lambda key: models.init(backbone, key, splits.train.shape), key
     )
     sizes = models.features_of(backbone), len(splits.full_class_counts)
-    network = {"backbone": params, "head": _head_shapes(config, linear, sizes)}
-    trained, _ = trees.partition(network, o.trains)
+    head = _head_shapes(linear, sizes, config.model.init)
+    trained, _ = trees.partition({"backbone": params, "head": head}, o.trains)
     Sgd(o.momentum, o.decay, o.decay_on).check(trained)
     for name, method in made.items():
-        entry = config.method.entries[name]
         try:
-            _check_optimiser(config, entry.own)
-            _check_decay(config, method, entry.decay, sizes)
+            _check_row(config, method, config.method.entries[name].own, sizes)
         except InputError as error:
             raise InputError(f"method.{name}: {error}") from error
 
 
-def _head_shapes(config: Config, head: Head, sizes: tuple[int, int]) -> Any:
+@functools.cache
+def _head_shapes(head: Head, sizes: tuple[int, int], init: str) -> Any:
     key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(
-        lambda key: head.init(key, None, *sizes, config.model.init), key
-    )
+    return jax.eval_shape(lambda key: head.init(key, None, *sizes, init), key)
 
 
-def _check_optimiser(config: Config, values: Mapping[str, Any]) -> None:
+def _check_row(
+    config: Config, method: Method, values: Mapping[str, Any], sizes: tuple[int, int]
+) -> None:
+    """Check the schedule, and that the decay acts on a parameter that is trained."""
     m, decay = config.method, values["decay"]
     if not 0 <= decay < math.inf:
         raise InputError(f"decay must be at least 0, got {decay}")
     optim.rates(values["lr"], values["epochs"], 1, m.warmup, m.schedule)
-
-
-def _check_decay(
-    config: Config, method: Method, decay: float, sizes: tuple[int, int]
-) -> None:
-    """Check that the decay acts on a parameter that the head trains."""
-    m = config.method
-    head = {"head": _head_shapes(config, method.head, sizes)}
+    head = {"head": _head_shapes(method.head, sizes, config.model.init)}
     trained, _ = trees.partition(head, f"head/(?:{method.head.trains})")
     Sgd(m.momentum, decay, m.decay_on).check(trained)
 
@@ -621,15 +615,11 @@ def check_grid(
     except InputError as error:
         raise InputError(f"method.{name}: {error}") from error
     sizes = models.features_of(backbone), len(splits.full_class_counts)
-    checked = set()  # a grid of hundreds of rows has few heads and decays
 
     def made(values: dict[str, Any], changed: Iterable[str]) -> Method:
         try:
-            _check_optimiser(config, values)
             method = _made(name, counts, values)
-            if (method.head, values["decay"]) not in checked:
-                _check_decay(config, method, values["decay"], sizes)
-                checked.add((method.head, values["decay"]))
+            _check_row(config, method, values, sizes)
         except InputError as error:
             row = ", ".join(f"{key}={values[key]!r}" for key in changed)
             raise InputError(f"method.{name}.grid, {row}: {error}") from error
