@@ -1,4 +1,4 @@
-"""The benchmarks run, and compare like with like."""
+"""The benchmarks run, and compare equal work."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_stage2_measures_every_ratio() -> None:
         assert result["spread"][name] == [result[name]] * 2
 
 
-def test_without_torch_stage2_says_what_to_install(monkeypatch) -> None:
+def test_stage2_without_torch_names_the_extra(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(sys, "argv", ["stage2.py"])
     with pytest.raises(SystemExit, match="parity"):
@@ -44,7 +44,7 @@ def test_without_torch_stage2_says_what_to_install(monkeypatch) -> None:
 
 @pytest.mark.parity
 @pytest.mark.slow
-def test_against_authors_starts_equal_and_draws(tmp_path: Path):
+def test_against_authors_starts_equal_and_plots(tmp_path: Path):
     """Two steps from the same weights: the first losses agree to rounding."""
     from lt_jax.data.dataset import Splits
 
@@ -62,7 +62,7 @@ def test_against_authors_starts_equal_and_draws(tmp_path: Path):
     assert (tmp_path / "curve.png").stat().st_size < 50_000
 
 
-def test_the_protocol_table_compares_seed_by_seed() -> None:
+def test_protocol_table_compares_seed_by_seed() -> None:
     by_head = {head: [0.3, 0.5] for head in protocol.HEADS}
     found = {"split": "abc", **dict.fromkeys(protocol.ROWS, by_head)}
     found["flip"] = {**by_head, "los": [0.35, 0.53]}
@@ -75,11 +75,11 @@ def test_the_protocol_table_compares_seed_by_seed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1500)  # fifteen commands, each with all of its compilation
-def test_what_the_protocol_table_shares_is_the_same(
+@pytest.mark.timeout(1500)  # fifteen commands that compile everything
+def test_protocol_rows_equal_separate_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows out of shared trainings equal runs of their own."""
+    """Rows from shared trainings equal separate runs."""
     import json
 
     import tiny_digits
@@ -107,7 +107,7 @@ def test_what_the_protocol_table_shares_is_the_same(
             assert found[row][head]["values"] == expected, (row, head)
 
 
-def test_a_ratio_of_train_step_is_best_over_best_of_a_round():
+def test_train_step_ratio_is_best_over_best_per_round():
     rounds = [
         {
             "lt_jax": 8.0,
@@ -142,7 +142,7 @@ def test_train_step_measures_all_sides():
         assert all(rate > 0 for rate in one.values())
 
 
-def test_a_curve_is_the_first_epoch_of_either_side():
+def test_curves_contain_the_first_epoch():
     theirs = "".join(
         f"\rTraining |##  | ({step}/3) Data: 0.0s | ETA: 0:0{step} | Loss: {loss} "
         for step, loss in ((1, 4.5), (2, 4.25), (2, 4.25), (3, 4.0), (1, 3.5))
@@ -156,7 +156,7 @@ def test_a_curve_is_the_first_epoch_of_either_side():
 
 
 @pytest.mark.parametrize("text", ["", "stage1/0 | step 2/6 | loss 4.250 | train 3.1%"])
-def test_a_file_without_a_whole_curve_is_told(text: str, tmp_path, monkeypatch):
+def test_incomplete_curves_are_reported(text: str, tmp_path, monkeypatch):
     file = tmp_path / "log.txt"
     file.write_text(text)
     words = ["authors_curves.py", "--theirs", str(file), "--ours", str(file)]

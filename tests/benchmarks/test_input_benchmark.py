@@ -1,4 +1,4 @@
-"""The benchmark of the input pipeline compares like with like, and gives its ratios."""
+"""The input benchmark compares equal work, and reports its ratios."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from made_photos import encoded, scene
 from lt_jax.data.images.decode import decode
 
 
-def test_all_ways_make_the_same_picture():
+def test_all_decoders_give_the_same_image():
     data = encoded(scene(bench.WIDE, bench.HIGH))
     ways = {
         "pillow": bench.pillow,
@@ -26,7 +26,7 @@ def test_all_ways_make_the_same_picture():
             assert np.abs(way(data, box) - ours).mean() < 2, (name, box)
 
 
-def test_it_measures_every_ratio(monkeypatch, capsys):
+def test_every_ratio_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(bench, "importable", lambda name: False)
     monkeypatch.setattr(bench, "memory", lambda scale: iter(()))
     found = bench.measure(bench.Scale(files=2, images=8, rounds=1, memory=0))

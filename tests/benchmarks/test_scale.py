@@ -1,6 +1,6 @@
-"""The benchmarks of size run in small, and nothing on the way to 8,142 classes is slow.
+"""The scale benchmarks run at small size, and no step is slow with 8,142 classes.
 
-Times are compared with each other, never with a clock.
+Times are only compared with each other.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from lt_jax.retraining.features import Features
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-def test_the_made_counts_are_those_asked_for():
+def test_made_counts_match_the_size():
     counts = scale.made_counts(scale.FULL)
     assert counts.sum() == 437_513
     assert (len(counts), counts[0], counts[-1]) == (8142, 1000, 2)
@@ -51,7 +51,7 @@ def test_the_phases_measure(tmp_path):
 
 
 @pytest.mark.slow
-def test_stage_one_steps(tmp_path):
+def test_stage1_steps(tmp_path):
     found = scale.rehearse(scale.Size(*TINY), tmp_path, "stage1")
     assert found["step_seconds"] > 0
     assert found["steps_epoch"] == 24
@@ -59,7 +59,7 @@ def test_stage_one_steps(tmp_path):
 
 
 def least(run, times=3):
-    """Seconds of the fastest of some runs."""
+    """Return the seconds of the fastest run."""
     found = []
     for _ in range(times):
         begun = time.perf_counter()
@@ -68,8 +68,8 @@ def least(run, times=3):
     return min(found)
 
 
-def test_validation_split_does_not_go_with_classes_times_images():
-    """As many images in 400 times as many classes: once it took 100 times as long."""
+def test_validation_split_time_is_not_classes_times_images():
+    """Equally many images in 400 times the classes used to take 100 times as long."""
     labels = np.random.default_rng(0).integers(0, 4000, 200_000)
     few, many = (
         least(lambda k=k: longtail.hold_out(labels % k, 0.1, 0, k)) for k in (10, 4000)
@@ -120,7 +120,7 @@ def test_hand_counts_of_resnet50():
 
 
 @pytest.mark.slow
-def test_compiled_agrees_with_the_hand():
+def test_compiled_agrees_with_hand_counts():
     done = subprocess.run(
         [sys.executable, BENCHMARKS / "compiled.py", "--quick", "--json"],
         check=True,
