@@ -287,3 +287,8 @@ def test_schema_accepts_the_demo_and_rejects_an_unknown_key():
     assert {*choices} == {*steps.BATCH_NORM}
     with pytest.raises(jsonschema.ValidationError, match="surprise"):
         jsonschema.validate(golden | {"surprise": 1}, SCHEMA)
+
+
+def test_the_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
