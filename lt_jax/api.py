@@ -45,25 +45,19 @@ class FittedHead(NamedTuple):
     diverged: int | None  # first step with a NaN or infinite loss
 
     def logits(self, features: Any) -> np.ndarray:
-        """Compute float32[N, K] from float[N, D].
-
-        Raises:
-          InputError: features of another shape.
-        """
+        """Compute float32[N, K] from float[N, D]."""
         features = np.asarray(features)
         width = self.params["kernel"].shape[0]
         if features.ndim != 2 or features.shape[1] != width:
             raise InputError(
                 f"features have the shape {list(features.shape)}; expected [N, {width}]"
             )
-        apply, blocks = _compiled(self.head), range(0, max(len(features), 1), ROWS)
-        parts = [features[i : i + ROWS].astype(np.float32) for i in blocks]
+        starts, apply = range(0, max(len(features), 1), ROWS), _jit(self.head.apply)
+        parts = [features[i : i + ROWS].astype(np.float32) for i in starts]
         return np.concatenate([np.asarray(apply(self.params, part)) for part in parts])
 
 
-@functools.cache
-def _compiled(head: Head) -> Any:
-    return jax.jit(head.apply)
+_jit = functools.cache(jax.jit)  # one compiled function per kind of head
 
 
 def fit_head(
@@ -77,8 +71,15 @@ def fit_head(
     memory: float = 1.0,
 ) -> FittedHead:
     """Train one head; see ``fit_heads``, which trains many in little more time."""
-    options: Any = {"start": start, "batch": batch, "seed": seed, "memory": memory}
-    return fit_heads(features, labels, {"": recipe}, **options)[""]
+    return fit_heads(
+        features,
+        labels,
+        {"": recipe},
+        start=start,
+        batch=batch,
+        seed=seed,
+        memory=memory,
+    )[""]
 
 
 def fit_heads(
@@ -116,78 +117,67 @@ def fit_heads(
 
     Returns:
       The fitted heads, by the same names.
-
-    Raises:
-      InputError: invalid features, labels, hyperparameters or start.
     """
     features, labels = checked("input", np.asarray(features), np.asarray(labels))
     if batch < 1 or not memory > 0:
         raise InputError(f"batch and memory must be positive, got {batch} and {memory}")
     linear = None if start is None else _linear(start, features.shape[1])
-    run = (2, 0, seed)  # as stage 2 on the first seed of stage 1
     jobs = []
     for name, recipe in recipes.items():
         try:
-            _check(recipe.method, labels, linear)
-            jobs.append(_job(name, recipe, features.shape, linear, batch, run))
+            jobs.append(_job(name, recipe, features, labels, linear, batch, seed=seed))
         except InputError as error:
             raise InputError(f"recipe {name!r}: {error}" if name else error) from error
     half = memory * 2**30 / 2
     chunks = engine.plan_chunks(jobs, batch, half)
     cached = Features(features[None], labels)
-    fitted: dict[str, FittedHead] = {}
-    for chunk, fits in engine.fit_heads(
-        chunks, cached, batch, half, lambda heads: None
-    ):
+    fitted = {}
+    for chunk, fits in engine.fit_heads(chunks, cached, batch, half, lambda _: None):
         for job, fit in zip(chunk.jobs, fits, strict=True):
             head = jax.tree.map(np.asarray, fit.head)
             fitted[job.run] = FittedHead(job.method.head, head, fit.diverged)
     return {name: fitted[name] for name in recipes}
 
 
-def _check(method: Method, labels: np.ndarray, start: Params | None) -> None:
-    num_classes = len(method.adjust.weight)
-    if labels.max() >= num_classes:
+def _job(
+    name: str,
+    recipe: Recipe,
+    features: np.ndarray,
+    labels: np.ndarray,
+    start: Params | None,
+    batch: int,
+    *,
+    seed: int,
+) -> engine.HeadJob:
+    """Check a recipe against the data and the start, and make its initial head."""
+    method, classes = recipe.method, len(recipe.method.adjust.weight)
+    if not (recipe.decay >= 0 and np.isfinite(recipe.decay)):
+        raise InputError(f"decay must be at least 0, got {recipe.decay}")
+    if labels.max() >= classes:
         raise InputError(
-            f"the method was made with {num_classes} counts, but a label is "
+            f"the method was made with {classes} counts, but a label is "
             f"{labels.max()}; np.bincount(labels) gives the counts"
         )
-    if method.start == "stage1" and start is None:
+    if method.start == "fresh":
+        start = None
+    elif start is None:
         raise InputError(
             "the method continues from a trained head: pass it as start=. To train "
             "one, use methods.ce(counts, start='fresh', sampler='instance')"
         )
-    if start is not None and start["kernel"].shape[1] != num_classes:
-        raise InputError(
-            f"start has {start['kernel'].shape[1]} classes, the method {num_classes}"
-        )
-
-
-def _job(
-    name: str,
-    recipe: Recipe,
-    shape: tuple[int, ...],
-    start: Params | None,
-    batch: int,
-    run: tuple[int, ...],
-) -> engine.HeadJob:
-    if not (recipe.decay >= 0 and np.isfinite(recipe.decay)):
-        raise InputError(f"decay must be at least 0, got {recipe.decay}")
-    (size, width), method = shape, recipe.method
-    steps = -(-size // batch)
-    num_classes = len(method.adjust.weight)
-    start = start if method.start == "stage1" else None
+    elif len(start["bias"]) != classes:
+        raise InputError(f"start has {len(start['bias'])} classes, not {classes}")
+    order = (2, 0, seed)  # as stage 2 on the first seed of stage 1
+    key, steps = seeds.key(order, "head"), -(-len(labels) // batch)
     return engine.HeadJob(
         run=name,
         method=method,
-        start=method.head.init(
-            seeds.key(run, "head"), start, width, num_classes, "torch"
-        ),
+        start=method.head.init(key, start, features.shape[1], classes, "torch"),
         rates=optim.rates(recipe.lr, recipe.epochs, steps, 0.0, "epoch"),
         projects=projection_steps(method, recipe.epochs, steps),
         epochs=recipe.epochs,
         sgd=Sgd(recipe.momentum, recipe.decay, ".*"),
-        order=run,
+        order=order,
     )
 
 
@@ -228,9 +218,6 @@ def evaluate(
 
     Returns:
       Fractions, not per cent; NaN for an empty group. See docs/reference/metrics.md.
-
-    Raises:
-      InputError: arrays that do not match.
     """
     logits, labels = checked("logits", np.asarray(logits), np.asarray(labels))
     counts = np.asarray(counts)

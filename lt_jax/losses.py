@@ -8,8 +8,7 @@ With e the one-hot label y::
 
 Most losses of long-tailed recognition are a choice of these vectors. They are arrays,
 so they can be traced, stacked and mapped over: another loss is not another program.
-Focal loss and LADE multiply or add to this. They are functions of the same signature
-that read two more numbers.
+Focal loss multiplies it by a factor, LADE adds a term; both read two more numbers.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import Array
 
 from lt_jax.errors import InputError
 
@@ -28,52 +28,38 @@ from lt_jax.errors import InputError
 class Adjust(NamedTuple):
     """The five vectors of a loss, each float32[K], and two extra numbers."""
 
-    scale: jax.Array
-    offset: jax.Array
-    margin: jax.Array
-    weight: jax.Array
-    smooth: jax.Array
-    extra: jax.Array  # float32[2], read by focal and lade only; else zeros
+    scale: Array
+    offset: Array
+    margin: Array
+    weight: Array
+    smooth: Array
+    extra: Array  # float32[2], read by focal and lade only; else zeros
 
 
-# Sums an array over all devices: ``lax.psum`` in a step, ``single_device`` on one.
-Total = Callable[[jax.Array], jax.Array]
+# Sums an array over all devices: ``lax.psum`` in a step, ``one_device`` on one.
+Total = Callable[[Array], Array]
 
-# (logits float[B, K], labels int32[B], mask float32[B], adjust, total) -> float[B], not
-# reduced, already multiplied by ``weight[label]``. A mean over a batch divides by the
-# sum of those weights, as ``torch.nn.CrossEntropyLoss(weight=...)`` does. Only a loss
-# that depends on the whole batch reads the mask and the total.
-Loss = Callable[[jax.Array, jax.Array, jax.Array, Adjust, Total], jax.Array]
+# (logits float[B, K], labels int32[B], mask float32[B], adjust, total) -> float[B], one
+# loss per example, multiplied by ``weight[label]``. To average over a batch, divide by
+# the sum of those weights, as ``torch.nn.CrossEntropyLoss(weight=...)`` does. The mask
+# is 0 for padding; only ``lade`` reads it and the total.
+Loss = Callable[[Array, Array, Array, Adjust, Total], Array]
 
 
-def single_device(array: jax.Array) -> jax.Array:
+def one_device(array: Array) -> Array:
     """Return ``array``: its sum over one device."""
     return array
 
 
 def adjusted_xent(
-    logits: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    adjust: Adjust,
-    total: Total = single_device,
-) -> jax.Array:
-    """Compute the cross-entropy of the adjusted logits, defined by the five vectors.
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+) -> Array:
+    """Compute the cross-entropy that the five vectors define; see ``Loss``.
 
     >>> logits, mask = jnp.array([[2.0, 0.0]]), jnp.ones(1)
     >>> loss = adjusted_xent(logits, jnp.array([0]), mask, cross_entropy(2))
     >>> print(f"{loss[0]:.4f}")
     0.1269
-
-    Args:
-      logits: float[B, K].
-      labels: int32[B].
-      mask: float32[B], 0 for padding; not read.
-      adjust: the vectors.
-      total: sum over devices; not read.
-
-    Returns:
-      float[B], weighted and not reduced.
     """
     onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
     targets = optax.smooth_labels(onehot, adjust.smooth[labels][:, None])
@@ -82,16 +68,12 @@ def adjusted_xent(
 
 
 def focal(
-    logits: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    adjust: Adjust,
-    total: Total = single_device,
-) -> jax.Array:
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+) -> Array:
     """Compute ``(1 - p_y) ** gamma`` times the cross-entropy; gamma is ``extra[0]``.
 
     log(1 - p_y) is computed as log sum_{k != y} exp z'_k - log sum_k exp z'_k, which
-    has a finite gradient where p_y rounds to 1. Arguments as for ``adjusted_xent``.
+    has a finite gradient where p_y rounds to 1.
 
     Reference: "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4.
     """
@@ -104,12 +86,8 @@ def focal(
 
 
 def lade(
-    logits: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    adjust: Adjust,
-    total: Total = single_device,
-) -> jax.Array:
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+) -> Array:
     """Compute cross-entropy plus ``alpha`` times the LADE regulariser of the batch.
 
     With the prior p, the softmax of ``offset``, and (alpha, lambda) in ``extra``::
@@ -119,8 +97,7 @@ def lade(
 
     As in the official code, a class without an example in the batch has no first term
     and keeps the others. R is one number for the global batch. Every example gets it,
-    so that the mean over the batch contains it once. Arguments as for
-    ``adjusted_xent``; the mask and the total are read.
+    so that the mean over the batch contains it once.
 
     Reference: "Disentangling Label Distribution for Long-tailed Visual Recognition",
     CVPR 2021.
@@ -141,13 +118,13 @@ def lade(
     return xent + adjust.weight[labels] * alpha * jnp.sum(terms)
 
 
-def _adjusted(logits: jax.Array, onehot: jax.Array, adjust: Adjust) -> jax.Array:
+def _adjusted(logits: Array, onehot: Array, adjust: Adjust) -> Array:
     margined = logits - adjust.margin[None, :] * onehot
     return adjust.scale[None, :] * margined + adjust.offset[None, :]
 
 
 def cross_entropy(num_classes: int) -> Adjust:
-    """Make plain cross-entropy: the neutral element of every other constructor."""
+    """Make plain cross-entropy; the other losses replace some of its vectors."""
     ones, zeros = jnp.ones(num_classes), jnp.zeros(num_classes)
     return Adjust(ones, zeros, zeros, ones, zeros, extra=jnp.zeros(2))
 
@@ -156,19 +133,15 @@ def over_smooth(num_classes: int, delta: float) -> Adjust:
     """Make cross-entropy with (over-)smoothed labels.
 
     The target is ``1 - delta + delta / K`` for the true class and ``delta / K`` for
-    each other one: label smoothing for a small delta, LOS for a delta near 1. The
-    smoothed mass is spread over all K classes, the true one included, as in ``torch``
-    and ``optax``.
-
-    Raises:
-      InputError: delta outside [0, 1).
+    each other one, as in ``torch`` and ``optax``: label smoothing for a small delta,
+    LOS for a delta near 1.
 
     Reference: "Label Over-Smooth Can Balance", ICLR 2025.
     """
     if not 0 <= delta < 1:
         raise InputError(
-            f"delta must be in [0, 1), got {delta}: at 1 the target is uniform and no "
-            "longer depends on the label; the paper's value for CIFAR100-LT is 0.98"
+            f"delta must be in [0, 1), got {delta}: at 1 every label has the same "
+            "target; the paper's value for CIFAR100-LT is 0.98"
         )
     smooth = jnp.full(num_classes, delta, jnp.float32)
     return cross_entropy(num_classes)._replace(smooth=smooth)
@@ -197,8 +170,8 @@ def class_balanced(counts: np.ndarray, beta: float) -> Adjust:
 def logit_adjust(counts: np.ndarray, tau: float) -> Adjust:
     """Make the cross-entropy of ``z + tau log prior``.
 
-    At tau 1 it is Balanced Softmax ("Balanced Meta-Softmax", NeurIPS 2020, eq. 4),
-    whose ``log counts`` differs by a constant, which the softmax ignores.
+    tau 1 is Balanced Softmax ("Balanced Meta-Softmax", NeurIPS 2020, eq. 4): its
+    ``log counts`` differ by a constant, which the softmax ignores.
 
     Reference: "Long-Tail Learning via Logit Adjustment", ICLR 2021, eq. 10.
     """
@@ -221,8 +194,7 @@ def vs(counts: np.ndarray, gamma: float, tau: float) -> Adjust:
 def ldam(counts: np.ndarray, max_margin: float, scale: float) -> Adjust:
     """Make margins proportional to ``counts ** -1/4``, the largest ``max_margin``.
 
-    The paper's margins apply to cosines. Here logits are ``scale`` times cosines, so
-    the margins are ``scale`` times the paper's.
+    ``max_margin`` is in cosines, as in the paper; logits are ``scale`` times those.
 
     Reference: "Learning Imbalanced Datasets with Label-Distribution-Aware Margin Loss",
     NeurIPS 2019.
@@ -250,11 +222,7 @@ def label_aware_smoothing(counts: np.ndarray, head: float, tail: float) -> Adjus
 
 
 def require_examples(counts: np.ndarray) -> np.ndarray:
-    """Return the counts as float64[K].
-
-    Raises:
-      InputError: some classes have no example; the message lists them.
-    """
+    """Return the counts as float64[K], or raise InputError if a class has none."""
     if np.min(counts) < 1:
         empty = np.flatnonzero(np.asarray(counts) < 1).tolist()
         raise InputError(
@@ -265,11 +233,7 @@ def require_examples(counts: np.ndarray) -> np.ndarray:
 
 
 def in_range(name: str, value: float, low: float, high: float) -> float:
-    """Return the value.
-
-    Raises:
-      InputError: the value is not a finite number in [low, high].
-    """
+    """Return the value, or raise InputError if it is not finite or out of range."""
     if not (low <= value <= high and np.isfinite(value)):
         where = f" in [{low}, {high}]" if np.isfinite([low, high]).any() else ""
         raise InputError(f"{name} must be a number{where}, got {value}")
@@ -284,16 +248,11 @@ def _weighted(weight: np.ndarray) -> Adjust:
 def smoothing_gap(num_classes: int, delta: Any) -> Any:
     """Compute the logit gap of a softmax that fits the smoothed target exactly.
 
-    ``ln(1 + K (1 - delta) / delta)`` between the true logit and every other one. The
-    same delta is a different amount of smoothing at another K; datasets compare on
-    this axis.
+    The true logit exceeds every other one by ``ln(1 + K (1 - delta) / delta)``. Equal
+    gaps compare datasets better than equal deltas, whose effect depends on K.
 
     >>> print(f"{smoothing_gap(100, 0.98):.3f} {smoothing_gap(8142, 0.98):.3f}")
     1.112 5.119
-
-    Args:
-      num_classes: K.
-      delta: smoothed mass, a number or an array.
 
     Returns:
       float64, of the shape of ``delta``; infinite at 0.

@@ -2,8 +2,8 @@
 
 ``METHODS`` maps a name to a function of the class counts of the training set, int[K],
 and of the method's own hyperparameters, all keyword-only. To add a method, write such
-a function and one line in ``METHODS``, then its published values in ``recipes.py``.
-The learning rate and the number of epochs are part of the recipe too.
+a function, one line in ``METHODS`` and a recipe in ``recipes.py``, which also has the
+learning rate and the number of epochs.
 """
 
 from __future__ import annotations
@@ -35,9 +35,8 @@ Correct = Callable[[Params, Blocks, np.ndarray], Params]
 class Method(NamedTuple):
     """A method, apart from the hyperparameters of its optimiser.
 
-    ``head``, ``loss`` and ``project`` are keys of the compiled steps. Equal
-    hyperparameters must give equal ones, so they are made at module level or by a
-    cached function. The numbers of the loss are in ``adjust`` and compile nothing.
+    Steps are compiled for a ``head``, ``loss`` and ``project``: equal hyperparameters
+    must give equal ones. Other numbers of ``adjust`` need no compilation.
     """
 
     adjust: Adjust
@@ -55,19 +54,13 @@ class Method(NamedTuple):
 
 
 def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
-    """Return bool[epochs * per_epoch]: True where the head is projected after a step.
-
-    Args:
-      method: the method.
-      epochs: number of epochs.
-      per_epoch: steps per epoch.
-    """
+    """Return bool[epochs * steps per epoch]: whether the head is projected after it."""
     steps = np.arange(1, epochs * per_epoch + 1)
     every = {"step": 1, "epoch": per_epoch}[method.project_every]
     return (steps % every == 0) & (method.project is not None)
 
 
-@functools.cache  # equal quantiles give the same function
+@functools.cache  # equal quantiles give the same function, and so the same program
 def _max_norm(quantile: float) -> Project:
     in_range("quantile", quantile, 0, 1)
 
@@ -93,7 +86,7 @@ def label_smoothing(
 ) -> Method:
     """Label smoothing with a small delta ("Rethinking the Inception ...", CVPR 2016).
 
-    The same loss as ``los``, at its usual size: 0.1.
+    The loss is that of ``los``; the usual delta is 0.1.
     """
     return Method(losses.over_smooth(len(counts), delta), sampler, start)
 
@@ -197,20 +190,15 @@ def ldam(
 
     The margins m are proportional to ``n ** -1/4``, the largest is ``max_margin``.
     After the fraction ``defer`` of the epochs, CE is also weighted by the effective
-    number of samples. The official code uses 0.5, 30, 0.9999 and epoch 160 of 200, and
-    trains the network from scratch; re-training the classifier with it is ours.
-    defer 1 is plain LDAM.
+    number of samples; defer 1 is plain LDAM. The official code uses 0.5, 30, 0.9999 and
+    epoch 160 of 200, and trains the network from scratch. Re-training only the
+    classifier with this loss is our variant.
     """
     adjust = losses.ldam(counts, max_margin, scale)
     weight = losses.class_balanced(counts, beta).weight
-    return Method(
-        adjust,
-        sampler,
-        start,
-        heads.cosine(scale),
-        deferred=adjust._replace(weight=weight),
-        defer=in_range("defer", defer, 0, 1),
-    )
+    cosine = Method(adjust, sampler, start, heads.cosine(scale))
+    defer = in_range("defer", defer, 0, 1)
+    return cosine._replace(deferred=adjust._replace(weight=weight), defer=defer)
 
 
 def crt(counts: np.ndarray) -> Method:
@@ -243,8 +231,8 @@ def marc(counts: np.ndarray, *, power: float, sampler: str) -> Method:
     """MARC, CE of ``omega_k z_k + beta_k |w_k|`` (ACML 2022).
 
     "Margin Calibration for Long-Tailed Visual Recognition": omega and beta are trained,
-    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; power 0 leaves them out.
-    We could not check which weights the paper uses.
+    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; power 0 switches them
+    off. We could not check which weights the paper uses.
     """
     return Method(losses.reweight(counts, power), sampler, head=heads.marc)
 
@@ -319,13 +307,14 @@ def ncm(counts: np.ndarray, *, kind: str) -> Method:
 def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
     """``argmax z - tau log prior`` (ICLR 2021, eq. 9); nothing is trained.
 
-    It shifts the bias of the stage-1 head.
+    The correction shifts the bias of the stage-1 head.
     """
     in_range("tau", tau, -np.inf, np.inf)
 
     def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
         seen = jnp.bincount(jnp.asarray(labels), length=len(params["bias"]))
-        return heads.shift_bias(params, -tau * jnp.log(seen / len(labels)))
+        shift = -tau * jnp.log(seen / len(labels))
+        return {**params, "bias": params["bias"] + shift}
 
     adjust = losses.cross_entropy(len(require_examples(counts)))
     return Method(adjust, correct=correct, needs_features=False)
@@ -394,16 +383,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def make(name: str, counts: np.ndarray, hyperparameters: Mapping[str, Any]) -> Method:
-    """Build the method ``name``.
-
-    Args:
-      name: a key of ``METHODS``.
-      counts: int[K], examples per class of the training set.
-      hyperparameters: a value for each keyword of the method.
-
-    Raises:
-      InputError: unknown method; an unknown, missing or invalid hyperparameter.
-    """
+    """Build the method ``name`` with a value for each of its keywords."""
     build = METHODS[one_of("method", name, METHODS)]
     _, *wanted = inspect.signature(build).parameters
     for key in hyperparameters:

@@ -1,8 +1,9 @@
-"""Published hyper-parameters and sweep grids of every method: the only copy.
+"""Published hyperparameters and sweep grids of every method: the only copy.
 
-A recipe maps a ``Case`` to the method's entry in a config: ``lr``, ``epochs``,
-``decay``, the method's own hyper-parameters and ``grid``, the values that a sweep
-tries. Configs and the library take their entries from here.
+To look a value up, find the method in ``RECIPES``. A recipe maps a ``Case`` to the
+method's entry in a config: ``lr``, ``epochs``, ``decay``, the method's own
+hyperparameters, and ``grid``, the values that a sweep tries. "Not published" means that
+no paper re-trains a head with this method: the value is our first choice.
 """
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ CIFAR100 = Smoothing(
 def delta_of(amount: float, num_classes: int) -> float:
     """Return the delta with ``K (1 - delta) / delta = amount``.
 
-    The amount is K times the odds of the true class. The same delta smooths more at a
-    smaller K; the same amount does not.
+    Equal amounts smooth equally at any K; equal deltas smooth more at a smaller K.
 
     >>> delta_of(2.04, 10)
     0.8305648
@@ -90,157 +90,184 @@ class Case(NamedTuple):
 
     smoothing: Smoothing
     batch: int = 64  # learning rates of official code are scaled to this batch
-    # The data set whose official numbers are taken where they differ.
-    official: str = "cifar100_lt"  # or "imagenet_lt", "inat2018"
+    # Where official values differ between datasets: those for "cifar100_lt",
+    # "imagenet_lt" or "inat2018".
+    official: str = "cifar100_lt"
 
     def lr(self, lr: float, batch: int) -> float:
         """Scale an official learning rate from its batch to this one, in proportion."""
         return lr * self.batch / batch
 
+    def pick(self, cifar100_lt: Any, imagenet_lt: Any, inat2018: Any) -> Any:
+        """Return the value for the dataset ``official``."""
+        values = cifar100_lt, imagenet_lt, inat2018
+        return values[("cifar100_lt", "imagenet_lt", "inat2018").index(self.official)]
+
 
 Entry = dict[str, Any]
 Recipe = Callable[[Case], Entry]
 
-# Spreads of learning rates are ours; lr is in the grid of every method that trains.
+# The LOS authors' way to continue stage 1. Methods without a published recipe use it.
+USUAL = {"epochs": 20, "decay": 0.0, "start": "stage1", "sampler": "instance"}
+UNTRAINED = {"lr": 0.0, "epochs": 0, "decay": 0.0}
+# Grids of learning rates are ours; every method that trains has one.
 LR = (5e-4, 5e-3, 5e-2, 0.5)
 HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
-LOS_LR = (5e-4, 1.6e-3, 5e-3, 5e-2, 0.5)
-BETAS = (0.9, 0.99, 0.999, 0.9999)
 STARTS = ("stage1", "fresh")
+BETAS = (0.9, 0.99, 0.999, 0.9999)
 
-
-def _usual(lr: float, own: Entry, grid: Entry) -> Recipe:
-    """Return the LOS authors' recipe, a continuation of stage 1, with these values."""
-    shared = {"epochs": 20, "decay": 0.0, "start": "stage1", "sampler": "instance"}
-    return lambda _: shared | {"lr": lr} | own | {"grid": {"lr": LR} | grid}
-
-
-def _untrained(own: Entry, grid: Entry) -> Recipe:
-    return lambda _: {"lr": 0.0, "epochs": 0, "decay": 0.0} | own | {"grid": grid}
-
-
-def _los(case: Case, lr: float, own: Entry, grid: Entry) -> Entry:
-    """Return LOS with the authors' recipe of CIFAR100-LT; other sets' is unknown."""
-    grid = {"delta": case.smoothing.coarse} | grid
-    return _usual(lr, {"delta": case.smoothing.delta} | own, grid)(case)
-
-
-def _los_max_norm(case: Case) -> Entry:
-    own = {"quantile": 0.1, "every": "epoch"}  # as weight balancing
-    entry = _los(case, 5e-4, own, {"quantile": (0.1, 0.5)})
-    del entry["start"]  # the radius is that of stage 1
-    return entry
-
-
-def _decoupling(case: Case, epochs: int) -> Entry:
-    """Decoupling's code: lr 0.2 at batch 512, decay as in stage 1; no grid."""
-    decay = 1e-4 if case.official == "inat2018" else 5e-4
-    own = {"lr": case.lr(0.2, 512), "epochs": epochs, "decay": decay}
-    return own | {"grid": {"lr": HALF_DECADES}}
-
-
-def _disalign(case: Case, powers: tuple[float, ...]) -> Entry:
-    """DisAlign's code for ImageNet-LT: lr 0.1 at batch 256, 10 epochs, power 1.2."""
-    own = {"lr": case.lr(0.1, 256), "epochs": 10, "decay": 5e-4, "power": 1.2}
-    return own | {"sampler": "instance", "grid": {"lr": LR, "power": powers}}
-
-
-def _mislas(case: Case) -> Entry:
-    """MiSLAS's code, whose head has a lower lr than its scale; here they share one.
-
-    CIFAR: head and tail are those of IR 100; at IR 10 they are 0.2 and 0.
-    """
-    lr, batch, decay, head, tail = {
-        "cifar100_lt": (0.02, 128, 2e-4, 0.4, 0.1),
-        "imagenet_lt": (0.1, 256, 5e-4, 0.3, 0.0),
-        "inat2018": (0.1, 256, 1e-4, 0.3, 0.0),
-    }[case.official]
-    own = {"lr": case.lr(lr, batch), "epochs": 10, "decay": decay, "sampler": "class"}
-    grid = {"lr": LR, "head": (0.2, 0.3, 0.4), "tail": (0.0, 0.1)}
-    return own | {"head": head, "tail": tail, "grid": grid}
-
-
-def _lade(case: Case) -> Entry:
-    """Not published: lr. The rest: CIFAR100-LT and ImageNet-LT, or iNaturalist."""
-    alpha, square = (0.05, 0.5) if case.official == "inat2018" else (0.1, 0.1)
-    grid = {"alpha": (0.05, 0.1), "square": (0.1, 0.5)}
-    return _usual(0.05, {"alpha": alpha, "square": square}, grid)(case)
-
-
-def _weight_balancing(case: Case) -> Entry:
-    """CIFAR100-LT at batch 64, for a loss about K times smaller.
-
-    The same steps are near lr 1e-4 and decay 10 at K = 100: the grid extends that far.
-    """
-    own = {"lr": case.lr(0.01, 64), "epochs": 10, "decay": 0.1, "beta": 0.9999}
-    own |= {"quantile": 0.1, "every": "epoch", "sampler": "instance"}
-    lr, decay = (1e-4, 5e-4, 5e-3, 5e-2), (1e-3, 1e-2, 0.1, 1.0, 10.0)
-    return own | {"grid": {"lr": lr, "decay": decay, "every": ("step", "epoch")}}
-
-
-# "Not published": nobody has published a value for re-training a head, and the number
-# is a first choice.
 RECIPES: dict[str, Recipe] = {
-    # LOS at delta 0; the baseline gets the finest grid
-    "ce": _usual(5e-4, {}, {"lr": HALF_DECADES, "start": STARTS}),
-    "los": lambda c: _los(c, 5e-4, {}, {"lr": LOS_LR, "delta": c.smoothing.curve}),
-    # not published; 0.1 is the usual value
-    "label_smoothing": _usual(5e-4, {"delta": 0.1}, {"delta": (0.05, 0.1, 0.2, 0.4)}),
-    # not published; 1.0: inverse frequency, 0.5: its square root
-    "reweight": _usual(5e-4, {"power": 1.0}, {"power": (0.5, 1.0, 1.5)}),
-    # not published; beta 0.9999: CIFAR-LT in the official code
-    "class_balanced": _usual(5e-4, {"beta": 0.9999}, {"beta": BETAS}),
-    # not published; gamma 2: the paper's, 1: LDAM-DRW's and class-balanced's code
-    "focal": _usual(5e-4, {"gamma": 2.0}, {"gamma": (0.5, 1.0, 2.0)}),
-    # not published
-    "balanced_softmax": _usual(0.05, {}, {"start": STARTS}),
-    # not published; tau 1: theory and official code
-    "logit_adjust": _usual(0.05, {"tau": 1.0}, {"tau": (0.5, 1.0, 1.5, 2.0)}),
-    # not published; gamma, tau: example of the code
-    "vs": _usual(
-        0.05,
-        {"gamma": 0.2, "tau": 1.2},
-        {"lr": LR[1:], "gamma": (0.05, 0.1, 0.2), "tau": (0.5, 0.8, 1.2)},
+    # LOS at delta 0; the baseline gets the finest grid.
+    "ce": lambda c: dict(USUAL, lr=5e-4, grid=dict(lr=HALF_DECADES, start=STARTS)),
+    # Published for CIFAR100-LT at K = 100; not published for other datasets.
+    "los": lambda c: dict(
+        USUAL,
+        lr=5e-4,
+        delta=c.smoothing.delta,
+        grid=dict(lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5), delta=c.smoothing.curve),
     ),
-    "lade": _lade,
-    # not published
-    "cosine": _usual(0.05, {"scale": 30.0}, {"scale": (10.0, 20.0, 30.0)}),
-    # lr not published; the rest: CIFAR100-LT, for complete networks; defer 1: LDAM
-    "ldam": _usual(
-        0.05,
-        {"max_margin": 0.5, "scale": 30.0, "beta": 0.9999, "defer": 0.8},
-        {"max_margin": (0.1, 0.3, 0.5), "defer": (0.8, 1.0)},
+    # Not published; 0.1 is the usual value.
+    "label_smoothing": lambda c: dict(
+        USUAL, lr=5e-4, delta=0.1, grid=dict(lr=LR, delta=(0.05, 0.1, 0.2, 0.4))
     ),
-    # ImageNet-LT: 10 epochs, iNaturalist: 30
-    "crt": lambda c: _decoupling(c, 30 if c.official == "inat2018" else 10),
-    "lws": lambda c: _decoupling(c, 5),  # on both
-    "disalign": lambda c: _disalign(c, (0.5, 1.0, 1.2, 1.5)),
-    # not known; as DisAlign; power 0: without weights
-    "marc": lambda c: _disalign(c, (0.0, 0.5, 1.0, 1.2)),
-    "label_aware_smoothing": _mislas,
-    "weight_balancing": _weight_balancing,
+    # Not published; 1.0: inverse frequency, 0.5: its square root.
+    "reweight": lambda c: dict(
+        USUAL, lr=5e-4, power=1.0, grid=dict(lr=LR, power=(0.5, 1.0, 1.5))
+    ),
+    # Not published; beta 0.9999: CIFAR-LT in the official code.
+    "class_balanced": lambda c: dict(
+        USUAL, lr=5e-4, beta=0.9999, grid=dict(lr=LR, beta=BETAS)
+    ),
+    # Not published; gamma 2: the paper's, 1: LDAM-DRW's and class-balanced's code.
+    "focal": lambda c: dict(
+        USUAL, lr=5e-4, gamma=2.0, grid=dict(lr=LR, gamma=(0.5, 1.0, 2.0))
+    ),
+    # Not published.
+    "balanced_softmax": lambda c: dict(USUAL, lr=0.05, grid=dict(lr=LR, start=STARTS)),
+    # Not published; tau 1: theory and official code.
+    "logit_adjust": lambda c: dict(
+        USUAL, lr=0.05, tau=1.0, grid=dict(lr=LR, tau=(0.5, 1.0, 1.5, 2.0))
+    ),
+    # Not published; gamma and tau: example of the official code.
+    "vs": lambda c: dict(
+        USUAL,
+        lr=0.05,
+        gamma=0.2,
+        tau=1.2,
+        grid=dict(lr=LR[1:], gamma=(0.05, 0.1, 0.2), tau=(0.5, 0.8, 1.2)),
+    ),
+    # lr not published; alpha and square: official code.
+    "lade": lambda c: dict(
+        USUAL,
+        lr=0.05,
+        alpha=c.pick(0.1, 0.1, 0.05),
+        square=c.pick(0.1, 0.1, 0.5),
+        grid=dict(lr=LR, alpha=(0.05, 0.1), square=(0.1, 0.5)),
+    ),
+    # Not published.
+    "cosine": lambda c: dict(
+        USUAL, lr=0.05, scale=30.0, grid=dict(lr=LR, scale=(10.0, 20.0, 30.0))
+    ),
+    # lr not published; the rest: CIFAR100-LT, for complete networks. defer 1: LDAM.
+    "ldam": lambda c: dict(
+        USUAL,
+        lr=0.05,
+        max_margin=0.5,
+        scale=30.0,
+        beta=0.9999,
+        defer=0.8,
+        grid=dict(lr=LR, max_margin=(0.1, 0.3, 0.5), defer=(0.8, 1.0)),
+    ),
+    # Decoupling's code; its decay is that of stage 1, its grid ours.
+    "crt": lambda c: dict(
+        lr=c.lr(0.2, batch=512),
+        epochs=c.pick(10, 10, 30),
+        decay=c.pick(5e-4, 5e-4, 1e-4),
+        grid=dict(lr=HALF_DECADES),
+    ),
+    "lws": lambda c: dict(RECIPES["crt"](c), epochs=5),
+    # DisAlign's code for ImageNet-LT.
+    "disalign": lambda c: dict(
+        lr=c.lr(0.1, batch=256),
+        epochs=10,
+        decay=5e-4,
+        power=1.2,
+        sampler="instance",
+        grid=dict(lr=LR, power=(0.5, 1.0, 1.2, 1.5)),
+    ),
+    # Not known: as DisAlign. power 0: without weights.
+    "marc": lambda c: dict(
+        RECIPES["disalign"](c), grid=dict(lr=LR, power=(0.0, 0.5, 1.0, 1.2))
+    ),
+    # MiSLAS's code, whose head has a lower lr than its scale; here they share one.
+    # CIFAR: head and tail are those of IR 100; at IR 10 they are 0.2 and 0.
+    "label_aware_smoothing": lambda c: dict(
+        lr=c.pick(c.lr(0.02, batch=128), c.lr(0.1, batch=256), c.lr(0.1, batch=256)),
+        epochs=10,
+        decay=c.pick(2e-4, 5e-4, 1e-4),
+        sampler="class",
+        head=c.pick(0.4, 0.3, 0.3),
+        tail=c.pick(0.1, 0.0, 0.0),
+        grid=dict(lr=LR, head=(0.2, 0.3, 0.4), tail=(0.0, 0.1)),
+    ),
+    # CIFAR100-LT, for a loss about K times smaller. The same steps are near lr 1e-4
+    # and decay 10 at K = 100: the grid extends that far.
+    "weight_balancing": lambda c: dict(
+        lr=c.lr(0.01, batch=64),
+        epochs=10,
+        decay=0.1,
+        beta=0.9999,
+        quantile=0.1,
+        every="epoch",
+        sampler="instance",
+        grid=dict(
+            lr=(1e-4, 5e-4, 5e-3, 5e-2),
+            decay=(1e-3, 1e-2, 0.1, 1.0, 10.0),
+            every=("step", "epoch"),
+        ),
+    ),
     # tau 1: unit vectors; the grid is Decoupling's. Weight balancing tuned 1.9 for
     # CIFAR100-LT, in code that keeps the bias.
-    "tau_norm": _untrained({"tau": 1.0}, {"tau": tuple(i / 10 for i in range(21))}),
-    # all kinds of Decoupling
-    "ncm": _untrained({"kind": "cl2"}, {"kind": ("raw", "l2", "cl2")}),
-    # tau 1: theory; no grid published
-    "logit_adjust_posthoc": _untrained(
-        {"tau": 1.0}, {"tau": tuple(i / 5 for i in range(16))}
+    "tau_norm": lambda c: dict(
+        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 10 for i in range(21)))
+    ),
+    # All kinds of Decoupling.
+    "ncm": lambda c: dict(UNTRAINED, kind="cl2", grid=dict(kind=("raw", "l2", "cl2"))),
+    # tau 1: theory; no grid published.
+    "logit_adjust_posthoc": lambda c: dict(
+        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 5 for i in range(16)))
     ),
     # The rest is not published: LOS with other starts, samplers and corrections.
-    "los_fresh": lambda c: _los(
-        c, 5e-2, {"start": "fresh"}, {"delta": c.smoothing.fresh}
+    "los_fresh": lambda c: dict(
+        RECIPES["los"](c),
+        lr=5e-2,
+        start="fresh",
+        grid=dict(lr=LR, delta=c.smoothing.fresh),
     ),
-    "los_resampled": lambda c: _los(
-        c, 5e-4, {"sampler": "class"}, {"sampler": ("class", "sqrt")}
+    "los_resampled": lambda c: dict(
+        RECIPES["los"](c),
+        sampler="class",
+        grid=dict(lr=LR, delta=c.smoothing.coarse, sampler=("class", "sqrt")),
     ),
-    "los_balanced_softmax": lambda c: _los(
-        c, 5e-4, {}, {"delta": (c.smoothing.curve[0], *c.smoothing.coarse)}
+    "los_balanced_softmax": lambda c: dict(
+        RECIPES["los"](c),
+        grid=dict(lr=LR, delta=(c.smoothing.curve[0], *c.smoothing.coarse)),
     ),
-    "los_max_norm": _los_max_norm,
-    "los_tau_norm": lambda c: _los(
-        c, 5e-4, {"tau": 1.0}, {"lr": LR[:3], "tau": (0.5, 1.0, 1.5)}
+    # quantile and every: as weight balancing; the radius is that of stage 1.
+    "los_max_norm": lambda c: dict(
+        lr=5e-4,
+        epochs=20,
+        decay=0.0,
+        delta=c.smoothing.delta,
+        quantile=0.1,
+        every="epoch",
+        sampler="instance",
+        grid=dict(lr=LR, delta=c.smoothing.coarse, quantile=(0.1, 0.5)),
+    ),
+    "los_tau_norm": lambda c: dict(
+        RECIPES["los"](c),
+        tau=1.0,
+        grid=dict(lr=LR[:3], delta=c.smoothing.coarse, tau=(0.5, 1.0, 1.5)),
     ),
 }
 
@@ -269,15 +296,13 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     [{'lr': 0.1, 'epochs': 20}, {'lr': 0.2, 'epochs': 20}, {'lr': 0.4, 'epochs': 20}]
 
     Raises:
-      InputError: there is no grid, it has an unknown key, or a value is not a tuple of
-        at least one value.
+      InputError: no grid, an unknown key in it, or values that are not a filled tuple.
     """
     if GRID not in entry:
         raise InputError("a sweep needs a 'grid': the values to try for each key")
     base, grid = own(entry), entry[GRID]
     if not hasattr(grid, "items"):
         raise InputError(f"grid must map keys to tuples, got {grid!r}")
-    tried: dict[str, tuple[Any, ...]] = {}
     for key, values in grid.items():
         if key not in base:
             raise InputError(f"grid has an unknown key {key!r}{suggest(key, base)}")
@@ -286,13 +311,11 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
                 f"grid.{key} must be a tuple of at least one value, for example "
                 f"({base[key]!r},), got {values!r}"
             )
-        tried[key] = tuple(_plain(value) for value in values)
     rows = [
-        {**base, **dict(zip(tried, values, strict=True))}
-        for values in itertools.product(*tried.values())
+        base | own(dict(zip(grid.keys(), values, strict=True)))
+        for values in itertools.product(*grid.values())
     ]
-    if base not in rows:
-        rows.insert(0, base)
+    rows = rows if base in rows else [base, *rows]
     return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 

@@ -418,7 +418,7 @@ def test_focal_and_lade_at_zero_and_jitted(loss):
     mask, adjust = jnp.ones(13), any_adjust(7)
     np.testing.assert_allclose(
         jax.jit(loss, static_argnums=4)(
-            logits, labels, mask, adjust, losses.single_device
+            logits, labels, mask, adjust, losses.one_device
         ),
         loss(logits, labels, mask, adjust),
         rtol=1e-5,

@@ -134,9 +134,7 @@ def test_head_loss_and_gradient(name, kind):
             logits = method.head.apply(trees.join(trained, fixed), features)
             assert logits.shape == (2 * K, K)
             mask = jnp.ones(2 * K)
-            loss = method.loss(
-                logits, labels, mask, method.adjust, losses.single_device
-            )
+            loss = method.loss(logits, labels, mask, method.adjust, losses.one_device)
             assert loss.shape == (2 * K,)
             return jnp.mean(loss)
 
@@ -166,7 +164,7 @@ def test_loss_is_finite_far_out(name):
     def total(logits):
         labels, mask = jnp.arange(K), jnp.ones(K)
         return jnp.sum(
-            method.loss(logits, labels, mask, method.adjust, losses.single_device)
+            method.loss(logits, labels, mask, method.adjust, losses.one_device)
         )
 
     loss, gradient = jax.value_and_grad(total)(logits)

@@ -361,9 +361,7 @@ def both(nets, method, version, adjust):
 
         def mean(p):
             z = method.head.apply(p, jnp.asarray(features))
-            each = method.loss(
-                z, jnp.asarray(labels), mask, adjust, losses.single_device
-            )
+            each = method.loss(z, jnp.asarray(labels), mask, adjust, losses.one_device)
             return jnp.sum(each) / jnp.sum(adjust.weight[jnp.asarray(labels)])
 
         value, grads = jax.value_and_grad(mean)(trained)

@@ -224,7 +224,7 @@ def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:
 
     def make(row: Row) -> HeadJob:
         method, hyper, order = cache.method(row), row.hyper, (2, *row.seeds)
-        key = method.head.init, method.start, order
+        key = method.head, method.start, order
         if key not in initial:
             given = session.task, c.model.init, cache.network, method, order
             initial[key] = weights.with_head(*given).params["head"]

@@ -20,7 +20,7 @@ import numpy as np
 from lt_jax import metrics, samplers, trees
 from lt_jax.distributed import sharding
 from lt_jax.heads import Blocks, Head
-from lt_jax.losses import Adjust, Loss, single_device
+from lt_jax.losses import Adjust, Loss, one_device
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
@@ -143,7 +143,7 @@ def make_fit(
 
         def total(trained: Params) -> jax.Array:
             logits = apply(trees.join(trained, fixed), features)
-            return jnp.sum(mask * loss(logits, label, mask, adjust, single_device))
+            return jnp.sum(mask * loss(logits, label, mask, adjust, one_device))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
         weight_sum = jnp.sum(mask * adjust.weight[label])
