@@ -1,7 +1,7 @@
 """Speed of a config on this machine: ``lt-jax benchmark``.
 
-Calls the functions of the other commands, on an untrained network at learning rate 0 so
-that nothing diverges. One process, all its devices; nothing is saved.
+It calls the functions of the other commands, on an untrained network at learning rate 0
+so that nothing diverges. One process, all its devices; nothing is saved.
 
 The keys of the ``--json`` object are in docs/howto/measure_speed.md.
 """
@@ -44,22 +44,19 @@ from lt_jax.retraining.features import DTYPES, Features, Request, extract
 from lt_jax.training import steps
 from lt_jax.training.epochs import fits_on_device, resident_stepper
 from lt_jax.training.log import jsonable, write_atomically
-from lt_jax.training.loop import Stage, epoch_plan, evaluate, step_inputs, step_spec
+from lt_jax.training.loop import Stage, epoch_plan, step_inputs, step_spec
 from lt_jax.training.optim import Sgd
-from lt_jax.types import Batch
+from lt_jax.training.steps import StepInputs, StepSpec
+from lt_jax.types import Batch, TrainState
 
-HEADS = 8  # heads of the sweep
-ROUNDS = 3  # least number of measurements per part
+HEADS = 8  # fitted at once, to measure a sweep
+ROUNDS = 3  # fewest measurements per part
 
 _print = partial(print, flush=True)
 
 
 def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> None:
-    """Measure all parts, print a line after each, and write ``--json`` to ``file``.
-
-    Raises:
-      InputError: invalid config, seconds or file.
-    """
+    """Measure all parts, print a line after each, and write JSON to ``file``."""
     if not 0 < seconds < math.inf:
         raise InputError(f"--seconds must be a positive number, got {seconds:g}")
     if file is not None and (file.is_dir() or not file.parent.is_dir()):
@@ -90,25 +87,30 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
     network = weights.fresh(session.task, config.model.init, (1, config.seed))
     _print("             compiling stage 1 without the cache; this takes longest")
     found["stage1"] = s = _stage1(session, network, peak, seconds)
-    rate = "-" if s["resident"] is None else f"{s['resident']:,.0f}"
+    resident = "-" if s["resident"] is None else f"{s['resident']:,.0f}"
+    flops, accessed = (
+        "?" if s[key] is None else f"{s[key]:.0%}"
+        for key in ("flops_share", "bytes_share")
+    )
     _print(
         f"stage 1      batch {s['batch']}: {s['synthetic']:,.0f} img/s on the device, "
-        f"{rate} with resident data, "
+        f"{resident} with resident data, "
         f"{s['streaming']:,.0f} streaming ({s['waiting']:.0%} waiting for data)\n"
         f"  per step   {1e3 * s['step_seconds']:,.2f} ms, "
-        f"{_si(s['flops'])}FLOP ({_share(s['flops_share'])} of the peak), "
-        f"{_si(s['bytes'])}B ({_share(s['bytes_share'])})\n"
+        f"{_si(s['flops'])}FLOP ({flops} of the peak), "
+        f"{_si(s['bytes'])}B ({accessed})\n"
         f"  compiled   in {s['lower_seconds']:.1f} s (tracing) + "
         f"{s['compile_seconds']:.1f} s"
     )
     session.raise_if_stopped("the benchmark")
     splits = session.task.splits
+    evaluation = partial(session.evaluate, session.methods["stage1"].head, network)
+    extraction = partial(_extract, session, network)
     for part, run, dataset in (
-        ("evaluation", run_evaluation, splits.test),
-        ("extraction", _extraction, splits.train),
+        ("evaluation", evaluation, splits.test),
+        ("extraction", extraction, splits.train),
     ):
-        measured = partial(run, session, network)
-        found[part] = images_per_second(measured, dataset, session, seconds)
+        found[part] = images_per_second(run, dataset, session, seconds)
         _print(f"{part}   {found[part]:,.0f} img/s")
     for part, heads in (("stage2", 1), ("sweep", HEADS)):
         session.raise_if_stopped("the benchmark")
@@ -130,8 +132,8 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
 def seconds_per_call(call: Callable[[], Any], seconds: float) -> float:
     """Measure the seconds per call: the median of rounds that end with a sync.
 
-    A round makes enough calls to fill a tenth of the time, because training does not
-    wait for each step either.
+    A round makes enough calls to fill a tenth of the time: training does not wait for
+    each step either.
     """
     jax.block_until_ready(call())  # may compile
     begun = time.monotonic()
@@ -149,7 +151,7 @@ def seconds_per_call(call: Callable[[], Any], seconds: float) -> float:
     return _median(several, seconds) / calls
 
 
-def _median(work: Callable[[], None], seconds: float) -> float:
+def _median(work: Callable[[], Any], seconds: float) -> float:
     times: list[float] = []
     begun = time.monotonic()
     while len(times) < ROUNDS or time.monotonic() - begun < seconds:
@@ -163,16 +165,9 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
     """Measure the matmul and copy speed of all devices together."""
     count = jax.device_count()
 
-    def matmul(size: int) -> Callable[[], Any]:
-        square = np.full((count, size, size), 1e-3, jnp.dtype(dtype))
-        square = sharding.shard_globally(square)
-        product = sharding.jit_over_devices(lambda a: a @ a, (True,))
-        return lambda: product(square)
-
-    def copy(size: int) -> Callable[[], Any]:
-        array = sharding.shard_globally(np.ones((count, size), np.float32))
-        plus = sharding.jit_over_devices(lambda a: a + 1, (True,))
-        return lambda: plus(array)
+    def program(function: Any, shape: tuple[int, ...], dtype: Any) -> Any:
+        array = sharding.shard_globally(np.full((count, *shape), 1e-3, dtype))
+        return partial(sharding.jit_over_devices(function, (True,)), array)
 
     def speed(make: Any, size: int, most: int) -> tuple[float, int]:
         """Measure calls/s at the smallest size that takes some milliseconds."""
@@ -180,25 +175,39 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
             size *= 2
         return 1 / seconds_per_call(make(size), seconds), size
 
+    def matmul(size: int) -> Any:
+        return program(lambda a: a @ a, (size, size), jnp.dtype(dtype))
+
+    def copy(size: int) -> Any:
+        return program(lambda a: a + 1, (size,), np.float32)
+
     products, size = speed(matmul, 512, 8192)
     flops = count * 2 * size**3 * products
     copies, size = speed(copy, 2**24, 2**28)  # 64 MiB, more than most caches, to 1 GiB
     return {"flops": flops, "bytes": count * 2 * 4 * size * copies, "dtype": dtype}
 
 
+def idle_stage(
+    session: Session, network: Weights
+) -> tuple[Stage, StepSpec, TrainState, StepInputs]:
+    """Return stage 1 at learning rate 0, and what its training step needs."""
+    stage = first_stage(session, session.config.seed)
+    stage = stage._replace(rates=np.zeros_like(stage.rates))
+    per_epoch = len(stage.rates) // stage.epochs
+    state = steps.init_state(*network, stage.sgd, stage.trains)
+    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    return stage, step_spec(session.task, stage), state, inputs
+
+
 def _stage1(
     session: Session, network: Weights, peak: dict[str, Any], seconds: float
 ) -> dict[str, Any]:
-    task, stage = session.task, first_stage(session, session.config.seed)
-    stage = stage._replace(rates=np.zeros_like(stage.rates))
-    spec = step_spec(task, stage)
-    state = steps.init_state(*network, stage.sgd, stage.trains)
-    per_epoch = len(stage.rates) // stage.epochs
-    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    stage, spec, state, inputs = idle_stage(session, network)
     train_step: Any = steps.make_train_step(spec)
-    # XLA counts only its own convolutions.
-    counted_spec = spec._replace(backbone=_with_xla(task.backbone))
-    counted_step: Any = steps.make_train_step(counted_spec)
+    backbone: Any = spec.backbone
+    if not isinstance(backbone, models.Identity):
+        backbone = backbone.clone(engine="xla")  # XLA counts only its own convolutions
+    counted_step: Any = steps.make_train_step(spec._replace(backbone=backbone))
     waited = 0.0
 
     def take_step(batch: Batch) -> Any:
@@ -213,7 +222,12 @@ def _stage1(
         waited += time.monotonic() - before
         return take_step(following)
 
-    with contextlib.closing(batches_of(task.splits.train, stage)) as batches:
+    def counted(program: Any, key: str) -> float | None:
+        cost = program.cost_analysis() or {}
+        times = stage.accumulate * jax.device_count()
+        return times * cost[key] if key in cost else None
+
+    with contextlib.closing(batches_of(session.task.splits.train, stage)) as batches:
         batch = next(batches)
         compiled = steps.compile_step(train_step, state, batch, inputs)
         step = compiled.run
@@ -221,8 +235,8 @@ def _stage1(
         before = time.monotonic()
         streamed = seconds_per_call(streaming, seconds)
         waited /= time.monotonic() - before
-        flops = _counted(counted_step.lower(state, batch, inputs), "flops", stage)
-    accessed = _counted(step, "bytes accessed", stage)
+        flops = counted(counted_step.lower(state, batch, inputs), "flops")
+    accessed = counted(step, "bytes accessed")
     return {
         "batch": stage.batch,
         "lower_seconds": compiled.lower_seconds,
@@ -237,17 +251,6 @@ def _stage1(
         "flops_share": flops and flops / each / peak["flops"],
         "bytes_share": accessed and accessed / each / peak["bytes"],
     }
-
-
-def _with_xla(backbone: Any) -> Any:
-    is_network = not isinstance(backbone, models.Identity)
-    return backbone.clone(engine="xla") if is_network else backbone
-
-
-def _counted(program: Any, key: str, stage: Stage) -> float | None:
-    cost = program.cost_analysis() or {}
-    times = stage.accumulate * jax.device_count()
-    return times * cost[key] if key in cost else None
 
 
 def _resident(
@@ -283,24 +286,12 @@ def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
 
 
-def run_evaluation(session: Session, network: Weights, dataset: Dataset) -> None:
-    evaluate(
-        session.task,
-        session.methods["stage1"].head,
-        *network,
-        dataset,
-        log=session.log,
-        stop_requested=session.stop_requested,
-    )
-
-
-def _extraction(session: Session, network: Weights, dataset: Dataset) -> None:
-    request = Request(("plain",), (), "float32")
+def _extract(session: Session, network: Weights, dataset: Dataset) -> None:
     blocks = extract(
         session.task,
         *network,
         dataset,
-        request,
+        Request(("plain",), (), "float32"),
         log=session.log,
         errors=DecodeErrors(dataset),
         stop_requested=session.stop_requested,
@@ -309,7 +300,7 @@ def _extraction(session: Session, network: Weights, dataset: Dataset) -> None:
 
 
 def images_per_second(
-    run: Callable[[Dataset], None], dataset: Dataset, session: Session, seconds: float
+    run: Callable[[Dataset], Any], dataset: Dataset, session: Session, seconds: float
 ) -> float:
     """Measure images/s over as much of the dataset as the time allows."""
     part = dataset.take(np.arange(min(session.task.eval_batch, len(dataset))))
@@ -388,10 +379,6 @@ def peak_memory() -> dict[str, Any]:
     unit = 1 if sys.platform == "darwin" else 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"bytes": unit * most, "of": "process"}
-
-
-def _share(share: float | None) -> str:
-    return "?" if share is None else f"{share:.0%}"
 
 
 def _si(number: float | None) -> str:

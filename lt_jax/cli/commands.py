@@ -11,36 +11,36 @@ import shlex
 import sys
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from lt_jax.errors import InputError
 
+if TYPE_CHECKING:
     from lt_jax.experiment.config import UserConfig
 
 
 def fit(config: UserConfig, options: argparse.Namespace) -> None:
-    """Run ``run``, ``train``, ``retrain`` or ``sweep``."""
+    """Run ``run``, ``train``, ``retrain`` or ``sweep``; write the page of results."""
+    import jax
+
     from lt_jax.experiment import stages
 
-    calls = {
-        "run": stages.run,
-        "train": stages.train,
-        "retrain": stages.retrain,
-        "sweep": stages.sweep,
-    }
-    calls[options.command](config, options.workdir)
-    if options.command in ("run", "sweep"):
-        _write_page(options.workdir)
+    getattr(stages, options.command)(config, options.workdir)
+    if options.command not in ("run", "sweep") or jax.process_index() != 0:
+        return
+    try:
+        from lt_jax.report import build
+
+        print(f"page: {build.write([options.workdir], options.workdir / 'report')}")
+    except Exception as error:  # the figures of the run are complete without a page
+        retry = f"lt-jax report {shlex.quote(str(options.workdir))}"
+        reason = f"{type(error).__name__}: {error}"
+        print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
 
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
-    import jax
-
     from lt_jax.experiment import stages
     from lt_jax.training.log import jsonable
 
     found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
-    if jax.process_index() != 0:
-        return
     if options.json:
         print(json.dumps(jsonable(found), allow_nan=False))
         return
@@ -61,30 +61,13 @@ def benchmark(config: UserConfig, options: argparse.Namespace) -> None:
     benchmark.benchmark(config, options.seconds, options.json)
 
 
-def _write_page(workdir: Path) -> None:
-    """Write the report page of a finished run; a failure is only a warning."""
-    import jax
-
-    if jax.process_index() != 0:
-        return
-    try:
-        from lt_jax.report import build
-
-        print(f"page: {build.write([workdir], workdir / 'report')}")
-    except Exception as error:  # the figures of the run are complete without a page
-        retry = f"lt-jax report {shlex.quote(str(workdir))}"
-        reason = f"{type(error).__name__}: {error}"
-        print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
-
-
 def config(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import config_plan
-    from lt_jax.errors import InputError
 
-    if options.workdir and not options.plan:
-        raise InputError("--workdir needs --plan")
     if options.plan:
         config_plan.show_plan(config, options.workdir, options.json)
+    elif options.workdir:
+        raise InputError("--workdir needs --plan")
     else:
         config_plan.show(config, options.json)
 
@@ -95,8 +78,7 @@ def report(options: argparse.Namespace) -> None:
     out = options.out or options.runs[0] / "report"
     if sys.stderr.isatty():
         print(f"drawing into {out}", file=sys.stderr, flush=True)
-    page = build.write(options.runs, out)
-    print(f"report: {page}")
+    print(f"report: {build.write(options.runs, out)}")
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -114,19 +96,17 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
-    from lt_jax.errors import InputError
     from lt_jax.export import predict
 
+    images, method, top = options.images, options.method, options.top
+    if top < 1:
+        raise InputError(f"--top must be at least 1, got {top}")
     if options.artefact is None:
-        found = predict.predict(
-            options.workdir, options.images, options.method, options.top
-        )
-    elif options.method:
+        found = predict.predict(options.workdir, images, method, top)
+    elif method:
         raise InputError("--artefact does not take --method: it holds one head")
     else:
-        found = predict.predict_by_artefact(
-            options.artefact, options.images, options.top
-        )
+        found = predict.predict_by_artefact(options.artefact, images, top)
     if options.json:
         print(json.dumps(found))
         return
@@ -138,12 +118,9 @@ def predict(options: argparse.Namespace) -> None:
 
 
 def data_info(config: UserConfig, options: argparse.Namespace) -> None:
-    from lt_jax.cli import data_info as info
+    from lt_jax.cli import data_info
 
-    if options.json:
-        print(json.dumps(info.describe(config)))
-    else:
-        print(info.text(config, options.png))
+    data_info.show(config, options.json, options.png)
 
 
 def data_prepare(options: argparse.Namespace) -> None:

@@ -6,11 +6,9 @@ import contextlib
 import functools
 import json
 import tempfile
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
-import jax
 from flax.traverse_util import flatten_dict
 
 from lt_jax.cli import benchmark
@@ -23,7 +21,6 @@ from lt_jax.experiment.session import Session, load_splits, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.training import steps
 from lt_jax.training.log import duration, jsonable
-from lt_jax.training.loop import step_inputs, step_spec
 
 SECONDS = 2.0  # per measurement
 
@@ -84,7 +81,7 @@ def _plan(session: Session) -> dict[str, Any]:
     others = valid + len(task.splits.test)
     network = weights.fresh(task, c.model.init, (1, c.seed))
     per_step = _step_seconds(session, network)
-    run = functools.partial(benchmark.run_evaluation, session, network)
+    run = functools.partial(session.evaluate, session.methods["stage1"].head, network)
     test = task.splits.test
     per_image = 1 / benchmark.images_per_second(run, test, session, SECONDS)
 
@@ -130,20 +127,15 @@ def _heads(session: Session, rows: list[Any], seconds: float) -> dict[str, Any]:
 
 
 def _step_seconds(session: Session, network: weights.Weights) -> float:
-    """Measure a step of stage 1 with batches from the data, at learning rate 0."""
-    task, stage = session.task, first_stage(session, session.config.seed)
-    stage = stage._replace(rates=0 * stage.rates)
-    step: Any = steps.make_train_step(step_spec(task, stage))
-    per_epoch = len(stage.rates) // stage.epochs
-    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    """Measure a step of stage 1 with batches from the data."""
+    stage, spec, state, inputs = benchmark.idle_stage(session, network)
+    step: Any = steps.make_train_step(spec)
 
-    def stepping() -> Generator[Any, None, None]:
-        state = steps.init_state(*network, stage.sgd, stage.trains)
-        with contextlib.closing(benchmark.batches_of(task.splits.train, stage)) as all:
-            for batch in all:
-                state, measured = step(state, batch, inputs)
-                yield measured
+    def take_step() -> Any:
+        nonlocal state
+        state, measured = step(state, next(batches), inputs)
+        return measured
 
-    with contextlib.closing(stepping()) as calls:
-        jax.block_until_ready(next(calls))
-        return benchmark.seconds_per_call(lambda: next(calls), SECONDS)
+    train = session.task.splits.train
+    with contextlib.closing(benchmark.batches_of(train, stage)) as batches:
+        return benchmark.seconds_per_call(take_step, SECONDS)

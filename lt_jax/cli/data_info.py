@@ -1,8 +1,8 @@
-"""Description of a config's data: numbers, and a curve of the sorted class counts."""
+"""``lt-jax data info``: numbers, and a curve of the sorted class counts."""
 
 from __future__ import annotations
 
-import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,22 +20,21 @@ ORDER = {
 }
 
 
-def describe(config: UserConfig) -> dict[str, object]:
-    """Return the ``dataset`` object of ``result.json``."""
+def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
+    """Print the description with the curve; also draw the curve to ``png``.
+
+    Args:
+      as_json: print the ``dataset`` object of ``result.json`` instead.
+    """
     c = resolve(config)
     splits, groups = session.load_splits(c)
-    return results.describe(c.data.name, splits, groups)
-
-
-def text(config: UserConfig, png: Path | None) -> str:
-    """Format the description with the curve; also draw the curve to ``png``."""
-    c = resolve(config)
-    splits, groups = session.load_splits(c)
-    lines = []
-    for key, value in results.describe(c.data.name, splits, groups).items():
-        if key == "groups":
-            value = ", ".join(f"{group} {size}" for group, size in value.items())
-        lines.append(f"{key:12s} {value}")
+    described = results.describe(c.data.name, splits, groups)
+    if as_json:
+        print(json.dumps(described))
+        return
+    named = (f"{name} {size}" for name, size in described["groups"].items())
+    described["groups"] = ", ".join(named)
+    lines = [f"{key:12s} {value}" for key, value in described.items()]
     counts, classes = splits.full_class_counts, splits.train.classes
     lines.append(f"{'imbalance':12s} {counts.max() / counts.min():.1f}")
     for title, k in (("largest", counts.argmax()), ("smallest", counts.argmin())):
@@ -53,16 +52,14 @@ def text(config: UserConfig, png: Path | None) -> str:
         png.parent.mkdir(parents=True, exist_ok=True)
         png.write_bytes(drawn["png"])
         lines.append(f"curve: {png}")
-    return "\n".join(lines)
+    print("\n".join(lines))
 
 
 def curve(counts: np.ndarray) -> list[str]:
     """Draw class counts int[K], largest first, as lines of text on a linear scale."""
     ordered = np.sort(counts)[::-1]
     edges = np.linspace(0, len(ordered), min(WIDTH, len(ordered)) + 1).astype(int)
-    means = np.array(
-        [ordered[low:high].mean() for low, high in itertools.pairwise(edges)]
-    )
+    means = np.add.reduceat(ordered, edges[:-1]) / np.diff(edges)
     steps = len(BARS) - 1
     # A column with images gets at least the thinnest bar.
     heights = np.maximum(np.round(means / means.max() * HEIGHT * steps), 1).astype(int)

@@ -53,10 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextlib.contextmanager
 def _without_closed_loops() -> Iterator[None]:
-    """Silence reads that end after another read of a damaged checkpoint has failed.
+    """Hide tracebacks of Orbax's threads about a damaged checkpoint.
 
-    Orbax raises the first error and closes its event loop. Python then prints a
-    traceback for each other file, from its threads.
+    Orbax raises the first error and closes its event loop. Each other file that it was
+    reading then fails in a thread.
     """
     hook = sys.unraisablehook
 
@@ -80,7 +80,20 @@ def _run(argv: list[str]) -> int:
         make_parser().print_help()
         return 2
     try:
-        _call(options, flags)
+        if options.computes:
+            cluster.join(
+                options.coordinator,
+                options.num_processes,
+                options.process_id,
+                options.join_timeout,
+            )
+            cluster.enable_compilation_cache()
+        if options.configured:
+            options.call(config_flags.read(flags), options)
+        elif flags:
+            raise InputError(f"{options.command} does not take --config")
+        else:
+            options.call(options)
     except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -96,23 +109,6 @@ def _run(argv: list[str]) -> int:
         print(f"lt-jax: {message}", file=sys.stderr)
         return code
     return 0
-
-
-def _call(options: argparse.Namespace, flags: list[str]) -> None:
-    if options.computes:
-        cluster.join(
-            options.coordinator,
-            options.num_processes,
-            options.process_id,
-            options.join_timeout,
-        )
-        cluster.enable_compilation_cache()
-    if options.configured:
-        options.call(config_flags.read(flags), options)
-    elif flags:
-        raise InputError(f"{options.command} does not take --config")
-    else:
-        options.call(options)
 
 
 def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] | None:
@@ -161,14 +157,43 @@ def make_parser() -> argparse.ArgumentParser:
         ("sweep", "stage 2 at every point of the grids, on cached features"),
     ):
         _add_computing(group, name, commands.fit, text)
-    _add_evaluate(group)
-    _add_benchmark(group)
-    _add_config(group)
-    _add_report(group)
+
+    text = "measure every finished fit of a workdir"
+    command = _add_computing(group, "evaluate", commands.evaluate, text)
+    splits = ("train", "valid", "test")
+    text = "default: %(default)s"
+    command.add_argument("--split", choices=splits, default="test", help=text)
+    text = "measure the sweep's heads with matching names, instead of the fits"
+    command.add_argument("--heads", metavar="REGEX", default="", help=text)
+    _add_json(command)
+
+    text = "measure the speed of a config on this machine"
+    command = _add(group, "benchmark", commands.benchmark, text, configured=True)
+    text = "time per measurement (default: %(default)g)"
+    command.add_argument("--seconds", type=float, default=5.0, help=text)
+    text = "write one JSON object to FILE"
+    command.add_argument("--json", type=_path, metavar="FILE", help=text)
+
+    text = "print every value of a config, or what it would run"
+    command = _add(group, "config", commands.config, text, configured=True)
+    text = "print fits, steps, memory and an estimate of the time"
+    command.add_argument("--plan", action="store_true", help=text)
+    text = "do not count the fits that are finished in this workdir"
+    command.add_argument("--workdir", type=_path, help=text)
+    _add_json(command)
+
+    text = "draw figures and tables of workdirs on one page"
+    command = _add(group, "report", commands.report, text, configured=False)
+    command.add_argument("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
+    text = "default: FIRST_RUN/report"
+    command.add_argument("--out", type=_path, metavar="DIR", help=text)
+
     _add_predict(group)
     _add_convert(group)
     _add_data(group)
-    _add_list(group)
+    text = "list the available methods, networks, datasets or configs"
+    command = _add(group, "list", commands.list_names, text, configured=False)
+    command.add_argument("what", choices=("methods", "networks", "data", "configs"))
     return parser
 
 
@@ -205,49 +230,14 @@ def _add_computing(
     add("--num_processes", type=int, metavar="N")
     add("--process_id", type=int, metavar="I", help="from 0 to N - 1, each once")
     text = "how long to wait for the other processes (default: %(default)g)"
-    add("--join_timeout", type=float, default=300.0, metavar="SECONDS", help=text)
+    seconds = cluster.JOIN_SECONDS
+    add("--join_timeout", type=float, default=seconds, metavar="SECONDS", help=text)
     return command
-
-
-def _add_evaluate(group: Any) -> None:
-    text = "measure every finished fit of a workdir"
-    command = _add_computing(group, "evaluate", commands.evaluate, text)
-    splits = ("train", "valid", "test")
-    text = "default: %(default)s"
-    command.add_argument("--split", choices=splits, default="test", help=text)
-    text = "measure the sweep's heads with matching names, instead of the fits"
-    command.add_argument("--heads", metavar="REGEX", default="", help=text)
-    _add_json(command)
-
-
-def _add_benchmark(group: Any) -> None:
-    text = "measure the speed of a config on this machine"
-    add = _add(group, "benchmark", commands.benchmark, text, True).add_argument
-    text = "time per measurement (default: %(default)g)"
-    add("--seconds", type=float, default=5.0, help=text)
-    add("--json", type=_path, metavar="FILE", help="write one JSON object to FILE")
-
-
-def _add_config(group: Any) -> None:
-    text = "print every value of a config, or what it would run"
-    command = _add(group, "config", commands.config, text, configured=True)
-    text = "print fits, steps, memory and an estimate of the time"
-    command.add_argument("--plan", action="store_true", help=text)
-    text = "plan without the fits that are finished there"
-    command.add_argument("--workdir", type=_path, help=text)
-    _add_json(command)
-
-
-def _add_report(group: Any) -> None:
-    text = "draw figures and tables of workdirs on one page"
-    add = _add(group, "report", commands.report, text, False).add_argument
-    add("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
-    add("--out", type=_path, metavar="DIR", help="default: FIRST_RUN/report")
 
 
 def _add_predict(group: Any) -> None:
     text = "classify images with a finished run"
-    command = _add(group, "predict", commands.predict, text, False)
+    command = _add(group, "predict", commands.predict, text, configured=False)
     network = command.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", type=_path, help="a finished run")
     text = "a .stablehlo file written by `lt-jax convert`"
@@ -284,8 +274,8 @@ def _add_data(group: Any) -> None:
     inner = command.add_subparsers(dest="what", metavar="WHAT", required=True)
 
     text = "show counts, groups, imbalance and split hash"
-    command = _add(inner, "info", commands.data_info, text, True)
-    text = "draw the sorted class counts"
+    command = _add(inner, "info", commands.data_info, text, configured=True)
+    text = "also write the curve of class counts as an image"
     command.add_argument("--png", type=_path, metavar="FILE", help=text)
     _add_json(command)
 
@@ -302,12 +292,6 @@ def _add_data(group: Any) -> None:
     add("--checksum", action="store_true", help=text)
     text = "accept archives of other sizes and other numbers of examples"
     add("--partial", action="store_true", help=text)
-
-
-def _add_list(group: Any) -> None:
-    text = "list the available methods, networks, datasets or configs"
-    command = _add(group, "list", commands.list_names, text, configured=False)
-    command.add_argument("what", choices=("methods", "networks", "data", "configs"))
 
 
 def _add_json(command: argparse.ArgumentParser) -> None:

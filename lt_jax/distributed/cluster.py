@@ -15,7 +15,7 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,17 @@ from lt_jax._version import __version__
 from lt_jax.errors import InputError
 
 # JAX's own default. Hosts may start minutes apart, if each pulls an image first.
-JOIN_SECONDS = 300
+JOIN_SECONDS = 300.0
 
 # A host counts as dead after this silence; a closed connection is noticed at once.
 # JAX's default is 100 s. Swapping or a live migration delays heartbeats by seconds.
 HEARTBEAT_SECONDS = 60
 
-# At a normal end the others wait this long while process 0 writes the report.
+# At a normal end, the others wait this long for process 0 to write the report.
 SHUTDOWN_SECONDS = 300
 
-# After an error the others have this long to end too, so that the exit code is the
-# command's own. The runtime would wait SHUTDOWN_SECONDS, then abort with SIGABRT.
+# After an error, a process waits this long for the others to end too, then exits with
+# its own code. The runtime would wait SHUTDOWN_SECONDS, then abort with SIGABRT.
 LEAVE_SECONDS = 10
 COMMON_EXIT_CODES = (0, 75, 130)  # all processes end together
 
@@ -53,18 +53,17 @@ def join(
 ) -> bool:
     """Join the other processes of the job. Call it before any JAX computation.
 
-    Without flags, a process runs alone unless a scheduler started several. SLURM and
-    Open MPI provide missing numbers. ``num_processes=1`` alone skips the detection.
+    Without arguments, a process runs alone unless a scheduler started several. SLURM
+    and Open MPI provide missing numbers. ``num_processes=1`` alone skips the detection.
 
     Args:
       coordinator: ``HOST:PORT`` where process 0 listens, on that interface only.
-      num_processes: processes of the job.
       process_id: from 0 to ``num_processes - 1``.
-      seconds: time to wait for the others. After it the process exits with code 2.
+      seconds: time to wait for the others; then the process exits with code 2.
 
     Returns:
-      Whether there are other processes. If so, each has printed a line to stderr, and
-      from now on only process 0 prints to stdout.
+      Whether there are other processes. If so, only process 0 prints to stdout from
+      now on.
 
     Raises:
       InputError: inconsistent flags, no connection, or other versions in process 0.
@@ -99,13 +98,21 @@ def join(
         if "should be defined" in str(error) and not arguments and not pod:
             return False  # a single TPU host without a metadata server
         raise InputError(f"cannot join the others ({error}): {HINT}") from error
-    _protect_stdout()
-    _check_versions()
+    _protect_stdout(jax.process_index() == 0)
+    from lt_jax.distributed import processes
+
+    this = f"process {jax.process_index()}"
+    own = f"lt_jax {__version__} and jax {jax.__version__}"
+    first = processes.from_process_zero(lambda: own)
+    if own != first:
+        raise InputError(
+            f"{this} on {socket.gethostname()} has {own}, process 0 has {first}: "
+            "install the same versions"
+        )
     here = jax.local_devices()
     print(
-        f"process {jax.process_index()} of {jax.process_count()} on "
-        f"{socket.gethostname()}: {len(here)} x {here[0].device_kind} of "
-        f"{jax.device_count()}, coordinator {where}",
+        f"{this} of {jax.process_count()} on {socket.gethostname()}: {len(here)} x "
+        f"{here[0].device_kind} of {jax.device_count()}, coordinator {where}",
         file=sys.stderr,
         flush=True,
     )
@@ -119,12 +126,11 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
     """
     if given == {"num_processes": 1}:
         return None
-    found = scheduled(os.environ)
+    found = _scheduled()
     if not given:
-        return found if found or _managed(os.environ) else None
-    if not found:
-        found = {"local_device_ids": []}
-    method = None if "process_id" in found else "deactivate"
+        return found if found or _managed() else None
+    method = None if found else "deactivate"
+    found = found or {"local_device_ids": []}
     arguments = {**found, **given, "cluster_detection_method": method}
     missing = [flag for name, flag in FLAGS.items() if name not in arguments]
     if missing:
@@ -166,10 +172,9 @@ def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[
     def give_up() -> None:
         print(
             f"lt-jax: {who} on {socket.gethostname()} did not reach all others within "
-            f"{seconds:.0f} s (coordinator {where}). Check that all processes run, "
-            "with the same --coordinator and --num_processes. Each needs its own "
-            "--process_id, from 0. Process 0 must run on the coordinator's host, and "
-            "the network must allow connections to it.",
+            f"{seconds:.0f} s (coordinator {where}). Check that all processes run "
+            "with the same --coordinator and --num_processes, and each with its own "
+            "--process_id. Process 0 must run on the coordinator's host and accept connections.",
             file=sys.stderr,
             flush=True,
         )
@@ -186,35 +191,14 @@ def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[
         signal.signal(signal.SIGINT, before)
 
 
-def _check_versions() -> None:
-    import jax
-
-    from lt_jax.distributed import processes
-
-    own = f"lt_jax {__version__} and jax {jax.__version__}"
-    first = processes.from_process_zero(lambda: own)
-    if own != first:
-        raise InputError(
-            f"process {jax.process_index()} on {socket.gethostname()} has {own}, "
-            f"process 0 has {first}: install the same versions"
-        )
-
-
-def _protect_stdout() -> None:
+def _protect_stdout(first: bool) -> None:
     """Give Python's prints their own stdout, and none to processes other than 0.
 
     Gloo, which connects CPUs, writes to the descriptor that ``evaluate --json`` uses.
     """
-    import jax
-
     sys.stdout.flush()
-    own = os.dup(1)
-    if jax.process_index() == 0:
-        os.dup2(2, 1)
-    else:
-        devnull = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(devnull, 1)
-        os.close(devnull)
+    own = os.dup(1) if first else os.open(os.devnull, os.O_WRONLY)
+    os.dup2(2 if first else own, 1)
     sys.stdout = os.fdopen(own, "w", encoding="utf-8", buffering=1)
 
 
@@ -225,17 +209,13 @@ def is_distributed() -> bool:
 
 
 def leave(code: int, alone: bool = False) -> int:
-    """End this process's part in the job.
+    """Return ``code`` if all processes end with it; otherwise exit now.
 
-    A process that fails alone does not wait for the others, which wait for it. It
-    exits, its connections close, and the runtime ends the others.
+    A process that fails alone cannot wait for the others, which wait for it. It exits,
+    its connections close, and the runtime ends the others.
 
     Args:
-      code: the exit code.
       alone: whether the others may go on, even if ``code`` is a common one.
-
-    Returns:
-      The exit code, if all processes end with it. Otherwise it does not return.
     """
     if not is_distributed() or (code in COMMON_EXIT_CODES and not alone):
         return code
@@ -249,19 +229,18 @@ def leave(code: int, alone: bool = False) -> int:
     os._exit(code)
 
 
-def scheduled(env: Mapping[str, str]) -> dict[str, Any]:
+def _scheduled() -> dict[str, Any]:
     """Return arguments of jax.distributed.initialize from SLURM or Open MPI, or {}."""
-    prefix = "OMPI_COMM_WORLD_"
+    env, mpi = os.environ, "OMPI_COMM_WORLD_"
     # The shell of `salloc` has the job's task count, but is a step of one task.
     steps = int(env.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_JOB_ID" in env else 1
     if (tasks := min(int(env.get("SLURM_NTASKS", 1)), steps)) > 1:
         here = -(-tasks // int(env["SLURM_STEP_NUM_NODES"]))
         number, local = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
         method = "slurm"
-    elif (tasks := int(env.get(f"{prefix}SIZE", 1))) > 1:
-        number, here, local = (
-            int(env[prefix + key]) for key in ("RANK", "LOCAL_SIZE", "LOCAL_RANK")
-        )
+    elif (tasks := int(env.get(f"{mpi}SIZE", 1))) > 1:
+        keys = "RANK", "LOCAL_SIZE", "LOCAL_RANK"
+        number, here, local = (int(env[mpi + key]) for key in keys)
         # Open MPI 5 has no address in the environment; JAX then needs mpi4py.
         method = "ompi" if "OMPI_MCA_orte_hnp_uri" in env else "mpi4py"
     else:
@@ -269,40 +248,38 @@ def scheduled(env: Mapping[str, str]) -> dict[str, Any]:
     return {
         "num_processes": tasks,
         "process_id": number,
-        "local_device_ids": local_devices(here, local, env),
+        "local_device_ids": local_devices(here, local, env.get("CUDA_VISIBLE_DEVICES")),
         "cluster_detection_method": method,
     }
 
 
-def _managed(env: Mapping[str, str]) -> bool:
+def _managed() -> bool:
     """Check for an indexed Kubernetes Job or a Cloud TPU. JAX finds the others."""
-    if "KUBERNETES_SERVICE_HOST" in env and "JOB_COMPLETION_INDEX" in env:
+    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
         return True
     return (
-        "tpu" in (env.get("JAX_PLATFORMS") or "tpu")
+        "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
         and importlib.util.find_spec("libtpu") is not None
         and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
     )
 
 
-def local_devices(here: int, local: int, env: Mapping[str, str]) -> list[int] | None:
+def local_devices(here: int, local: int, visible: str | None) -> list[int] | None:
     """Choose the GPUs of process ``local`` of the ``here`` processes on this host.
 
     JAX gives the i-th process the i-th GPU (jax-ml/jax#16788). That is wrong for one
     process per node, and where the scheduler picked the GPU (--gpus-per-task).
 
+    Args:
+      visible: CUDA_VISIBLE_DEVICES.
+
     Returns:
       Numbers among the visible ones; []: all of them; None: JAX's choice.
-
-    Raises:
-      InputError: the GPUs cannot be shared evenly.
     """
-    if here == 1:
-        return []
-    if "CUDA_VISIBLE_DEVICES" not in env:
+    if here > 1 and visible is None:
         return None
-    num = len([name for name in env["CUDA_VISIBLE_DEVICES"].split(",") if name.strip()])
-    if num <= 1:
+    num = len([name for name in (visible or "").split(",") if name.strip()])
+    if here == 1 or num <= 1:
         return []
     if num % here:
         raise InputError(

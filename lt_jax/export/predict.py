@@ -48,7 +48,6 @@ def predict(
       InputError: there is no such fit; a file is not an image, or its size differs from
         that of the training images where all have the same.
     """
-    _check_top(top)
     config = workdir_config(workdir)
     names = [method] if method else [*reversed(config.method.names), "stage1"]
     source = weights.find(workdir, names)
@@ -87,7 +86,6 @@ def predict_by_artefact(file: Path, images: Sequence[Path], top: int) -> dict[st
     Raises:
       InputError: the file is not an artefact, or it takes features; see ``predict``.
     """
-    _check_top(top)
     artefact, note = stablehlo.read(file)
     looks, classes = note["images"], note["classes"]
     if looks is None:
@@ -105,11 +103,6 @@ def predict_by_artefact(file: Path, images: Sequence[Path], top: int) -> dict[st
         logits = [np.asarray(artefact.call(view), np.float32) for view in views]
         found.append(np.mean(logits, axis=0))
     return _ranked(note["run"], images, classes, np.concatenate(found), top)
-
-
-def _check_top(top: int) -> None:
-    if top < 1:
-        raise InputError(f"--top must be at least 1, got {top}")
 
 
 def _dataset(
