@@ -91,7 +91,6 @@ def convert(options: argparse.Namespace) -> None:
         method=options.method,
         seeds=options.seeds,
         part=options.part,
-        echo=print,
     )
 
 

@@ -174,7 +174,8 @@ def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[
             f"lt-jax: {who} on {socket.gethostname()} did not reach all others within "
             f"{seconds:.0f} s (coordinator {where}). Check that all processes run "
             "with the same --coordinator and --num_processes, and each with its own "
-            "--process_id. Process 0 must run on the coordinator's host and accept connections.",
+            "--process_id. Process 0 must run on the coordinator's host and accept "
+            "connections.",
             file=sys.stderr,
             flush=True,
         )

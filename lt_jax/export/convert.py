@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from lt_jax import models, trees
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError, first_few, one_of
 from lt_jax.experiment import results, weights
 from lt_jax.export import stablehlo, torch_names, weight_files
 from lt_jax.heads import linear
@@ -27,14 +26,7 @@ class Shape(NamedTuple):
 
 
 def convert(
-    source: Path,
-    target: Path,
-    *,
-    arch: str,
-    method: str,
-    seeds: str,
-    part: str,
-    echo: Callable[[str], None],
+    source: Path, target: Path, *, arch: str, method: str, seeds: str, part: str
 ) -> None:
     """Convert a file of weights to a folder, or a fit of a workdir to a file.
 
@@ -42,19 +34,17 @@ def convert(
       arch: architecture in a file of weights, a key of ``models.ARCHS``.
       method, seeds: which fit of a workdir, see ``weights.find``.
       part: prefix of the names to read from a file of weights.
-      echo: prints a line.
 
     Raises:
       InputError: an argument is invalid; nothing is written.
     """
     if source.is_dir():
-        stablehlo.write(stablehlo.finished(source, method, seeds), target, echo)
+        stablehlo.write(stablehlo.finished(source, method, seeds), target)
         return
-    if not weight_files.is_weights(source):
-        kinds = ", ".join((*weight_files.PYTORCH, weight_files.SAFETENSORS))
+    if source.suffix.lower() not in weight_files.SUFFIXES:
         raise InputError(
             f"{source} is neither a workdir nor a file of weights: expected a folder, "
-            f"or a name that ends in {kinds}"
+            f"or a name that ends in {', '.join(weight_files.SUFFIXES)}"
         )
     if not arch:
         names = ", ".join(models.ARCHS)
@@ -74,21 +64,22 @@ def convert(
     for line in found.lines:
         sizes = "x".join(map(str, found.leaves[line.name].shape))
         ours = line.name.removeprefix("params/")
-        echo(f"{line.source or '-':48s} -> {ours:44s} {sizes:16s} {line.note}".rstrip())
+        text = f"{line.source or '-':48s} -> {ours:44s} {sizes:16s} {line.note}"
+        print(text.rstrip())
     if found.skipped:
-        names = ", ".join(found.skipped[:3]) + (", ..." if found.skipped[3:] else "")
-        echo(f"skipped {len(found.skipped)} entries that are not weights: {names}")
+        names = first_few(found.skipped, 3)
+        print(f"skipped {len(found.skipped)} entries that are not weights: {names}")
     total = sum(leaf.size for leaf in found.leaves.values())
-    echo(
-        f"{len(found.lines)} leaves, {total:,} numbers in {target}: {arch}, width "
+    print(
+        f"{len(found.lines)} arrays, {total:,} numbers in {target}: {arch}, width "
         f"{shape.width}, {shape.stem} stem"
     )
     flags = f"--config.model.name={arch} --config.model.stem={shape.stem} "
     flags += f"--config.model.width={shape.width} --config.init.path={target}"
-    if "params/head/kernel" not in found.leaves:
-        echo("NOTE: the file has no head; only methods with start='fresh' can use it")
+    if torch_names.KERNEL not in found.leaves:
+        print("NOTE: the file has no head; only methods with start='fresh' can use it")
         flags += " --config.init.skip='head/.*'"
-    echo(f"use it with: lt-jax retrain --config FILE --workdir DIR {flags}")
+    print(f"use it with: lt-jax retrain --config FILE --workdir DIR {flags}")
 
 
 def _write_stage1(
@@ -116,7 +107,7 @@ def _write_stage1(
 def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
     """Read sizes from the first convolution and the classifier.
 
-    Without them, any error is reported leaf by leaf later.
+    Without them, `from_torch` reports every array that differs.
     """
     heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
     num_classes = next((len(leaf) for leaf in heads), 1)
@@ -132,9 +123,8 @@ def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     """Return the shapes of a network's leaves by our names."""
     backbone = models.create(arch, shape.stem, shape.width)
     size = 32, 32, shape.channels
-    return trees.leaves(
-        weights.blank(backbone, linear, size, shape.num_classes)._asdict()
-    )
+    network = weights.blank(backbone, linear, size, shape.num_classes)
+    return trees.leaves(network._asdict())
 
 
 def _guess(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:

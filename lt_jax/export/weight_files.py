@@ -19,17 +19,13 @@ from lt_jax.files import atomic_path
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
 SAFETENSORS = ".safetensors"
+SUFFIXES = (*PYTORCH, SAFETENSORS)
 # Spelled out because safetensors.numpy cannot read bfloat16.
 DTYPES: dict[str, Any] = {
     **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
     **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
     **{"BF16": ml_dtypes.bfloat16, "U8": np.uint8, "BOOL": np.bool_},
 }
-
-
-def is_weights(file: Path) -> bool:
-    """Check whether a file name has the suffix of a file of weights."""
-    return file.suffix.lower() in (*PYTORCH, SAFETENSORS)
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
@@ -65,17 +61,6 @@ def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _import_torch(file: Path) -> Any:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise InputError(
-            f"{file.name} is in PyTorch's format, which needs PyTorch: pip install "
-            "'lt_jax[parity]', or use a .safetensors file"
-        ) from error
-    return torch
-
-
 def _read_pytorch(file: Path) -> Any:
     torch = _import_torch(file)
     # Official checkpoints hold these next to the weights; none of them runs code.
@@ -99,20 +84,22 @@ def _read_pytorch(file: Path) -> Any:
 
 
 def _refusal(file: Path, error: str) -> str:
-    """Explain what to do about a pickle that PyTorch refuses to open."""
-    _, _, refused = error.partition("GLOBAL ")
-    if not refused.strip():
-        # PyTorch's own advice would run the code of the file.
-        _, _, why = error.partition("WeightsUnpickler error: ")
-        first = (why.strip() or "a pickle of something else").splitlines()[0]
+    """Explain what to do about a pickle that PyTorch refuses to open.
+
+    PyTorch's own advice would run the code of the file.
+    """
+    refused = error.partition("GLOBAL ")[2].split()
+    if not refused:
+        why = error.partition("WeightsUnpickler error: ")[2].strip()
+        first = (why or "a pickle of something else").splitlines()[0]
         return (
             f"{file} is not a file of weights from PyTorch ({first}): expected what "
             "torch.save(model.state_dict(), FILE) writes, or .safetensors"
         )
     return (
-        f"{file} is a pickle that holds more than weights ({refused.split()[0]}), and "
-        "opening it would run its code. If you trust it, save its weights alone, in a "
-        "folder with the code that wrote it:\n"
+        f"{file} is a pickle that holds more than weights ({refused[0]}), and opening "
+        "it would run its code. If you trust it, save only its weights, in a folder "
+        "with the code that wrote it:\n"
         "  python -c \"import torch; m = torch.load('"
         f"{file.name}', weights_only=False, map_location='cpu'); "
         "torch.save(m.state_dict(), 'weights.pth')\""
@@ -133,6 +120,17 @@ def _flat(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
         else:
             tensor = tensor.int_repr() if tensor.is_quantized else tensor
             yield name, tensor.numpy()
+
+
+def _import_torch(file: Path) -> Any:
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"{file.name} is in PyTorch's format, which needs PyTorch: pip install "
+            "'lt_jax[parity]', or use a .safetensors file"
+        ) from error
+    return torch
 
 
 def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) -> None:

@@ -456,7 +456,7 @@ def test_predict_by_the_artefact_of_small_images(tmp_path, monkeypatch):
     images = [tmp_path / f"{row}.png" for row in range(7)]
     for path, image in zip(images, test.read(np.arange(7)), strict=True):
         Image.fromarray(image[..., 0]).save(path)
-    monkeypatch.setattr(predict, "ARTEFACT_BATCH", 3)
+    monkeypatch.setattr(predict, "BATCH", 3)
     found = predict.predict_by_artefact(file, images, 10)
     assert_same_guesses(found, predict.predict(workdir, images, "", 10))
 
