@@ -173,7 +173,7 @@ def test_every_key_is_read(tmp_path, read):
     config.method.names, config.method.features = ("los",), "cached"
     stages.run(config, tmp_path)
     c = configs.resolve(config)
-    configs.check_choice(c, session.load_splits(c)[0])
+    configs.check_sweep(c, session.load_splits(c)[0])
     unread = {key for key in leaves(config) if key.count(".") < 2} - read
     assert unread == {"eval.curves"}  # read when a sweep has fitted its heads
 

@@ -327,7 +327,7 @@ def _heads(
     labels = train.labels[np.linspace(0, len(train) - 1, rows).astype(int)]
     drawn = np.random.default_rng(0).standard_normal((1, rows, width), np.float32)
     cached = Features(drawn.astype(DTYPES[m.feature_dtype][0]), labels)
-    method = make_method(config, name, train.class_counts, values)
+    method = make_method(name, train.class_counts, values)
     per_epoch = -(-rows // m.batch)
 
     def job(seed: int, epochs: int) -> HeadJob:

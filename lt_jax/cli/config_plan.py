@@ -92,7 +92,7 @@ def _plan(session: Session) -> dict[str, Any]:
     first_seconds = len(stage.rates) * per_step + per_image * (others + checks * valid)
     rows = [row for seed in seeds for row in rows_of(c, seed, grid=False)]
     rows = [row for row in rows if session.finished(row.title) is None]
-    swept = all(c.method.entries[name].grid is not None for name in c.method.names)
+    swept = all("grid" in c.method.entries[name] for name in c.method.names)
     heads = [r for seed in seeds if swept for r in rows_of(c, seed, grid=True)]
     extraction = c.optim.repeats * (train * c.method.views + others) * per_image
     epochs = sum(row.hyper["epochs"] for row in rows)

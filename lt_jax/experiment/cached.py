@@ -9,10 +9,12 @@ features of its frozen backbone. ``sweep.py`` uses the same functions for grids 
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from lt_jax import recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
@@ -69,27 +71,23 @@ class FeatureCache:
         self.network = network
         self._features: dict[str, Features] = {}
 
-    def features(self, split: str) -> Features:
-        """Return the features of ``train``, ``valid`` or ``test``."""
-        views = features.evaluated_views(self.session.task.flip)
-        if split == "train":
-            views = features.random_views(self.session.config.method.views)
-        return self._cached(split, split, views)
+    def features(self, name: str) -> Features:
+        """Return the features of a split: ``train``, ``valid`` or ``test``.
 
-    def plain(self) -> Features:
-        """Return the features of the training images without augmentation."""
-        views = self.session.config.method.views
-        name = "train" if features.random_views(views) == ("plain",) else "plain"
-        return self._cached(name, "train", ("plain",))
-
-    def _cached(self, name: str, split: str, views: tuple[str, ...]) -> Features:
-        session, dtype = self.session, self.session.config.method.feature_dtype
+        ``plain`` are those of the training images without augmentation.
+        """
+        session, m = self.session, self.session.config.method
+        random, plain = features.random_views(m.views), ("plain",)
+        name = "train" if name == "plain" and random == plain else name
+        split = "train" if name == "plain" else name
+        evaluated = features.evaluated_views(session.task.flip)
+        views = {"train": random, "plain": plain}.get(name, evaluated)
         if name not in self._features:
             self._features[name] = features.cached_features(
                 session.task,
                 *self.network,
                 getattr(session.task.splits, split),
-                features.Request(views, (3, self.seed), dtype),
+                features.Request(views, (3, self.seed), m.feature_dtype),
                 session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
                 log=session.log,
                 stop_requested=session.stop_requested,
@@ -97,9 +95,8 @@ class FeatureCache:
         return self._features[name]
 
     def method(self, row: Row) -> Method:
-        """Make the method of a row."""
         counts = self.session.task.splits.train.class_counts
-        return make_method(self.session.config, row.method, counts, row.hyper)
+        return make_method(row.method, counts, row.hyper)
 
     def measure(self, head: Head, many: Sequence[Params], split: str) -> list[Tally]:
         """Compute the tallies of many heads of one kind on a split."""
@@ -120,8 +117,8 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     for fitted in fit_rows(cache, rows, done):
         for row, fit in zip(fitted.rows, fitted.fits, strict=True):
             if fit.diverged:
-                step = f"the loss is not finite at step {fit.diverged:,}"
-                diverged.append(f"{row.name}: {step}")
+                where = f"the loss is not finite at step {fit.diverged:,}"
+                diverged.append(f"{row.name}: {where}")
             else:
                 save_row(cache, row, fit.head, fitted.seconds, row.title)
     if diverged:
@@ -158,7 +155,7 @@ def fit_rows(
             chunks.append(chunk._replace(jobs=jobs))
     jobs = [job for chunk in chunks for job in chunk.jobs]
     if any(job.method.correct and job.method.needs_features for job in jobs):
-        cache.plain()
+        cache.features("plain")
     info(
         f"{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at most "
         f"{max(len(chunk.jobs) for chunk in chunks):,} (method.memory {m.memory} GiB), "
@@ -176,7 +173,8 @@ def fit_rows(
             session.raise_if_stopped(where)
 
         begun = time.monotonic()
-        given = chunks, train, m.batch, budget, after_epoch, cache.plain
+        plain = functools.partial(cache.features, "plain")
+        given = chunks, train, m.batch, budget, after_epoch, plain
         for chunk, fits in engine.fit_heads(*given):
             seconds = (time.monotonic() - begun) / len(fits)
             own = [by_name[job.run] for job in chunk.jobs]
@@ -284,24 +282,25 @@ def analyse_stage1(cache: FeatureCache) -> None:
 
 def rows_of(config: Config, stage1_seed: int, grid: bool) -> list[Row]:
     """List the rows of a stage 1: of every grid, or of the config's own values."""
-    entries = config.method.entries
     return [
         Row(name, hyper, (stage1_seed, seed))
-        for name in config.method.names
-        for hyper in (entries[name].rows() if grid else [dict(entries[name].own)])
+        for name, own in own_values(config).items()
+        for hyper in (recipes.expand(config.method.entries[name]) if grid else [own])
         for seed in seeds_of(config)
     ]
 
 
 def own_values(config: Config) -> dict[str, dict[str, Any]]:
-    """Return the config's own hyper-parameters by method."""
-    return {name: dict(config.method.entries[name].own) for name in config.method.names}
+    """Return the config's own hyperparameters by method."""
+    entries = config.method.entries
+    return {name: recipes.own(entries[name]) for name in config.method.names}
 
 
 def seeds_of(config: Config) -> range:
+    """Return the seeds of stage 2."""
     return range(config.seed, config.seed + config.method.repeats)
 
 
 def budget_of(config: Config) -> float:
-    """Bytes per device for the features; the heads may take the same again."""
+    """Return the bytes per device for features; heads may take as many."""
     return config.method.memory * 2**30 / 2

@@ -1,9 +1,9 @@
 """The resolved config: frozen records, checked on construction.
 
 ``resolve`` turns a ConfigDict into a ``Config``. Only this file, ``defaults.py`` and
-``cli/config_flags.py`` know ConfigDict. Checks come in three steps: values
-(``resolve``), values against the data (``check_data``), and values against shapes of
-parameters (``check_methods``, ``check_sweep``). All run before anything is written.
+``cli/config_flags.py`` know ConfigDict. Before a command writes anything, it checks
+values (``resolve``), then values against the data (``check_data``, ``check_sweep``) and
+against the shapes of parameters (``make_methods``).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import math
 import re
+import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from lt_jax import initializers, methods, metrics, models, recipes, samplers, tr
 from lt_jax.data import catalogue
 from lt_jax.data.augment import randaugment
 from lt_jax.data.dataset import Splits
-from lt_jax.errors import InputError, one_of, suggest
+from lt_jax.errors import InputError, first_few, one_of, suggest
 from lt_jax.experiment import results
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
@@ -39,8 +40,18 @@ UserConfig = ConfigDict  # what config files return and `resolve` takes
 # The values of a method's entry that belong to its optimiser, not to the method.
 OPTIMISER = ("lr", "epochs", "decay")
 
-# Keys of earlier versions, ignored at the value that they had everywhere.
-DROPPED = {"method.nesterov": False, "optim.nesterov": False}
+# A key of version 0.1, ignored at the value that it had everywhere.
+DROPPED = ("nesterov", False)
+
+# May change between two commands in one workdir: no result depends on these keys.
+FREE = (
+    *("data.dir", "data.table", "data.workers", "optim.resident", "optim.at_once"),
+    *("save.*", "log.*", "eval.batch", "eval.curves", "method.memory"),
+    # Every fit is kept by its method and seeds, so more of them may come.
+    *("method.names", "method.repeats", "optim.repeats"),
+    # Every row of a sweep records its setting; `choose` only reads rows.
+    *("method.*.grid.*", "eval.choose"),
+)
 
 
 @dataclass(frozen=True)
@@ -88,40 +99,10 @@ class InitConfig:
 
 
 @dataclass(frozen=True)
-class MethodEntry:
-    """The hyper-parameters of a method, and the grid that a sweep tries."""
+class FitConfig:
+    """The keys that both stages have."""
 
-    own: Mapping[str, Any]  # by key, sorted; `lr`, `epochs`, `decay` and the method's
-    grid: Mapping[str, tuple[Any, ...]] | None = None
-
-    @property
-    def lr(self) -> float:
-        return self.own["lr"]
-
-    @property
-    def epochs(self) -> int:
-        return self.own["epochs"]
-
-    @property
-    def decay(self) -> float:
-        return self.own["decay"]
-
-    def rows(self) -> list[dict[str, Any]]:
-        """Return the settings that a sweep tries, see ``recipes.expand``."""
-        return recipes.expand(self.as_dict())
-
-    def as_dict(self) -> dict[str, Any]:
-        return dict(self.own) | ({} if self.grid is None else {"grid": self.grid})
-
-
-@dataclass(frozen=True)
-class RetrainConfig:
-    names: tuple[str, ...]
     repeats: int
-    features: str
-    views: int
-    feature_dtype: str
-    memory: float
     batch: int
     lr_batch: int
     accumulate: int
@@ -130,29 +111,29 @@ class RetrainConfig:
     decay_on: str
     schedule: str
     warmup: float
-    entries: Mapping[str, MethodEntry]
 
 
 @dataclass(frozen=True)
-class OptimConfig:
-    repeats: int
+class RetrainConfig(FitConfig):
+    names: tuple[str, ...]
+    features: str
+    views: int
+    feature_dtype: str
+    memory: float
+    entries: Mapping[str, Mapping[str, Any]]  # as in a config file, keys sorted
+
+
+@dataclass(frozen=True)
+class OptimConfig(FitConfig):
     epochs: int
-    batch: int
-    lr_batch: int
-    accumulate: int
     lr: float
-    momentum: float
     decay: float
-    decay_on: str
-    schedule: str
-    warmup: float
     mixup: float
     sampler: str
     drop_last: bool
     resident: float
     at_once: int
     trains: str
-    batch_norm: str
 
 
 @dataclass(frozen=True)
@@ -305,15 +286,11 @@ def _is_cacheable(config: Config) -> bool:
     return config.method.batch_norm == "frozen" and config.eval.select == "last"
 
 
-GROUPS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "init": InitConfig,
-    "method": RetrainConfig,
-    "optim": OptimConfig,
-    "eval": EvalConfig,
-    "save": SaveConfig,
-    "log": LogConfig,
+# The records of a config by name, without the seed.
+GROUPS: dict[str, Any] = {
+    name: kind
+    for name, kind in typing.get_type_hints(Config).items()
+    if dataclasses.is_dataclass(kind)
 }
 
 
@@ -345,12 +322,13 @@ def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
     return found
 
 
-def _entry(where: str, values: Mapping[str, Any]) -> MethodEntry:
-    own = recipes.own({key: values[key] for key in sorted(values)})
+def _entry(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a method in the order of their keys, its grid last."""
     for key in OPTIMISER:
-        if key not in own:
+        if key not in values:
             raise InputError(f"{where} needs a value for {key!r}")
-    return MethodEntry(own, values.get(recipes.GRID))
+    own = recipes.own({key: values[key] for key in sorted(values)})
+    return own | {key: values[key] for key in values if key == recipes.GRID}
 
 
 # Types by the annotation of a field: what is accepted, and its name.
@@ -365,7 +343,7 @@ TYPES: dict[str, tuple[tuple[type, ...], str]] = {
 
 
 def _typed(
-    group: type, values: Mapping[str, Any], prefix: str, skip: Iterable[str] = ()
+    group: Any, values: Mapping[str, Any], prefix: str, skip: Iterable[str] = ()
 ) -> dict[str, Any]:
     """Check that the keys are the fields of a group and that their types fit."""
     fields = {f.name: f for f in dataclasses.fields(group) if f.name not in skip}
@@ -398,13 +376,9 @@ def _value(key: str, value: Any, annotation: str) -> Any:
 
 
 def without_dropped(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested config without the keys in ``DROPPED``."""
+    """Return a nested config without the key of ``DROPPED``."""
     return {
-        name: {
-            key: value
-            for key, value in group.items()
-            if (dropped := f"{name}.{key}") not in DROPPED or value != DROPPED[dropped]
-        }
+        name: {key: value for key, value in group.items() if (key, value) != DROPPED}
         if isinstance(group, Mapping)
         else group
         for name, group in tree.items()
@@ -417,8 +391,7 @@ def as_dict(config: Config) -> dict[str, Any]:
     for name in GROUPS:
         group = vars(getattr(config, name))
         tree[name] = {k: v for k, v in group.items() if v is not None}
-    entries = tree["method"].pop("entries")
-    tree["method"] |= {name: entry.as_dict() for name, entry in entries.items()}
+    tree["method"] |= tree["method"].pop("entries")
     return tree
 
 
@@ -478,103 +451,82 @@ def check_data(config: Config, splits: Splits) -> None:
         )
 
 
-def make_method(
-    config: Config,
-    name: str,
-    counts: np.ndarray,
-    hyperparameters: Mapping[str, Any] | None = None,
-) -> Method:
-    """Make the method of ``config.method.NAME``.
+def make_method(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Method:
+    """Make a method from the values of its entry, those of its optimiser included.
 
     Args:
       counts: int[K], training examples per class.
-      hyperparameters: values to use instead of the entry's own.
+    """
+    own = {key: value for key, value in hyper.items() if key not in OPTIMISER}
+    return methods.make(name, counts, own)
+
+
+def make_methods(
+    config: Config, splits: Splits, backbone: Any, grids: bool = False
+) -> dict[str, Method]:
+    """Make the methods of ``method.names``; check all optimisers against parameters.
+
+    Args:
+      grids: check every row of every grid as well, as a sweep needs.
 
     Raises:
-      InputError: there is no such entry, or a value is not valid for the method.
+      InputError: names the method, and the row of its grid.
     """
-    entries = config.method.entries
-    if name not in entries:
-        raise InputError(
-            f"method.names has {name!r}, but config.method has no entry of that name: "
-            f"expected some of {', '.join(entries)}; several are written "
-            "--config.method.names=ce,los"
+    o, init, shape = config.optim, config.model.init, splits.train.shape
+    counts = splits.train.class_counts
+    sizes = models.features_of(backbone), len(counts)
+
+    @functools.cache
+    def shapes(head: Head) -> Any:
+        return jax.eval_shape(lambda: head.init(jax.random.key(0), None, *sizes, init))
+
+    params, _ = jax.eval_shape(lambda: models.init(backbone, jax.random.key(0), shape))
+    network = {"backbone": params, "head": shapes(linear)}
+    Sgd(o.momentum, o.decay, o.decay_on).check(trees.partition(network, o.trains)[0])
+
+    def checked(name: str, hyper: Mapping[str, Any]) -> Method:
+        method, m, decay = (
+            make_method(name, counts, hyper),
+            config.method,
+            hyper["decay"],
         )
-    values = entries[name].own if hyperparameters is None else hyperparameters
-    try:
-        return _made(name, counts, values)
-    except InputError as error:
-        raise InputError(f"method.{name}: {error}") from error
+        if not 0 <= decay < math.inf:
+            raise InputError(f"decay must be at least 0, got {decay}")
+        optim.rates(hyper["lr"], hyper["epochs"], 1, m.warmup, m.schedule)
+        trains = f"head/(?:{method.head.trains})"
+        trained, _ = trees.partition({"head": shapes(method.head)}, trains)
+        Sgd(m.momentum, decay, m.decay_on).check(trained)
+        return method
 
-
-def _made(name: str, counts: np.ndarray, values: Mapping[str, Any]) -> Method:
-    numbers = {key: v for key, v in values.items() if key not in OPTIMISER}
-    return methods.make(name, counts, numbers)
-
-
-def check_methods(
-    config: Config, splits: Splits, backbone: Any, made: Mapping[str, Method]
-) -> None:
-    """Check schedules and patterns against parameter shapes, without computing any.
-
-    Raises:
-      InputError: a schedule or pattern is not valid.
-    """
-    o = config.optim
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    params, _ = jax.eval_shape(
-        lambda key: models.init(backbone, key, splits.train.shape), key
-    )
-    sizes = models.features_of(backbone), len(splits.full_class_counts)
-    head = _head_shapes(linear, sizes, config.model.init)
-    trained, _ = trees.partition({"backbone": params, "head": head}, o.trains)
-    Sgd(o.momentum, o.decay, o.decay_on).check(trained)
-    for name, method in made.items():
+    made, entries = {}, config.method.entries
+    for name in config.method.names:
+        if name not in entries:
+            raise InputError(
+                f"method.names has {name!r}, but config.method has no entry of that "
+                f"name: expected some of {', '.join(entries)}; several are written "
+                "--config.method.names=ce,los"
+            )
+        where = f"method.{name}"
         try:
-            _check_row(config, method, config.method.entries[name].own, sizes)
+            made[name] = checked(name, recipes.own(entries[name]))
+            for row in recipes.expand(entries[name]) if grids else ():
+                tried = (f"{key}={row[key]!r}" for key in entries[name][recipes.GRID])
+                where = f"method.{name}.grid, {', '.join(tried)}"
+                checked(name, row)
         except InputError as error:
-            raise InputError(f"method.{name}: {error}") from error
+            raise InputError(f"{where}: {error}") from error
+    return made
 
 
-@functools.cache
-def _head_shapes(head: Head, sizes: tuple[int, int], init: str) -> Any:
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    return jax.eval_shape(lambda key: head.init(key, None, *sizes, init), key)
-
-
-def _check_row(
-    config: Config, method: Method, values: Mapping[str, Any], sizes: tuple[int, int]
-) -> None:
-    """Check the schedule, and that the decay acts on a parameter that is trained."""
-    m, decay = config.method, values["decay"]
-    if not 0 <= decay < math.inf:
-        raise InputError(f"decay must be at least 0, got {decay}")
-    optim.rates(values["lr"], values["epochs"], 1, m.warmup, m.schedule)
-    head = {"head": _head_shapes(method.head, sizes, config.model.init)}
-    trained, _ = trees.partition(head, f"head/(?:{method.head.trains})")
-    Sgd(m.momentum, decay, m.decay_on).check(trained)
-
-
-def check_sweep(config: Config, splits: Splits, backbone: Any) -> None:
-    """Check what a sweep needs, every row of every grid included.
+def check_sweep(config: Config, splits: Splits) -> None:
+    """Check that features can be cached and that validation can choose.
 
     Raises:
-      InputError: features cannot be cached, validation cannot choose, or a row is not
-        valid.
+      InputError: a value is not valid for a sweep, or the validation set is empty or
+        lacks classes that ``eval.choose`` averages over.
     """
     if not _is_cacheable(config):
         raise InputError(CACHED.format(c=config))
-    check_choice(config, splits)
-    for name in config.method.names:
-        check_grid(config, splits, backbone, name)
-
-
-def check_choice(config: Config, splits: Splits) -> None:
-    """Check that the validation set can choose by ``eval.choose``.
-
-    Raises:
-      InputError: it is empty, or lacks classes that the metric averages over.
-    """
     choose, valid = config.eval.choose, splits.valid
     if not len(valid):
         raise InputError(
@@ -591,42 +543,8 @@ def check_choice(config: Config, splits: Splits) -> None:
             )
     elif choose in ("balanced", "worst") and not held.all():
         without = [str(valid.classes[k]) for k in (~held).nonzero()[0]]
-        more = f" and {len(without) - 10} more" if len(without) > 10 else ""
         raise InputError(
             f"eval.choose is {choose!r}, a metric over all classes, but {len(without)} "
-            f"have no validation image: {', '.join(without[:10])}{more}. Raise "
-            "data.valid (a class with one training image gives none), or choose by "
-            "eval.choose='all'"
+            f"have no validation image: {first_few(without, 10)}. Raise data.valid (a "
+            "class with one training image gives none), or set eval.choose='all'"
         )
-
-
-def check_grid(
-    config: Config, splits: Splits, backbone: Any, name: str
-) -> list[tuple[dict[str, Any], Method]]:
-    """Return the rows of ``config.method.NAME.grid``, each with its method.
-
-    Raises:
-      InputError: names the invalid value, or the row if each value alone is valid.
-    """
-    counts, entry = splits.train.class_counts, config.method.entries[name]
-    make_method(config, name, counts)
-    try:
-        rows = entry.rows()
-    except InputError as error:
-        raise InputError(f"method.{name}: {error}") from error
-    sizes = models.features_of(backbone), len(splits.full_class_counts)
-
-    def made(values: dict[str, Any], changed: Iterable[str]) -> Method:
-        try:
-            method = _made(name, counts, values)
-            _check_row(config, method, values, sizes)
-        except InputError as error:
-            row = ", ".join(f"{key}={values[key]!r}" for key in changed)
-            raise InputError(f"method.{name}.grid, {row}: {error}") from error
-        return method
-
-    grid = entry.grid or {}
-    for key, values in grid.items():
-        for value in values:
-            made({**entry.own, key: value}, [key])
-    return [(values, made(values, grid)) for values in rows]

@@ -1,4 +1,4 @@
-"""A command that works in a workdir: everything is checked before work starts."""
+"""Opening a workdir for a command: everything is checked before work starts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
-import functools
 import json
 import math
 import os
 import re
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,15 +29,15 @@ from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
 from lt_jax.experiment.config import (
+    FREE,
     Config,
     DataConfig,
-    OptimConfig,
-    RetrainConfig,
+    FitConfig,
     UserConfig,
     as_dict,
     check_data,
-    check_methods,
-    make_method,
+    check_sweep,
+    make_methods,
     resolve,
     without_dropped,
 )
@@ -48,27 +47,7 @@ from lt_jax.metrics import Tally
 from lt_jax.training import optim
 from lt_jax.training.log import Logger, jsonable, write_atomically
 from lt_jax.training.loop import Task, evaluate
-
-# May change between two commands in one workdir: no result depends on them.
-FREE = (
-    "data.dir",
-    "data.table",
-    "data.workers",
-    "optim.resident",
-    "optim.at_once",
-    "save.*",
-    "log.*",
-    "eval.batch",
-    # Every fit is kept by its method and seeds, so more of them may come.
-    "method.names",
-    "method.repeats",
-    "optim.repeats",
-    # Every row of a sweep records its setting; `choose` only reads rows.
-    "method.*.grid.*",
-    "method.memory",
-    "eval.choose",
-    "eval.curves",
-)
+from lt_jax.types import Params
 
 
 class Session(NamedTuple):
@@ -79,39 +58,35 @@ class Session(NamedTuple):
     task: Task
     dataset: dict[str, Any]  # as in result.json
     log: Logger
-    stop_requested: Callable[[], str]  # name of the signal, or ""
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
+    stop_requested: Callable[[], str]  # name of the signal, or ""
 
     def rates(
-        self,
-        lr: float,
-        epochs: int,
-        group: OptimConfig | RetrainConfig,
-        images: int,
+        self, lr: float, epochs: int, group: FitConfig, images: int
     ) -> np.ndarray:
-        """Return the learning rate of every step under a group's schedule and batch.
+        """Return the learning rate of every step, float32[steps].
 
         Args:
           lr: highest rate for a batch of ``group.lr_batch``; it scales with the batch.
           images: per epoch.
-
-        Returns:
-          float32[steps].
         """
         per_epoch = -(-images // group.batch)
         lr = optim.scaled(lr, group.batch, group.lr_batch)
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
     def finished(self, title: str) -> dict[str, Any] | None:
-        """The outcome of a fit on these examples; None if it is not finished."""
+        """Return the outcome of a fit on these examples; None if not finished."""
         examples = self.task.splits.train.hash
         return results.finished_outcome(self.workdir, title, examples)
 
-    def evaluate(self, head: Head, network: Sequence[Any], dataset: Dataset) -> Tally:
+    def evaluate(
+        self, head: Head, network: tuple[Params, Params], dataset: Dataset
+    ) -> Tally:
         """Evaluate a network, params and batch_stats, on a split."""
-        params, batch_stats = network
-        given = {"log": self.log, "stop_requested": self.stop_requested}
-        return evaluate(self.task, head, params, batch_stats, dataset, **given)
+        log, stop = self.log, self.stop_requested
+        return evaluate(
+            self.task, head, *network, dataset, log=log, stop_requested=stop
+        )
 
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
@@ -136,10 +111,9 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
-def make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
-    """Make the backbone of a config for examples of this shape."""
+def _make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
     m = config.model
-    if m.name == "none":
+    if m.name == "none":  # the examples are features
         return models.Identity(math.prod(shape))
     return models.create(
         m.name,
@@ -164,7 +138,7 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
     return Task(
         splits=splits,
         groups=groups,
-        backbone=make_backbone(c, splits.train.shape),
+        backbone=_make_backbone(c, splits.train.shape),
         augment=Augment(
             pad=c.data.pad,
             flip=c.data.flip,
@@ -181,6 +155,7 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
         resident=c.optim.resident,
         at_once=c.optim.at_once,
         log_seconds=c.log.seconds,
+        profile=c.log.profile,
     )
 
 
@@ -189,15 +164,15 @@ def open_session(
     config: UserConfig,
     workdir: Path,
     writes: bool = True,
-    check: Callable[[Config, Splits, Any], None] | None = None,
+    sweeps: bool = False,
 ) -> Iterator[Session]:
-    """Resolve a config and check all that can be checked before anything is written.
+    """Check everything about a command, then lock its workdir until it ends.
 
     Args:
       config: what a config file returns.
       writes: whether the command logs and writes. If not, Ctrl-C stops it at once, and
         SIGTERM, which may reach one of several processes, at the next batch.
-      check: what the command checks in addition, given the backbone.
+      sweeps: whether the command tries the methods' grids.
     """
     c = resolve(config)
     if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has removed a slash
@@ -210,35 +185,38 @@ def open_session(
     check_data(c, splits)
     # Photographs stay on disk, encoded.
     held = splits if c.data.name in catalogue.PHOTOS else splits.in_memory()
-    task = make_task(c, held, groups)._replace(profile=c.log.profile)
-    counts = splits.train.class_counts
-    made = {name: make_method(c, name, counts) for name in c.method.names}
-    check_methods(c, splits, task.backbone, made)
-    if check:
-        check(c, splits, task.backbone)
-    made["stage1"] = Method(losses.cross_entropy(len(counts)), c.optim.sampler, "fresh")
-    dataset = results.describe(c.data.name, splits, groups)
-    log = Logger(workdir, writes)
-    session = functools.partial(Session, c, workdir, task, dataset, log, methods=made)
-    if not writes:
-        with catch_signals("SIGTERM") as stop_requested:
-            yield session(stop_requested=stop_requested)
-        return
+    task = make_task(c, held, groups)
+    if sweeps:
+        check_sweep(c, splits)
+    methods = make_methods(c, splits, task.backbone, grids=sweeps)
+    loss = losses.cross_entropy(len(splits.full_class_counts))
+    methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
     text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
-    with workdir_lock(workdir), catch_signals(*EXIT_CODES) as stop_requested:
-        _check_same_config(c, workdir)  # another job may have run in the meantime
-        write_atomically(workdir / "config.json", text + "\n")
-        opened = session(stop_requested=stop_requested)
-        _announce(opened)
-        yield opened
+    lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
+    signals = EXIT_CODES if writes else ["SIGTERM"]
+    with lock, catch_signals(*signals) as stop_requested:
+        session = Session(
+            config=c,
+            workdir=workdir,
+            task=task,
+            dataset=results.describe(c.data.name, splits, groups),
+            log=Logger(workdir, writes),
+            methods=methods,
+            stop_requested=stop_requested,
+        )
+        if writes:
+            _check_same_config(c, workdir)  # another job may have run in the meantime
+            write_atomically(workdir / "config.json", text + "\n")
+            _announce(session)
+        yield session
 
 
 @contextlib.contextmanager
 def workdir_lock(workdir: Path) -> Iterator[None]:
     """Keep a second job out of a workdir.
 
-    The operating system releases the lock of process 0 when it ends, so no lock is
-    stale. A file system without locks is not protected.
+    The operating system releases the lock when process 0 ends, however it ends. A file
+    system without locks is not protected.
 
     Raises:
       InputError: another job is running there.
@@ -275,43 +253,43 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
 
 def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuse a config that would mix two experiments in one workdir."""
-    if (workdir / "config.json").exists():
-        old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
-        now = flatten_dict(jsonable(as_dict(config)), sep=".")
-        lines = [
-            f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now"
-            for key in sorted(old.keys() | now.keys())
-            if old.get(key) != now.get(key)
-            and not any(fnmatch.fnmatch(key, free) for free in FREE)
-        ]
-        if lines:
-            raise InputError(
-                f"{workdir} holds a run of another config:\n"
-                + "\n".join(lines)
-                + "\nUse another --workdir; a stage 1 is shared by --config.init.path."
-            )
+    if not (workdir / "config.json").exists():
+        return
+    old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
+    now = flatten_dict(jsonable(as_dict(config)), sep=".")
+    lines = [
+        f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now\n"
+        for key in sorted(old.keys() | now.keys())
+        if old.get(key) != now.get(key)
+        and not any(fnmatch.fnmatch(key, free) for free in FREE)
+    ]
+    if lines:
+        raise InputError(
+            f"{workdir} holds a run of another config:\n{''.join(lines)}"
+            "Use another --workdir; a stage 1 is shared by --config.init.path."
+        )
 
 
 def _announce(session: Session) -> None:
-    task, d, info = session.task, session.dataset, session.log.info
-    config = session.config
+    """Log the data, the groups of classes and the protocol."""
+    c, d, info = session.config, session.dataset, session.log.info
     info(
         f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
         f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
         f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}"
     )
+    many, medium, few = (d["groups"][name] for name in metrics.GROUPS)
     info(
-        f"groups by training images: many > {config.data.many} "
-        f"({d['groups']['many']} classes), medium ({d['groups']['medium']}), "
-        f"few < {config.data.few} ({d['groups']['few']})"
+        f"groups by training images: many > {c.data.many} ({many} classes), medium "
+        f"({medium}), few < {c.data.few} ({few})"
     )
     kept = {
         "last": "the last checkpoint is kept",
         "validation": "the best checkpoint on validation is kept",
         "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
     }
-    mirror = "averages over mirror images" if task.flip else "sees each image once"
+    mirror = "averages over mirror images" if c.eval.flip else "sees each image once"
     info(
-        f"protocol: {kept[task.select]}; evaluation {mirror}; stage-2 batch norm "
-        f"{config.method.batch_norm}; {sharding.device_name()}"
+        f"protocol: {kept[c.eval.select]}; evaluation {mirror}; stage-2 batch norm "
+        f"{c.method.batch_norm}; {sharding.device_name()}"
     )

@@ -1,8 +1,8 @@
 """The commands: train, retrain, both in one run, sweep, evaluate.
 
-Both stages are fits of the same training loop. Stage 2 differs in where it starts, what
-it trains and its method. On cached features, heads are fitted without the loop; see
-``cached.py``.
+Both stages are fits of the same training loop, each described by a ``Stage``. Stage 1
+trains a network with cross-entropy; stage 2 starts from it and trains the head with a
+method. On cached features, heads are fitted without the loop: see ``cached.py``.
 
     workdir/checkpoints/stage1/SEED        stage 1
     workdir/checkpoints/METHOD/SEED.SEED   stage 2, by the seeds of both stages
@@ -17,19 +17,18 @@ from typing import Any
 import numpy as np
 
 from lt_jax import metrics, models, samplers, trees
-from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.config import Config, UserConfig, check_sweep
+from lt_jax.experiment.config import UserConfig
 from lt_jax.experiment.session import Session, open_session, workdir_lock
 from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import duration, parameter_table
-from lt_jax.training.loop import FitResult, Stage, fit
+from lt_jax.training.loop import Stage, fit
 from lt_jax.training.optim import Sgd
 
 
@@ -50,32 +49,32 @@ def run(config: UserConfig, workdir: Path) -> dict[str, Any]:
 
 def sweep(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Train stage 2 at every point of the methods' grids, on cached features."""
-    return _command(
-        config, workdir, _head_on_features, sweeping.sweep, check=check_sweep
-    )
+    return _command(config, workdir, _head_on_features, sweeping.sweep, sweeps=True)
 
 
 def _command(
     config: UserConfig,
     workdir: Path,
     *stages: Callable[[Session], dict[str, Any] | None],
-    check: Callable[[Config, Splits, Any], None] | None = None,
+    sweeps: bool = False,
 ) -> dict[str, Any]:
-    with open_session(config, workdir, check=check) as session:
+    """Run stages one after the other, then write ``result.json`` and the tables."""
+    with open_session(config, workdir, sweeps=sweeps) as session:
         try:
-            made = [stage(session) for stage in stages]
+            found = [stage(session) for stage in stages]
         except Interrupted:
             _finish(session, interrupted=True)
             raise
-        return _finish(session, sweep=made[-1])
+        return _finish(session, sweep=found[-1])
 
 
 def _stage1(session: Session) -> None:
+    """Train the network of every seed that is not finished."""
     c, log = session.config, session.log
     titles = [f"stage1/{seed}" for seed in range(c.seed, c.seed + c.optim.repeats)]
     due = [title for title in titles if not session.finished(title)]
     for title in due:
-        stage = first_stage(session, int(title.split("/")[1]))
+        stage = first_stage(session, int(title.removeprefix("stage1/")))
         start = weights.fresh(session.task, c.model.init, stage.run)
         if c.init.path:
             source = weights.finished(Path(c.init.path).expanduser())[0]
@@ -117,33 +116,32 @@ def _head_on_features(session: Session) -> None:
 
 
 def _stage2(session: Session) -> None:
-    c, m = session.config, session.config.method
+    """Train the head of every method and pair of seeds that is not finished."""
+    c = session.config
     _head_on_features(session)
     for stage1_seed, stage1 in weights.representations(session):
-        if m.features == "cached":
+        if c.method.features == "cached":
             cached.retrain_cached(session, stage1_seed, stage1)
             continue
-        for name in m.names:
-            for seed in cached.seeds_of(c):
-                stage = second_stage(session, name, stage1_seed, seed)
-                if not session.finished(stage.title):
-                    given = session.task, c.model.init, stage1, stage.method, stage.run
-                    start = weights.with_head(*given)
-                    _fit(session, stage, start, dict(m.entries[name].own))
+        for row in cached.rows_of(c, stage1_seed, grid=False):
+            stage = _second_stage(session, row)
+            if not session.finished(stage.title):
+                given = session.task, c.model.init, stage1, stage.method, stage.run
+                _fit(session, stage, weights.with_head(*given), row.hyper)
 
 
-def second_stage(session: Session, name: str, stage1_seed: int, seed: int) -> Stage:
+def _second_stage(session: Session, row: cached.Row) -> Stage:
     """Return stage 2 of a method and two seeds as configured."""
-    m, entry = session.config.method, session.config.method.entries[name]
-    images, method = len(session.task.splits.train), session.methods[name]
+    m, hyper, method = session.config.method, row.hyper, session.methods[row.method]
+    images = len(session.task.splits.train)
     return Stage(
-        title=f"{name}/{stage1_seed}.{seed}",
-        run=(2, stage1_seed, seed),
+        title=row.title,
+        run=(2, *row.seeds),
         method=method,
-        epochs=entry.epochs,
+        epochs=hyper["epochs"],
         batch=m.batch,
-        rates=session.rates(entry.lr, entry.epochs, m, images),
-        sgd=Sgd(m.momentum, entry.decay, m.decay_on),
+        rates=session.rates(hyper["lr"], hyper["epochs"], m, images),
+        sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
         trains=f"head/(?:{method.head.trains})",
         batch_norm=m.batch_norm,
         accumulate=m.accumulate,
@@ -155,19 +153,32 @@ def second_stage(session: Session, name: str, stage1_seed: int, seed: int) -> St
 def _fit(session: Session, stage: Stage, start: Weights, hyper: dict[str, Any]) -> None:
     """Train, evaluate on the test set, and save the fit as finished."""
     session.raise_if_stopped(f"before {stage.title}")
-    task, log, stop = session.task, session.log, session.stop_requested
-    directory = session.workdir / "checkpoints" / stage.title
-    fitted = fit(task, stage, *start, directory, log=log, stop_requested=stop)
+    task, log = session.task, session.log
+    fitted = fit(
+        task,
+        stage,
+        *start,
+        session.workdir / "checkpoints" / stage.title,
+        log=log,
+        stop_requested=session.stop_requested,
+    )
     pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     log.info(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
         f"kept step {fitted.step:,}"
     )
+    network, train = Weights(fitted.params, fitted.batch_stats), task.splits.train
     keep = None  # the checkpoint has the weights, unless they are corrected
     if stage.method.correct is not None:
-        fitted = _corrected(session, stage, fitted)
-        keep = {"params": fitted.params, "batch_stats": fitted.batch_stats}
-    network = fitted.params, fitted.batch_stats
+        stop = session.stop_requested
+        head = apply_correction(
+            stage.method,
+            network.params["head"],
+            train.labels,
+            lambda: plain_features(task, *network, train, log=log, stop_requested=stop),
+        )
+        network = Weights({**network.params, "head": head}, network.batch_stats)
+        keep, fitted = network._asdict(), fitted._replace(params=network.params)
     tally = session.evaluate(stage.method.head, network, task.splits.test)
     results.save_fit(
         session.workdir,
@@ -182,20 +193,6 @@ def _fit(session: Session, stage: Stage, start: Weights, hyper: dict[str, Any]) 
     )
 
 
-def _corrected(session: Session, stage: Stage, fitted: FitResult) -> FitResult:
-    """Apply the method's correction to the head."""
-    task, train = session.task, session.task.splits.train
-    network = fitted.params, fitted.batch_stats
-    log, stop = session.log, session.stop_requested
-    head = apply_correction(
-        stage.method,
-        fitted.params["head"],
-        train.labels,
-        lambda: plain_features(task, *network, train, log=log, stop_requested=stop),
-    )
-    return fitted._replace(params={**fitted.params, "head": head})
-
-
 def _finish(
     session: Session,
     interrupted: bool = False,
@@ -203,11 +200,10 @@ def _finish(
 ) -> dict[str, Any]:
     """Write ``result.json`` and the report from all finished fits; show the table."""
     c, workdir, info = session.config, session.workdir, session.log.info
-    if interrupted:
-        before = processes.from_process_zero(lambda: results.swept(workdir))
-        if before:
-            info(f"{workdir / 'result.json'} still holds the previous sweep")
-            return before
+    before = interrupted and processes.from_process_zero(lambda: results.swept(workdir))
+    if before:
+        info(f"{workdir / 'result.json'} still holds the previous sweep")
+        return before
     protocol = {
         "batch_norm": c.method.batch_norm,
         "features": "cached" if sweep else c.method.features,

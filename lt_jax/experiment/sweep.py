@@ -52,8 +52,8 @@ def sweep(session: Session) -> dict[str, Any]:
     )
     valid = {}
     for name, hyper in chosen.items():
-        grid = config.method.entries[name].grid or ()
-        values = ", ".join(f"{key} {hyper[key]}" for key in grid if key in hyper)
+        grid = config.method.entries[name]["grid"]
+        values = ", ".join(f"{key} {hyper[key]}" for key in grid)
         tied = selection.ties(found, name, metric)
         session.log.info(f"  {name}: {values or 'nothing to choose'}{tied}")
         key = name, jsonable(hyper)
@@ -195,17 +195,20 @@ def _save_best(
     Args:
       settings: hyper-parameters by folder of the checkpoints and method.
     """
-    session = cache.session
+    session, info = cache.session, cache.session.log.info
     due: dict[str, list[str]] = {}  # titles by row
     for folder, values in settings.items():
         for method in settings["chosen"]:
             for seed in cached.seeds_of(session.config):
                 row = Row(method, values[method], (cache.seed, seed))
                 title, step = f"{folder}/{row.title}", stored[row.name]["diverged"]
-                if not _is_due(session, title, row):
+                outcome = session.finished(title)
+                if outcome and outcome["hyper"] == jsonable(row.hyper):
                     continue
+                if outcome:
+                    info(f"{title}: the choice has changed; evaluating the new one")
                 if step is not None:
-                    session.log.info(f"{title} diverged at step {step:,}: not measured")
+                    info(f"{title} diverged at step {step:,}: not measured")
                     continue
                 due.setdefault(row.name, []).append(title)
     for names, heads in _load_heads({name: stored[name] for name in due}):
@@ -214,11 +217,3 @@ def _save_best(
                 session.raise_if_stopped("the chosen heads; finished ones are kept")
                 row, seconds = _row(stored[name]), stored[name]["seconds"]
                 cached.save_row(cache, row, head, seconds, title)
-
-
-def _is_due(session: Session, title: str, row: Row) -> bool:
-    """Check whether a row is yet to be evaluated under this title."""
-    outcome = session.finished(title)
-    if outcome and outcome["hyper"] != jsonable(row.hyper):
-        session.log.info(f"{title}: the choice has changed; evaluating the new one")
-    return not outcome or outcome["hyper"] != jsonable(row.hyper)

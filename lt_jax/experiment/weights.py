@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lt_jax import methods, models, seeds
+from lt_jax import models, seeds
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
-from lt_jax.experiment.config import OPTIMISER
+from lt_jax.experiment.config import make_method
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head, linear
@@ -160,9 +160,8 @@ def head_of(outcome: Outcome) -> Head:
     *_, method, _ = outcome["run"].split("/")
     if method == "stage1":
         return linear
-    hyper = {k: v for k, v in outcome["hyper"].items() if k not in OPTIMISER}
     counts = np.array(outcome["per_class"]["train_count"])
-    return methods.make(method, counts, hyper).head
+    return make_method(method, counts, outcome["hyper"]).head
 
 
 def load_fit(

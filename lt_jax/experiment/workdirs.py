@@ -11,15 +11,13 @@ from flax import traverse_util
 
 from lt_jax.errors import InputError
 from lt_jax.experiment import results
+from lt_jax.experiment.config import FREE
 from lt_jax.experiment.results import MEASURED, RESULT, RESUME, Outcome, Row
 from lt_jax.files import read_json
 from lt_jax.retraining.selection import spread
 
 # Keys of a config that affect speed or place, but not the meaning of a figure.
-NEUTRAL = (
-    *("seed", "data.dir", "init.path", "method.names", "method.repeats"),
-    *("method.memory", "optim.repeats", "eval.batch", "eval.curves", "save.*", "log.*"),
-)
+NEUTRAL = {*FREE, "seed", "init.path"} - {"method.*.grid.*", "eval.choose"}
 # Keys of a config that the protocol in result.json has under a shorter name.
 PROTOCOL = {
     "batch_norm": "method.batch_norm",
