@@ -15,16 +15,11 @@ class InputError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run after it had saved its work.
-
-    Args:
-      where: the run and its step.
-      by: name of the signal, such as ``SIGTERM``.
-    """
+    """A signal stopped the run after it had saved its work."""
 
     def __init__(self, where: str, by: str):
-        super().__init__(where)
-        self.by = by
+        super().__init__(where)  # the run and its step
+        self.by = by  # name of the signal, such as SIGTERM
 
 
 class Diverged(Exception):
@@ -46,11 +41,7 @@ def suggest(word: str, choices: Iterable[str]) -> str:
 
 
 def one_of(what: str, name: str, choices: Iterable[str]) -> str:
-    """Return ``name`` if it is one of ``choices``.
-
-    Raises:
-      InputError: ``name`` is not a choice. The message suggests similar ones.
-    """
+    """Return ``name``; raise InputError with suggestions if it is not a choice."""
     choices = list(choices)
     if name not in choices:
         raise InputError(f"unknown {what} {name!r}{suggest(name, choices)}")

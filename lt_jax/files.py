@@ -14,7 +14,7 @@ from lt_jax.errors import InputError
 
 @contextlib.contextmanager
 def atomic_path(file: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its own name once it is complete."""
+    """Yield a temporary path to write to; rename it to ``file`` on success."""
     file.parent.mkdir(parents=True, exist_ok=True)
     draft = file.with_name(file.name + ".tmp")
     try:
@@ -28,11 +28,9 @@ def read_json(file: Path, fields: Mapping[str, type], remedy: str) -> dict[str, 
     """Read a JSON object and check its fields.
 
     Args:
+      file: path of the file.
       fields: type of each required field, by dotted name.
-      remedy: what the user can do about an invalid file, a sentence without its stop.
-
-    Raises:
-      InputError: the file is not JSON, or a field is missing or of another type.
+      remedy: what the user can do about an invalid file; ends the error message.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))

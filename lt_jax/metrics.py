@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 GROUPS = ("many", "medium", "few")
-RSD = ("row_true", "row_false", "col_true", "col_false")  # reading, deviation
+RSD = ("row_true", "row_false", "col_true", "col_false")  # see ``per_class``
 # Criteria of a sweep, and whether the highest (1) or the lowest (-1) is best.
 CHOOSE = {
     **dict.fromkeys(("all", *GROUPS, "balanced", "worst", "top5"), 1),
@@ -117,16 +117,10 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
 
 
 def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
-    """Group classes by their number of training examples.
+    """Group classes, bool[K] per group, by their number of training examples.
 
-    Args:
-      counts: int[K] for the full training set.
-      many: classes with more examples are many-shot.
-      few: classes with fewer examples are few-shot; all others are medium-shot.
-        Liu et al., CVPR 2019, use 100 and 20.
-
-    Returns:
-      bool[K] per group; a group may be empty.
+    Classes with more than ``many`` examples are many-shot, with fewer than ``few``
+    few-shot, all others medium-shot. Liu et al., CVPR 2019, use 100 and 20.
     """
     medium = (counts >= few) & (counts <= many)
     return dict(zip(GROUPS, (counts > many, medium, counts < few), strict=True))
@@ -135,10 +129,11 @@ def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
 def per_class(tally: Tally) -> dict[str, np.ndarray]:
     """Compute each metric per class, float64[K]; NaN for a class without examples.
 
-    ``loma_row`` and ``loma_col`` are the two readings of Logits Magnitude. ``rsd_*`` is
-    the standard deviation of the class's logits divided by that magnitude. ``true``
-    takes the class's logit on its own examples. ``false`` takes the other logits of
-    these examples (row) or the class's logit on other examples (column).
+    ``loma_row`` and ``loma_col`` are the two readings of Logits Magnitude: the mean of
+    the true logits minus that of the false ones. ``rsd_*`` is the standard deviation of
+    either, divided by that magnitude. The true logits are the class's on its own
+    examples. The false ones are the other logits of these examples (row) or the class's
+    logit on other examples (column).
     """
     t = Tally(*(np.asarray(a, np.float64) for a in tally))
     n, num_classes = t.seen, len(t.seen)
@@ -172,9 +167,9 @@ def _moments(
 def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
     """Compute every metric of an evaluation, in float64; fractions, not per cent.
 
-    ``all`` is the accuracy over examples; a group's name is the accuracy over its
-    examples. ``balanced`` is the mean and ``worst`` the lowest of the class accuracies,
-    over classes with examples. ``loma_*`` and ``rsd_*`` are means over classes,
+    ``all`` is the accuracy over examples, ``many`` etc. over those of a group.
+    ``balanced`` is the mean and ``worst`` the lowest of the class accuracies, over
+    classes with examples. ``loma_*`` and ``rsd_*`` are means over classes,
     ``loma_*_many`` etc. over the classes of a group. ``loma_*_spread`` is the standard
     deviation over classes divided by the mean: 0 is perfectly balanced. An empty group
     is NaN.

@@ -1,8 +1,7 @@
 """A sampler is an array of indices, computed for each epoch by a pure function.
 
-The same plan drives online and cached training and gives exact resume:
-``plan(...)[step:]``. Comparisons are paired: methods that share a seed get the same
-examples in the same order.
+Online and cached training follow the same plan. A run resumes at ``plan(...)[step:]``.
+Methods that share a seed see the same examples in the same order.
 """
 
 from __future__ import annotations
@@ -25,13 +24,12 @@ def plan(
 
     Args:
       labels: int[N].
-      kind: ``instance`` draws each example once in uniform random order. ``class``
-        draws classes equally often (class-aware sampling: Shen et al., ECCV 2016, as
-        in Decoupling, ICLR 2020), ``sqrt`` in proportion to the square root of their
-        counts. These two draw N examples; within a class, every example is drawn
-        once before any is drawn again.
+      kind: ``instance`` draws each example once in uniform random order. ``class`` and
+        ``sqrt`` draw N examples: classes equally often (class-aware sampling: Shen et
+        al., ECCV 2016, as in Decoupling, ICLR 2020), or in proportion to the square
+        root of their counts. No example is drawn twice before all of its class are.
       batch: B, the global batch size.
-      run: name of the run, see ``seeds``.
+      run: integers that identify the run, see ``seeds``.
       epoch: epoch number.
 
     Returns:
@@ -44,10 +42,8 @@ def plan(
     power = POWERS[one_of("sampler", kind, POWERS)]
     rng = seeds.generator(run, epoch)
     if power is None:
-        order = rng.permutation(len(labels))
-    else:
-        order = _by_class(labels, rng, power)
-    return batch_indices(order, batch)
+        return batch_indices(rng.permutation(len(labels)), batch)
+    return batch_indices(_by_class(labels, rng, power), batch)
 
 
 def batch_indices(order: np.ndarray, batch: int) -> np.ndarray:
@@ -59,12 +55,7 @@ def batch_indices(order: np.ndarray, batch: int) -> np.ndarray:
 
 
 def examples_per_epoch(size: int, batch: int, drop_last: bool) -> int:
-    """Count the examples of ``size`` that one epoch uses.
-
-    Args:
-      size: number of examples.
-      batch: B, the global batch size.
-      drop_last: skip an incomplete last batch; its examples differ per epoch.
+    """Count the examples that one epoch uses; ``drop_last`` skips a smaller last batch.
 
     >>> examples_per_epoch(130, 64, True), examples_per_epoch(130, 64, False)
     (128, 130)
@@ -89,8 +80,8 @@ def _by_class(labels: np.ndarray, rng: np.random.Generator, power: float) -> np.
         rounds = -(-draws[label] // len(members))
         shuffled = [rng.permutation(members) for _ in range(rounds)]
         pieces.append(np.concatenate(shuffled)[: draws[label]])
-    # Classes are in random order, the examples of a class in the order drawn above.
-    # Another shuffle could draw one twice before another is drawn once.
+    # Shuffle the classes only: the examples of a class keep the order drawn above, so
+    # that none is drawn twice before all are drawn once.
     classes = rng.permutation(np.repeat(np.arange(len(draws)), draws))
     order = np.empty(len(labels), int)
     order[np.argsort(classes, kind="stable")] = np.concatenate(pieces)

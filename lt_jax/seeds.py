@@ -1,8 +1,8 @@
 """Independent streams of random numbers, one per purpose.
 
-A run is named by a few integers: ``(1, seed)`` for stage 1 and ``(2, stage-1 seed,
-seed)`` for stage 2. So two stages never share an order, a crop or a weight by accident,
-while methods with the same run use the same ones.
+A few integers identify a run: ``(1, seed)`` for stage 1 and ``(2, stage-1 seed, seed)``
+for stage 2. Two stages never share an order, a crop or an initial weight; methods with
+the same integers share all of them.
 """
 
 from __future__ import annotations
@@ -30,20 +30,12 @@ def generator(run: Sequence[int], epoch: int) -> np.random.Generator:
 def uniform(
     run: Sequence[int], epoch: int, positions: np.ndarray, each: int
 ) -> np.ndarray:
-    """Draw numbers for positions in the order of an epoch.
+    """Draw float64[n, each] in [0, 1) for positions, int[n], in the order of an epoch.
 
     The numbers depend only on the run, the epoch and the position, so that an epoch
-    can be resumed anywhere.
-
-    Args:
-      run: name of the run.
-      epoch: epoch number; the stream differs from that of ``generator``.
-      positions: int[n], at least 0 and close together: numbers are drawn for all
-        positions from the first to the last.
-      each: numbers per position, a multiple of 4 because the counter advances by four.
-
-    Returns:
-      float64[n, each], uniform in [0, 1).
+    can be resumed anywhere. The stream differs from that of ``generator``. Positions
+    should be close together: all from the first to the last are drawn. ``each`` is a
+    multiple of 4, because the counter advances by four.
     """
     first, last = int(positions.min()), int(positions.max())
     sequence = np.random.SeedSequence([*run, epoch], spawn_key=(1,))

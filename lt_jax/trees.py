@@ -20,10 +20,9 @@ def leaves(tree: Any) -> dict[str, Any]:
     >>> leaves({"head": {"bias": 1, "kernel": 2}})
     {'head/bias': 1, 'head/kernel': 2}
     """
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in flat
+        for path, leaf in jax.tree.leaves_with_path(tree)
     }
 
 
@@ -35,18 +34,14 @@ def rebuild(like: Any, values: dict[str, Any]) -> Any:
 
 
 def partition(params: Params, pattern: str) -> tuple[Params, Params]:
-    """Split nested dicts into leaves whose full name matches, and the others.
-
-    Raises:
-      InputError: no leaf matches.
-    """
+    """Split nested dicts into leaves whose full name matches, and the others."""
     flat = leaves(params)
     chosen = {name for name in flat if re.fullmatch(pattern, name)}
     if not chosen:
         raise InputError(
             f"no parameter matches {pattern!r}: expected one of {', '.join(flat)}"
         )
-    # Keeps empty branches, as of a backbone without parameters.
+    # Unlike ``leaves``, this keeps the empty branch of a backbone without parameters.
     complete = _flat(params)
     inside = {name: leaf for name, leaf in complete.items() if name in chosen}
     outside = {name: leaf for name, leaf in complete.items() if name not in chosen}

@@ -52,6 +52,30 @@ def base_config() -> Any:
     init.path = ""
     init.skip = ""  # regex of parameters not loaded from it, such as "head/.*"
 
+    _add_stages(config)
+
+    config.eval = evaluation = ConfigDict()
+    evaluation.batch = 500  # images per evaluation step
+    evaluation.every = 5  # epochs between evaluations on validation
+    evaluation.select = "last"  # checkpoint: "last", or best on "validation" or "test"
+    evaluation.flip = False  # average logits over the mirror image
+    # Validation metric that a sweep chooses by: "balanced", "all", "many", "medium",
+    # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
+    evaluation.choose = "balanced"
+    # Split that every head of a sweep is measured on for figures: "valid" or "test".
+    evaluation.curves = "valid"
+
+    config.save = ConfigDict()
+    config.save.every = 5  # epochs between checkpoints
+
+    config.log = ConfigDict()
+    config.log.seconds = 30.0  # between progress lines when there is no terminal
+    config.log.profile = ""  # folder for a profiler trace of five steps per fit
+    return config
+
+
+def _add_stages(config: Any) -> None:
+    """Add the groups ``method`` (stage 2) and ``optim`` (stage 1)."""
     config.method = method = ConfigDict()  # stage 2
     method.names = ("ce", "los")  # entries to fit; on the command line: ce,los
     method.repeats = 3  # seeds per method and stage 1
@@ -90,25 +114,6 @@ def base_config() -> Any:
     optim.trains = ".*"  # regex of parameters that are trained
     optim.batch_norm = "train"  # "train", "drift" or "frozen"
 
-    config.eval = evaluation = ConfigDict()
-    evaluation.batch = 500  # images per evaluation step
-    evaluation.every = 5  # epochs between evaluations on validation
-    evaluation.select = "last"  # checkpoint: "last", or best on "validation" or "test"
-    evaluation.flip = False  # average logits over the mirror image
-    # Validation metric that a sweep chooses by: "balanced", "all", "many", "medium",
-    # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
-    evaluation.choose = "balanced"
-    # Split that every head of a sweep is measured on for figures: "valid" or "test".
-    evaluation.curves = "valid"
-
-    config.save = ConfigDict()
-    config.save.every = 5  # epochs between checkpoints
-
-    config.log = ConfigDict()
-    config.log.seconds = 30.0  # between progress lines when there is no terminal
-    config.log.profile = ""  # folder for a profiler trace of five steps per fit
-    return config
-
 
 def photo_config() -> Any:
     """Return a ConfigDict for photographs: Decoupling's recipe for ImageNet-LT."""
@@ -124,12 +129,9 @@ def photo_config() -> Any:
     data.broken = 0.001  # share of undecodable images that stops a run
     data.workers = os.cpu_count() or 1  # decoding threads; no result depends on them
 
-    config.model.name, config.model.stem, config.model.width = (
-        "resnet50",
-        "imagenet",
-        64,
-    )
-    config.model.dtype = "bfloat16"
+    model = config.model
+    model.name, model.stem, model.width = "resnet50", "imagenet", 64
+    model.dtype = "bfloat16"
 
     config.method.features = "cached"
     config.method.feature_dtype = "bfloat16"

@@ -59,56 +59,34 @@ def onednn_works() -> bool:
 
 
 def fastest_engine() -> str:
-    """Return the key of `ENGINES` that suits the devices."""
+    """Return the `engine` of a `ResNet` that suits the devices."""
     return "onednn" if onednn_works() else "xla"
 
 
 def compiler_options() -> dict[str, Any] | None:
     """Return the XLA options for training steps, None for the defaults.
 
-    XLA's CPU compiler drops the barriers that the backward pass below sets. It then
-    recomputes the activations of a complete stage for every kernel gradient, which
-    costs a third of the speed. Other compilers keep barriers.
+    XLA's CPU compiler drops the barriers of the backward pass below. It then recomputes
+    the activations of a complete stage for every kernel gradient, which costs a third
+    of the speed. Other compilers keep barriers.
     """
-    if onednn_works():
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    passes = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return passes if onednn_works() else None
+
+
+def convolver(engine: str, dtype: Any, groups: int) -> Any:
+    """Return the argument `conv_general_dilated` of `flax.linen.Conv`; None: XLA's."""
+    if engine == "onednn" and dtype == jnp.float32 and groups == 1:
+        return _onednn
     return None
 
 
-def onednn_convolution(
-    lhs: jax.Array,
-    rhs: jax.Array,
-    window_strides: Sequence[int],
-    padding: Sequence[tuple[int, int]],
-    *,
-    lhs_dilation: Sequence[int],
-    rhs_dilation: Sequence[int],
-    dimension_numbers: Any,
-    feature_group_count: int,
-    precision: Any,
+def _onednn(
+    x: jax.Array, w: jax.Array, strides: Any, padding: Any, **_: Any
 ) -> jax.Array:
-    """Replace `jax.lax.conv_general_dilated` in the calls of `flax.linen.Conv`.
-
-    Strides and padding must be the same for both sides, without dilation.
-    """
-    stride, pad = window_strides[0], padding[0][0]
-    if lhs.dtype == rhs.dtype == jnp.float32 and feature_group_count == 1:
-        return _convolve(lhs, rhs, stride, pad)
-    return lax.conv_general_dilated(
-        lhs,
-        rhs,
-        window_strides,
-        padding,
-        lhs_dilation=lhs_dilation,
-        rhs_dilation=rhs_dilation,
-        dimension_numbers=dimension_numbers,
-        feature_group_count=feature_group_count,
-        precision=precision,
-    )
-
-
-# The `conv_general_dilated` argument of `flax.linen.Conv`; None is XLA's.
-ENGINES = {"xla": None, "onednn": onednn_convolution}
+    # The other arguments are neutral, and strides and padding alike on all sides: see
+    # `resnet.convolution`.
+    return _convolve(x, w, strides[0], padding[0][0])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -120,10 +98,6 @@ def _convolve(x: jax.Array, w: jax.Array, stride: int, pad: int) -> jax.Array:
     return _call(x, w, shape, stride=stride, pads=[(pad, pad)] * 2)
 
 
-def _forward(x: jax.Array, w: jax.Array, stride: int, pad: int) -> tuple[Any, Any]:
-    return _convolve(x, w, stride, pad), (x, w)
-
-
 def _backward(
     stride: int, pad: int, kept: tuple[jax.Array, jax.Array], grad: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -132,8 +106,8 @@ def _backward(
     x, grad = lax.optimization_barrier((x, grad))
     _, kernel_gradient = jax.vjp(lambda w: _xla(x, w, stride, pad), w)
     (to_kernel,) = kernel_gradient(grad)
-    # Each input pixel collects from the outputs that used it: convolve the outputs,
-    # `stride` apart, with the rotated kernel, its channels swapped.
+    # The gradient of an input pixel sums over the outputs that used it: convolve the
+    # outputs, `stride` apart, with the rotated kernel, its channels swapped.
     low = len(w) - 1 - pad
     pads = []
     for side, out in zip(x.shape[1:3], grad.shape[1:3], strict=True):
@@ -146,7 +120,9 @@ def _backward(
     return to_input, to_kernel
 
 
-_convolve.defvjp(_forward, _backward)
+_convolve.defvjp(
+    lambda x, w, stride, pad: (_convolve(x, w, stride, pad), (x, w)), _backward
+)
 
 
 def _xla(x: jax.Array, w: jax.Array, stride: int, pad: int) -> jax.Array:
@@ -165,15 +141,11 @@ def _call(
     swapped: bool = False,
 ) -> jax.Array:
     """Call oneDNN's forward convolution; ``swapped``: the kernel is [k, k, out, in]."""
-
-    def texts(*numbers: int) -> list[str]:
-        return [str(number) for number in numbers]
-
-    images = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": texts(1, 2)}
+    images = {"batch_dim": "0", "feature_dim": "3", "spatial_dims": ["1", "2"]}
     filters = {
         "input_feature_dim": "3" if swapped else "2",
         "output_feature_dim": "2" if swapped else "3",
-        "spatial_dims": texts(0, 1),
+        "spatial_dims": ["0", "1"],
     }
     settings = {
         "dims": "4",
@@ -182,10 +154,10 @@ def _call(
         "kernel": {"filter": filters},
         "output": {"data": images},
         "window": {
-            "pad_left": texts(*(low for low, _ in pads)),
-            "pad_right": texts(*(high for _, high in pads)),
-            "strides": texts(stride, stride),
-            "window_dilations": texts(1, 1),
+            "pad_left": [str(low) for low, _ in pads],
+            "pad_right": [str(high) for _, high in pads],
+            "strides": [str(stride)] * 2,
+            "window_dilations": ["1", "1"],
         },
     }
     return jax.ffi.ffi_call(

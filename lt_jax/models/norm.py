@@ -17,12 +17,11 @@ class BatchNorm(nn.Module):
     """Normalize each channel by the statistics of the unmasked rows of all devices.
 
     ``params`` are ``scale`` and ``bias``, ``batch_stats`` are ``mean`` and ``var``, all
-    [C] in at least float32. ``momentum`` is the fraction of a running statistic that is
-    kept: 0.9 here is 0.1 in PyTorch.
+    [C] in at least float32.
     """
 
     axis_name: str | None  # the pmap axis whose devices share the batch
-    momentum: float = 0.9
+    momentum: float = 0.9  # kept of a running statistic; PyTorch calls this 0.1
     epsilon: float = 1e-5
     dtype: Any = jnp.float32  # of the output
     scale_init: nn.initializers.Initializer = nn.initializers.ones

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from lt_jax import initializers
 from lt_jax.errors import InputError, one_of
-from lt_jax.models.convolution import ENGINES
+from lt_jax.models.convolution import convolver
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
 from lt_jax.types import Params
@@ -60,27 +60,25 @@ def convolution(
     The padding is explicit. For a stride of 2 and an even side, "SAME" pads the end
     only, while PyTorch pads both ends.
     """
-    pad = (size - 1) // 2
     return nn.Conv(
         features,
         (size, size),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
+        strides=stride,
+        padding=(size - 1) // 2,
         feature_group_count=groups,
         use_bias=False,
         dtype=dtype,
         param_dtype=jnp.promote_types(jnp.float32, dtype),
         kernel_init=initializers.kernel(init_name),
-        conv_general_dilated=ENGINES[engine],
+        conv_general_dilated=convolver(engine, dtype, groups),
         name=name,
     )
 
 
 def pad_shortcut(x: jax.Array, features: int, stride: int) -> jax.Array:
-    """Subsample ``x`` and pad its channels with zeros (option A of He et al.).
+    """Subsample ``x`` and pad its channels with zeros on both sides, half and half.
 
-    [B, H, W, C] -> [B, H', W', features]. Half of the new channels come before the old
-    ones, half after.
+    [B, H, W, C] -> [B, H', W', features]: option A of He et al.
     """
     x = x[:, ::stride, ::stride, :]
     side = (features - x.shape[-1]) // 2
@@ -104,8 +102,7 @@ class Block(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H/stride, W/stride, width or 4 * width]."""
         conv, norm, width = self.conv, self.norm, self.width
-        ones, zeros = nn.initializers.ones, nn.initializers.zeros
-        last = zeros if self.zero_init else ones
+        last = nn.initializers.zeros if self.zero_init else nn.initializers.ones
         if self.bottleneck:
             out, inner = 4 * width, width * self.group_width // 64 * self.groups
             y = conv(inner, 1, name="conv1")(x)
@@ -144,7 +141,7 @@ class ResNet(nn.Module):
     groups: int = 1  # of a bottleneck's 3x3 convolution
     group_width: int = 64  # channels per group in a stage of width 64
     shortcut: str = "projection"  # or "pad"
-    engine: str = "xla"  # what computes the convolutions, a key of ENGINES
+    engine: str = "xla"  # what computes the convolutions: "xla" or "onednn"
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
@@ -153,18 +150,14 @@ class ResNet(nn.Module):
         For ``mask`` (float32[B]) and ``moving`` see `BatchNorm`.
         """
         conv = functools.partial(
-            convolution,
-            init_name=self.init_name,
-            dtype=self.dtype,
-            engine=self.engine,
+            convolution, init_name=self.init_name, dtype=self.dtype, engine=self.engine
         )
         norm = functools.partial(BatchNorm, self.axis_name, dtype=self.dtype)
         size, stride, pool = STEMS[self.stem]
         x = conv(self.width, size, stride, name="stem_conv")(x)
         x = nn.relu(norm(name="stem_norm")(x, mask, moving))
         if pool:
-            pad: Any = ((1, 1), (1, 1))
-            x = nn.max_pool(x, (3, 3), (2, 2), pad)
+            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
         for stage, blocks in enumerate(self.stages, 1):
             for block in range(1, blocks + 1):
                 x = Block(
@@ -192,11 +185,7 @@ def create(
     dtype: str = "float32",
     axis_name: str | None = None,
 ) -> ResNet:
-    """Build the network ``name`` of `ARCHS`.
-
-    Raises:
-      InputError: an argument is invalid.
-    """
+    """Build the network ``name`` of `ARCHS`."""
     fields = ARCHS[one_of("arch", name, ARCHS)]
     least = 64 // fields.get("group_width", 64)
     if width < least:

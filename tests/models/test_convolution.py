@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lt_jax import models
-from lt_jax.models import convolution
+from lt_jax.models import convolution, resnet
 
 WORKS = convolution.onednn_works()
 
@@ -38,20 +38,6 @@ def test_a_missing_call_fails_the_trial(monkeypatch):
     assert not convolution.onednn_works.__wrapped__()
 
 
-def flax_arguments(stride: int, pad: int, groups: int = 1) -> dict:
-    return {
-        "window_strides": (stride, stride),
-        "padding": ((pad, pad), (pad, pad)),
-        "lhs_dilation": (1, 1),
-        "rhs_dilation": (1, 1),
-        "dimension_numbers": jax.lax.conv_dimension_numbers(
-            (1, 8, 8, 4), (1, 1, 4 // groups, 4), convolution.LAYOUT
-        ),
-        "feature_group_count": groups,
-        "precision": None,
-    }
-
-
 def check(convolve, shape, kernel, tolerance):
     """Compare values and gradients of two convolutions under one weighted sum."""
     rng = np.random.default_rng(0)
@@ -75,25 +61,28 @@ def check(convolve, shape, kernel, tolerance):
 @pytest.mark.parametrize(("inner", "outer"), [(3, 16), (16, 16), (5, 7)], ids=str)
 def test_values_and_gradients_match_xla(side, size, stride, inner, outer):
     """The layers of all networks, odd and even sides, odd numbers of channels."""
-    given = flax_arguments(stride, (size - 1) // 2)
+    pad = (size - 1) // 2
     both = {
-        "onednn": lambda x, w: convolution.onednn_convolution(x, w, **given),
-        "xla": lambda x, w: jax.lax.conv_general_dilated(x, w, **given),
+        "onednn": lambda x, w: convolution._convolve(x, w, stride, pad),
+        "xla": lambda x, w: convolution._xla(x, w, stride, pad),
     }
     check(both, (2, side, side, inner), (size, size, inner, outer), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
-def test_groups_and_other_dtypes_use_xla(dtype):
-    given = flax_arguments(1, 1, groups=2)
-    x, w = jnp.ones((1, 8, 8, 4), dtype), jnp.ones((3, 3, 2, 4), dtype)
-    text = (
-        jax.jit(lambda x, w: convolution.onednn_convolution(x, w, **given))
-        .lower(x, w)
-        .as_text()
+@pytest.mark.skipif(not WORKS, reason="XLA computes the convolutions")
+@pytest.mark.parametrize(
+    ("dtype", "groups", "called"),
+    [("float32", 1, True), ("float32", 2, False), ("bfloat16", 1, False)],
+)
+def test_groups_and_other_dtypes_use_xla(dtype, groups, called):
+    layer = resnet.convolution(
+        4, 3, 2, groups, init_name="torch", dtype=jnp.dtype(dtype), engine="onednn"
     )
-    assert convolution.TARGET not in text
-    assert "convolution" in text
+    x = jnp.ones((1, 8, 8, 4), dtype)
+    params = layer.init(jax.random.key(0), x)
+    text = jax.jit(layer.apply).lower(params, x).as_text()
+    assert (convolution.TARGET in text) == called
+    assert ("stablehlo.convolution" in text) != called
 
 
 @pytest.mark.skipif(not WORKS, reason="XLA computes the convolutions")
