@@ -24,7 +24,7 @@ SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
     "features": features.load,
 }
 # H, W, C of their images.
-SHAPES = {"digits": (8, 8, 1), "cifar10": (32, 32, 3), "cifar100": (32, 32, 3)}
+SHAPES = {"digits": digits.SHAPE, "cifar10": cifar.SHAPE, "cifar100": cifar.SHAPE}
 
 
 class PhotoSource(NamedTuple):
@@ -55,10 +55,9 @@ def load(
 ) -> Splits:
     """Load a long-tailed task.
 
-    Cuts the training set with ``longtail.choose``. Then holds out ``valid`` of it,
-    unless the source has a validation set. The test set is not cut. Images are decoded
-    when they are read. The class counts and the hash in the result do not depend on
-    ``valid``.
+    Cuts the training set with ``longtail.choose``, then holds out ``valid`` of it,
+    unless the source has a validation set. Images are decoded when they are read. The
+    class counts and the hash in the result do not depend on ``valid``.
 
     Args:
       name: a key of ``SOURCES`` or ``PHOTOS``.
@@ -68,11 +67,11 @@ def load(
       valid: fraction of the training set to hold out, in [0, 1).
       seed: of the held-out examples.
       photos: how to crop and decode; for a key of ``PHOTOS`` only.
-      extra: the values that the ``PhotoSource`` takes.
+      extra: values for ``PhotoSource.extra``.
 
     Raises:
       InputError: an unknown name, missing or damaged files, a label outside the
-        classes, or an argument that ``longtail`` rejects.
+        classes, or sizes that ``longtail`` rejects.
     """
     own_valid: Dataset | None = None
     if one_of("dataset", name, [*SOURCES, *PHOTOS]) in PHOTOS:
@@ -80,9 +79,15 @@ def load(
         full, own_valid, test = PHOTOS[name].load(dir, photos, **(extra or {}))
     else:
         full, test = SOURCES[name](dir)
-    for part in filter(None, (full, own_valid, test)):
-        _check_labels(part)
     num_classes = len(full.classes)
+    for part in filter(None, (full, own_valid, test)):
+        wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
+        if wrong.size:
+            i = wrong[0]
+            raise InputError(
+                f"{part.name}: example {part.ids[i]} has label {part.labels[i]}, "
+                f"expected 0 to {num_classes - 1} ({wrong.size} such examples)"
+            )
     chosen = longtail.choose(
         full.labels, np.argsort(full.ids), num_classes, imbalance, split
     )
@@ -96,14 +101,3 @@ def load(
         full_class_counts=cut.class_counts,
         hash=cut.hash,
     )
-
-
-def _check_labels(part: Dataset) -> None:
-    num_classes = len(part.classes)
-    wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
-    if wrong.size:
-        i = wrong[0]
-        raise InputError(
-            f"{part.name}: example {part.ids[i]} has label {part.labels[i]}, "
-            f"expected 0 to {num_classes - 1} ({wrong.size} such examples)"
-        )

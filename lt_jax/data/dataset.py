@@ -14,14 +14,13 @@ import numpy as np
 class Decoder(NamedTuple):
     """How the images of a dataset are decoded on every use, with errors collected."""
 
-    # (indices int[n], uniform numbers float64[n, crop_numbers] for random crops or None
-    # for centre crops, n arrays uint8[H, W, C] to fill) -> n error messages, "" for
-    # success. Called from several threads at once.
+    # (indices int[n], float64[n, crop_numbers] uniform in [0, 1) for random crops or
+    # None for centre crops, n arrays uint8[H, W, C] to fill) -> n error messages, each
+    # "" for success. Called from several threads at once.
     fill: Callable[
-        [np.ndarray, np.ndarray | None, Sequence[np.ndarray]],
-        list[str],
+        [np.ndarray, np.ndarray | None, Sequence[np.ndarray] | np.ndarray], list[str]
     ]
-    crop_numbers: int
+    crop_numbers: int  # random numbers that a crop takes
     workers: int  # threads
     max_broken: float  # share of undecodable images that a run tolerates
     settings: dict[str, Any]  # everything the pixels depend on, JSON-compatible
@@ -29,10 +28,7 @@ class Decoder(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """One split of labelled images with random access.
-
-    The sampler decides the order, so ``read`` takes indices.
-    """
+    """One split of labelled images, read by index."""
 
     name: str
     classes: tuple[str, ...]  # K names

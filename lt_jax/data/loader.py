@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from lt_jax import seeds
-from lt_jax.data.dataset import Dataset, Decoder
+from lt_jax.data.dataset import Dataset
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError
 from lt_jax.types import Batch
@@ -24,7 +26,7 @@ class CropPlan(NamedTuple):
 
     run: tuple[int, ...]  # see seeds
     epoch: int
-    positions: np.ndarray  # int[steps, B], positions in the epoch; they seed the crops
+    positions: np.ndarray  # int[steps, B] in the epoch; they seed the crops
 
 
 class DecodeErrors:
@@ -36,19 +38,16 @@ class DecodeErrors:
         self._reported = 0
 
     def new_warning(self) -> str:
-        """Name the images found since the last call; "" if there are none."""
-        new = list(self.reasons.items())[self._reported :]
+        """Name the images added since the last call; "" if there are none."""
+        new = list(self.reasons)[self._reported :]
         self._reported += len(new)
         if not new:
             return ""
-        images = "image" if len(new) == 1 else "images"
-        return (
-            f"{self._dataset.name}: skipped {len(new):,} undecodable {images}: "
-            f"{self._names(new)}"
-        )
+        images = f"undecodable image{'s' * (len(new) > 1)}"
+        return f"{self._dataset.name}: skipped {len(new):,} {images}: {self._list(new)}"
 
     def all_indices(self) -> list[int]:
-        """List their indices over all processes, sorted. Every process must call it."""
+        """Collect the sorted indices of all processes; every process must call it."""
         mask = np.zeros(len(self._dataset), bool)
         mask[list(self.reasons)] = True
         return np.flatnonzero(processes.any_process(mask)).tolist()
@@ -63,19 +62,13 @@ class DecodeErrors:
         raise InputError(
             f"{self._dataset.name}: {count:,} of {total:,} images cannot be decoded, "
             f"more than the share data.broken = {decoder.max_broken:g}: "
-            f"{self._names(list(self.reasons.items())[:MAX_NAMED])}{more}. Restore or "
-            "remove them, or raise the limit with "
-            f"--config.data.broken={_round_up(count / total):g}"
+            f"{self._list(list(self.reasons)[:MAX_NAMED])}{more}. Restore or remove "
+            "them, or raise the limit with "
+            f"--config.data.broken={math.ceil(1000 * count / total) / 1000:g}"
         )
 
-    def _names(self, errors: list[tuple[int, str]]) -> str:
-        return "; ".join(f"{self._dataset.ids[i]} ({why})" for i, why in errors)
-
-
-def _round_up(share: float) -> float:
-    """Round up to 1, 2 or 5 times a power of ten."""
-    steps = [n * 10.0**-power for power in range(6, 0, -1) for n in (1, 2, 5)]
-    return next((step for step in steps if step > share), 1.0)
+    def _list(self, indices: list[int]) -> str:
+        return "; ".join(f"{self._dataset.ids[i]} ({self.reasons[i]})" for i in indices)
 
 
 def load_batches(
@@ -95,8 +88,8 @@ def load_batches(
 
     Args:
       dataset: what to read.
-      rows: int32[steps, B] of indices; -1 is padding. In a run of several processes,
-        each process passes its own columns of ``rows`` and ``crops.positions``.
+      rows: int32[steps, B] of indices; -1 is padding. Each of several processes passes
+        its own columns of ``rows`` and ``crops.positions``.
       place: moves a host batch to the devices.
       ahead: number of batches to prepare while the devices work.
       crops: random crops of photographs; None for centre crops.
@@ -118,10 +111,15 @@ def load_batches(
     try:
         for step, indices in enumerate(rows):
             if decoder is None:
-                finish = _read(dataset, indices)
+                finish = functools.partial(_read, dataset, indices)
             else:
-                numbers = _crop_numbers(crops, step, indices, decoder)
-                finish = _decode(workers, decoder, dataset, indices, numbers, errors)
+                numbers, real = None, indices >= 0
+                if crops is not None and real.any():
+                    positions = crops.positions[step][real]
+                    numbers = seeds.uniform(
+                        crops.run, crops.epoch, positions, decoder.crop_numbers
+                    )
+                finish = _decode(workers, dataset, indices, numbers, errors)
             pending.append(finisher.submit(lambda finish=finish: place(finish())))
             if len(pending) > ahead:
                 yield pending.popleft().result()
@@ -139,57 +137,42 @@ def _labels_and_mask(dataset: Dataset, indices: np.ndarray) -> Batch:
     return {"label": label, "mask": real.astype(np.float32)}
 
 
-def _read(dataset: Dataset, indices: np.ndarray) -> Callable[[], Batch]:
-    """Return a function that reads the batch."""
-
-    def finish() -> Batch:
-        real = np.flatnonzero(indices >= 0)
-        found = dataset.read(indices[real])
-        image = np.zeros((len(indices), *dataset.shape), found.dtype)
-        image[real] = found
-        return {**_labels_and_mask(dataset, indices), "image": image}
-
-    return finish
-
-
-def _crop_numbers(
-    crops: CropPlan | None, step: int, indices: np.ndarray, decoder: Decoder
-) -> np.ndarray | None:
-    """float64[real rows, crop_numbers], or None for centre crops."""
+def _read(dataset: Dataset, indices: np.ndarray) -> Batch:
     real = indices >= 0
-    if crops is None or not real.any():
-        return None
-    positions = crops.positions[step][real]
-    return seeds.uniform(crops.run, crops.epoch, positions, decoder.crop_numbers)
+    found = dataset.read(indices[real])
+    image = np.zeros((len(indices), *dataset.shape), found.dtype)
+    image[real] = found
+    return {**_labels_and_mask(dataset, indices), "image": image}
 
 
 def _decode(
     workers: ThreadPoolExecutor,
-    decoder: Decoder,
     dataset: Dataset,
     indices: np.ndarray,
     numbers: np.ndarray | None,
     errors: DecodeErrors,
 ) -> Callable[[], Batch]:
-    """Start to decode; return a function that waits for the batch."""
+    """Start to decode a batch; return a function that waits for it."""
+    assert dataset.decoder is not None
     image = np.zeros((len(indices), *dataset.shape), np.uint8)
     real = np.flatnonzero(indices >= 0)
-    tasks: list[tuple[np.ndarray, Future[list[str]]]] = []
-    for first in range(0, len(real), IMAGES_PER_TASK):
-        part = slice(first, first + IMAGES_PER_TASK)
-        positions = real[part]
-        drawn = None if numbers is None else numbers[part]
-        out = [image[position] for position in positions]
-        task = workers.submit(decoder.fill, indices[positions], drawn, out)
-        tasks.append((positions, task))
+    tasks = [
+        workers.submit(
+            dataset.decoder.fill,
+            indices[real[first : first + IMAGES_PER_TASK]],
+            None if numbers is None else numbers[first : first + IMAGES_PER_TASK],
+            [image[position] for position in real[first : first + IMAGES_PER_TASK]],
+        )
+        for first in range(0, len(real), IMAGES_PER_TASK)
+    ]
 
     def finish() -> Batch:
         batch = _labels_and_mask(dataset, indices)
-        for positions, task in tasks:
-            for position, reason in zip(positions, task.result(), strict=True):
-                if reason:
-                    batch["mask"][position] = batch["label"][position] = 0
-                    errors.reasons.setdefault(int(indices[position]), reason)
+        reasons = [reason for task in tasks for reason in task.result()]
+        for position, reason in zip(real, reasons, strict=True):
+            if reason:
+                batch["mask"][position] = batch["label"][position] = 0
+                errors.reasons.setdefault(int(indices[position]), reason)
         errors.check()
         return {**batch, "image": image}
 

@@ -19,27 +19,22 @@ def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
     ``n_c = int(n_max * (1 / imbalance) ** (c / (K - 1)))`` in the order of the labels,
     rounded down in floating point as in the code of LDAM and LOS.
 
+    Args:
+      n_max: size of the largest class.
+      num_classes: K.
+      imbalance: size of the largest class over the smallest, at least 1.
+
     Returns:
       int64[K].
 
     Raises:
-      InputError: fewer than two classes, ``imbalance`` below 1 or NaN, or so large that
-        a class would be empty.
+      InputError: fewer than two classes, or a class would be empty.
     """
     if num_classes < 2:
         raise InputError(f"a long tail needs at least 2 classes, got {num_classes}")
-    if not imbalance >= 1:  # also true for NaN
-        raise InputError(
-            "imbalance (size of the largest class over the smallest) must be at least "
-            f"1, got {imbalance}"
-        )
-    sizes = np.array(
-        [
-            int(n_max * (1 / imbalance) ** (c / (num_classes - 1)))
-            for c in range(num_classes)
-        ]
-    )
-    if empty := np.count_nonzero(sizes == 0):
+    last = num_classes - 1
+    sizes = [int(n_max * (1 / imbalance) ** (c / last)) for c in range(num_classes)]
+    if empty := sizes.count(0):
         # Searched with the formula itself: 49 * (1 / 49) is below 1 in floating point.
         fits = (r for r in range(int(n_max), 0, -1) if n_max * (1 / r) >= 1)
         raise InputError(
@@ -47,7 +42,7 @@ def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
             f"leaves {empty} of {num_classes} classes empty; the largest integer "
             f"imbalance without an empty class is {next(fits, 'none')}"
         )
-    return sizes
+    return np.array(sizes)
 
 
 def by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
@@ -61,33 +56,17 @@ def by_class(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
 
 
 def _cao(members: list[np.ndarray]) -> list[np.ndarray]:
-    """Shuffle every class with one generator that continues from class to class."""
-    # LDAM's own generator; another one would choose other images.
+    # LDAM's own generator, which continues from class to class.
     random = np.random.RandomState(0)
     return [random.permutation(rows) for rows in members]
 
 
-# How each class is ordered before its first n_c examples are taken.
+# How to order the examples of each class before taking its first n_c.
 SPLITS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
     "first": lambda members: members,
     "cao": _cao,
 }
-WHOLE = "whole"  # nothing is cut
-
-
-def _check_whole(sizes: np.ndarray, imbalance: float) -> None:
-    if imbalance != 1:
-        raise InputError(
-            "imbalance must be 1 with split 'whole', which keeps every training image; "
-            f"got {imbalance:g}. Use split 'first' or 'cao' to cut the dataset"
-        )
-    empty = np.flatnonzero(sizes == 0)
-    if empty.size:
-        raise InputError(
-            f"{empty.size} of {len(sizes)} classes have no training example (such as "
-            f"class {empty[0]}): the dataset was cut, or prepared from a part of its "
-            "archives"
-        )
+WHOLE = "whole"  # keeps every example
 
 
 def choose(
@@ -100,13 +79,13 @@ def choose(
     """Choose the examples of a long-tailed subset.
 
     The sizes are ``class_sizes(n, K, imbalance)``, where n is the size of the largest
-    class. It equals the authors' N / K where all classes have one size, and leaves a
-    dataset that was already cut to this imbalance as it is.
+    class; for a balanced dataset, this is the authors' N / K. A dataset that is already
+    cut to this imbalance does not change.
 
     Args:
       labels: int[N], 0 .. K-1.
-      ids_order: int[N], positions of the examples in the order of their ids. This is
-        the order of the original archive, so that the authors' images are chosen.
+      ids_order: int[N], positions of the examples in the order of their ids, which is
+        that of the original archive; it decides which images are first.
       num_classes: K.
       imbalance: size of the largest class over the smallest.
       split: ``first``, the first n_c of each class (github.com/bilibili/LOS);
@@ -118,17 +97,26 @@ def choose(
       int[sum of the class sizes], class by class; for ``whole`` in the order of ids.
 
     Raises:
-      InputError: an unknown split, a class with too few examples, ``whole`` with an
-        imbalance or an empty class, or an argument that ``class_sizes`` rejects.
+      InputError: an unknown split, too few examples of a class, ``whole`` with an
+        imbalance, or sizes that ``class_sizes`` rejects.
     """
     one_of("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
     if split == WHOLE:
-        _check_whole(have, imbalance)
+        if imbalance != 1:
+            raise InputError(
+                "imbalance must be 1 with split 'whole', which keeps every example, "
+                f"got {imbalance:g}: use split 'first' or 'cao' to cut the dataset"
+            )
+        if (empty := np.flatnonzero(have == 0)).size:
+            raise InputError(
+                f"{empty.size} of {num_classes} classes have no training example (such "
+                f"as class {empty[0]}): was the dataset prepared from incomplete "
+                "archives?"
+            )
         return ids_order
     sizes = class_sizes(int(have.max()), num_classes, imbalance)
-    short = np.flatnonzero(have < sizes)
-    if short.size:
+    if (short := np.flatnonzero(have < sizes)).size:
         c = short[0]
         raise InputError(
             f"imbalance {imbalance:g} needs {sizes[c]} examples of class {c}, but the "
@@ -147,8 +135,8 @@ def hold_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Hold out a stratified part of the examples.
 
-    Holds out round(fraction * n_c) examples of each class: at least one if the class
-    has two, and never all. The same seed with a larger fraction holds out a superset.
+    Holds out round(fraction * n_c) of the n_c examples of each class: at least one if
+    n_c > 1, and never all. The same seed with a larger fraction holds out a superset.
 
     Args:
       labels: int[N], 0 .. K-1.
@@ -157,18 +145,8 @@ def hold_out(
       num_classes: K.
 
     Returns:
-      The positions that are kept and those that are held out, both int[...] and
-      ascending.
-
-    Raises:
-      InputError: ``fraction`` or ``seed`` is out of range.
+      Kept and held-out positions, both int[...] and ascending.
     """
-    if not 0 <= fraction < 1:
-        raise InputError(
-            f"the held-out fraction must be at least 0 and below 1, got {fraction}"
-        )
-    if seed < 0:
-        raise InputError(f"the seed of the held-out split must be >= 0, got {seed}")
     random = np.random.default_rng(seed)
     held = []
     for rows in by_class(labels, num_classes):

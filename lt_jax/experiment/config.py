@@ -231,8 +231,8 @@ RANDAUGMENT = Rule(
 
 # Keys by the rule for their values.
 RULES: dict[Rule, str] = {
-    NOT_NEGATIVE: "seed data.pad data.few method.momentum optim.momentum optim.decay "
-    "optim.mixup log.seconds",
+    NOT_NEGATIVE: "seed data.valid_seed data.pad data.few method.momentum "
+    "optim.momentum optim.decay optim.mixup log.seconds",
     AT_LEAST_ONE: "data.imbalance method.repeats method.views method.batch "
     "method.lr_batch method.accumulate optim.repeats optim.epochs optim.batch "
     "optim.lr_batch optim.accumulate eval.batch eval.every save.every",

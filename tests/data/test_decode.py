@@ -11,7 +11,6 @@ from made_photos import VIEW, dataset, encoded, scene
 from PIL import Image, ImageCms, ImageOps
 
 from lt_jax.data.images import decode as decoding
-from lt_jax.data.images import photos
 from lt_jax.data.images.decode import Undecodable, decode, jpeg_header
 from lt_jax.errors import InputError
 
@@ -251,8 +250,8 @@ def test_undecodable_bytes(what):
     with pytest.raises(Undecodable) as caught:
         decode(WRONG[what], box(0, 0, 20, 4), 16)
     assert str(caught.value)
-    with pytest.raises(InputError, match=r"a\.jpg cannot be decoded"):
-        photos.centre_crop(WRONG[what], VIEW, "a.jpg")
+    with pytest.raises(InputError, match=r"0000\.jpg cannot be decoded"):
+        dataset([WRONG[what]]).read(np.array([0]))
 
 
 @pytest.mark.parametrize("how", ["JPEG", "progressive", "PNG", "WEBP"])

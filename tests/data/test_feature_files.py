@@ -132,7 +132,10 @@ def with_nan(features):
             changed(features=lambda f: f[:, 1:]),
             "got 7 numbers each in train, 8 in test",
         ),
-        (changed(features=lambda f: f.astype(object)), "Pickles are not opened"),
+        (
+            changed(features=lambda f: f.astype(object)),
+            "expected arrays of numbers, written by np.savez",
+        ),
     ],
 )
 def test_invalid_arrays(tmp_path, train, message):
@@ -147,11 +150,11 @@ def test_invalid_files(tmp_path):
         vectors.load("")
     write(tmp_path, "npy")
     (tmp_path / "train_labels.npy").unlink()
-    with pytest.raises(InputError, match="has no labels: expected"):
+    with pytest.raises(InputError, match=r"train_labels\.npy.*expected arrays"):
         vectors.load(str(tmp_path))
     write(tmp_path)
     np.savez(tmp_path / "train.npz", x=np.ones(3))
-    with pytest.raises(InputError, match="holds x: expected arrays named features"):
+    with pytest.raises(InputError, match=r"features is not a file .*features=\.\.\."):
         vectors.load(str(tmp_path))
     (tmp_path / "train.npz").write_bytes(b"PK\3\4 and rubbish")
     with pytest.raises(InputError, match="cannot be read"):
@@ -163,7 +166,7 @@ def test_invalid_parquet(tmp_path):
     file = tmp_path / "train.parquet"
     ragged = pyarrow.table({"features": [[1.0, 2.0], [1.0]], "labels": [0, 1]})
     pyarrow.parquet.write_table(ragged, file)
-    with pytest.raises(InputError, match="the same D for all examples"):
+    with pytest.raises(InputError, match="the same D for all"):
         vectors.load(str(tmp_path))
     pyarrow.parquet.write_table(ragged.rename_columns(["x", "labels"]), file)
     with pytest.raises(InputError, match="the columns features"):

@@ -270,15 +270,15 @@ def test_parquet(tmp_path):
     parquet.write_table(pa.table(columns), root / "list.parquet")
     assert load("", str(root / "list.parquet")).hash == load(root).hash
     (root / "list.parquet").write_bytes(b"PAR1 not so")
-    with pytest.raises(InputError, match="is not a valid Parquet file"):
+    with pytest.raises(InputError, match=r"cannot be read: .*[Pp]arquet"):
         load("", str(root / "list.parquet"))
 
 
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
-        ("file,label", [("a", "b")], "no column 'path': .*found file, label"),
-        ("", [], "no column 'path' and 'label': .*found nothing"),
+        ("file,label", [("a", "b")], "has the columns file, label; expected path"),
+        ("", [], r"cannot be read: .*Empty CSV file"),
         ("path,label", [], "has no rows"),
         ("path,label", [("a.jpg", "")], "row 1: expected a path and a label"),
         ("path,label", [("a.jpg", "x")], r"1 of its images do not exist: .*a\.jpg"),
@@ -301,7 +301,7 @@ def test_unreadable_tables(tmp_path):
     with pytest.raises(InputError, match="No such file"):
         load("", str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
-    with pytest.raises(InputError, match=r"cannot be read: .*utf-8"):
+    with pytest.raises(InputError, match=r"cannot be read: .*UTF8"):
         load("", str(tmp_path / "list.csv"))
 
 

@@ -32,12 +32,6 @@ def test_class_sizes_by_hand():
     assert longtail.class_sizes(7, 3, 1).tolist() == [7, 7, 7]
 
 
-@pytest.mark.parametrize("imbalance", [0.99, 0, -3, float("nan")])
-def test_class_sizes_reject_imbalance_below_one(imbalance):
-    with pytest.raises(InputError, match=r"at least 1.*got"):
-        longtail.class_sizes(500, 100, imbalance)
-
-
 def test_class_sizes_reject_one_class():
     with pytest.raises(InputError, match="at least 2 classes, got 1"):
         longtail.class_sizes(500, 1, 10)
@@ -179,14 +173,3 @@ def test_hold_out_nests_with_the_fraction():
     small = longtail.hold_out(labels, 0.1, 0, 10)[1].tolist()
     large = longtail.hold_out(labels, 0.5, 0, 10)[1].tolist()
     assert set(small) < set(large)
-
-
-@pytest.mark.parametrize("fraction", [-0.1, 1, 1.5, float("nan")])
-def test_hold_out_rejects_a_fraction(fraction):
-    with pytest.raises(InputError, match="at least 0 and below 1"):
-        longtail.hold_out(np.array([0, 1]), fraction, 0, 2)
-
-
-def test_hold_out_rejects_a_negative_seed():
-    with pytest.raises(InputError, match="must be >= 0, got -1"):
-        longtail.hold_out(np.array([0, 1]), 0.1, -1, 2)

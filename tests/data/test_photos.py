@@ -195,7 +195,7 @@ def test_more_broken_images_than_allowed_stop_the_run():
     message = str(caught.value)
     assert "made: 3 of 72 images" in message
     assert "made/0005.jpg" in message
-    assert message.endswith("--config.data.broken=0.05")
+    assert message.endswith("--config.data.broken=0.042")
     with pytest.raises(InputError, match=r"made/0008\.jpg"):
         fed(made((8,)), plan())
 

@@ -183,7 +183,7 @@ def test_prepare_needs_no_tensorflow(archives, tmp_path):
 
 
 def test_many_files(archives, tmp_path, monkeypatch):
-    monkeypatch.setattr(records, "SHARD", 1000)
+    monkeypatch.setattr(build, "SHARD", 1000)
     root = str(tmp_path)
     folder = build.prepare("i_naturalist2018", archives, root, partial=True)
     assert len(list(folder.glob("*-train.array_record-*-of-00003"))) == 3
@@ -237,11 +237,11 @@ def test_an_index_of_other_files_is_not_used(prepared, tmp_path):
     folder = root / "imagenet_lt/1.0.0"
     shards = sorted(folder.glob("imagenet_lt-train.array_record*"))
     wrong = np.array([7, 7, 7, 7, 7]), np.array(list("abcde"))
-    records.save_index(folder, "train", shards, *wrong)
+    stamp = records.stamp(shards)
+    records.save_index(folder, "train", stamp, *wrong)
     assert part(root, "imagenet_lt", "train").labels.tolist() == [7] * 5  # it is read
-    text = records.stamp(shards)
     with np.load(records.index_file(folder, "train")) as held:
-        stored = dict(held) | {"stamp": np.array(text + "x")}
+        stored = dict(held) | {"stamp": np.array(stamp + "x")}
     with records.index_file(folder, "train").open("wb") as out:
         np.savez(out, **stored)
     assert part(root, "imagenet_lt", "train").labels.tolist() == [0, 0, 1, 2, 999]
@@ -258,8 +258,9 @@ def test_an_index_goes_to_the_cache_if_the_folder_is_read_only(
     blocked = tmp_path / "no folder"
     blocked.write_text("")
     labels, ids = np.array([3, 4]), np.array(["a", "ü"])
-    records.save_index(blocked, "test", shards, labels, ids)
-    found = records.load_index(blocked, "test", shards)
+    stamp = records.stamp(shards)
+    records.save_index(blocked, "test", stamp, labels, ids)
+    found = records.load_index(blocked, "test", stamp)
     assert found is not None
     assert (found[0].tolist(), found[1].tolist()) == ([3, 4], ["a", "ü"])
 
@@ -275,13 +276,13 @@ def test_missing_archives(archives, tmp_path):
         build.prepare("i_naturalist2018", few, str(tmp_path / "out"))
     error = str(caught.value)
     assert "train2018.json.tar.gz, val2018.json.tar.gz" in error
-    assert "train_val2018 is an extracted folder" in error
+    assert "in one folder, not extracted" in error
     assert "test2018" not in error
     assert not (tmp_path / "out").exists()
 
 
 def test_an_archive_of_another_size(archives, tmp_path):
-    with pytest.raises(InputError, match=r"expected 127,945,569,561\. The download"):
+    with pytest.raises(InputError, match=r"expected 127,945,569,561: download it"):
         build.prepare("i_naturalist2018", archives, str(tmp_path))
     assert nothing_left(tmp_path)
 
@@ -291,7 +292,9 @@ def test_a_wrong_checksum(archives, tmp_path, monkeypatch):
     builder = BUILDERS["cifar100"]
     wrong = tuple(a._replace(sha256="0" * 64) for a in builder.archives)
     monkeypatch.setitem(BUILDERS, "cifar100", builder._replace(archives=wrong))
-    with pytest.raises(InputError, match=r"has SHA-256 .* expected 0000"):
+    with pytest.raises(
+        InputError, match=r"is damaged: it has SHA-256 .* expected 0000"
+    ):
         build.prepare("cifar100", archives, str(tmp_path), checksum=True)
     assert nothing_left(tmp_path)
 
@@ -307,7 +310,7 @@ def test_too_little_disk_space(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "cifar10")
     builder = BUILDERS["cifar10"]._replace(gigabytes=1e9)
     monkeypatch.setitem(BUILDERS, "cifar10", builder)
-    with pytest.raises(InputError, match=r"needs about 1e[+]09 GB"):
+    with pytest.raises(InputError, match=r"GB free, cifar10 needs about 1e[+]09 GB"):
         build.prepare("cifar10", archives, str(tmp_path))
     assert nothing_left(tmp_path)
 
@@ -319,7 +322,7 @@ def test_a_full_disk(archives, tmp_path, monkeypatch, error, capsys):
     def add(self, record, label, name):
         raise error
 
-    monkeypatch.setattr(records.SplitWriter, "add", add)
+    monkeypatch.setattr(build.SplitWriter, "add", add)
     arguments = ["data", "prepare", "i_naturalist2018", "--partial"]
     flags = [f"--from={archives}", f"--dir={tmp_path}"]
     assert main.main([*arguments, *flags]) == 2
@@ -345,7 +348,7 @@ def cut(archives: Path, folder: Path, name: str, share: float) -> Path:
         ("cifar100", "cifar-100-binary.tar.gz"),
     ],
 )
-@pytest.mark.parametrize("share", [0.0, 0.3, 0.45, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.29, 0.44])  # within a content
 def test_a_truncated_archive(archives, tmp_path, set_name, file, share):
     broken = cut(archives, tmp_path / "cut", file, share)
     out = tmp_path / "out"
@@ -359,7 +362,6 @@ def test_a_duplicate_image(tmp_path):
     val = tmp_path / "ILSVRC2012_img_val.tar"
     name = "ILSVRC2012_val_00000001.JPEG"
     val.write_bytes(tiny_archives.tar([(name, b"x"), (name, b"y")], "w"))
-    (tmp_path / "ImageNet_LT_test.txt").unlink()
     with pytest.raises(InputError, match=rf"duplicate example in the archives: {name}"):
         build.prepare("imagenet_lt", tmp_path, str(tmp_path / "out"), partial=True)
 
@@ -367,22 +369,17 @@ def test_a_duplicate_image(tmp_path):
 @pytest.mark.parametrize(
     ("split", "line", "message"),
     [
-        ("train", "train/n01440764/n01440764_0.JPEG 1", "has label 1, expected 0"),
-        ("train", "train/n01440764/n01440764_0.JPEG 1000", "a label below 1000"),
-        ("train", "nothing", "line 1: expected 'train/SYNSET/NAME.JPEG LABEL'"),
-        ("val", "train/n01440764/n01440764_5555.JPEG 0", "1 images are missing from"),
-        ("val", "train/n01440764/n01440764_0.JPEG 0", "is also in the other list"),
-        (
-            "test",
-            "val/n01440764/ILSVRC2012_val_00000001.JPEG 0",
-            "label 0, ImageNet has 65",
-        ),
+        ("train", "train/n01440764/n01440764_0.JPEG 1", "got '.*_0.JPEG 1'"),
+        ("train", "train/n01440764/n01440764_0.JPEG 1000", "position of SYNSET"),
+        ("train", "nothing", "line 1: expected .* listed once, as 'train/SYNSET/"),
+        ("val", "train/n01440764/n01440764_5555.JPEG 0", "lacks 1 listed images"),
+        ("val", "train/n01440764/n01440764_0.JPEG 0", "listed once"),
     ],
 )
 def test_bad_lists(archives, tmp_path, split, line, message):
     lists = tmp_path / "lists"
     lists.mkdir()
-    for name in ("train", "val", "test"):
+    for name in ("train", "val"):
         shutil.copy(archives / f"ImageNet_LT_{name}.txt", lists)
     (lists / f"ImageNet_LT_{split}.txt").write_text(line + "\n")
     out = tmp_path / "out"
@@ -430,7 +427,9 @@ def test_a_missing_or_truncated_shard(prepared, tmp_path):
     with pytest.raises(InputError, match=r"(?s)is incomplete.* prepare imagenet_lt"):
         part(root, "imagenet_lt", "test")
     shard.unlink()
-    with pytest.raises(InputError, match="1 of its files are missing"):
+    with pytest.raises(
+        InputError, match=r"is incomplete: .*imagenet_lt-test\.array_record"
+    ):
         part(root, "imagenet_lt", "test")
 
 
@@ -527,7 +526,6 @@ def test_equal_to_tfds_own_builder(archives, prepared, tmp_path, name):
         assert ours.classes == other.classes
         assert ours.ids.tolist() == other.ids.tolist()
         assert ours.labels.tolist() == other.labels.tolist()
-        assert ours.shape == other.shape
     folders = [tfds.find(name, str(root)) for root in (prepared, tmp_path)]
     builders = [reader.builder_from_directory(folder) for folder in folders]
     assert builders[0].info.features.to_json() == builders[1].info.features.to_json()

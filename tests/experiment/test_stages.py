@@ -438,6 +438,8 @@ def test_a_poisoned_step_keeps_the_checkpoint_before_it(tmp_path, monkeypatch):
         ({"optim__trains": "["}, "optim.trains must be a regular expression"),
         ({"data__mean": (0.5, 0.5, 0.5)}, "each of the 1 channels of digits"),
         ({"data__std": (0.0,)}, "data.std must be positive"),
+        ({"data__jitter": (0.4, 0.0, 0.0, 0.0)}, "randaugment need 3 channels"),
+        ({"data__valid_seed": -1}, "data.valid_seed must be at least 0, got -1"),
         ({"data__valid": 1.0}, "data.valid must be at least 0 and below 1, got 1.0"),
         ({"model__dtype": "float16"}, "unknown dtype"),
     ],

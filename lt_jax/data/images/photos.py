@@ -37,29 +37,27 @@ def photographs(
     """Make a dataset of photographs that are decoded on every read.
 
     ``Dataset.read`` returns centre crops; an undecodable image raises InputError.
-    ``load_batches`` also takes random crops, and masks undecodable images.
+    ``load_batches`` also makes random crops, and masks undecodable images.
 
     Args:
-      name: of the dataset.
-      classes: K names.
-      labels: int32[N].
-      ids: str[N].
+      name, classes, labels, ids: see ``Dataset``.
       encoded: maps indices int[n] to the encoded images; called from several threads.
       options: how to crop and decode.
-
-    Raises:
-      InputError: a value in ``options`` is out of range.
     """
-    check(options)
+    _check(options)
+    size, resize = options.size, options.resize
+    centre = functools.partial(crops.centre_box, size=size, resize=resize)
     # Images are decoded in parallel, so OpenCV's own threads would only interfere.
     cv2.setNumThreads(1)
 
     def fill(
-        rows: np.ndarray, numbers: np.ndarray | None, out: Sequence[np.ndarray]
+        rows: np.ndarray,
+        numbers: np.ndarray | None,
+        out: Sequence[np.ndarray] | np.ndarray,
     ) -> list[str]:
         reasons = []
         for i, data in enumerate(encoded(rows)):
-            box_of = _centre(options)
+            box_of = centre
             if numbers is not None:
                 box_of = functools.partial(
                     crops.random_box,
@@ -68,7 +66,7 @@ def photographs(
                     ratio=options.ratio,
                 )
             try:
-                out[i][...] = decode(data, box_of, options.size)
+                out[i][...] = decode(data, box_of, size)
                 reasons.append("")
             except Undecodable as error:
                 out[i][...] = 0
@@ -76,42 +74,26 @@ def photographs(
         return reasons
 
     def read(rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), options.size, options.size, 3), np.uint8)
-        for i, data in enumerate(encoded(rows)):
-            images[i] = centre_crop(data, options, str(ids[rows[i]]))
+        images = np.empty((len(rows), size, size, 3), np.uint8)
+        for row, reason in zip(rows, fill(rows, None, images), strict=True):
+            if reason:
+                raise InputError(f"image {ids[row]} cannot be decoded: {reason}")
         return images
 
-    settings = {"size": options.size, "resize": options.resize}
+    settings = {"size": size, "resize": resize}
     settings |= {"scale": list(options.scale), "ratio": list(options.ratio)}
     return Dataset(
         name=name,
         classes=classes,
         labels=labels,
         ids=ids,
-        shape=(options.size, options.size, 3),
+        shape=(size, size, 3),
         read=read,
         decoder=Decoder(fill, crops.NUMBERS, options.workers, options.broken, settings),
     )
 
 
-def _centre(options: PhotoOptions) -> Callable[[int, int], crops.Box]:
-    return functools.partial(crops.centre_box, size=options.size, resize=options.resize)
-
-
-def centre_crop(data: bytes, options: PhotoOptions, name: str) -> np.ndarray:
-    """Decode the centre crop of an evaluation, uint8[size, size, 3].
-
-    Raises:
-      InputError: the image, called ``name``, cannot be decoded.
-    """
-    try:
-        return decode(data, _centre(options), options.size)
-    except Undecodable as error:
-        raise InputError(f"image {name} cannot be decoded: {error}") from error
-
-
-def check(options: PhotoOptions) -> None:
-    """Raise InputError for an option out of range, naming its config key."""
+def _check(options: PhotoOptions) -> None:
     size, resize, scale, ratio, broken, workers = options
     rules = {
         "1 <= data.size <= data.resize": 1 <= size <= resize,

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
 from tensorflow_datasets.core import dataset_info, example_serializer
 from tensorflow_datasets.core import features as tfds_features
@@ -28,6 +29,10 @@ from tqdm import tqdm
 from lt_jax.data.prepare.builders import BUILDERS, Builder
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError, one_of
+
+SHARD = 2**29  # bytes of records per file; TFDS chooses similar sizes
+# Compressing photographs again gains nothing and costs minutes per hour.
+OPTIONS = "group_size:1,uncompressed"
 
 
 def prepare(
@@ -55,8 +60,8 @@ def prepare(
       The folder of the dataset.
 
     Raises:
-      InputError: archives are missing, damaged or of another size, the disk is full, or
-        the numbers of examples are wrong. Nothing is left on disk.
+      InputError: bad archives, a full disk or wrong numbers of examples. Nothing is
+        left on disk.
     """
     builder = BUILDERS[one_of("dataset to prepare", name, BUILDERS)]
     final = tfds.data_dir(dir) / name / builder.version
@@ -68,17 +73,16 @@ def prepare(
         free = shutil.disk_usage(draft).free / 1e9
         if free < builder.gigabytes and not partial:
             raise InputError(
-                f"the prepared dataset needs about {builder.gigabytes:g} GB, "
-                f"{final.parent} has {free:.1f} GB free: free some space, or choose "
-                "another folder with --dir"
+                f"{final.parent} has {free:.1f} GB free, {name} needs about "
+                f"{builder.gigabytes:g} GB: free some space, or set --dir"
             )
         counts = _write(builder, draft, archives, lists or archives, partial)
         for split, expected in builder.counts.items():
             if counts[split] != expected and not partial:
                 raise InputError(
                     f"{name}: expected {expected:,} examples in {split}, got "
-                    f"{counts[split]:,}: the archives or lists are not the published "
-                    "ones (--partial accepts them)"
+                    f"{counts[split]:,}: use the published archives and lists "
+                    "(--partial accepts others)"
                 )
     sizes = ", ".join(f"{split} {size:,}" for split, size in counts.items())
     echo(f"{name} {builder.version}: {sizes}; in {final}")
@@ -92,26 +96,19 @@ def _check_archives(
     partial: bool,
     echo: Callable[[str], None],
 ) -> None:
-    missing = [a.name for a in builder.archives if not (folder / a.name).is_file()]
-    if missing:
-        stems = [folder / name.split(".")[0] for name in missing]
+    names = [archive.name for archive in builder.archives]
+    if missing := [name for name in names if not (folder / name).is_file()]:
         raise InputError(
-            f"{folder} lacks {', '.join(missing)}. {builder.name} needs the archives "
-            f"{', '.join(a.name for a in builder.archives)} in one folder"
-            + "".join(
-                f". {stem} is an extracted folder; the archive itself is needed"
-                for stem in stems
-                if stem.is_dir()
-            )
+            f"{folder} lacks {', '.join(missing)}: {builder.name} needs the archives "
+            f"{', '.join(names)} in one folder, not extracted"
         )
     for archive in builder.archives:
         path = folder / archive.name
         size = path.stat().st_size
         if size != archive.size and not partial:
-            shorter = " The download may be incomplete." if size < archive.size else ""
             raise InputError(
-                f"{path} has {size:,} bytes, expected {archive.size:,}.{shorter} "
-                "--partial accepts any size"
+                f"{path} has {size:,} bytes, expected {archive.size:,}: download it "
+                "again (--partial accepts any size)"
             )
         if checksum:
             echo(f"{archive.name}: computing SHA-256")
@@ -119,25 +116,20 @@ def _check_archives(
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != archive.sha256:
                 raise InputError(
-                    f"{path} has SHA-256 {found}, expected {archive.sha256}: it is "
-                    "damaged; download it again"
+                    f"{path} is damaged: it has SHA-256 {found}, expected "
+                    f"{archive.sha256}; download it again"
                 )
             echo(f"{archive.name}: SHA-256 verified")
 
 
 @contextlib.contextmanager
 def _draft_of(final: Path, echo: Callable[[str], None]) -> Iterator[Path]:
-    """A folder that is renamed to ``final`` on success and removed on failure.
-
-    Raises:
-      InputError: another process is writing it, or the disk is full.
-    """
+    """Make a folder that is renamed to ``final`` on success and removed on failure."""
     draft = final.with_name(final.name + ".incomplete")
     draft.mkdir(parents=True, exist_ok=True)
     with _locked(draft):
         try:
-            leftovers = list(draft.iterdir())
-            if leftovers:
+            if leftovers := list(draft.iterdir()):
                 echo(f"removing {draft}, left by an interrupted command")
             for file in leftovers:
                 file.unlink()
@@ -150,8 +142,8 @@ def _draft_of(final: Path, echo: Callable[[str], None]) -> Iterator[Path]:
                 draft.parent.rmdir()  # only if it is empty
             if full:
                 raise InputError(
-                    f"the disk of {final.parent} is full; all files written were "
-                    "removed. Free some space, or choose another folder with --dir"
+                    f"the disk of {final.parent} is full: free some space, or set "
+                    "--dir. The files written were removed"
                 ) from error
             raise
 
@@ -179,6 +171,73 @@ def _disk_is_full(folder: Path, error: Exception) -> bool:
     )
 
 
+class SplitWriter:
+    """Writes a split: shards of about ``SHARD`` bytes, and the index."""
+
+    def __init__(self, folder: Path, dataset: str, split: str):
+        self.folder, self.split = folder, split
+        self.lengths: list[int] = []  # records per shard
+        self.bytes = 0  # of all records
+        self._stem = f"{dataset}-{split}.array_record"
+        self._labels: list[int] = []
+        self._ids: list[str] = []
+        self._writer: Any = None
+        self._shard_bytes = 0
+
+    def add(self, record: bytes, label: int, id: str) -> None:
+        """Append a record."""
+        if self._writer is None or self._shard_bytes >= SHARD:
+            self._close()
+            path = self._draft(len(self.lengths))
+            self._writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
+            self.lengths.append(0)
+            self._shard_bytes = 0
+        self._writer.write(record)
+        self.lengths[-1] += 1
+        self._shard_bytes += len(record)
+        self.bytes += len(record)
+        self._labels.append(label)
+        self._ids.append(id)
+
+    def finish(self) -> None:
+        """Close and check the shards, rename them to TFDS's names, write the index.
+
+        Raises:
+          InputError: there is no record.
+          OSError: a shard is incomplete, because a full disk may truncate it silently.
+        """
+        if not self.lengths:
+            raise InputError(f"{self._stem}: found no example of {self.split}")
+        self._close()
+        shards = []
+        for i, length in enumerate(self.lengths):
+            path = self._draft(i)
+            try:
+                reader = array_record_module.ArrayRecordReader(str(path))
+                found = reader.num_records()
+                reader.close()
+            except (RuntimeError, ValueError):
+                found = 0
+            if found != length:
+                full = _disk_is_full(path.parent, RuntimeError())
+                raise OSError(
+                    errno.ENOSPC if full else errno.EIO,
+                    f"{path.name} has {found} of the {length} records written to it",
+                )
+            final = path.with_name(f"{path.name}-of-{len(self.lengths):05d}")
+            shards.append(path.rename(final))
+        labels, ids = np.array(self._labels, np.int32), np.array(self._ids, np.str_)
+        stamp = records.stamp(shards)
+        records.save_index(self.folder, self.split, stamp, labels, ids)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+    def _draft(self, shard: int) -> Path:
+        return self.folder / f"{self._stem}-{shard:05d}"
+
+
 def _write(
     builder: Builder, draft: Path, archives: Path, lists: Path, partial: bool
 ) -> dict[str, int]:
@@ -188,70 +247,38 @@ def _write(
         features.get_serialized_info()
     )
     writers = {
-        split: records.SplitWriter(draft, builder.name, split)
-        for split in builder.counts
+        split: SplitWriter(draft, builder.name, split) for split in builder.counts
     }
     seen: set[str] = set()
-    terminal = sys.stderr.isatty()
-    bar = tqdm(
+    pause = 0.5 if sys.stderr.isatty() else 30.0  # seconds between lines in a log
+    examples = tqdm(
+        builder.examples(archives, lists),
         desc=builder.name,
         total=None if partial else sum(builder.counts.values()),
         unit="img",
         unit_scale=True,
         leave=False,
-        mininterval=0.5 if terminal else 30.0,
-        delay=0 if terminal else 30,
+        mininterval=pause,
+        delay=pause,
     )
-    try:
-        with bar:
-            for example in builder.examples(archives, lists):
-                if example.id in seen:
-                    raise InputError(
-                        f"{builder.name}: duplicate example in the archives: "
-                        f"{example.id}"
-                    )
-                seen.add(example.id)
-                encoded = features.encode_example(example.features)
-                record = serializer.serialize_example(encoded)
-                writers[example.split].add(record, example.label, example.id)
-                bar.update()
-        for writer in writers.values():
-            writer.finish()
-    finally:
-        for writer in writers.values():
-            writer.abandon()
-    for split, writer in writers.items():
-        if not writer.lengths:
-            raise InputError(f"{builder.name}: found no example of {split}")
-        _check_written(writer)
+    for example in examples:
+        if example.id in seen:
+            raise InputError(
+                f"{builder.name}: duplicate example in the archives: {example.id}"
+            )
+        seen.add(example.id)
+        encoded = features.encode_example(example.features)
+        record = serializer.serialize_example(encoded)
+        writers[example.split].add(record, example.label, example.id)
+    for writer in writers.values():
+        writer.finish()
     _write_info(builder, features, writers, draft)
     return {split: sum(writer.lengths) for split, writer in writers.items()}
 
 
-def _check_written(writer: records.SplitWriter) -> None:
-    """Count the records: a full disk may truncate a file silently."""
-    for path, length in zip(writer.shards, writer.lengths, strict=True):
-        try:
-            reader = array_record_module.ArrayRecordReader(str(path))
-            found = reader.num_records()
-            reader.close()
-        except (RuntimeError, ValueError):
-            found = 0
-        if found != length:
-            full = _disk_is_full(path.parent, RuntimeError())
-            raise OSError(
-                errno.ENOSPC if full else errno.EIO,
-                f"{path.name} holds {found} of the {length} records that were written",
-            )
-
-
 def _write_info(
-    builder: Builder,
-    features: Any,
-    writers: dict[str, records.SplitWriter],
-    draft: Path,
+    builder: Builder, features: Any, writers: dict[str, SplitWriter], draft: Path
 ) -> None:
-    """Write TFDS's metadata."""
     info: Any = dataset_info.DatasetInfo(
         builder=dataset_info.DatasetIdentity(
             name=builder.name,

@@ -1,30 +1,27 @@
 """The datasets that can be prepared from their original archives.
 
 Names, versions, features, ids and labels are those of TFDS's own builders, whose label
-files are used. Images keep the bytes of the archive, except that CIFAR's bare pixels
-become PNG. The 22 CMYK photographs of ImageNet and its PNG with a JPEG name are handled
-by the decoder.
+files are used. Images keep the bytes of the archive; only CIFAR's pixels become PNG.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lt_jax.data.prepare.archives import damaged, members, read_json, walk
+from lt_jax.data.prepare.archives import damaged, members, opened, read_json
 from lt_jax.errors import InputError, first_few
 
 
 class Archive(NamedTuple):
-    """An original archive."""
-
     name: str
     size: int  # bytes
     sha256: str
@@ -42,12 +39,10 @@ ARCHIVES = {
 
 
 class Example(NamedTuple):
-    """An example with its features as TFDS encodes them."""
-
     split: str
     id: str
     label: int
-    features: dict[str, Any]
+    features: dict[str, Any]  # as TFDS encodes them
 
 
 class Builder(NamedTuple):
@@ -60,16 +55,14 @@ class Builder(NamedTuple):
     archives: tuple[Archive, ...]
     gigabytes: float  # size of the prepared dataset
     counts: dict[str, int]  # examples per split
-    features: Callable[
-        [Path], dict[str, Any]
-    ]  # folder of the archives -> TFDS features
+    # Folder of the archives -> TFDS features.
+    features: Callable[[Path], dict[str, Any]]
     # (folder of the archives, folder of the lists) -> examples in the archives' order
     examples: Callable[[Path, Path], Iterator[Example]]
 
 
 def _tfds_lines(file: str) -> list[str]:
-    """The lines of a label file that is part of TFDS."""
-    path: Any = tfds.core.tfds_path(file)
+    path: Any = tfds.core.tfds_path(file)  # a label file that is part of TFDS
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
@@ -80,7 +73,7 @@ def _class_label(names: list[str]) -> Any:
 def _require_all_found(missing: dict[str, Any], archive: Path) -> None:
     if missing:
         raise InputError(
-            f"{len(missing):,} images are missing from {archive}: "
+            f"{archive} lacks {len(missing):,} listed images: "
             f"{first_few(sorted(missing))}. It is truncated, or belongs to other lists"
         )
 
@@ -113,17 +106,14 @@ def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
         source = folder / f"{stem}.json.tar.gz"
         content = read_json(source, f"{stem}.json")
         try:
-            groups = {c["id"]: c["supercategory"] for c in content["categories"]}
-            category_of = {
-                a["image_id"]: a["category_id"] for a in content["annotations"]
+            groups = {
+                c["id"]: supers[c["supercategory"]] for c in content["categories"]
             }
-            for image in content["images"]:
-                category = category_of[image["id"]]
-                wanted[Path(image["file_name"]).name.split(".")[0]] = (
-                    split,
-                    labels[names[category]],
-                    supers[groups[category]],
-                )
+            files = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
+            for found in content["annotations"]:
+                category = found["category_id"]
+                target = split, labels[names[category]], groups[category]
+                wanted[files[found["image_id"]]] = target
         except (KeyError, TypeError) as error:
             raise InputError(
                 f"{source} is not the iNaturalist 2018 file: {error} is missing, or "
@@ -131,13 +121,13 @@ def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
             ) from error
         del content  # half a gigabyte
     source = folder / "train_val2018.tar.gz"
-    for name, file in walk(source):
-        id = name.split(".")[0]
-        if id in wanted:
-            split, label, supercategory = wanted.pop(id)
-            features = {"id": id, "image": file.read(), "label": label}
-            features["supercategory"] = supercategory
-            yield Example(split, id, label, features)
+    with opened(source) as files:
+        for name, file in files:
+            id = name.split(".")[0]
+            if id in wanted:
+                split, label, group = wanted.pop(id)
+                features = {"id": id, "image": file.read(), "label": label}
+                yield Example(split, id, label, features | {"supercategory": group})
     _require_all_found(wanted, source)
 
 
@@ -159,85 +149,58 @@ def _imagenet_features(folder: Path) -> dict[str, Any]:
     }
 
 
-def _imagenet_example(split: str, name: str, label: int, image: bytes) -> Example:
-    features = {"image": image, "label": label, "file_name": name}
+def _imagenet_example(split: str, label: int, name: str, image: IO[bytes]) -> Example:
+    features = {"image": image.read(), "label": label, "file_name": name}
     return Example(split, name, label, features)
 
 
 def _imagenet_examples(folder: Path, lists: Path) -> Iterator[Example]:
-    """Read the listed images by file name; labels count the sorted synsets."""
-    synsets = {name: i for i, name in enumerate(_synsets())}
+    """Read the listed images, then ImageNet's validation images for testing."""
+    synsets = {name: str(i) for i, name in enumerate(_synsets())}
     wanted: dict[str, tuple[str, int]] = {}
     for split, short in (("train", "train"), ("validation", "val")):
         path = lists / LIST.format(short)
-        for name, label in _read_list(path, len(synsets)).items():
-            expected = synsets.get(name.split("_")[0])
-            if expected != label:
+        for number, line in enumerate(_read_list(path), 1):
+            name, _, label = line.rpartition("/")[2].partition(" ")
+            if synsets.get(name.split("_")[0]) != label or name in wanted:
                 raise InputError(
-                    f"{path}: {name} has label {label}, expected {expected}, the "
-                    "position of its synset in sorted order: use the published list"
+                    f"{path}, line {number}: expected an image that is listed once, as "
+                    "'train/SYNSET/SYNSET_NUMBER.JPEG LABEL', where LABEL is the "
+                    f"position of SYNSET in sorted order, got {line!r}"
                 )
-            if name in wanted:
-                raise InputError(f"{path}: {name} is also in the other list")
-            wanted[name] = (split, label)
+            wanted[name] = (split, int(label))
     source = folder / IMAGENET_TRAIN
-    for inner, content in walk(source):
-        try:
-            with tarfile.open(fileobj=content.file, mode="r:") as tar:
+    with opened(source) as files:
+        for _, synset in files:
+            with tarfile.open(fileobj=synset, mode="r:") as tar:
                 for name, image in members(tar):
                     if name in wanted:
-                        split, label = wanted.pop(name)
-                        yield _imagenet_example(split, name, label, image.read())
-        except tarfile.TarError as error:
-            raise damaged(source, f"{inner}: {error}") from error
+                        yield _imagenet_example(*wanted.pop(name), name, image)
     _require_all_found(wanted, source)
-    yield from _imagenet_test(folder / IMAGENET_VAL, lists, synsets)
 
-
-def _imagenet_test(
-    source: Path, lists: Path, synsets: dict[str, int]
-) -> Iterator[Example]:
-    """Read ImageNet's validation images, which are the test set of ImageNet-LT.
-
-    Labels are TFDS's; the published test list must agree if it is there.
-    """
     order = _tfds_lines("datasets/imagenet2012/validation_labels.txt")
-    path = lists / LIST.format("test")
-    listed = _read_list(path, len(synsets)) if path.exists() else {}
-    for name, image in walk(source):
-        try:
-            number = int(name.removesuffix(".JPEG").rsplit("_", 1)[1])
-            label = synsets[order[number - 1]]
-        except (IndexError, ValueError) as error:
-            raise InputError(
-                f"{source} contains {name}, expected names such as "
-                "ILSVRC2012_val_00000001.JPEG"
-            ) from error
-        if (other := listed.pop(name, label)) != label:
-            raise InputError(f"{path}: {name} has label {other}, ImageNet has {label}")
-        yield _imagenet_example("test", name, label, image.read())
-    _require_all_found(listed, source)
+    source = folder / IMAGENET_VAL
+    with opened(source) as files:
+        for name, image in files:
+            try:
+                number = int(name.removesuffix(".JPEG").rsplit("_", 1)[1])
+                label = int(synsets[order[number - 1]])
+            except (IndexError, ValueError) as error:
+                raise InputError(
+                    f"{source} contains {name}, expected names such as "
+                    "ILSVRC2012_val_00000001.JPEG"
+                ) from error
+            yield _imagenet_example("test", label, name, image)
 
 
-def _read_list(path: Path, num_classes: int) -> dict[str, int]:
-    """Labels by file name, from lines such as ``train/SYNSET/NAME.JPEG 0``."""
+def _read_list(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        return path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
         raise InputError(
             f"no list {path}: set --lists to the folder of {LIST.format('train')} and "
             f"{LIST.format('val')}, published with OLTR (Liu et al. 2019)"
         ) from error
-    found: dict[str, int] = {}
-    for number, line in enumerate(filter(None, lines), 1):
-        name, _, label = line.rpartition(" ")
-        if not name or not label.isdigit() or int(label) >= num_classes:
-            raise InputError(
-                f"{path}, line {number}: expected 'train/SYNSET/NAME.JPEG LABEL' with "
-                f"a label below {num_classes}, got {line!r}"
-            )
-        found[name.rsplit("/", 1)[-1]] = int(label)
-    return found
 
 
 # CIFAR
@@ -257,16 +220,16 @@ def _cifar(
     length = len(labels) + 3 * SIDE**2  # labels, then pixels plane by plane
 
     def features(folder: Path) -> dict[str, Any]:
-        content = _contents(folder, [*labels.values()])
+        content = contents(folder, labels.values())
         found: dict[str, Any] = {
-            feature: _class_label([*filter(None, content[file].decode().split("\n"))])
+            feature: _class_label(content[file].decode().split())
             for feature, file in labels.items()
         }
         image = tfds.features.Image(shape=(SIDE, SIDE, 3))
         return {"id": tfds.features.Text(), "image": image, **found}
 
     def examples(folder: Path, lists: Path) -> Iterator[Example]:
-        content = _contents(folder, [f for names in files.values() for f in names])
+        content = contents(folder, itertools.chain(*files.values()))
         for split, names in files.items():
             data = b"".join(content[file] for file in names)
             if len(data) % length:
@@ -281,12 +244,12 @@ def _cifar(
                 encoded = {"id": id, "image": png.getvalue(), **found}
                 yield Example(split, id, found["label"], encoded)
 
-    def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:
+    def contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
         path = folder / archive.name
-        content = {name: file.read() for name, file in walk(path)}
-        for file in names:
-            if file not in content:
-                raise damaged(path, f"{file} is missing")
+        with opened(path) as opened_files:
+            content = {name: file.read() for name, file in opened_files}
+        if missing := set(names) - set(content):
+            raise damaged(path, f"{', '.join(sorted(missing))} is missing")
         return content
 
     return Builder(
@@ -324,10 +287,7 @@ _ALL = (
         version="1.0.0",
         description="A long-tailed part of ImageNet 2012 (Liu et al. 2019).",
         homepage="https://github.com/zhmiao/OpenLongTailRecognition-OLTR",
-        archives=(
-            ARCHIVES[IMAGENET_TRAIN],
-            ARCHIVES[IMAGENET_VAL],
-        ),
+        archives=(ARCHIVES[IMAGENET_TRAIN], ARCHIVES[IMAGENET_VAL]),
         gigabytes=24.0,
         counts={"train": 115_846, "validation": 20_000, "test": 50_000},
         features=_imagenet_features,

@@ -11,8 +11,9 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.sources import tfds
 from lt_jax.errors import InputError
 
-# Known labels in the order of the original archive; none are known for CIFAR-10.
-ARCHIVE = {"cifar100": {"train_00000": 19, "train_00001": 29, "train_49999": 73}}
+SHAPE = (32, 32, 3)
+# Labels of some examples in the original archive; none are known for CIFAR-10.
+KNOWN = {"cifar100": {"train_00000": 19, "train_00001": 29, "train_49999": 73}}
 
 
 def cifar10(dir: str) -> tuple[Dataset, Dataset]:
@@ -34,45 +35,35 @@ def original_order(*parts: Dataset) -> bool | None:
       parts: one dataset, or the parts it was split into.
 
     Returns:
-      True if all labels known for this order agree, False if one differs, None if no
-      example with a known label is present.
+      True if all known labels agree, False if one differs, None if none is present.
     """
     agrees = [
         bool((part.labels[part.ids == name] == label).all())
         for part in parts
-        for name, label in ARCHIVE.get(part.name, {}).items()
+        for name, label in KNOWN.get(part.name, {}).items()
         if name in part.ids
     ]
     return all(agrees) if agrees else None
 
 
 def _split(name: str, dir: str, split: str) -> Dataset:
-    """Load a split in the order of ids, which is that of the original archive."""
     part = tfds.load(name, tfds.find(name, dir), split)
-    height, width, channels = (size or 0 for size in part.shape)
-    shape = height, width, channels
 
     def read(rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), *shape), np.uint8)
+        images = np.empty((len(rows), *SHAPE), np.uint8)
         for i, png in enumerate(part.encoded(rows)):
-            images[i] = _decode(png, str(part.ids[rows[i]]), shape)
+            try:
+                image = np.asarray(Image.open(io.BytesIO(png)))
+            except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these
+                raise InputError(
+                    f"image {part.ids[rows[i]]} cannot be decoded: {error}"
+                ) from error
+            if image.shape != SHAPE:
+                raise InputError(
+                    f"image {part.ids[rows[i]]} has shape {image.shape}, expected "
+                    f"{SHAPE}"
+                )
+            images[i] = image
         return images
 
-    return Dataset(
-        name=name,
-        classes=part.classes,
-        labels=part.labels,
-        ids=part.ids,
-        shape=shape,
-        read=read,
-    )
-
-
-def _decode(png: bytes, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        image = np.asarray(Image.open(io.BytesIO(png)))
-    except (OSError, SyntaxError, ValueError) as error:  # Pillow raises all three
-        raise InputError(f"image {name} cannot be decoded: {error}") from error
-    if image.shape != shape:
-        raise InputError(f"image {name} has shape {image.shape}, expected {shape}")
-    return image
+    return Dataset(name, part.classes, part.labels, part.ids, SHAPE, read)

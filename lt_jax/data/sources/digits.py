@@ -11,34 +11,31 @@ import numpy as np
 from lt_jax.data.dataset import Dataset
 from lt_jax.errors import InputError
 
+SHAPE = (8, 8, 1)
 TEST_PER_CLASS = 60
 
 
 def load(dir: str) -> tuple[Dataset, Dataset]:
     """Load the training set (114 per class) and the test set (60 per class).
 
-    The file lists one writer after another, so that its end would test on a few unseen
-    writers. A fixed permutation chooses the test set instead. 114 is what the smallest
-    class has left; the other classes are cut to that size. Both sets are in the order
-    of the file, which the ids count (``digits_00017``).
+    The file is sorted by writer, so a fixed permutation chooses the test set. The
+    smallest class has 114 other images; all classes are cut to that size. Both sets are
+    in the order of the file, and ids are positions in it (``digits_00017``).
 
     Args:
       dir: ignored; the images come with scikit-learn.
-
-    Raises:
-      InputError: scikit-learn is not installed.
     """
     del dir
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise InputError(
-            "the digits need scikit-learn, which is not installed: "
+            "digits needs scikit-learn, which is not installed: run "
             "pip install 'lt_jax[demo]'"
         ) from error
     values, labels = load_digits(return_X_y=True)
     # 0 .. 16 to 0 .. 255; the one tie (8, 127.5) rounds up to 128 as in PNG viewers.
-    images = np.round(values * 255 / 16).astype(np.uint8).reshape(-1, 8, 8, 1)
+    images = np.round(values * 255 / 16).astype(np.uint8).reshape(-1, *SHAPE)
     labels = labels.astype(np.int32)
 
     # The stream of the legacy generator never changes, as a fixed split requires.
@@ -52,7 +49,7 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
         classes=tuple(str(c) for c in range(10)),
         labels=labels,
         ids=np.array([f"digits_{i:05d}" for i in range(len(labels))]),
-        shape=(8, 8, 1),
+        shape=SHAPE,
         read=lambda rows: images[rows],
     )
     return full.take(train), full.take(test)

@@ -30,8 +30,7 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
     and labels, so the hash of a split identifies the content of the files.
 
     Raises:
-      InputError: a missing folder or file; features that are not finite numbers [N, D];
-        labels that are not integers in 0 .. K-1, one per feature.
+      InputError: a missing folder or file, or arrays that ``checked`` rejects.
     """
     if not dir:
         raise InputError(
@@ -40,13 +39,13 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
         )
     folder = Path(dir).expanduser()
     train, test = (_read(folder, split) for split in ("train", "test"))
-    num_classes = int(train[1].max()) + 1
     width, other = train[0].shape[1], test[0].shape[1]
     if width != other:
         raise InputError(
             f"{folder}: training and test features must have the same width, got "
             f"{width} numbers each in train, {other} in test"
         )
+    num_classes = int(train[1].max()) + 1
     if (wrong := test[1] >= num_classes).any():
         raise InputError(
             f"{folder}: test has label {test[1].max()}, but the largest in train is "
@@ -74,9 +73,15 @@ def _dataset(
 
 
 def _read(folder: Path, split: str) -> Arrays:
-    for suffix, read in FORMATS.items():
+    for suffix, (read, expected) in FORMATS.items():
         if (file := folder / f"{split}{suffix}").is_file():
-            return checked(file, *read(file))
+            try:
+                features, labels = read(file)
+            except ERRORS as error:
+                raise InputError(
+                    f"{file} cannot be read ({error}): expected {expected}"
+                ) from error
+            return checked(file, features, labels)
     names = " or ".join(f"{split}{suffix}" for suffix in FORMATS)
     raise InputError(
         f"no features in {folder}: expected {names}, with the features [N, D] and the "
@@ -85,64 +90,38 @@ def _read(folder: Path, split: str) -> Arrays:
 
 
 def _npz(file: Path) -> Arrays:
-    found = _load_numpy(file)
-    if not {"features", "labels"} <= set(found):
-        raise InputError(
-            f"{file} holds {', '.join(found)}: expected arrays named features and "
-            "labels, as written by np.savez(file, features=..., labels=...)"
-        )
-    return found["features"], found["labels"]
+    with file.open("rb") as opened, np.load(opened) as found:
+        return found["features"], found["labels"]
 
 
 def _npy(file: Path) -> Arrays:
-    labels = file.with_name(f"{file.stem}_labels.npy")
-    if not labels.is_file():
-        raise InputError(f"{file} has no labels: expected {labels}")
-    (features,), (numbers,) = (_load_numpy(f).values() for f in (file, labels))
-    return features, numbers
-
-
-def _load_numpy(file: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name, or the single array of an .npy file."""
-    try:
-        with file.open("rb") as opened:
-            found = np.load(opened, allow_pickle=False)
-            if isinstance(found, np.ndarray):
-                return {"one unnamed array": found}
-            return {name: found[name] for name in found.files}
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{file} cannot be read ({error}); expected arrays of numbers written by "
-            "np.save or np.savez. Pickles are not opened, because they may run code"
-        ) from error
+    return np.load(file), np.load(file.with_name(f"{file.stem}_labels.npy"))
 
 
 def _parquet(file: Path) -> Arrays:
-    import pyarrow  # imported here because it takes 0.2 s
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet  # imported here because it takes 0.2 s
 
-    try:
-        table = parquet.read_table(file, columns=["features", "labels"])
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(
-            f"{file} cannot be read ({str(error).splitlines()[0]}); expected Parquet "
-            "with the columns features (lists of numbers) and labels"
-        ) from error
-    rows = table["features"].to_numpy(zero_copy_only=False)
-    try:
-        features = np.stack(rows.tolist())
-    except (TypeError, ValueError) as error:  # None, or lists of different lengths
-        raise InputError(
-            f"{file}: features must be lists of D numbers, the same D for all examples"
-        ) from error
-    return features, table["labels"].to_numpy(zero_copy_only=False)
+    table = parquet.read_table(file, columns=["features", "labels"])
+    features, labels = (
+        table[name].to_numpy(zero_copy_only=False) for name in ("features", "labels")
+    )
+    return np.stack(features.tolist()), labels
 
 
-FORMATS: dict[str, Callable[[Path], Arrays]] = {
-    ".npz": _npz,
-    ".npy": _npy,
-    ".parquet": _parquet,
+# How to read each format, and what a message expects.
+FORMATS: dict[str, tuple[Callable[[Path], Arrays], str]] = {
+    ".npz": (
+        _npz,
+        "arrays of numbers, written by np.savez(file, features=..., labels=...)",
+    ),
+    ".npy": (_npy, "arrays of numbers, written by np.save, here and in *_labels.npy"),
+    ".parquet": (
+        _parquet,
+        "the columns features (lists of D numbers, the same D for all) and labels",
+    ),
 }
+# What NumPy and pyarrow raise for missing, damaged or other content.
+ERRORS = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile)
 
 
 def checked(source: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
@@ -152,7 +131,8 @@ def checked(source: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
       source: their name in messages.
 
     Raises:
-      InputError: they are invalid; names the first invalid example.
+      InputError: features are not finite numbers [N, D], or labels are not integers
+        from 0, one per feature; names the first invalid example.
     """
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise InputError(

@@ -10,11 +10,13 @@ is opened when it is read.
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
@@ -30,10 +32,11 @@ LAYOUT = " Expected DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, or DIR/CLASS
 HEAD = 4096  # bytes to compare before two files of one size are read completely
 
 
-def _content(path: str) -> bytes:
-    """The bytes of a file; b"" if it cannot be read, which counts as undecodable."""
+def _content(path: str, size: int = -1) -> bytes:
+    """The first bytes of a file; b"", which is undecodable, if it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read(size)
     except OSError:
         return b""
 
@@ -52,7 +55,7 @@ def load(
 
     Raises:
       InputError: an unreadable folder or table, fewer than two classes, a class without
-        images, an empty file, or a test image of an unknown class.
+        training images, or an empty file.
     """
     source = table or dir
     files = tables.read(table, dir) if table else _list_folders(dir)
@@ -74,15 +77,15 @@ def load(
                 f"image: {first_few(unknown)}"
             )
     if "test" not in files:
+        if not 0 < test < 1:
+            raise InputError(
+                f"{source} has no test images, and data.test is {test}: set it to the "
+                "share of training images to use for testing, for example 0.2"
+            )
         if "valid" in files:
             _warn(
                 f"{source} has validation images but no test images: a share of {test} "
                 "of each training class is used for testing"
-            )
-        if not 0 < test < 1:
-            raise InputError(
-                f"{source} has no test images, and data.test is {test}: set the share "
-                "of training images to use for testing, for example data.test=0.2"
             )
         full = files["train"]
         labels = np.array([number[file.label] for file in full])
@@ -91,13 +94,12 @@ def load(
     _warn_of_duplicates(files)
 
     def dataset(found: list[ImageFile]) -> Dataset:
-        paths = [file.path for file in found]
         return photographs(
             Path(source).name,
             tuple(classes),
             np.array([number[file.label] for file in found], np.int32),
             np.array([file.id for file in found]),
-            lambda rows: [_content(paths[row]) for row in rows],
+            lambda rows: [_content(found[row].path) for row in rows],
             photos,
         )
 
@@ -106,9 +108,7 @@ def load(
 
 
 def _check_files(files: dict[str, list[ImageFile]], source: str) -> None:
-    for split, found in files.items():
-        if not found:
-            raise InputError(f"{source}: {split!r} has no images")
+    for found in files.values():
         if empty := [file.id for file in found if not file.size]:
             raise InputError(
                 f"{source}: {len(empty)} image files are empty: {first_few(empty)}. "
@@ -139,36 +139,35 @@ def _list_folders(dir: str) -> dict[str, list[ImageFile]]:
     if "train" not in splits:
         splits = {"train": root}
     skipped: list[str] = []
-    found = {
+    files = {
         split: _list_classes(path, root, skipped) for split, path in splits.items()
     }
     if skipped:
         count = f"{len(skipped):,}"
         _warn(f"{dir}: skipped {count} files without images: {first_few(skipped)}")
-    return found
+    return files
 
 
 def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]:
-    """List the images in every class folder; adds other files to ``skipped``."""
+    """List the images in every class folder; add other files to ``skipped``."""
     found: list[ImageFile] = []
-    empty: list[str] = []
     classes = _subfolders(path)
     if not classes:
         packed = [p.name for p in path.iterdir() if p.suffix in (".zip", ".tar", ".gz")]
         hint = f" It contains {first_few(packed)}: extract it first." if packed else ""
         raise InputError(f"{path} has no class folders.{hint}{LAYOUT}")
     for folder in classes:
-        before = len(found)
-        for entry in _walk(folder):
-            name = Path(entry.path).relative_to(root).as_posix()
-            if entry.name.startswith(".") or not entry.name.lower().endswith(SUFFIXES):
-                skipped.append(name)
-            else:
-                size = entry.stat().st_size
-                found.append(ImageFile(name, folder.name, entry.path, size))
-        if len(found) == before:
-            empty.append(folder.name)
-    if empty:
+        for parent, _, names in os.walk(folder, onerror=_unreadable, followlinks=True):
+            for name in names:
+                file = Path(parent, name)
+                id = file.relative_to(root).as_posix()
+                if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                    skipped.append(id)
+                else:
+                    size = file.stat().st_size
+                    found.append(ImageFile(id, folder.name, str(file), size))
+    used = {file.label for file in found}
+    if empty := [folder.name for folder in classes if folder.name not in used]:
         raise InputError(
             f"class folders without images in {path}: {first_few(empty)}. Remove them, "
             "or finish extracting or copying"
@@ -177,55 +176,38 @@ def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]
 
 
 def _subfolders(path: Path) -> list[Path]:
-    return [
-        Path(entry.path)
-        for entry in _entries(path)
-        if entry.is_dir() and not entry.name.startswith(".")
-    ]
+    names = next(os.walk(path, onerror=_unreadable))[1]
+    return [path / name for name in sorted(names) if not name.startswith(".")]
 
 
-def _walk(folder: Path) -> Iterator[os.DirEntry[str]]:
-    """Yield the files below a folder in sorted order."""
-    for entry in _entries(folder):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path))
-        else:
-            yield entry
-
-
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}") from error
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"{error.filename} cannot be read: {error.strerror}") from error
 
 
 def _warn_of_duplicates(files: dict[str, list[ImageFile]]) -> None:
-    """Warn of test images that are also in another split, byte for byte.
-
-    Opens only files of equal size, and reads on only if the beginnings are equal.
-    """
-    sizes = {file.size for file in files["test"]}
-    similar: dict[tuple[int, bytes], list[tuple[str, ImageFile]]] = {}
-    for split, found in files.items():
-        for file in found:
-            if file.size in sizes:
-                with open(file.path, "rb") as opened:
-                    start = opened.read(HEAD)
-                similar.setdefault((file.size, start), []).append((split, file))
-    equal: dict[bytes, dict[str, str]] = {}
-    for group in similar.values():
-        if len({split for split, _ in group}) > 1:
-            for split, file in group:
-                digest = hashlib.sha256(_content(file.path)).digest()
-                equal.setdefault(digest, {})[split] = file.id
-    pairs = [
-        " = ".join(ids.values())
-        for ids in equal.values()
-        if "test" in ids and len(ids) > 1
+    """Warn of test images that are also in another split, byte for byte."""
+    groups = [[(split, file) for split, found in files.items() for file in found]]
+    # Each key reads more of the files, and only of those that may be equal so far.
+    keys: list[Callable[[ImageFile], object]] = [
+        lambda file: file.size,
+        lambda file: _content(file.path, HEAD),
+        lambda file: hashlib.sha256(_content(file.path)).digest(),
     ]
-    if pairs:
+    for key in keys:
+        finer = collections.defaultdict(list)
+        for number, group in enumerate(groups):
+            for split, file in group:
+                finer[number, key(file)].append((split, file))
+        groups = [
+            group
+            for group in finer.values()
+            if len(splits := {split for split, _ in group}) > 1 and "test" in splits
+        ]
+    if groups:
+        pairs = [
+            " = ".join({split: file.id for split, file in group}.values())
+            for group in groups
+        ]
         _warn(
             f"WARNING: {len(pairs):,} test images are also training or validation "
             f"images, byte for byte: {first_few(pairs)}"

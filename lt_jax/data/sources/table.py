@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +13,6 @@ SPLIT_NAMES = {
     "valid": ("val", "valid", "validation"),
     "test": ("test", "testing"),
 }
-REQUIRED = ("path", "label")
 
 
 class ImageFile(NamedTuple):
@@ -45,23 +42,28 @@ def read(path: str, dir: str) -> dict[str, list[ImageFile]]:
     missing: list[str] = []
     seen: set[str] = set()
     for number, row in enumerate(_rows(file), 1):
-        name, image = str(row["path"]), base / str(row["path"])
-        given = str(row.get("split") or "train")
-        split = by_name.get(given.lower())
+        name, label, image = (
+            str(row["path"]),
+            str(row["label"]),
+            base / str(row["path"]),
+        )
+        where = f"{file}, row {number}"
+        split = by_name.get(str(row.get("split") or "train").lower())
         if split is None:
             raise InputError(
-                f"{file}, row {number}: unknown split {given!r}, expected one of "
+                f"{where}: unknown split {row['split']!r}, expected one of "
                 f"{', '.join(names[0] for names in SPLIT_NAMES.values())}"
             )
+        if not name or not label:
+            raise InputError(f"{where}: expected a path and a label, got {row}")
         if name in seen:
-            raise InputError(f"{file}, row {number}: duplicate entry: {name}")
+            raise InputError(f"{where}: duplicate entry: {name}")
         seen.add(name)
         try:
-            size = image.stat().st_size
+            entry = ImageFile(name, label, str(image), image.stat().st_size)
         except OSError:
             missing.append(str(image))
             continue
-        entry = ImageFile(name, str(row["label"]), str(image), size)
         found.setdefault(split, []).append(entry)
     if missing:
         raise InputError(
@@ -74,44 +76,25 @@ def read(path: str, dir: str) -> dict[str, list[ImageFile]]:
     return found
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def _rows(file: Path) -> list[dict[str, Any]]:
+    import pyarrow  # imported here because it takes 0.2 s
+    from pyarrow import csv, parquet
+
     if file.suffix not in (".csv", ".parquet"):
         raise InputError(f"{file}: expected a .csv or .parquet file")
     try:
         if file.suffix == ".parquet":
-            yield from _parquet_rows(file)
-            return
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            rows = csv.DictReader(opened)
-            _check_columns(rows.fieldnames or [], file)
-            for number, row in enumerate(rows, 1):
-                if None in row or not all(row[column] for column in REQUIRED):
-                    raise InputError(
-                        f"{file}, row {number}: expected a path and a label, got "
-                        f"{list(row.values())}"
-                    )
-                yield row
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{file} cannot be read: {reason}") from error
-
-
-def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    import pyarrow  # imported here because it takes 0.2 s
-    from pyarrow import parquet
-
-    try:
-        table: Any = parquet.read_table(file)
-    except pyarrow.ArrowException as error:
-        raise InputError(f"{file} is not a valid Parquet file: {error}") from error
-    _check_columns(table.column_names, file)
-    yield from table.to_pylist()
-
-
-def _check_columns(names: Iterable[str], file: Path) -> None:
-    missing = [column for column in REQUIRED if column not in names]
-    if missing:
+            table: Any = parquet.read_table(file)
+        else:  # as text, so that a label 007 stays as it is
+            kinds = dict.fromkeys(("path", "label", "split"), pyarrow.string())
+            table = csv.read_csv(
+                file, convert_options=csv.ConvertOptions(column_types=kinds)
+            )
+    except (OSError, pyarrow.ArrowException) as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    if not {"path", "label"} <= {*table.column_names}:
         raise InputError(
-            f"{file} has no column {' and '.join(map(repr, missing))}: expected path, "
-            f"label and optionally split, found {', '.join(names) or 'nothing'}"
+            f"{file} has the columns {', '.join(table.column_names)}; expected path, "
+            "label and optionally split"
         )
+    return table.to_pylist()

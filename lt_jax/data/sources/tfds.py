@@ -1,8 +1,7 @@
 """Datasets in TFDS format, read without TensorFlow or network.
 
-TFDS reads array_record files at random positions without TensorFlow. The folder is
-opened with ``tfds.builder_from_directory``, which only reads; ``tfds.builder`` would
-download what it does not find.
+Only array_record files can be read at random positions. The folder is opened with
+``tfds.builder_from_directory``; ``tfds.builder`` would download a missing dataset.
 """
 
 from __future__ import annotations
@@ -19,9 +18,7 @@ from lt_jax.data.sources import records
 from lt_jax.errors import InputError
 
 CHUNK = 1000  # records in memory at a time
-# The labels and ids of splits of this size are saved in an index after the first
-# reading, so that later runs need not read all images.
-INDEX_FROM = 2**28  # bytes
+INDEX_FROM = 2**28  # bytes; for smaller splits, an index saves little time
 
 
 class Part(NamedTuple):
@@ -31,7 +28,6 @@ class Part(NamedTuple):
     labels: np.ndarray  # int32[N]; -1 if unknown
     ids: np.ndarray  # str[N], ascending
     encoded: Callable[[np.ndarray], list[bytes]]  # rows int[n] -> encoded images
-    shape: tuple[int | None, ...]  # of an image; None where sizes differ
 
 
 def data_dir(dir: str) -> Path:
@@ -55,8 +51,8 @@ def find(name: str, dir: str) -> Path:
     if not found:
         raise InputError(
             f"{name} is not prepared: {root / name}/<version> does not exist. Set the "
-            "data folder (config.data.dir or TFDS_DATA_DIR), or prepare the dataset "
-            f"from its archives:\n{_how_to_prepare(name, root)}"
+            "data folder (config.data.dir or TFDS_DATA_DIR), or prepare the dataset:\n"
+            f"{_how_to_prepare(name, root)}"
         )
     return found[max(found)]
 
@@ -64,9 +60,7 @@ def find(name: str, dir: str) -> Path:
 def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
     """Load one split of a prepared dataset without decoding images.
 
-    Labels and ids come from the index (under a second for 437,513 examples), or else
-    from the records with all images (0.06 ms each for CIFAR; disk speed for
-    photographs).
+    Labels and ids come from the index, or else from the records with all images.
 
     Args:
       name: TFDS name of the dataset.
@@ -77,31 +71,24 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
     Raises:
       InputError: the dataset has another file format or is incomplete.
     """
-    if not (folder / "dataset_info.json").exists():
-        raise _incomplete(name, folder, "dataset_info.json is missing")
     import tensorflow_datasets as tfds  # imported here because it takes 0.8 s
 
-    # Any: the type checker cannot follow TFDS's decorators and feature trees.
-    builder: Any = tfds.builder_from_directory(folder)
-    formats = sorted(f.value for f in builder.info.available_file_formats())
-    if "array_record" not in formats:
-        raise InputError(
-            f"{name} in {folder} holds {' and '.join(formats)} files, which cannot be "
-            f"read at random positions.{CONVERT.format(folder=folder)}"
-        )
-    if split not in builder.info.splits:
-        found = ", ".join(builder.info.splits) or "none"
-        raise _incomplete(name, folder, f"no split {split!r} (found: {found})")
-    info = builder.info.splits[split]
-    template = info.filename_template.replace(filetype_suffix="array_record")
-    shards = [
-        Path(path) for path in template.sharded_filepaths(len(info.shard_lengths))
-    ]
-    missing = [path.name for path in shards if not path.exists()]
-    if missing:
-        reason = f"{len(missing)} of its files are missing, such as {missing[0]}"
-        raise _incomplete(name, folder, reason)
     try:
+        # Any: the type checker cannot follow TFDS's decorators and feature trees.
+        builder: Any = tfds.builder_from_directory(folder)
+        formats = sorted(f.value for f in builder.info.available_file_formats())
+        if "array_record" not in formats:
+            raise InputError(
+                f"{name} in {folder} holds {' and '.join(formats)} files, which cannot "
+                f"be read at random positions.{CONVERT.format(folder=folder)}"
+            )
+        if split not in builder.info.splits:
+            found = ", ".join(builder.info.splits) or "none"
+            raise _incomplete(name, folder, f"no split {split!r} (found: {found})")
+        info = builder.info.splits[split]
+        template = info.filename_template.replace(filetype_suffix="array_record")
+        shards = template.sharded_filepaths(len(info.shard_lengths))
+        stamp = records.stamp(map(Path, shards))
         source = builder.as_data_source(
             split=split,
             file_format="array_record",
@@ -110,16 +97,15 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
         if len(source) != info.num_examples:
             reason = f"{split} holds {len(source)} of {info.num_examples} examples"
             raise _incomplete(name, folder, reason)
-        index = records.load_index(folder, split, shards)
+        index = records.load_index(folder, split, stamp)
         if index is None:
             index = _read_labels_and_ids(source, id)
             if info.num_bytes >= INDEX_FROM:
-                records.save_index(folder, split, shards, *index)
-    except RuntimeError as error:  # array_record: a missing, cut or damaged file
+                records.save_index(folder, split, stamp, *index)
+    except (OSError, RuntimeError) as error:  # a missing, cut or damaged file
         raise _incomplete(name, folder, error) from error
     labels, ids = index
     order = np.argsort(ids)
-    features = builder.info.features
 
     def encoded(rows: np.ndarray) -> list[bytes]:
         found: list[bytes] = []
@@ -130,11 +116,10 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
         return found
 
     return Part(
-        classes=tuple(features["label"].names),
+        classes=tuple(builder.info.features["label"].names),
         labels=labels[order],
         ids=ids[order],
         encoded=encoded,
-        shape=tuple(features["image"].shape),
     )
 
 
@@ -160,13 +145,10 @@ def _how_to_prepare(name: str, root: Path) -> str:
     if not name.startswith("cifar"):
         return own
     # Not the command `tfds build`: it also needs apache-beam and mlcroissant.
-    build = f"tfds.builder('{name}', data_dir='{root}', file_format='array_record')"
-    return (
-        f"{own}\nor let TFDS download it, which needs TensorFlow:\n"
-        "  pip install 'lt_jax[prepare]'\n"
-        f'  python -c "import tensorflow_datasets as tfds; {build}'
-        '.download_and_prepare()"'
-    )
+    return f"""{own}
+or let TFDS download it, which needs pip install 'lt_jax[prepare]':
+  python -c "import tensorflow_datasets as tfds; tfds.builder('{name}', \
+data_dir='{root}', file_format='array_record').download_and_prepare()\""""
 
 
 def _incomplete(name: str, folder: Path, reason: object) -> InputError:
