@@ -194,19 +194,15 @@ def test_many_files(archives, tmp_path, monkeypatch):
     ]
 
 
-def test_sizes_counts_and_checksums_are_verified(archives, tmp_path, monkeypatch):
+def test_sizes_counts_and_checksums_are_verified(
+    archives, tmp_path, monkeypatch, capsys
+):
     counts = {"train": 6, "validation": 3}
     exact(monkeypatch, archives, "i_naturalist2018", counts=counts)
-    lines: list[str] = []
-    folder = build.prepare(
-        "i_naturalist2018", archives, str(tmp_path), checksum=True, echo=lines.append
-    )
-    assert sum("SHA-256 verified" in line for line in lines) == 4
-    again = build.prepare(
-        "i_naturalist2018", archives, str(tmp_path), echo=lines.append
-    )
-    assert again == folder
-    assert "already exists" in lines[-1]
+    folder = build.prepare("i_naturalist2018", archives, str(tmp_path), checksum=True)
+    assert capsys.readouterr().out.count("SHA-256 verified") == 4
+    assert build.prepare("i_naturalist2018", archives, str(tmp_path)) == folder
+    assert "already exists" in capsys.readouterr().out
 
 
 # The index of labels and ids
@@ -391,15 +387,12 @@ def test_bad_lists(archives, tmp_path, split, line, message):
         build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
 
 
-def test_a_leftover_is_removed(archives, tmp_path):
+def test_a_leftover_is_removed(archives, tmp_path, capsys):
     left = tmp_path / "cifar10/3.0.2.incomplete"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
-    lines: list[str] = []
-    folder = build.prepare(
-        "cifar10", archives, str(tmp_path), partial=True, echo=lines.append
-    )
-    assert "left by an interrupted command" in lines[0]
+    folder = build.prepare("cifar10", archives, str(tmp_path), partial=True)
+    assert "left by an interrupted command" in capsys.readouterr().out
     assert not left.exists()
     assert not (folder / "half").exists()
 

@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,6 @@ def prepare(
     lists: Path | None = None,
     checksum: bool = False,
     partial: bool = False,
-    echo: Callable[[str], None] = print,
 ) -> Path:
     """Prepare a dataset, unless it exists already.
 
@@ -54,7 +53,6 @@ def prepare(
       lists: folder of the ImageNet-LT lists; None for that of the archives.
       checksum: also compare the SHA-256 of the archives, which reads them once more.
       partial: accept archives of other sizes and other numbers of examples.
-      echo: prints a line.
 
     Returns:
       The folder of the dataset.
@@ -66,10 +64,10 @@ def prepare(
     builder = BUILDERS[one_of("dataset to prepare", name, BUILDERS)]
     final = tfds.data_dir(dir) / name / builder.version
     if final.exists():
-        echo(f"{name} already exists: {final}. Remove that folder to prepare it again.")
+        print(f"{name} already exists: {final}. Remove it to prepare it again.")
         return final
-    _check_archives(builder, archives, checksum, partial, echo)
-    with _draft_of(final, echo) as draft:
+    _check_archives(builder, archives, checksum, partial)
+    with _draft_of(final) as draft:
         free = shutil.disk_usage(draft).free / 1e9
         if free < builder.gigabytes and not partial:
             raise InputError(
@@ -85,16 +83,12 @@ def prepare(
                     "(--partial accepts others)"
                 )
     sizes = ", ".join(f"{split} {size:,}" for split, size in counts.items())
-    echo(f"{name} {builder.version}: {sizes}; in {final}")
+    print(f"{name} {builder.version}: {sizes}; in {final}")
     return final
 
 
 def _check_archives(
-    builder: Builder,
-    folder: Path,
-    checksum: bool,
-    partial: bool,
-    echo: Callable[[str], None],
+    builder: Builder, folder: Path, checksum: bool, partial: bool
 ) -> None:
     names = [archive.name for archive in builder.archives]
     if missing := [name for name in names if not (folder / name).is_file()]:
@@ -111,7 +105,7 @@ def _check_archives(
                 "again (--partial accepts any size)"
             )
         if checksum:
-            echo(f"{archive.name}: computing SHA-256")
+            print(f"{archive.name}: computing SHA-256")
             with path.open("rb") as file:
                 found = hashlib.file_digest(file, "sha256").hexdigest()
             if found != archive.sha256:
@@ -119,24 +113,24 @@ def _check_archives(
                     f"{path} is damaged: it has SHA-256 {found}, expected "
                     f"{archive.sha256}; download it again"
                 )
-            echo(f"{archive.name}: SHA-256 verified")
+            print(f"{archive.name}: SHA-256 verified")
 
 
 @contextlib.contextmanager
-def _draft_of(final: Path, echo: Callable[[str], None]) -> Iterator[Path]:
+def _draft_of(final: Path) -> Iterator[Path]:
     """Make a folder that is renamed to ``final`` on success and removed on failure."""
     draft = final.with_name(final.name + ".incomplete")
     draft.mkdir(parents=True, exist_ok=True)
     with _locked(draft):
         try:
             if leftovers := list(draft.iterdir()):
-                echo(f"removing {draft}, left by an interrupted command")
+                print(f"removing {draft}, left by an interrupted command")
             for file in leftovers:
                 file.unlink()
             yield draft
             draft.rename(final)
         except BaseException as error:
-            full = isinstance(error, Exception) and _disk_is_full(draft, error)
+            full = _disk_is_full(draft, error)
             shutil.rmtree(draft, ignore_errors=True)
             with contextlib.suppress(OSError):
                 draft.parent.rmdir()  # only if it is empty
@@ -162,7 +156,7 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _disk_is_full(folder: Path, error: Exception) -> bool:
+def _disk_is_full(folder: Path, error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.ENOSPC, errno.EDQUOT)
     # array_record raises RuntimeError without a number.
@@ -200,30 +194,18 @@ class SplitWriter:
         self._ids.append(id)
 
     def finish(self) -> None:
-        """Close and check the shards, rename them to TFDS's names, write the index.
-
-        Raises:
-          InputError: there is no record.
-          OSError: a shard is incomplete, because a full disk may truncate it silently.
-        """
+        """Close and check the shards, rename them to TFDS's names, write the index."""
         if not self.lengths:
             raise InputError(f"{self._stem}: found no example of {self.split}")
         self._close()
         shards = []
         for i, length in enumerate(self.lengths):
             path = self._draft(i)
-            try:
-                reader = array_record_module.ArrayRecordReader(str(path))
-                found = reader.num_records()
-                reader.close()
-            except (RuntimeError, ValueError):
-                found = 0
-            if found != length:
-                full = _disk_is_full(path.parent, RuntimeError())
-                raise OSError(
-                    errno.ENOSPC if full else errno.EIO,
-                    f"{path.name} has {found} of the {length} records written to it",
-                )
+            reader = array_record_module.ArrayRecordReader(str(path))
+            found = reader.num_records()
+            reader.close()
+            if found != length:  # a full disk may truncate a file silently
+                raise RuntimeError(f"{path} has {found} of {length} records")
             final = path.with_name(f"{path.name}-of-{len(self.lengths):05d}")
             shards.append(path.rename(final))
         labels, ids = np.array(self._labels, np.int32), np.array(self._ids, np.str_)
@@ -243,9 +225,8 @@ def _write(
 ) -> dict[str, int]:
     """Write shards and metadata; return the number of examples per split."""
     features: Any = tfds_features.FeaturesDict(builder.features(archives))
-    serializer: Any = example_serializer.ExampleSerializer(
-        features.get_serialized_info()
-    )
+    info = features.get_serialized_info()
+    serializer: Any = example_serializer.ExampleSerializer(info)
     writers = {
         split: SplitWriter(draft, builder.name, split) for split in builder.counts
     }
