@@ -22,8 +22,7 @@ def jitter(
     Args:
       strength: s for each of the four. Factors are uniform in max(0, 1 - s) .. 1 + s,
         the hue is shifted by -s .. s of a full circle; 0 switches a change off.
-      key: one key per step.
-      positions: int32[B], positions of the examples in the global batch.
+      key, positions: see ``transforms``.
       images: float[B, H, W, 3].
     """
 

@@ -42,8 +42,7 @@ def rand_augment(
     Args:
       number: operations per image; 0 changes nothing.
       magnitude: of all operations, 0 .. 30.
-      key: one key per step.
-      positions: int32[B], positions of the examples in the global batch.
+      key, positions: see ``transforms``.
       images: uint8 or float[B, H, W, 3] in 0 .. 255.
 
     Returns:
@@ -131,7 +130,7 @@ def warp(image: jax.Array, matrix: jax.Array) -> jax.Array:
 
 
 def _smooth(image: jax.Array) -> jax.Array:
-    """Pillow's SMOOTH: 1 1 1 / 1 5 1 / 1 1 1 over 13, borders unchanged."""
+    """Filter with 1 1 1 / 1 5 1 / 1 1 1 over 13, Pillow's SMOOTH; keep borders."""
     height, width, _ = image.shape
     middle = image[1:-1, 1:-1]
     around = sum(

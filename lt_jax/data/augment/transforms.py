@@ -33,12 +33,9 @@ class Augment(NamedTuple):
 
 
 def normalise(augment: Augment, images: jax.Array) -> jax.Array:
-    """Scale 0 .. 255 to 0 .. 1, subtract the mean, divide by the std.
+    """Scale 0 .. 255 to 0 .. 1, subtract the mean, divide by the std; float32.
 
-    With an empty mean and std, the values stay as they are.
-
-    Returns:
-      float32[B, H, W, C].
+    Values stay as they are if mean and std are empty.
     """
     if not (augment.mean or augment.std):
         return images.astype(jnp.float32)
@@ -52,11 +49,8 @@ def offsets(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Draw the crop and the flip of each example.
 
-    Args:
-      augment: uses ``pad`` and ``flip``.
-      key: of JAX's default generator. Under ``vmap``, the ``rbg`` generator would draw
-        per batch instead of per example.
-      positions: int32[B].
+    The key is one of JAX's default generator: under ``vmap``, ``rbg`` would draw per
+    batch instead of per example.
 
     Returns:
       int32[B] top row and int32[B] left column of the crop in the padded image, uniform
@@ -76,9 +70,8 @@ def crop_flip(
 ) -> jax.Array:
     """Pad with black, crop to the original size, and mirror at random.
 
-    The padding is black before normalisation, as in the authors' code.
-
-    Maps uint8[B, H, W, C] to float32 integers 0 .. 255, for ``normalise``.
+    Maps uint8[B, H, W, C] to float32 integers 0 .. 255. As in the authors' code, the
+    padding is black before normalisation.
     """
     if augment.pad == 0 and not augment.flip:
         return images.astype(jnp.float32)
@@ -104,10 +97,7 @@ def crop_flip(
 def vary(
     augment: Augment, key: jax.Array, positions: jax.Array, images: jax.Array
 ) -> jax.Array:
-    """Apply all random changes of single images: crop and flip, RandAugment, jitter.
-
-    Maps uint8[B, H, W, C] to float32 in 0 .. 255.
-    """
+    """Apply crop and flip, RandAugment and jitter; uint8[B, H, W, C] to float32."""
     images = crop_flip(augment, key, positions, images)
     number, magnitude = augment.randaugment
     if number:
@@ -129,7 +119,7 @@ def mix_shares(
 
     Args:
       alpha: above 0.
-      key, positions: see above.
+      key, positions: see the module.
       mask: float32[B], 0 for padding; B is even.
 
     Returns:
@@ -147,7 +137,7 @@ def mix_shares(
 def partner(array: jax.Array) -> jax.Array:
     """Swap neighbouring rows of [B, ...]: 0 and 1, 2 and 3, ...
 
-    Neighbours are random, because the plan is, and are on the same device.
+    The plan is random, so neighbours are too; they are on the same device.
     """
     pairs = array.reshape(-1, 2, *array.shape[1:])
     return jnp.flip(pairs, axis=1).reshape(array.shape)

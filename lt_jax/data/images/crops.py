@@ -25,9 +25,9 @@ def random_box(
 ) -> Box:
     """Choose a box of random area and shape, as ``RandomResizedCrop`` does.
 
-    The fraction of the area is uniform in ``scale``; the log of width over height is
-    uniform in the log of ``ratio``. A box that does not fit is drawn again. After ten
-    attempts, it is the largest centred box whose shape is in ``ratio``.
+    The fraction of the area is uniform in ``scale``, the logarithm of width / height in
+    that of ``ratio``. A box that does not fit is drawn again. After ten attempts, it is
+    the largest centred box whose shape is in ``ratio``.
     "Going Deeper with Convolutions", CVPR 2015, in torchvision's form.
 
     Args:
@@ -50,13 +50,8 @@ def random_box(
 def centre_box(width: int, height: int, size: int, resize: int) -> Box:
     """Return the box of torchvision's ``Resize(resize)`` and ``CenterCrop(size)``.
 
-    The shorter side becomes ``resize`` pixels, the longer one is rounded down, and the
-    centre is cropped. Coordinates, in the photograph's pixels, may be fractional.
-
-    Args:
-      width, height: of the photograph.
-      size: side of the crop in pixels, at most ``resize``.
-      resize: shorter side in pixels before the crop.
+    The shorter side becomes ``resize`` pixels, the longer one is rounded down, and
+    ``size`` x ``size`` pixels in the centre are cropped. Coordinates may be fractional.
     """
     shorter = min(width, height)
     w, h = resize * width // shorter, resize * height // shorter

@@ -1,15 +1,15 @@
 """Decoding a crop of a photograph: only the part of a JPEG it needs, then one resize.
 
-libjpeg-turbo (simplejpeg) decodes a plain JPEG at the smallest of its fast scales (1,
-1/2, 1/4, 1/8) that covers the crop. It stops after the crop's last row, because the
-height in the header is lowered. Pillow decodes everything else: PNG, WebP, CMYK, 16
-bits, damaged files.
+libjpeg-turbo (simplejpeg) decodes a plain JPEG at its smallest fast scale (1, 1/2, 1/4,
+1/8) at which the crop is large enough. It stops after the crop's last row, because the
+height in the header is lowered first. Pillow decodes everything else.
 """
 
 from __future__ import annotations
 
 import io
 import math
+import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,7 +47,7 @@ class Header(NamedTuple):
     width: int  # as stored, before the EXIF rotation
     height: int
     height_at: int  # byte offset of the height, or 0 if it must not be lowered
-    orientation: int
+    orientation: int  # EXIF's, 1 to 8
 
 
 def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
@@ -73,7 +73,7 @@ def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndar
         try:
             return _from_jpeg(data, header, box_of, size)
         except ValueError:
-            pass  # Pillow may still decode it, and has better error messages.
+            pass  # Pillow may still decode it, and has better error messages
     pixels, orientation = _from_pillow(data)
     height, width = pixels.shape[:2]
     box = _stored_box(box_of, width, height, orientation)
@@ -83,8 +83,8 @@ def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndar
 def jpeg_header(data: bytes) -> Header | None:
     """Read the header of a JPEG, or return None if Pillow must decode the image.
 
-    Left to Pillow: other formats, truncated files, CMYK, other than 8 bits, arithmetic
-    or lossless coding, very small or huge images, and a rotation given only in XMP.
+    Left to Pillow: other formats, truncated files, CMYK, 12 or 16 bits, arithmetic or
+    lossless coding, very small or huge images, and rotations given only in XMP.
     """
     if data[:2] != b"\xff\xd8":
         return None
@@ -103,20 +103,18 @@ def jpeg_header(data: bytes) -> Header | None:
             elif kind == 0xE1 and data.startswith(XMP, at + 4):
                 xmp = data.find(b"Orientation", at, at + length) > 0
             elif kind in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive
-                frame = kind, at + 5, data[at + 4], data[at + 9]
+                frame = kind, at + 5, struct.unpack_from(">BHHB", data, at + 4)
             elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
                 return None
             elif kind == 0xDA:  # the scan, after the last header
                 break
             at += 2 + length
-        if frame is None:
-            return None
-        kind, height_at, bits, channels = frame
-        height = data[height_at] << 8 | data[height_at + 1]
-        width = data[height_at + 2] << 8 | data[height_at + 3]
-        in_scan = data[at + 4]
-    except IndexError:
+        in_scan = data[at + 4]  # channels
+    except (IndexError, struct.error):
         return None
+    if frame is None:
+        return None
+    kind, height_at, (bits, height, width, channels) = frame
     if (
         bits != 8
         or channels not in (1, 3)
@@ -126,7 +124,7 @@ def jpeg_header(data: bytes) -> Header | None:
         or data.rfind(b"\xff\xd9", at) < 0  # no end-of-image marker
     ):
         return None
-    # Several scans are read one after the other, each to its end.
+    # Only a single scan can end early; several are read one after the other.
     lowered = height_at if kind != 0xC2 and in_scan == channels else 0
     return Header(width, height, lowered, orientation or 1)
 
@@ -134,11 +132,10 @@ def jpeg_header(data: bytes) -> Header | None:
 def resized(pixels: np.ndarray, size: int) -> np.ndarray:
     """Resize uint8[h, w, 3] to uint8[size, size, 3], smoothing as much as it shrinks.
 
-    Linear interpolation uses two neighbours, so finer detail must be smoothed first. To
-    shrink by r, Pillow's linear resize convolves with a triangle of variance r^2 / 6,
-    interpolation with one of 1 / 6. The filter here adds the difference, in 3 taps up
-    to r = 2 and 5 up to r = 3. It aliases less than area averaging and is several times
-    faster; above 3, area averaging takes over.
+    To shrink by r, Pillow's linear resize convolves with a triangle of variance
+    r^2 / 6, OpenCV's with one of 1 / 6. A filter first adds the difference, in 3 taps
+    up to r = 2 and 5 up to r = 3. This aliases less than area averaging and is several
+    times faster; above 3, area averaging is used.
     """
     height, width = pixels.shape[:2]
     ratio = max(width, height) / size
@@ -166,8 +163,8 @@ def _from_jpeg(
     width, height, height_at, orientation = header
     box = _stored_box(box_of, width, height, orientation)
     divisor = next(d for d in SCALES if d == 1 or min(box[2:]) >= d * size)
-    # Two rows below the box, because colours may be interpolated from there, rounded up
-    # to blocks. The decoder skips the rest of the file as garbage.
+    # Colours may be interpolated from two rows below the box; blocks have 16 rows. The
+    # decoder skips the rest of the file as garbage.
     last = -(-(math.ceil(box[1] + box[3]) + 2) // 16) * 16
     source: bytes | bytearray = data
     if height_at and last < height:

@@ -80,7 +80,9 @@ def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
         if "array_record" not in formats:
             raise InputError(
                 f"{name} in {folder} holds {' and '.join(formats)} files, which cannot "
-                f"be read at random positions.{CONVERT.format(folder=folder)}"
+                "be read at random positions: convert them (docs/howto/prepare_data.md)"
+                f" with\n  tfds convert_format --dataset_version_dir={folder} "
+                "--out_file_format=array_record"
             )
         if split not in builder.info.splits:
             found = ", ".join(builder.info.splits) or "none"
@@ -133,11 +135,6 @@ def _read_labels_and_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
             labels.append(features["label"].int64_list.value[0])
             ids.append(features[id].bytes_list.value[0].decode())
     return np.array(labels, np.int32), np.array(ids, np.str_)
-
-
-CONVERT = """ Convert them with TFDS, in a Python environment of its own:
-  pip install tensorflow tensorflow-datasets array-record apache-beam mlcroissant
-  tfds convert_format --dataset_version_dir={folder} --out_file_format=array_record"""
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
