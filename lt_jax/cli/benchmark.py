@@ -165,25 +165,26 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
     """Measure the matmul and copy speed of all devices together."""
     count = jax.device_count()
 
-    def program(function: Any, shape: tuple[int, ...], dtype: Any) -> Any:
-        array = sharding.shard_globally(np.full((count, *shape), 1e-3, dtype))
-        return partial(sharding.jit_over_devices(function, (True,)), array)
-
-    def speed(make: Any, size: int, most: int) -> tuple[float, int]:
+    def speed(
+        function: Any, axes: int, kind: str, size: int, most: int
+    ) -> tuple[float, int]:
         """Measure calls/s at the smallest size that takes some milliseconds."""
-        while size < most and seconds_per_call(make(size), 0.01) < 5e-3:
+        run = sharding.jit_over_devices(function, (True,))
+
+        def measure(seconds: float) -> float:
+            array = np.full((count, *[size] * axes), 1e-3, jnp.dtype(kind))
+            return seconds_per_call(
+                partial(run, sharding.shard_globally(array)), seconds
+            )
+
+        while size < most and measure(0.01) < 5e-3:
             size *= 2
-        return 1 / seconds_per_call(make(size), seconds), size
+        return 1 / measure(seconds), size
 
-    def matmul(size: int) -> Any:
-        return program(lambda a: a @ a, (size, size), jnp.dtype(dtype))
-
-    def copy(size: int) -> Any:
-        return program(lambda a: a + 1, (size,), np.float32)
-
-    products, size = speed(matmul, 512, 8192)
+    products, size = speed(lambda a: a @ a, 2, dtype, 512, 8192)
     flops = count * 2 * size**3 * products
-    copies, size = speed(copy, 2**24, 2**28)  # 64 MiB, more than most caches, to 1 GiB
+    # 64 MiB, more than most caches, to 1 GiB
+    copies, size = speed(lambda a: a + 1, 1, "float32", 2**24, 2**28)
     return {"flops": flops, "bytes": count * 2 * 4 * size * copies, "dtype": dtype}
 
 

@@ -1,4 +1,4 @@
-"""``--config FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``: from flags to a config.
+"""Reading a config from ``--config FILE[:ARGUMENT]`` and ``--config.KEY=VALUE``.
 
 Heavy modules are imported inside functions so that ``--help`` is fast.
 """
@@ -19,25 +19,24 @@ if TYPE_CHECKING:
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separate config flags from the others; both ``=`` and a space are accepted."""
+    """Separate config flags, written as ``--config=FILE``, from all others."""
     config, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)
         if word != "--config" and not word.startswith(("--config.", "--config=")):
             rest.append(word)
         elif "=" in word or not words or words[0].startswith("--"):
-            config.append(word)  # a truth value may stand alone
+            config.append(word)  # --config.KEY alone sets a boolean to true
         else:
             config.append(f"{word}={words.pop(0)}")
     return config, rest
 
 
 def read(flags: list[str]) -> ConfigDict:
-    """Return the locked config of a file, with its overrides.
+    """Return the locked config of a file, with the overrides of the other flags.
 
     Raises:
-      InputError: no such file, an error in it, an unknown key, or a value of another
-        type.
+      InputError: no such file, an error in it, an unknown key, or an invalid value.
     """
     from flax.traverse_util import flatten_dict
 
@@ -72,8 +71,7 @@ def _load(file: str) -> ConfigDict:
 def _find(path: str) -> str:
     """Return the path if it exists, else that of the config shipped in the wheel."""
     shipped = Path(__file__).parents[1] / "configs"
-    own = shipped / path.removeprefix("configs/")
-    for file in (path, str(own)):
+    for file in (path, str(shipped / path.removeprefix("configs/"))):
         if os.path.isfile(file):
             return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))

@@ -15,10 +15,9 @@ from lt_jax.cli import benchmark
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.cached import rows_of
+from lt_jax.experiment.cached import Row, rows_of
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import Session, load_splits, open_session
-from lt_jax.experiment.stages import first_stage
 from lt_jax.training import steps
 from lt_jax.training.log import duration, jsonable
 
@@ -26,13 +25,13 @@ SECONDS = 2.0  # per measurement
 
 
 def show(config: UserConfig, as_json: bool) -> None:
-    """Print every key with its value, and what the data add to them."""
+    """Print every key with its value, and as comments the description of the data."""
     c = resolve(config)
-    tree = jsonable(as_dict(c))
+    tree = as_dict(c)
     if as_json:
-        print(json.dumps(tree, sort_keys=True))
+        print(json.dumps(jsonable(tree), sort_keys=True))
         return
-    for key, value in sorted(flatten_dict(as_dict(c), sep=".").items()):
+    for key, value in sorted(flatten_dict(tree, sep=".").items()):
         print(f"{key} = {value!r}")
     try:
         splits, groups = load_splits(c)
@@ -51,7 +50,7 @@ def show_plan(config: UserConfig, workdir: Path | None, as_json: bool) -> None:
     """Measure a training step and an evaluation; print what would be run.
 
     Args:
-      workdir: fits that are finished there are not counted.
+      workdir: its finished fits are not counted.
     """
     with contextlib.ExitStack() as stack:
         folder = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -85,44 +84,42 @@ def _plan(session: Session) -> dict[str, Any]:
     test = task.splits.test
     per_image = 1 / benchmark.images_per_second(run, test, session, SECONDS)
 
-    stage = first_stage(session, c.seed)
     seeds = range(c.seed, c.seed + c.optim.repeats)
     first = sum(session.finished(f"stage1/{seed}") is None for seed in seeds)
     checks = c.optim.epochs / c.eval.every  # evaluations on validation
-    first_seconds = len(stage.rates) * per_step + per_image * (others + checks * valid)
+    steps_per_fit = c.optim.epochs * -(-train // c.optim.batch)
+    first_seconds = steps_per_fit * per_step + per_image * (others + checks * valid)
     rows = [row for seed in seeds for row in rows_of(c, seed, grid=False)]
     rows = [row for row in rows if session.finished(row.title) is None]
-    swept = all("grid" in c.method.entries[name] for name in c.method.names)
-    heads = [r for seed in seeds if swept for r in rows_of(c, seed, grid=True)]
+    grids = all("grid" in c.method.entries[name] for name in c.method.names)
+    swept = [row for seed in seeds if grids for row in rows_of(c, seed, grid=True)]
     extraction = c.optim.repeats * (train * c.method.views + others) * per_image
     epochs = sum(row.hyper["epochs"] for row in rows)
     # Online, each epoch passes the backbone forwards.
     online = (epochs * train + len(rows) * others) * per_image
     cached = c.method.features == "cached"
+
+    def entry(fits: int, epochs: int, batch: int, seconds: float) -> dict[str, Any]:
+        return {
+            "fits": fits,
+            "epochs": epochs,
+            "steps": epochs * -(-train // batch),
+            "batch": batch,
+            "seconds": seconds if fits else 0.0,
+        }
+
+    def heads(rows: list[Row], seconds: float) -> dict[str, Any]:
+        epochs = sum(row.hyper["epochs"] for row in rows)
+        return entry(len(rows), epochs, c.method.batch, seconds)
+
+    first_epochs, first_seconds = first * c.optim.epochs, first * first_seconds
     return {
-        "stage1": {
-            "fits": first,
-            "epochs": first * c.optim.epochs,
-            "steps": first * len(stage.rates),
-            "batch": c.optim.batch,
-            "seconds": first * first_seconds,
-        },
-        "stage2": _heads(session, rows, extraction if cached else online),
-        "sweep": _heads(session, heads, extraction),
+        "stage1": entry(first, first_epochs, c.optim.batch, first_seconds),
+        "stage2": heads(rows, extraction if cached else online),
+        "sweep": heads(swept, extraction),
         "device": sharding.device_name(),
         "step_seconds": per_step,
         "memory": benchmark.peak_memory(),
-    }
-
-
-def _heads(session: Session, rows: list[Any], seconds: float) -> dict[str, Any]:
-    batch, epochs = session.config.method.batch, sum(r.hyper["epochs"] for r in rows)
-    return {
-        "fits": len(rows),
-        "epochs": epochs,
-        "steps": epochs * -(-len(session.task.splits.train) // batch),
-        "batch": batch,
-        "seconds": seconds if rows else 0.0,
     }
 
 

@@ -1,4 +1,4 @@
-"""Names for ``lt-jax list``: pairs of a name and one line, from the literal dicts."""
+"""``lt-jax list``: pairs of a name and a line about it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def data() -> Lines:
 
 
 def configs() -> Lines:
-    """List config files in the current folder, then those shipped with the package."""
+    """List config files in the current folder and those shipped with the package."""
     shipped = Path(__file__).parents[1] / "configs"
     found: dict[str, str] = {}
     for folder in (Path("configs"), shipped):
@@ -47,7 +47,7 @@ def configs() -> Lines:
 
 
 def _summary(function: Any) -> str:
-    # A function called load is its module's only loader.
+    # The docstring of a loader called `load` is that of its module.
     owner = inspect.getmodule(function) if function.__name__ == "load" else function
     first, _, _ = (inspect.getdoc(owner) or "").partition("\n\n")
     return " ".join(first.split()).replace("``", "")

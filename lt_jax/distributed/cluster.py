@@ -120,9 +120,9 @@ def join(
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Combine flags and scheduler to arguments of jax.distributed.initialize.
+    """Combine flags and scheduler into arguments of jax.distributed.initialize.
 
-    None means that the process runs alone. JAX finds what is missing.
+    None means that the process runs alone. JAX detects what is missing.
     """
     if given == {"num_processes": 1}:
         return None
@@ -172,10 +172,9 @@ def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[
     def give_up() -> None:
         print(
             f"lt-jax: {who} on {socket.gethostname()} did not reach all others within "
-            f"{seconds:.0f} s (coordinator {where}). Check that all processes run "
-            "with the same --coordinator and --num_processes, and each with its own "
-            "--process_id. Process 0 must run on the coordinator's host and accept "
-            "connections.",
+            f"{seconds:.0f} s (coordinator {where}). Check that all processes run, "
+            "with one --coordinator and --num_processes, and each with its own "
+            "--process_id. Process 0 must run on the coordinator's host, reachable.",
             file=sys.stderr,
             flush=True,
         )
@@ -242,7 +241,7 @@ def _scheduled() -> dict[str, Any]:
     elif (tasks := int(env.get(f"{mpi}SIZE", 1))) > 1:
         keys = "RANK", "LOCAL_SIZE", "LOCAL_RANK"
         number, here, local = (int(env[mpi + key]) for key in keys)
-        # Open MPI 5 has no address in the environment; JAX then needs mpi4py.
+        # Open MPI 5 has no address in the environment, so JAX needs mpi4py for it.
         method = "ompi" if "OMPI_MCA_orte_hnp_uri" in env else "mpi4py"
     else:
         return {}
@@ -255,7 +254,7 @@ def _scheduled() -> dict[str, Any]:
 
 
 def _managed() -> bool:
-    """Check for an indexed Kubernetes Job or a Cloud TPU. JAX finds the others."""
+    """Check for an indexed Kubernetes Job or a Cloud TPU, which JAX joins by itself."""
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
         return True
     return (
@@ -294,26 +293,25 @@ def local_devices(here: int, local: int, visible: str | None) -> list[int] | Non
 def enable_compilation_cache() -> None:
     """Keep compiled programs on disk, so that the next start skips the compiler.
 
-    The folder is ``~/.cache/lt_jax/compiled`` (XDG_CACHE_HOME), or
-    JAX_COMPILATION_CACHE_DIR; if that is empty, there is no cache. JAX executes the
-    files in it, so it must be the user's own, and not in the workdir, which is shared.
+    The folder is JAX_COMPILATION_CACHE_DIR, or ``~/.cache/lt_jax/compiled``
+    (XDG_CACHE_HOME). JAX executes the files in it. So it must be the user's own, and
+    not in the workdir, which is shared.
     """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
-        return  # JAX has read it; an empty value disables the cache
+        return  # JAX reads it; an empty value disables the cache
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     folder = Path(cache).expanduser() / "lt_jax" / "compiled"
+    reason = f"other users can write to {folder}"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
-    except OSError as error:
-        reason = f"{error.strerror} ({folder})"
-    else:
         if found.st_uid == os.getuid() and not found.st_mode & stat.S_IWOTH:
             jax.config.update("jax_compilation_cache_dir", str(folder))
-            # JAX's default of 1 s would miss most programs of a start.
+            # JAX's default of 1 s would skip most programs.
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
             return
-        reason = f"other users can write to {folder}"
+    except OSError as error:
+        reason = f"{error.strerror} ({folder})"
     print(f"lt-jax: compilation cache disabled: {reason}", file=sys.stderr)

@@ -21,33 +21,32 @@ EXIT_CODES = {"SIGINT": 130, "SIGTERM": 75}
 def catch_signals(*names: str) -> Iterator[Callable[[], str]]:
     """Record the first of these signals; the second one ends the process at once.
 
-    The first signal restores the default actions, so that the second one ends even a
-    process that waits in a collective. Nothing is cleaned up, which is safe:
-    checkpoints are written atomically.
+    The second one ends even a process that waits in a collective. Nothing is cleaned
+    up, which is safe: checkpoints are written atomically.
 
     Args:
       names: keys of ``EXIT_CODES``.
 
     Yields:
-      A function for all processes to call at the same places. It returns the name of
-      the signal that any of them received, or "".
+      ``stop_requested``, which all processes must call at the same places. It returns
+      the name of the signal that any of them received, or "".
     """
-    received = ""
+    received = 0
     numbers = [signal.Signals[name] for name in names]
 
     def handle(number: int, _frame: Any) -> None:
         nonlocal received
-        received = signal.Signals(number).name
+        received = number
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
         again = "press Ctrl-C" if number == signal.SIGINT else "send it"
+        name = signal.Signals(number).name
         # Not print, which the signal may have interrupted.
-        text = f"\n{received}: saving and stopping ({again} again to quit now)\n"
+        text = f"\n{name}: saving and stopping ({again} again to quit now)\n"
         os.write(2, text.encode())
 
     def stop_requested() -> str:
-        number = signal.Signals[received].value if received else 0
-        number = processes.max_over_processes(number)
+        number = processes.max_over_processes(received)
         return signal.Signals(number).name if number else ""
 
     # Call this after jax.distributed.initialize, whose handler swallows SIGTERM.
@@ -75,22 +74,18 @@ def _reset_on_delivery(number: int) -> None:
 
 
 def never_stop() -> str:
-    """Return "": the default of ``stop_requested`` arguments."""
+    """Default for arguments named ``stop_requested``: never interrupted."""
     return ""
 
 
 def until_stopped(
     batches: Iterable[Any], stop_requested: Callable[[], str], doing: str
 ) -> Iterator[Any]:
-    """Yield batches until a signal arrives.
+    """Yield batches; raise `Interrupted` once ``stop_requested`` names a signal.
 
     Args:
       batches: equally many in all processes.
-      stop_requested: from ``catch_signals``.
       doing: the work that is given up, for the exception.
-
-    Raises:
-      Interrupted: a signal arrived.
     """
     for number, batch in enumerate(batches):
         if processes.is_sync_step(number) and (by := stop_requested()):

@@ -33,9 +33,12 @@ def any_process(mask: np.ndarray) -> np.ndarray:
 
 
 def is_sync_step(step: int, count: int = 1) -> bool:
-    """Check whether processes should synchronise, ``count`` steps after the last call.
+    """Check whether the processes should synchronise after this step.
 
-    Several wait for each other, so they do it every 16 steps only.
+    Several processes wait for each other, so they do it every 16 steps only.
+
+    Args:
+      count: steps since the last call.
     """
     every = STEPS_BETWEEN_SYNCS
     return jax.process_count() == 1 or step // every > (step - count) // every
@@ -44,8 +47,7 @@ def is_sync_step(step: int, count: int = 1) -> bool:
 def on_process_zero(work: Callable[[], None]) -> None:
     """Run file operations on process 0 while the others wait.
 
-    Raises:
-      InputError: in the others, if process 0 failed. Process 0 raises its own error.
+    If they fail, process 0 raises the error and the others raise an InputError.
     """
     failed: Exception | None = None
     if jax.process_index() == 0:
@@ -68,6 +70,5 @@ def from_process_zero(find: Callable[[], Any]) -> Any:
     value = find() if jax.process_index() == 0 else None
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
     size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    return json.loads(
-        multihost_utils.broadcast_one_to_all(np.resize(text, size)).tobytes()
-    )
+    text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
+    return json.loads(text.tobytes())

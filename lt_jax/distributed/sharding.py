@@ -31,8 +31,8 @@ def _sharding(devices: Sequence[Any], split: bool) -> NamedSharding:
 def replicate(tree: Any) -> Any:
     """Copy arrays to every local device.
 
-    It always copies, as ``device_put`` alone may share memory. The training step
-    donates its state, which must not invalidate the caller's arrays.
+    ``device_put`` alone may share memory with the caller's arrays. The training step
+    donates its state, which would invalidate them.
     """
 
     def copy(leaf: Any) -> Any:
@@ -48,16 +48,14 @@ def replicate(tree: Any) -> Any:
 
 
 def process_part(indices: np.ndarray) -> np.ndarray:
-    """Select this process's columns of a plan, padded with -1.
+    """Select this process's columns of a plan: int32[S, padded_size(B) / processes].
 
     The parts of a batch are in process order, as ``pmap`` numbers the devices. So an
     example's position, and its augmentation, do not depend on the number of processes.
 
     Args:
-      indices: int32[S, B], the plan of all processes.
-
-    Returns:
-      int32[S, padded_size(B) / processes].
+      indices: int32[S, B], the plan of all processes; the last columns are padded
+        with -1.
     """
     missing = padded_size(indices.shape[1]) - indices.shape[1]
     wide = np.pad(indices, ((0, 0), (0, missing)), constant_values=-1)
@@ -65,11 +63,7 @@ def process_part(indices: np.ndarray) -> np.ndarray:
 
 
 def shard_batch(batch: Batch) -> Batch:
-    """Split arrays [B, ...] of this process into [devices, B / devices, ...].
-
-    Raises:
-      InputError: B is not divisible by the number of devices.
-    """
+    """Split arrays [B, ...] of this process into [devices, B / devices, ...]."""
     devices = jax.local_device_count()
 
     def split(array: np.ndarray) -> np.ndarray:
@@ -80,8 +74,8 @@ def shard_batch(batch: Batch) -> Batch:
             )
         return array.reshape(devices, -1, *array.shape[1:])
 
-    parts = jax.tree.map(split, batch)
-    return jax.device_put(parts, _sharding(jax.local_devices(), split=True))
+    target = _sharding(jax.local_devices(), split=True)
+    return jax.device_put(jax.tree.map(split, batch), target)
 
 
 def shard_indices(indices: np.ndarray) -> jax.Array:
@@ -103,8 +97,8 @@ def micro_batch_size(batch: int, parts: int, pairs: bool) -> int:
 def arrange_micro_batches(indices: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
     """Reorder a plan so that ``shard_batch`` gives each device its micro-batches.
 
-    Each batch is cut into ``parts`` micro-batches of neighbours. Each micro-batch is
-    padded and divided over the devices, so it has the same examples on any number.
+    Cuts each batch into micro-batches of neighbours, then each of these into one piece
+    per device. So the examples of a micro-batch do not depend on the number of devices.
 
     Args:
       indices: int32[steps, B]; -1 is padding.
@@ -154,8 +148,7 @@ def jit_over_devices(
 
 def shard_globally(array: np.ndarray) -> jax.Array:
     """Split an array over all devices along axis 0, padded with zeros."""
-    missing = padded_size(len(array)) - len(array)
-    if missing:
+    if missing := padded_size(len(array)) - len(array):
         array = np.pad(array, [(0, missing), *[(0, 0)] * (array.ndim - 1)])
     return _place(array, split=True)
 
@@ -197,8 +190,8 @@ def gather_rows(values: jax.Array, indices: jax.Array) -> jax.Array:
 def dispatch_limiter() -> Callable[[Any], None]:
     """Make a function to call with a result of every step.
 
-    It waits for the result of ``MAX_STEPS_AHEAD`` steps before. Without it the queue
-    holds every batch, and several virtual CPU devices on few cores dead-lock.
+    It waits for the result from ``MAX_STEPS_AHEAD`` steps ago. Without it, every batch
+    is held in memory, and several virtual CPU devices on few cores dead-lock.
     """
     queue: collections.deque[Any] = collections.deque()
 
@@ -211,5 +204,5 @@ def dispatch_limiter() -> Callable[[Any], None]:
 
 
 def device_name() -> str:
-    """Return number and kind of the devices, such as ``2 x NVIDIA H100``."""
+    """Return number and kind of all devices, such as ``2 x NVIDIA H100``."""
     return f"{jax.device_count()} x {jax.devices()[0].device_kind}"

@@ -1,8 +1,8 @@
 """Networks under PyTorch's names and under ours, as dicts of arrays.
 
-Supported are the names of torchvision's ResNets and ResNeXts, of timm, of the code of
-LOS, weight balancing, Decoupling ("classifier-balancing") and MiSLAS, which differ in
-prefixes and in the name of the head, and of LDAM's CIFAR ResNets. PyTorch stores a
+Supports the names of torchvision's ResNets and ResNeXts, and of timm. The code of LOS,
+weight balancing, Decoupling ("classifier-balancing"), MiSLAS and LDAM differs from them
+in prefixes, and in the names of the head and the shortcuts. PyTorch stores a
 convolution as [out, in, height, width] and a linear layer as [K, D]; we store them as
 [height, width, in, out] and [D, K].
 """
@@ -20,7 +20,7 @@ from lt_jax import trees
 from lt_jax.errors import InputError
 
 KERNEL, BIAS = "params/head/kernel", "params/head/bias"
-# PyTorch's names of our leaves of a batch norm.
+# Our names in a batch norm -> PyTorch's.
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 # Dotted words before the name of a layer: module. or state_dict_best.feat_model.
@@ -40,11 +40,11 @@ _NOT_WEIGHTS = re.compile(
 
 
 class Line(NamedTuple):
-    """A leaf of ours, its name in the file, and what was changed."""
+    """One array of a network that was read, for the user."""
 
-    name: str
-    source: str  # "" if the file has none
-    note: str
+    name: str  # ours
+    source: str  # the name in the file, or "" if it has none
+    note: str  # what was changed
 
 
 class Found(NamedTuple):
@@ -56,7 +56,7 @@ class Found(NamedTuple):
 
 
 def is_head(name: str) -> bool:
-    """Check whether a name of PyTorch's belongs to a classifier."""
+    """Check whether a PyTorch name belongs to a classifier."""
     return _HEAD.fullmatch(name) is not None
 
 
@@ -81,13 +81,13 @@ def torch_name(name: str) -> str:
 
 
 def to_torch_layout(array: Any) -> np.ndarray:
-    """Transpose a leaf of ours to PyTorch's layout."""
+    """Transpose an array from our layout to PyTorch's."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(np.ndim(array))
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
 
 def to_our_layout(array: np.ndarray) -> np.ndarray:
-    """Transpose a leaf of PyTorch's to our layout."""
+    """Transpose an array from PyTorch's layout to ours."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
     return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
 
@@ -107,7 +107,7 @@ def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Fold the scales of a head into its linear layer."""
+    """Fold the scales of a head into a linear layer."""
     own = {name.removeprefix("params/head/"): np.asarray(v) for name, v in head.items()}
     names = ", ".join(own)
     kernel, bias = own.pop("kernel"), own.pop("bias", None)
@@ -119,8 +119,8 @@ def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
         kernel = kernel * own["omega"]
     elif bias is None or own:
         raise InputError(
-            f"this head is not a linear layer (it has {names}), so it has no name in "
-            "torchvision; write a .stablehlo file, which holds the computation"
+            f"this head is not a linear layer (it has {names}), as torchvision's is; "
+            "write a .stablehlo file, which holds the computation"
         )
     return {KERNEL: kernel, BIAS: bias}
 
@@ -128,10 +128,10 @@ def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def from_torch(
     state: Mapping[str, np.ndarray], expected: Mapping[str, Any], part: str = ""
 ) -> Found:
-    """Find the leaves of a network in a state dict, under any prefix.
+    """Find the arrays of a network in a state dict, under any prefix.
 
     Floats of other precisions become float32. A head without a bias gets zeros; a file
-    without a head gives a backbone alone.
+    without a head gives only a backbone.
 
     Args:
       state: arrays by PyTorch's names, nested names joined by dots.
@@ -139,14 +139,14 @@ def from_torch(
       part: prefix of the names to read, for a file with several networks.
 
     Raises:
-      InputError: there is no such network, or several; leaves are missing, unexpected
+      InputError: there is no such network, or several; arrays are missing, unexpected
         or of another shape; values are not floats or not finite.
     """
     state = {name: leaf for name, leaf in state.items() if name.startswith(part)}
     prefix = _prefix(state)
     ours = {torch_name(name): name for name in expected}
     sources: dict[str, str] = {}
-    skipped, unexpected, scale = [], [], None
+    skipped, unexpected, scale = [], {}, None
     for source, leaf in state.items():
         name = ours.get(_standard_name(source, prefix))
         if name is not None and name not in sources:
@@ -156,18 +156,13 @@ def from_torch(
         elif _NOT_WEIGHTS.fullmatch(source) or np.size(leaf) == 1:
             skipped.append(source)
         else:
-            unexpected.append(source)
+            unexpected[source] = leaf
     found = {name: to_our_layout(state[source]) for name, source in sources.items()}
     if KERNEL in found and BIAS not in found:
         found[BIAS] = np.zeros(found[KERNEL].shape[-1], np.float32)
-    wanted = dict(expected)
-    if KERNEL not in found:
-        wanted = {n: v for n, v in wanted.items() if n not in (KERNEL, BIAS)}
-    errors = trees.differences(found, wanted)
-    errors += [
-        f"+ {name} {state[name].shape}: not in this model" for name in unexpected
-    ]
-    if errors:
+    absent = () if KERNEL in found else (KERNEL, BIAS)
+    wanted = {n: leaf for n, leaf in expected.items() if n not in absent}
+    if errors := trees.differences(found | unexpected, wanted):
         more = [f"and {len(errors) - 12} more"] if len(errors) > 12 else []
         raise InputError("\n  ".join(["", *errors[:12], *more]))
     leaves, lines = {}, []
@@ -183,13 +178,13 @@ def from_torch(
 
 
 def _prefix(state: Mapping[str, np.ndarray]) -> str:
-    """Return what precedes the names of the one residual network in a file."""
+    """Return the prefix of the only residual network in a file."""
     layers = filter(None, map(_LAYER.fullmatch, state))
     prefixes = list(dict.fromkeys(m["prefix"] for m in layers if m["block"]))
     if not prefixes:
         names = ", ".join(list(state)[:5]) or "no arrays at all"
         raise InputError(
-            "it holds no residual network: expected leaves such as "
+            "it holds no residual network: expected names such as "
             f"layer1.0.conv1.weight, got {names}"
         )
     if len(prefixes) > 1:

@@ -20,12 +20,6 @@ from lt_jax.files import atomic_path
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*PYTORCH, SAFETENSORS)
-# Spelled out because safetensors.numpy cannot read bfloat16.
-DTYPES: dict[str, Any] = {
-    **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
-    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
-    **{"BF16": ml_dtypes.bfloat16, "U8": np.uint8, "BOOL": np.bool_},
-}
 
 
 def read(file: Path) -> dict[str, np.ndarray]:
@@ -40,25 +34,14 @@ def read(file: Path) -> dict[str, np.ndarray]:
     if not file.is_file():
         raise InputError(f"no such file: {file}")
     if file.suffix.lower() == SAFETENSORS:
-        return _read_safetensors(file)
-    return dict(_flat(_read_pytorch(file)))
-
-
-def _read_safetensors(file: Path) -> dict[str, np.ndarray]:
-    try:
-        entries = safetensors.deserialize(file.read_bytes())
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{file} is not a safetensors file: {error}") from error
-    found = {}
-    for name, entry in entries:
-        if entry["dtype"] not in DTYPES:
+        try:
+            return safetensors.numpy.load_file(file)
+        except (safetensors.SafetensorError, AttributeError) as error:
+            # AttributeError: a type without a NumPy dtype, such as float8.
             raise InputError(
-                f"{file}: {name} has dtype {entry['dtype']}, expected one of "
-                f"{', '.join(DTYPES)}"
-            )
-        array = np.frombuffer(entry["data"], DTYPES[entry["dtype"]])
-        found[name] = array.reshape(entry["shape"])
-    return found
+                f"{file} is not a safetensors file that NumPy can read: {error}"
+            ) from error
+    return dict(_flat(_read_pytorch(file)))
 
 
 def _read_pytorch(file: Path) -> Any:
@@ -70,7 +53,7 @@ def _read_pytorch(file: Path) -> Any:
     for call in calls:
         harmless += [call, (call, f"numpy.core.multiarray.{call.__name__}")]
     try:
-        # PyTorch warns about pickles of other makers; they are read or refused.
+        # PyTorch warns about pickles that torch.save did not write.
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(file, map_location="cpu", weights_only=True)

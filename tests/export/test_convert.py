@@ -398,13 +398,20 @@ def test_the_artefact_of_features_takes_features(tmp_path):
 
 
 def test_safetensors_of_every_float(tmp_path):
-    """The package's numpy flavour knows no bfloat16."""
-    header = {"x": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}
-    text = json.dumps(header).encode()
+    """bfloat16 is read; float8, which NumPy lacks, is refused."""
     data = np.array([1.5, -2], ml_dtypes.bfloat16).tobytes()
     file = tmp_path / "x.safetensors"
-    file.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+    def write(kind: str, size: int) -> None:
+        header = {"x": {"dtype": kind, "shape": [2], "data_offsets": [0, size]}}
+        text = json.dumps(header).encode()
+        file.write_bytes(len(text).to_bytes(8, "little") + text + data[:size])
+
+    write("BF16", 4)
     np.testing.assert_array_equal(weight_files.read(file)["x"], [1.5, -2])
+    write("F8_E4M3", 2)
+    with pytest.raises(InputError, match=r"NumPy can read.*float8"):
+        weight_files.read(file)
 
 
 # PyTorch's own files.
