@@ -173,9 +173,8 @@ def _peak(dtype: str, seconds: float) -> dict[str, Any]:
 
         def measure(seconds: float) -> float:
             array = np.full((count, *[size] * axes), 1e-3, jnp.dtype(kind))
-            return seconds_per_call(
-                partial(run, sharding.shard_globally(array)), seconds
-            )
+            placed = sharding.shard_globally(array)
+            return seconds_per_call(partial(run, placed), seconds)
 
         while size < most and measure(0.01) < 5e-3:
             size *= 2
@@ -257,7 +256,7 @@ def _stage1(
 def _resident(
     session: Session, stage: Stage, step: tuple[Any, Any, Any], seconds: float
 ) -> float | None:
-    """Measure images/s with the training images on the devices, if they fit."""
+    """Measure images/s with the training images on the devices; None if too many."""
     task, (spec, state, inputs) = session.task, step
     train = task.splits.train
     if not fits_on_device(train, task.resident):
@@ -280,7 +279,7 @@ def _resident(
 
 
 def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
-    """Yield batches for epoch after epoch, skipping incomplete ones."""
+    """Yield the complete batches of epoch after epoch."""
     full = slice(max(1, len(train) // stage.batch))
     for epoch in itertools.count():
         rows, crops = epoch_plan(train, stage, epoch, full)
@@ -316,7 +315,7 @@ def images_per_second(
 def _heads(
     session: Session, network: Weights, heads: int, seconds: float
 ) -> dict[str, Any] | None:
-    """Measure fitting ``heads`` heads of the first method that trains, in parallel."""
+    """Measure fitting ``heads`` heads at once, of the first method that has epochs."""
     config, task = session.config, session.task
     m, train = config.method, task.splits.train
     trained = {k: v for k, v in own_values(config).items() if v["epochs"]}
@@ -346,7 +345,7 @@ def _heads(
         )
 
     def run(epochs: int) -> np.ndarray:
-        """Return the seconds per epoch of all heads, without the first, compiling."""
+        """Return the seconds of every epoch but the first, which compiles."""
         jobs, ends = [job(seed, epochs) for seed in range(heads)], []
 
         def after_epoch(_: int) -> None:
@@ -354,10 +353,9 @@ def _heads(
             session.raise_if_stopped("the benchmark")
 
         chunks = plan_chunks(jobs, m.batch, budget)
-        collections.deque(
-            fit_heads(chunks, cached, m.batch, budget, after_epoch, lambda: cached), 0
-        )
-        return np.diff(np.reshape(ends, (-1, epochs))).sum(0)  # over the chunks
+        given = chunks, cached, m.batch, budget, after_epoch, lambda: cached
+        collections.deque(fit_heads(*given), maxlen=0)
+        return np.diff(np.reshape(ends, (-1, epochs))).sum(axis=0)  # over chunks
 
     epochs = 1 + max(ROUNDS, min(1000, round(seconds / run(2)[0])))
     epoch = statistics.median(run(epochs))

@@ -22,7 +22,7 @@ from lt_jax.errors import Diverged, InputError, Interrupted
 
 CONFIG_HELP = """\
 config flags:
-  --config FILE[:ARG]      Python file with get_config(ARG), executed. If it does not
+  --config FILE[:ARG]      Python file that defines get_config(ARG). If it does not
                            exist, the one shipped with the package is used
   --config.KEY.KEY=VALUE   override one value; an unknown key is an error
 """
@@ -72,7 +72,7 @@ def _without_closed_loops() -> Iterator[None]:
 
 
 def _run(argv: list[str]) -> int:
-    # Orbax logs errors with tracebacks from its threads, and raises them as well.
+    # Orbax raises its errors; its threads also log them, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     flags, rest = config_flags.split(argv)
     options = make_parser().parse_args(rest)
@@ -225,10 +225,10 @@ def _add_computing(
         "Detected under SLURM, Open MPI, Kubernetes and Cloud TPU; see launch/.\n"
         "--num_processes 1 turns detection off.",
     ).add_argument
-    text = "address where process 0 listens, the same for all"
+    text = "address where process 0 listens, the same for all processes"
     add("--coordinator", metavar="HOST:PORT", help=text)
     add("--num_processes", type=int, metavar="N")
-    add("--process_id", type=int, metavar="I", help="from 0 to N - 1, each once")
+    add("--process_id", type=int, metavar="I", help="from 0 to N - 1")
     text = "how long to wait for the other processes (default: %(default)g)"
     seconds = cluster.JOIN_SECONDS
     add("--join_timeout", type=float, default=seconds, metavar="SECONDS", help=text)

@@ -96,7 +96,7 @@ def join(
     except (ValueError, RuntimeError, OSError) as error:
         pod = "JOB_COMPLETION_INDEX" in os.environ
         if "should be defined" in str(error) and not arguments and not pod:
-            return False  # a single TPU host without a metadata server
+            return False  # a single TPU host, where JAX has nothing to join
         raise InputError(f"cannot join the others ({error}): {HINT}") from error
     _protect_stdout(jax.process_index() == 0)
     from lt_jax.distributed import processes
@@ -151,7 +151,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _check_address(address: str) -> None:
-    """Check that process 0 can listen there; if not, JAX would crash."""
+    """Check that process 0 can listen on an address; otherwise JAX would crash."""
     host, _, port = address.rpartition(":")
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
@@ -159,14 +159,14 @@ def _check_address(address: str) -> None:
     except OSError as error:
         raise InputError(
             f"process 0 on {socket.gethostname()} cannot listen on {address}: "
-            f"{error.strerror}. Another job may use the port, or --coordinator is not "
-            "this host. Behind a gateway, set JAX_COORDINATOR_BIND_ADDRESS"
+            f"{error.strerror}. Choose a free port and the address of this host, or "
+            "behind a gateway set JAX_COORDINATOR_BIND_ADDRESS"
         ) from error
 
 
 @contextlib.contextmanager
 def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[None]:
-    """Exit with a message if the others do not come; let Ctrl-C end the wait."""
+    """Exit with a message after ``seconds``; let Ctrl-C end the wait."""
     who = "this process" if process_id is None else f"process {process_id}"
 
     def give_up() -> None:
