@@ -1,12 +1,11 @@
 """Library interface: fit heads on features, evaluate logits; arrays in and out.
 
-No config, no workdir, no files. The heads equal those of ``lt-jax retrain`` on the
-same features: both use the engine of cached stage 2.
+No config, no workdir, no files. The heads equal those of ``lt-jax retrain`` on the same
+features: both use the engine of stage 2 on cached features.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +27,7 @@ ROWS = 4096  # examples per block of logits
 
 
 class Recipe(NamedTuple):
-    """A method and its SGD hyperparameters; the rate falls along a half cosine."""
+    """A method and its SGD hyperparameters; lr falls to 0 along a half cosine."""
 
     method: Method  # from lt_jax.methods, made with the class counts
     lr: float  # highest learning rate
@@ -52,12 +51,9 @@ class FittedHead(NamedTuple):
             raise InputError(
                 f"features have the shape {list(features.shape)}; expected [N, {width}]"
             )
-        starts, apply = range(0, max(len(features), 1), ROWS), _jit(self.head.apply)
+        starts, apply = range(0, max(len(features), 1), ROWS), jax.jit(self.head.apply)
         parts = [features[i : i + ROWS].astype(np.float32) for i in starts]
         return np.concatenate([np.asarray(apply(self.params, part)) for part in parts])
-
-
-_jit = functools.cache(jax.jit)  # one compiled function per kind of head
 
 
 def fit_head(

@@ -35,31 +35,30 @@ class Head(NamedTuple):
     scale: float | None = None  # a leaf [] in place of the bias
 
     def init(
-        self, key: Array, start: Params | None, features: int, classes: int, init: str
+        self, key: Array, start: Params | None, features: int, classes: int, name: str
     ) -> Params:
-        """Make the initial parameters.
+        """Make the initial parameters for D features and K classes.
 
         Args:
           key: JAX key; not used if there is a start.
-          start: parameters of the stage-1 head, whose kernel and bias are copied; None
-            for random ones.
+          start: stage-1 head whose kernel and bias to take; None for random ones.
           features: D.
           classes: K.
-          init: one of ``initializers.NAMES``.
+          name: the initialiser, one of ``initializers.NAMES``.
         """
         keys = jax.random.split(key)
         own = start or {
-            "kernel": initializers.kernel(init)(keys[0], (features, classes)),
-            "bias": initializers.bias(init, features)(keys[1], (classes,)),
+            "kernel": initializers.kernel(name)(keys[0], (features, classes)),
+            "bias": initializers.bias(name, features)(keys[1], (classes,)),
         }
         if self.scale is not None:
             scale = jnp.asarray(self.scale, jnp.float32)
             return {"kernel": own["kernel"], "scale": scale}
         return {
-            **{name: own[name] for name in ("kernel", "bias")},
-            **{name: jnp.ones(classes) for name in self.ones},
-            **{name: jnp.zeros(classes) for name in self.zeros},
-            **{name: jnp.zeros(features) for name in self.directions},
+            **{leaf: own[leaf] for leaf in ("kernel", "bias")},
+            **{leaf: jnp.ones(classes) for leaf in self.ones},
+            **{leaf: jnp.zeros(classes) for leaf in self.zeros},
+            **{leaf: jnp.zeros(features) for leaf in self.directions},
         }
 
 

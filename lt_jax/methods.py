@@ -54,7 +54,7 @@ class Method(NamedTuple):
 
 
 def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
-    """Return bool[epochs * steps per epoch]: whether the head is projected after it."""
+    """Return bool[epochs * per_epoch]: the steps after which the head is projected."""
     steps = np.arange(1, epochs * per_epoch + 1)
     every = {"step": 1, "epoch": per_epoch}[method.project_every]
     return (steps % every == 0) & (method.project is not None)
@@ -76,7 +76,7 @@ def _max_norm(quantile: float) -> Project:
 def ce(counts: np.ndarray, *, start: str, sampler: str) -> Method:
     """Cross-entropy, the baseline of every other method (Decoupling, ICLR 2020).
 
-    From the stage-1 head under the instance sampler it continues joint training.
+    With the stage-1 head and the instance sampler, it continues joint training.
     """
     return Method(losses.cross_entropy(len(counts)), sampler, start)
 
@@ -383,7 +383,7 @@ METHODS: dict[str, Callable[..., Method]] = {
 
 
 def make(name: str, counts: np.ndarray, hyperparameters: Mapping[str, Any]) -> Method:
-    """Build the method ``name`` with a value for each of its keywords."""
+    """Build the method ``name``; the hyperparameters are exactly its keywords."""
     build = METHODS[one_of("method", name, METHODS)]
     _, *wanted = inspect.signature(build).parameters
     for key in hyperparameters:

@@ -90,8 +90,7 @@ class Case(NamedTuple):
 
     smoothing: Smoothing
     batch: int = 64  # learning rates of official code are scaled to this batch
-    # Where official values differ between datasets: those for "cifar100_lt",
-    # "imagenet_lt" or "inat2018".
+    # Whose official values to take: "cifar100_lt", "imagenet_lt" or "inat2018".
     official: str = "cifar100_lt"
 
     def lr(self, lr: float, batch: int) -> float:
@@ -99,9 +98,9 @@ class Case(NamedTuple):
         return lr * self.batch / batch
 
     def pick(self, cifar100_lt: Any, imagenet_lt: Any, inat2018: Any) -> Any:
-        """Return the value for the dataset ``official``."""
-        values = cifar100_lt, imagenet_lt, inat2018
-        return values[("cifar100_lt", "imagenet_lt", "inat2018").index(self.official)]
+        """Return the official value for the case's dataset."""
+        names = "cifar100_lt", "imagenet_lt", "inat2018"
+        return (cifar100_lt, imagenet_lt, inat2018)[names.index(self.official)]
 
 
 Entry = dict[str, Any]

@@ -157,7 +157,8 @@ class ResNet(nn.Module):
         x = conv(self.width, size, stride, name="stem_conv")(x)
         x = nn.relu(norm(name="stem_norm")(x, mask, moving))
         if pool:
-            x = nn.max_pool(x, (3, 3), (2, 2), [(1, 1), (1, 1)])
+            pad: Any = ((1, 1), (1, 1))
+            x = nn.max_pool(x, (3, 3), (2, 2), pad)
         for stage, blocks in enumerate(self.stages, 1):
             for block in range(1, blocks + 1):
                 x = Block(
