@@ -34,14 +34,7 @@ class Chapter(NamedTuple):
 
 
 def write(paths: Sequence[Path], out: Path) -> Path:
-    """Write the report on these workdirs.
-
-    Returns:
-      The path of the page.
-
-    Raises:
-      InputError: a workdir cannot be read, or ``out`` cannot be written.
-    """
+    """Write the report on these workdirs and return the path of the page."""
     runs = workdirs.read(paths)
     try:
         (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -51,15 +44,14 @@ def write(paths: Sequence[Path], out: Path) -> Path:
             for kind, content in part.picture.items():
                 (out / "figures" / f"{part.name}.{kind}").write_bytes(content)
             if part.numbers is not None:
-                write_atomically(
-                    out / "figures" / f"{part.name}.csv", part.numbers.csv()
-                )
+                file = out / "figures" / f"{part.name}.csv"
+                write_atomically(file, part.numbers.csv())
         title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
         write_atomically(out / "index.html", render(title, chapters))
     except OSError as error:
         raise InputError(
-            f"cannot write the report to {out}: {error.strerror or error} "
-            f"({error.filename or out}). Choose another folder with --out"
+            f"cannot write the report to {error.filename or out}: "
+            f"{error.strerror or error}. Choose another folder with --out"
         ) from error
     return out / "index.html"
 
@@ -74,10 +66,8 @@ def render(title: str, chapters: Sequence[Chapter]) -> str:
         lstrip_blocks=True,
     )
     environment.filters["data_uri"] = _data_uri
-    template = environment.get_template("page.html.j2")
-    return template.render(
-        title=title, chapters=chapters, largest_download=LARGEST_DOWNLOAD
-    )
+    page = environment.get_template("page.html.j2")
+    return page.render(title=title, chapters=chapters, largest=LARGEST_DOWNLOAD)
 
 
 def _data_uri(content: str | bytes, kind: str) -> str:

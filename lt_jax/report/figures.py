@@ -24,24 +24,8 @@ from lt_jax.experiment.tables import cell
 from lt_jax.experiment.workdirs import Run
 from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
-from lt_jax.report.style import (
-    BLUE,
-    GREY,
-    INK,
-    LINES,
-    NOTE,
-    ORANGE,
-    PINK,
-    RED,
-    WIDTH,
-    legend,
-    limits,
-    log_axis,
-    mark_empty,
-    render,
-    small_panels,
-    trend,
-)
+from lt_jax.report import style
+from lt_jax.report.style import BLUE, GREY, INK, LINES, NOTE, ORANGE, PINK, RED, WIDTH
 from lt_jax.report.tables import ACCURACIES, LOS, Part, Table, listed, with_std
 from lt_jax.retraining import selection
 from lt_jax.retraining.selection import Setting, number, spread
@@ -66,62 +50,59 @@ CURVES: tuple[Look, ...] = ({"ls": "-"}, {"ls": (0, (3, 2)), "mfc": "white"})
 class ClassMetric(NamedTuple):
     """A metric of every class, drawn against the class's training count."""
 
-    name: str  # of the files
+    name: str  # of the files, and of the metric
     title: str
     ylabel: str
-    keys: Mapping[str, str]  # metrics of ``per_class`` by label, a line each
     caption: str = ""
+    kinds: Sequence[str] = ("",)  # suffixes of the metric, a line each
     factor: float = 1
-    log: bool = False
+
+    def keys(self) -> dict[str, str]:
+        """Return the metrics of ``per_class`` by kind."""
+        return {
+            kind: f"{self.name}_{kind}" if kind else self.name for kind in self.kinds
+        }
 
 
-BALANCED = " A balanced head has a horizontal line. "
+READINGS = {  # of the logits, with the definition of Logits Magnitude
+    "row": "Mean over the examples of a class: true logit minus the mean of the other "
+    "logits.",
+    "column": "Mean of logit k over the examples of class k, minus its mean over all "
+    "other examples.",
+}
 CLASS_METRICS = (
     ClassMetric(
-        *("accuracy", "Accuracy per class by training count", "accuracy (per cent)"),
-        {"": "accuracy"},
+        "accuracy",
+        "Accuracy per class by training count",
+        "accuracy (per cent)",
         factor=100,
-    ),
-    ClassMetric(
-        *("loma_row", "Logits Magnitude per class, row reading", "LoMa row (nats)"),
-        {"": "loma_row"},
-        "Mean over the examples of a class: true logit minus the mean of the other "
-        "logits." + BALANCED,
-    ),
-    ClassMetric(
-        *("loma_col", "Logits Magnitude per class, column reading", "LoMa col (nats)"),
-        {"": "loma_col"},
-        "Mean of logit k over the examples of class k, minus its mean over all other "
-        "examples." + BALANCED,
     ),
     *(
         ClassMetric(
-            *(
-                f"rsd_{key}",
-                f"RSD per class, {reading} reading",
-                f"RSD {key} (log scale)",
-            ),
-            {kind: f"rsd_{key}_{kind}" for kind in ("true", "false")},
+            f"loma_{name[:3]}",
+            f"Logits Magnitude per class, {name} reading",
+            f"LoMa {name[:3]} (nats)",
+            f"{definition} A balanced head has a horizontal line. ",
+        )
+        for name, definition in READINGS.items()
+    ),
+    *(
+        ClassMetric(
+            f"rsd_{name[:3]}",
+            f"RSD per class, {name} reading",
+            f"RSD {name[:3]} (log scale)",
             "Standard deviation of a class's logits divided by its LoMa; true: over "
             "its own examples, false: over all others. Lower is more uniform. ",
-            log=True,
+            kinds=("true", "false"),
         )
-        for key, reading in (("row", "row"), ("col", "column"))
+        for name in READINGS
     ),
-    ClassMetric(
-        *("weight_norm", "Weight norm per class", "norm of the class vector"),
-        {"": "weight_norm"},
-    ),
+    ClassMetric("weight_norm", "Weight norm per class", "norm of the class vector"),
 )
 
 
 def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
-    """Draw the training images per class, largest first, with the group limits.
-
-    Args:
-      counts: int[K].
-      many, few: limits, see ``metrics.groups``.
-    """
+    """Draw training images per class, int[K], largest first, with the group limits."""
     figure = Figure(figsize=(WIDTH, WIDTH / 2.5))
     axis = figure.add_subplot()
     ordered = np.sort(counts)[::-1]
@@ -132,7 +113,7 @@ def sorted_counts(counts: np.ndarray, many: int, few: int) -> Figure:
         axis.axhline(limit, color=GREY, linestyle="--", linewidth=0.8)
         note = {"transform": axis.get_yaxis_transform(), **NOTE}
         axis.text(1, limit, f"{name} {limit:,}", va="bottom", **note)
-    log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
+    style.log_axis(axis, "y", max(ordered[-1], 1) * 0.8, ordered[0] * 1.25)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axis.set(xlabel="class, largest first", ylabel="training images")
     return figure
@@ -159,7 +140,7 @@ def groups(run: Run) -> Part:
         if names[0] == "none" and np.isfinite(mean[0]):
             axis.axvline(mean[0], color=INK, lw=0.7, ls=(0, (4, 3)))
         if not np.isfinite(mean).any():
-            mark_empty(axis)
+            style.mark_empty(axis)
             axis.set_xticks([])
         axis.set_xlim(0, 1.28 * top)
     group_limits = run.result["protocol"]["group_limits"]
@@ -170,7 +151,7 @@ def groups(run: Run) -> Part:
         f"{group_limits['many']} training images), medium-shot and few-shot (fewer "
         f"than {group_limits['few']}) classes. Whiskers: standard deviation over "
         "seeds. Dashed line: the stage-1 head.",
-        picture=render(figure),
+        picture=style.render(figure),
         alt=f"Bar chart of accuracy, on all classes and by group, for {listed(names)}.",
         numbers=Table(
             ["method", "seeds", *with_std(ACCURACIES)],
@@ -189,30 +170,27 @@ def per_class(run: Run, metric: ClassMetric) -> Part:
     numbers = []
     for method, fits in run.fits.items():
         columns, lines[method] = [], {}
-        for label, key in metric.keys.items():
-            values = np.array([[number(v) for v in f["per_class"][key]] for f in fits])
-            values *= metric.factor
-            unknown = np.full(values.shape[1], np.nan)
-            std = values.std(axis=0, ddof=1) if len(fits) > 1 else unknown
-            lines[method][label] = values.mean(axis=0)
-            columns += [values.mean(axis=0).tolist(), std.tolist()]
+        for kind, key in metric.keys().items():
+            values = zip(*(fit["per_class"][key] for fit in fits), strict=True)
+            mean, std = metric.factor * np.array([spread(v) for v in values]).T
+            lines[method][kind] = mean
+            columns += [mean.tolist(), std.tolist()]
         rows = zip(first["class"], first["train_count"], *columns, strict=True)
         numbers += [[method, *row] for row in rows]
     panels = {m: drawn for m, drawn in lines.items() if m != "none"} or lines
     reference = lines.get("none", {}) if "none" not in panels else {}
     counts = np.array(first["train_count"], np.float64)
-    figure = _draw_per_class(counts, panels, reference, metric)
     return Part(
         metric.name,
         metric.title,
         metric.caption + "One panel per method. Points are classes (mean over seeds); "
         "lines are medians of classes with similar counts. With too many classes for "
         "points, bands show the middle half. Grey: the stage-1 head (none).",
-        picture=render(figure),
+        picture=style.render(_draw_per_class(counts, panels, reference, metric)),
         alt=f"{metric.title}: one panel each for {listed(panels)}; stage-1 head in "
         "grey.",
         numbers=Table(
-            ["method", "class", "train_count", *with_std(metric.keys.values())],
+            ["method", "class", "train_count", *with_std(metric.keys().values())],
             numbers,
         ),
     )
@@ -224,29 +202,29 @@ def _draw_per_class(
     reference: Mapping[str, np.ndarray],
     metric: ClassMetric,
 ) -> Figure:
-    """Draw float[K] lines by method and label; ``reference`` in every panel."""
-    figure, axes, size = small_panels(len(panels), 0.85)
+    """Draw float[K] lines by method and kind; ``reference`` in every panel."""
+    figure, axes, size = style.small_panels(len(panels), 0.85)
     values = [v for lines in (*panels.values(), reference) for v in lines.values()]
-    low, high, outside = limits(np.concatenate(values), metric.log)
+    log = "log" in metric.ylabel
+    low, high, outside = style.limits(np.concatenate(values), log)
     total = sum(map(len, values))
     for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        for (label, y), (_, _, dash) in zip(reference.items(), LINES, strict=False):
-            name = f"none {label}".strip()
-            _draw_classes(axis, counts, y, (GREY, "x", dash), name)
-        for (label, y), kind in zip(lines.items(), LINES, strict=False):
-            _draw_classes(axis, counts, y, kind, label or "method")
+        for (kind, y), (_, _, dash) in zip(reference.items(), LINES, strict=False):
+            _draw_classes(axis, counts, y, (GREY, "x", dash), f"none {kind}".strip())
+        for (kind, y), look in zip(lines.items(), LINES, strict=False):
+            _draw_classes(axis, counts, y, look, kind or "method")
         for points in axis.collections:
             points.set_rasterized(total > MANY_POINTS)
         axis.set_title(title, fontsize=size)
     # The limits come first: the first panel may have no positive values to scale by.
     axes[0].set_ylim(low, high)
-    if metric.log:
-        log_axis(axes[0], "y", low, high)
-    log_axis(axes[0], "x", counts.min(), counts.max())
+    if log:
+        style.log_axis(axes[0], "y", low, high)
+    style.log_axis(axes[0], "x", counts.min(), counts.max())
     axes[0].set_xlim(counts.min() / 1.25, counts.max() * 1.25)
     figure.supxlabel("training examples of the class (log scale)")
     figure.supylabel(metric.ylabel)
-    legend(figure, axes[0])
+    style.legend(figure, axes[0])
     if outside and len(counts) <= MANY_CLASSES:
         note = f"{outside:,} of {total:,} points are outside the axis limits"
         figure.suptitle(note, x=0.99, **NOTE)
@@ -265,9 +243,11 @@ def _draw_classes(
     grey, few = colour == GREY, len(counts) <= 30  # few points are drawn boldly
     known = np.isfinite(values)
     counts, values = counts[known], values[known]
-    x, y = trend(counts, values)
+    x, y = style.trend(counts, values)
     if len(known) > MANY_CLASSES:
-        low, high = (trend(counts, values, quantile)[1] for quantile in (0.25, 0.75))
+        low, high = (
+            style.trend(counts, values, quantile)[1] for quantile in (0.25, 0.75)
+        )
         axis.fill_between(x, low, high, color=colour, alpha=0.25, lw=0)
     else:
         look: Look = {"s": 16, "alpha": 0.9} if few else {"s": 7, "alpha": 0.45}
@@ -282,10 +262,16 @@ class Curve(NamedTuple):
     """LOS by delta, increasing, for one way to choose the learning rate."""
 
     label: str
-    deltas: np.ndarray  # float[n]
-    rates: np.ndarray  # float[n]
-    seeds: list[int]  # [n]
-    values: dict[str, np.ndarray]  # float[n, 2] by metric, mean and deviation
+    settings: list[Setting]
+    split: str
+
+    def hyper(self, key: str) -> np.ndarray:
+        """Return a hyper-parameter, float[n]."""
+        return np.array([s.hyper[key] for s in self.settings], np.float64)
+
+    def over(self, metric: str) -> np.ndarray:
+        """Return the mean and standard deviation of a metric, float[2, n]."""
+        return np.array([s.over(self.split, metric) for s in self.settings]).T
 
 
 def delta(run: Run) -> Part:
@@ -307,15 +293,17 @@ def delta(run: Run) -> Part:
     if not curves:
         return part._replace(missing="All LOS heads of the sweep diverged.")
     num_classes = run.result["dataset"]["num_classes"]
+    metrics = ("all", "balanced", *GROUPS, "loma_row", "loma_col")
+    metrics += tuple(f"rsd_{part}" for part in RSD)
     numbers = []
     for curve in curves:
-        gaps = smoothing_gap(num_classes, curve.deltas)
-        for i, seeds in enumerate(curve.seeds):
-            values = [v for pair in curve.values.values() for v in pair[i].tolist()]
-            numbers.append(
-                [curve.label, curve.deltas[i], curve.rates[i], gaps[i], seeds, *values]
-            )
-    start, end = curves[0].deltas[[0, -1]]
+        deltas = curve.hyper("delta")
+        values = np.concatenate([curve.over(metric) for metric in metrics])
+        seeds = [len(s.rows) for s in curve.settings]
+        gaps = smoothing_gap(num_classes, deltas)
+        columns = (deltas, curve.hyper("lr"), gaps, seeds, *values.tolist())
+        numbers += [[curve.label, *row] for row in zip(*columns, strict=True)]
+    start, end = curves[0].hyper("delta")[[0, -1]]
     header = ["line", "delta", "lr", "gap_asked", "seeds"]
     return part._replace(
         caption=f"LOS by delta on the {SPLITS[split]} split; the axis is logarithmic "
@@ -323,45 +311,28 @@ def delta(run: Run) -> Part:
         f"({run.choose}) at each delta; open and dashed: that of the config. Bands: "
         "standard deviation over seeds. Fifth panel: the logit gap of a perfect fit "
         "against the measured LoMa; at δ = 0 that gap is infinite and not drawn.",
-        picture=render(_draw_delta(curves, num_classes, SPLITS[split])),
+        picture=style.render(_draw_delta(curves, num_classes, SPLITS[split])),
         alt="Accuracy, Logits Magnitude, RSD, gap and learning rate of LOS for delta "
         f"from {start:g} to {end:g}.",
-        numbers=Table([*header, *with_std(curves[0].values)], numbers),
+        numbers=Table([*header, *with_std(metrics)], numbers),
     )
 
 
 def _delta_curves(run: Run, tried: list[Setting], split: str) -> list[Curve]:
     """Curves at the best and at the config's learning rate; others as in the config."""
     fixed = workdirs.hyper(run, LOS, run.fixed.get(LOS, []))
-
-    def others(hyper: dict[str, Any]) -> dict[str, Any]:
-        return {k: v for k, v in hyper.items() if k not in ("lr", "delta")}
-
-    tried = [s for s in tried if others(s.hyper) == others(fixed)] or tried
+    free = {"lr": None, "delta": None}
+    tried = [s for s in tried if s.hyper | free == fixed | free] or tried
     by_label = {"best learning rate on validation": tried}
     if same := [s for s in tried if s.hyper["lr"] == fixed.get("lr")]:
         by_label[f"the config's learning rate, {fixed['lr']:g}"] = same
-    metrics = ("all", "balanced", *GROUPS, "loma_row", "loma_col")
-    metrics += tuple(f"rsd_{part}" for part in RSD)
     curves = []
     for label, settings in by_label.items():
-        best = [
-            selection.best([s for s in settings if s.hyper["delta"] == d], run.choose)
-            for d in sorted({s.hyper["delta"] for s in settings})
-        ]
-        if found := [s for s in best if s is not None]:
-            curves.append(
-                Curve(
-                    label,
-                    deltas=np.array([s.hyper["delta"] for s in found], np.float64),
-                    rates=np.array([s.hyper["lr"] for s in found], np.float64),
-                    seeds=[len(s.rows) for s in found],
-                    values={
-                        k: np.array([s.over(split, k) for s in found]) for k in metrics
-                    },
-                )
-            )
-    return curves
+        deltas = sorted({s.hyper["delta"] for s in settings})
+        same = ([s for s in settings if s.hyper["delta"] == d] for d in deltas)
+        best = [selection.best(each, run.choose) for each in same]
+        curves.append(Curve(label, [s for s in best if s is not None], split))
+    return [curve for curve in curves if curve.settings]
 
 
 def _draw_delta(curves: Sequence[Curve], num_classes: int, split: str) -> Figure:
@@ -378,24 +349,25 @@ def _draw_delta(curves: Sequence[Curve], num_classes: int, split: str) -> Figure
         for (key, name), (colour, marker, _) in zip(keys.items(), LINES, strict=False):
             kind: Look = {"color": colour, "marker": marker}
             for i, (curve, look) in enumerate(zip(curves, CURVES, strict=False)):
-                x, (mean, std) = 1 - curve.deltas, factor * curve.values[key].T
+                x, (mean, std) = 1 - curve.hyper("delta"), factor * curve.over(key)
                 axis.plot(x, mean, label="" if i else name, **kind, **look)
                 if i == 0:
                     band: Look = {"color": colour, "alpha": 0.15, "lw": 0}
                     axis.fill_between(x, mean - std, mean + std, **band)
         _delta_axis(axis, curves)
-        means = [curve.values[key][:, 0] for curve in curves for key in keys]
+        means = [curve.over(key)[0] for curve in curves for key in keys]
         if ylabel == "RSD" and np.min(np.concatenate(means)) > 0:  # < 0 where LoMa is
-            log_axis(axis, "y", *axis.get_ylim())
+            style.log_axis(axis, "y", *axis.get_ylim())
             ylabel = "RSD (log scale)"
         axis.set_ylabel(ylabel)
         above: Look = {"loc": "lower left", "bbox_to_anchor": (0, 1), "ncols": 2}
         axis.legend(fontsize=6.5, columnspacing=1, **above)
     _draw_gap(axes[4], curves, num_classes)
     for curve, look in zip(curves, CURVES, strict=False):
-        axes[5].plot(1 - curve.deltas, curve.rates, color=BLUE, marker="o", **look)
+        x, y = 1 - curve.hyper("delta"), curve.hyper("lr")
+        axes[5].plot(x, y, color=BLUE, marker="o", **look)
     _delta_axis(axes[5], curves)
-    rates = np.unique(np.concatenate([curve.rates for curve in curves]))
+    rates = np.unique(np.concatenate([curve.hyper("lr") for curve in curves]))
     if rates[0] > 0:
         axes[5].set_yscale("log")
         axes[5].yaxis.set_minor_locator(FixedLocator([]))
@@ -414,7 +386,8 @@ def _draw_gap(axis: Axes, curves: Sequence[Curve], num_classes: int) -> None:
     """Draw the measured LoMa against the logit gap of a perfect fit."""
     reached = [0.0]
     for curve, look in zip(curves, CURVES, strict=False):
-        x, y = smoothing_gap(num_classes, curve.deltas), curve.values["loma_row"][:, 0]
+        x = smoothing_gap(num_classes, curve.hyper("delta"))
+        y = curve.over("loma_row")[0]
         shown = np.isfinite(x) & np.isfinite(y)
         axis.plot(x[shown], y[shown], color=BLUE, marker="o", **look)
         reached += [*x[shown], *y[shown]]
@@ -428,7 +401,7 @@ def _draw_gap(axis: Axes, curves: Sequence[Curve], num_classes: int) -> None:
 
 def _delta_axis(axis: Axes, curves: Sequence[Curve]) -> None:
     """Show delta on a scale that is logarithmic in 1 - delta: changes are near 1."""
-    most = max(float(curve.deltas.max()) for curve in curves)
+    most = max(float(curve.hyper("delta").max()) for curve in curves)
     shown = [d for d in (0, 0.5, 0.9, 0.99, 0.999, 0.9999) if d <= most + 1e-9]
     axis.set(xscale="log", xlim=(1.25, (1 - most) / 1.25), xlabel="δ")
     axis.set_xticks([1 - d for d in shown], [f"{d:g}" for d in shown])
@@ -466,7 +439,7 @@ def learning_rate(run: Run) -> Part:
         "seeds. Each cell takes the other hyper-parameters with the best validation "
         f"score ({run.choose}). Frame: chosen; dot: the config's; empty: not tried, or "
         "diverged.",
-        picture=render(_draw_rates(names, rates, values, chosen, fixed)),
+        picture=style.render(_draw_rates(names, rates, values, chosen, fixed)),
         alt=f"Heat map of accuracy for {len(names)} methods and {len(rates)} learning "
         "rates.",
         numbers=Table(["method", "lr", "all", "all_std", "hyper"], numbers),
@@ -538,7 +511,7 @@ def correlation(run: Run) -> Part:
         caption=f"Each point is one of {len(heads):,} heads on the {SPLITS[split]} "
         "split. ρ is Spearman's rank correlation with accuracy. Heads of one method "
         "are not independent, so this describes these heads and is not a test.",
-        picture=render(_draw_correlation(columns, correlations, accuracy, ours)),
+        picture=style.render(_draw_correlation(columns, correlations, accuracy, ours)),
         alt="Scatter plots of accuracy against LoMa, its balance over classes, RSD and "
         "the balance of weight norms: "
         + "; ".join(f"{name} rho {rho}" for name, rho, *_ in shown),
@@ -572,54 +545,53 @@ def _draw_correlation(
         known = x[np.isfinite(x)]
         # A rank correlation is the same on every increasing axis.
         log = bool(len(known)) and known.min() > 0 and known.max() > 20 * known.min()
-        low, high, outside = limits(known, log)
+        low, high, outside = style.limits(known, log)
         if log:
-            log_axis(axis, "x", low, high)
+            style.log_axis(axis, "x", low, high)
         axis.set(xlim=(low, high), xlabel=name)
         axis.set_title(f"ρ = {_signed(rho)}")
         if outside:
             axis.set_title(f"{outside} outside the axis", loc="right", size=6.5)
     figure.supylabel("accuracy (per cent)")
-    legend(figure, axes[0])
+    style.legend(figure, axes[0])
     return figure
 
 
 def reliability(run: Run) -> Part:
     """Confidence against accuracy, before and after temperature scaling."""
     part = Part("reliability", "Reliability before and after temperature scaling")
-    analysed = _analysed(run, "reliability")
+    analysed, note = _analysed(run, "reliability")
     if not analysed:
-        return part._replace(missing=_no_analysis("reliability"))
+        return part._replace(missing=note)
     panels, shown, numbers = {}, [], []
     for name, fits in analysed.items():
         analyses = [fit["analysis"] for fit in fits]
         temperature = spread(a.get("temperature") for a in analyses)
         before = workdirs.over(fits, "ece")
         after = spread((a.get("calibrated") or {}).get("ece") for a in analyses)
-        note = f"ECE {100 * before[0]:.1f}"
+        label = f"ECE {100 * before[0]:.1f}"
         if np.isfinite(temperature[0]):
-            note = f"T {temperature[0]:.2f}\n{note} → {100 * after[0]:.1f}"
-        bins = [a["reliability"] for a in analyses]
-        diagrams = {
-            when: {k: np.sum([b[when][k] for b in bins], axis=0) for k in bins[0][when]}
-            for when in ("before", "after")
-            if all(b[when] for b in bins)
-        }
-        panels[name] = diagrams, note
-        ece = [cell(*over, 100, 1) for over in (before, after)]
-        shown.append([name, cell(*temperature, 1, 2), *ece])
-        for when, sums in diagrams.items():
-            rows = zip(sums["seen"], sums["right"], sums["conf"], strict=True)
+            label = f"T {temperature[0]:.2f}\n{label} → {100 * after[0]:.1f}"
+        shown.append([name, cell(*temperature, 1, 2)])
+        shown[-1] += [cell(*over, 100, 1) for over in (before, after)]
+        diagrams = {}
+        for when in ("before", "after"):
+            bins = [a["reliability"][when] for a in analyses]
+            if not all(bins):
+                continue
+            sums = [np.sum([b[k] for b in bins], 0) for k in ("seen", "right", "conf")]
+            diagrams[when] = sums
             numbers += [
                 [name, when, i, int(seen), int(right), float(conf)]
-                for i, (seen, right, conf) in enumerate(rows)
+                for i, (seen, right, conf) in enumerate(zip(*sums, strict=True))
             ]
+        panels[name] = diagrams, label
     return part._replace(
         caption="Points on the diagonal are as often right as they are confident; "
         "below it, the head is overconfident. Logits are divided by T, which minimises "
         "NLL on validation. Test examples of all seeds, in 15 bins of confidence."
-        + _not_measured(run, analysed),
-        picture=render(_draw_reliability(panels)),
+        + note,
+        picture=style.render(_draw_reliability(panels)),
         alt=f"Reliability diagrams of {listed(panels)}; the table lists temperatures "
         "and ECE.",
         table=Table(["method", "T", "ECE before", "ECE after"], shown),
@@ -628,40 +600,39 @@ def reliability(run: Run) -> Part:
 
 
 def _draw_reliability(panels: Mapping[str, tuple[dict[str, Any], str]]) -> Figure:
-    """Draw the bins of each method before and after, and its note."""
-    figure, axes, size = small_panels(len(panels), 1.0)
+    """Draw the sums in bins of each method before and after, and its label."""
+    figure, axes, size = style.small_panels(len(panels), 1.0)
     grey: Look = {"color": GREY, "lw": 1, "label": "none, before"}
     looks: dict[str, Look] = {
         "before": {"color": RED, "ls": "--", "marker": "^", "mfc": "white"},
         "after": {"color": BLUE, "marker": "o"},
     }
-    for axis, (title, (diagrams, note)) in zip(axes, panels.items(), strict=True):
+    for axis, (title, (diagrams, label)) in zip(axes, panels.items(), strict=True):
         axis.plot([0, 100], [0, 100], color=INK, lw=0.6, ls=(0, (1, 2)))
         lines = [
             (diagrams[k], {"label": k, **looks[k]}) for k in looks if k in diagrams
         ]
         if "none" in panels and len(panels) > 1:
             lines.insert(0, (panels["none"][0]["before"], grey))
-        for sums, look in lines:
-            used = sums["seen"] > 0
-            x, y = (100 * sums[k][used] / sums["seen"][used] for k in ("conf", "right"))
-            axis.plot(x, y, **look)
+        for (seen, right, conf), look in lines:
+            used = seen > 0
+            axis.plot(*(100 * v[used] / seen[used] for v in (conf, right)), **look)
         axis.set_title(title, fontsize=size)
         place: Look = {"transform": axis.transAxes, "ha": "right", "size": size - 0.8}
-        axis.text(0.96, 0.04, note, **place)
+        axis.text(0.96, 0.04, label, **place)
         axis.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
     figure.supxlabel("confidence (per cent)")
     figure.supylabel("accuracy (per cent)")
-    legend(figure, *axes)
+    style.legend(figure, *axes)
     return figure
 
 
 def confusion(run: Run) -> Part:
     """Predictions by group of the true and of the predicted class, as stacked bars."""
     part = Part("confusion", "Head/tail confusion")
-    analysed = _analysed(run, "confusion")
+    analysed, note = _analysed(run, "confusion")
     if not analysed:
-        return part._replace(missing=_no_analysis("confusion of groups"))
+        return part._replace(missing=note)
     shares, numbers = [], []
     for name, fits in analysed.items():
         tables = [fit["analysis"]["confusion"]["counts"] for fit in fits]
@@ -674,9 +645,8 @@ def confusion(run: Run) -> Part:
     percent = [f"{column}_percent" for column in columns]
     return part._replace(
         caption="Test examples of each group: predicted right (the number), or wrong, "
-        "by the group of the predicted class. Sums over all seeds."
-        + _not_measured(run, analysed),
-        picture=render(_draw_confusion(list(analysed), np.array(shares))),
+        "by the group of the predicted class. Sums over all seeds." + note,
+        picture=style.render(_draw_confusion(list(analysed), np.array(shares))),
         alt=f"Stacked bars for {listed(analysed)}: right predictions, and wrong ones "
         "by the group of the predicted class, for each true group.",
         numbers=Table(["method", "true_group", *columns, *percent], numbers),
@@ -705,9 +675,9 @@ def _draw_confusion(names: Sequence[str], shares: np.ndarray) -> Figure:
             x = 1.5 if inside else right[row] + 1.5
             _bar_label(axis, x, row, f"{right[row]:.0f}", inside)
         if not np.isfinite(right).any():
-            mark_empty(axis)
+            style.mark_empty(axis)
         axis.set_xlim(0, 100)
-    legend(figure, axes[0])
+    style.legend(figure, axes[0])
     return figure
 
 
@@ -757,22 +727,21 @@ def _split(run: Run) -> str:
     return "test" if tested else "valid"
 
 
-def _analysed(run: Run, part: str) -> dict[str, list[Outcome]]:
-    """The methods whose fits all have this part of the analysis."""
-    return {
+def _analysed(run: Run, part: str) -> tuple[dict[str, list[Outcome]], str]:
+    """The methods whose fits all have this part of the analysis, and a note on others.
+
+    The note is a sentence for the caption, or the reason why there are none.
+    """
+    fits = {
         name: fits
         for name, fits in run.fits.items()
         if all((fit.get("analysis") or {}).get(part) for fit in fits)
     }
-
-
-def _not_measured(run: Run, analysed: Mapping[str, Any]) -> str:
-    absent = [name for name in run.fits if name not in analysed]
-    return f" Not measured for {listed(absent)}." if absent else ""
-
-
-def _no_analysis(part: str) -> str:
-    return (
-        f"This workdir has no {part}: it is measured on cached features only "
+    absent = [name for name in run.fits if name not in fits]
+    if fits:
+        return fits, f" Not measured for {listed(absent)}." if absent else ""
+    what = "confusion of groups" if part == "confusion" else part
+    return {}, (
+        f"This workdir has no {what}: it is measured on cached features only "
         "(method.features=cached, or lt-jax sweep)."
     )

@@ -48,15 +48,7 @@ def render(figure: Figure) -> dict[str, bytes]:
 def trend(
     x: np.ndarray, y: np.ndarray, quantile: float = 0.5
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Reduce a cloud of points to at most 12 points of similar x.
-
-    Args:
-      x, y: float[n].
-      quantile: the quantile of y that represents each group of points.
-
-    Returns:
-      The median x and the quantile of y, each float[min(n, 12)].
-    """
+    """Median x and quantile of y, in at most 12 groups of points of similar x."""
     order = np.argsort(x, kind="stable")
     parts = [p for p in np.array_split(order, min(12, max(len(order), 1))) if len(p)]
     middles = np.array([np.median(x[part]) for part in parts])
@@ -83,9 +75,8 @@ def small_panels(number: int, ratio: float) -> tuple[Figure, list[Axes], float]:
     columns = number if number <= 4 else 4 if number <= 12 else 5
     rows = -(-number // columns)
     width = min(WIDTH, 1.2 + 2.3 * columns)
-    panel = (width - 0.5) / columns
-    size = (width, 0.75 + rows * (panel * ratio + 0.2))
-    figure = Figure(figsize=size)
+    height = 0.75 + rows * ((width - 0.5) / columns * ratio + 0.2)
+    figure = Figure(figsize=(width, height))
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
     axes = list(grid.flat)
     for axis in axes[number:]:

@@ -62,11 +62,8 @@ def main(run: Run) -> Part:
     """Metrics of every method, chosen by the sweep and at the config's values."""
     shown, numbers = [], []
     for name in _methods(run):
-        for setting, fits in (
-            ("chosen", run.fits.get(name)),
-            ("fixed", run.fixed.get(name)),
-        ):
-            if not fits:
+        for setting, of_methods in (("chosen", run.fits), ("fixed", run.fixed)):
+            if not (fits := of_methods.get(name)):
                 continue
             label = setting if run.swept and name != "none" else ""
             cells, values = [], []
@@ -105,9 +102,7 @@ def hyper(run: Run) -> Part:
     """Hyper-parameters of every method."""
     part = Part("hyper", "Hyper-parameters")
     rows = []
-    for name in _methods(run):
-        if name == "none":
-            continue
+    for name in (name for name in _methods(run) if name != "none"):
         chosen = workdirs.hyper(run, name, run.fits.get(name, []))
         fixed = workdirs.hyper(run, name, run.fixed.get(name, []))
         changed = {k: v for k, v in chosen.items() if k in fixed and fixed[k] != v}
@@ -120,8 +115,7 @@ def hyper(run: Run) -> Part:
         header, rows = header[:2], [row[:2] for row in rows]
         caption = "As in the config."
     table = Table(header, rows)
-    text = range(len(header))
-    return part._replace(caption=caption, table=table, text=text, numbers=table)
+    return part._replace(caption=caption, table=table, text=(0, 1, 2), numbers=table)
 
 
 def versus(run: Run) -> Part:
@@ -140,7 +134,7 @@ def versus(run: Run) -> Part:
         numbers.append([name, pairs, *_flat(over), verdicts[-1]])
     count = {
         "ahead of": verdicts.count(f"{LOS} ahead"),
-        "behind": sum(f"{n} ahead" == v for n, v in zip(others, verdicts, strict=True)),
+        "behind": sum(verdicts.count(f"{name} ahead") for name in others),
         "within the spread of": verdicts.count("within the spread"),
     }
     count["without a verdict on"] = len(verdicts) - sum(count.values())
@@ -182,9 +176,8 @@ def protocol(runs: Sequence[Run]) -> Part:
                     for key in ACCURACIES
                 ]
             shown.append([other.label, name, *map(_points, over), str(pairs), choices])
-            numbers.append(
-                [other.label, name, pairs, *_flat(over), len(changed), choices]
-            )
+            last = len(changed), choices
+            numbers.append([other.label, name, pairs, *_flat(over), *last])
     if not shown:
         return part._replace(missing="The other workdirs have no method in common.")
     header = ["workdir", "method", "pairs", *with_std(ACCURACIES)]
@@ -204,15 +197,12 @@ def differences(one: list[Outcome], other: list[Outcome], key: str) -> list[floa
 
     A stage-1 head has one seed and is paired with every fit on its representation.
     """
-    pairs = []
-    for a in one:
-        for b in other:
-            size = min(len(a["seeds"]), len(b["seeds"]))
-            if a["seeds"][:size] == b["seeds"][:size]:
-                pairs.append(
-                    number(a["metrics"].get(key)) - number(b["metrics"].get(key))
-                )
-    return pairs
+    return [
+        number(a["metrics"].get(key)) - number(b["metrics"].get(key))
+        for a in one
+        for b in other
+        if all(x == y for x, y in zip(a["seeds"], b["seeds"], strict=False))
+    ]
 
 
 def verdict(name: str, mean: float, std: float, pairs: int) -> str:
@@ -259,6 +249,6 @@ def _value(value: Any) -> str:
 
 
 def _csv_cell(cell: Any) -> Any:
-    if cell is None or (isinstance(cell, float) and not math.isfinite(cell)):
+    if isinstance(cell, float) and not math.isfinite(cell):
         return ""
     return f"{cell:.8g}" if isinstance(cell, float) else cell

@@ -17,7 +17,7 @@ import pytest
 from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import workdirs
-from lt_jax.report import build, figures, tables
+from lt_jax.report import build, style, tables
 
 COUNTS = (500, 50, 5)
 LOS = {"lr": 5e-4, "epochs": 2, "delta": 0.9, "start": "stage1", "sampler": "instance"}
@@ -109,7 +109,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing, which takes most of the time."""
     files = {"png": b"png", "svg": b'<svg width="9pt"/>'}
-    monkeypatch.setattr(figures, "render", lambda _: files)
+    monkeypatch.setattr(style, "render", lambda _: files)
 
 
 def numbers(workdir: Path, name: str) -> list[dict[str, str]]:
