@@ -1,22 +1,22 @@
 # make demo   both stages on the digits that scikit-learn ships; downloads no data
 # make test   the tests that run on a laptop
-# make lint   ruff, pyright, and which module may import which
-# make docs   the site, in build/docs; a warning is an error
+# make lint   ruff, pyright, and the rules for imports between modules
+# make docs   the site, in build/docs; warnings are errors
 #
-# Each creates a virtual environment in .venv first if it is missing or out of date.
-# PYTHON=python3.12 selects the interpreter. CONSTRAINTS= installs the newest versions
-# that pyproject.toml allows instead of the tested ones.
+# Each first creates or updates a virtual environment in .venv. PYTHON=python3.12 selects
+# the interpreter. CONSTRAINTS= (empty) installs the newest versions that pyproject.toml
+# allows, instead of the tested ones.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
 
 VERSION := $(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
 ifeq ($(VERSION),)
-$(error $(PYTHON) does not run: name a Python 3.11 or later, e.g. make PYTHON=python3.12)
+$(error cannot run $(PYTHON): pass Python 3.11 or later, e.g. make PYTHON=python3.12)
 endif
 ifneq ($(shell $(PYTHON) -c 'import sys; print(sys.version_info < (3, 11))'),False)
 $(error lt_jax needs Python 3.11 or later, $(PYTHON) is $(VERSION): \
-  name another, e.g. make PYTHON=python3.12)
+  pass another, e.g. make PYTHON=python3.12)
 endif
 
 # Empty files in the environment that record what was installed, and when.
@@ -32,7 +32,7 @@ INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check \
 .PHONY: demo test lint docs
 .DELETE_ON_ERROR:
 
-# The dev environment contains demo, so either will do.
+# The dev environment contains the demo's packages.
 demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 	$(VENV)/bin/lt-jax run --config configs/digits_lt.py --workdir runs/digits
 

@@ -5,8 +5,8 @@ docs/benchmarks/against_authors.md. This script contains a PyTorch version of th
 stage 1: wide ResNet-34 (or ResNet-32), SGD with momentum 0.9, weight decay 5e-3 on
 everything, cosine by epochs from lr 0.01, batches of 64, crops and mirror images. Both
 sides start from the same weights and see the same pixels in the same order, step by
-step in turns. A second PyTorch copy differs only in its memory layout. It shows what
-rounding does to a loss curve.
+step in turns. A second PyTorch copy differs only in its memory layout. It shows the
+effect of rounding on a loss curve.
 
     TFDS_DATA_DIR=... python benchmarks/against_authors.py [--net resnet32]
         [--seconds 180] [--plot FILE.png] [--json] [--quick]

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--json] [--quick] [--folder=DIR]
 
-Nothing is learnt. The script checks that everything fits, and how long it takes:
+Checks that everything fits into memory, and how long it takes:
 
 - `host`: the validation split, the plans of an epoch, the hash of the examples;
 - `metrics`: the tally of 24,426 test images over 8,142 classes, and its summary;

@@ -10,13 +10,13 @@ needed), batch 64, 20 epochs, on the CPU:
              augmented images each epoch
     cached   lt_jax.retraining.engine: features of all images once, one head fitted
              on them, compilation included
-    head     one additional head on those features, compiled already
+    head     one additional head on those features, already compiled
 
 A round measures each way once, one after the other, so that other work on the machine
 affects all of them. Ratios are formed within a round, against the faster of PyTorch's
 memory layouts and numbers of threads. ``cached`` and ``head`` are measured completely.
-``authors`` and ``online`` are the time of some steps after warm-up, multiplied to 20
-epochs. Evaluation is left out everywhere. PyTorch's time also excludes reading files
+``authors`` and ``online`` are the time of some steps after warm-up, scaled to 20
+epochs. Evaluation is never included. PyTorch's time also excludes reading files
 and the accuracy per step.
 
     python benchmarks/stage2.py [--json] [--quick] [--net resnet32|resnet34]

@@ -5,11 +5,10 @@
 The networks of CIFAR100-LT at batch 64: ResNet-32 and the paper's wide ResNet-34. Ours
 is the package's step, with crop, flip and normalisation from uint8 images, as in
 `lt-jax train`. PyTorch gets normalised float images in memory. Both: cross-entropy, SGD
-with momentum 0.9 and weight decay 5e-3, float32. Every variant has its own process and
-waits while another one works. In a round each takes its turn, and ratios are formed
-within a round. The best variant of each side counts: PyTorch's two memory layouts; ours
-on one device with all cores and, on a CPU, with the batch split over a virtual device
-per core.
+with momentum 0.9 and weight decay 5e-3, float32. Every variant has its own process, and
+they take turns in every round. Ratios are formed within a round. The best variant of
+each side counts: PyTorch's two memory layouts; ours on one device with all cores and,
+on a CPU, with the batch split over a virtual device per core.
 
 An epoch is 2,560 images of noise (CIFAR100-LT at IR 100 has 10,847; each costs the
 same), read, augmented and fitted. Ours streams and also keeps images on the device.
@@ -20,7 +19,7 @@ JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
 `eval_over_torch` (the lower of the two networks), `epoch_over_torch` and
 `resident_over_torch` (ResNet-32), rates of ours over PyTorch's, medians over the
 rounds; `step_over_100_classes`: the time of our ResNet-32 step under 1,000 and 8,142
-classes over that under 100; `rounds`: all of it.
+classes over that under 100; `rounds`: all measurements.
 
 On a GPU (`--platform gpu`) ours runs in bfloat16, PyTorch with `torch.compile`,
 channels_last and bfloat16 autocast, batch 64 and 512; that needs a PyTorch with CUDA,

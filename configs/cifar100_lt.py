@@ -15,10 +15,10 @@ protocol  clean: a tenth of the training images held out, frozen batch norm in s
           paper: exactly the authors' code: all training images, moving batch norm
           statistics in stage 2, mirror averaging, the epoch picked on the test set
 methods   two: ce and los; all: every method, for a sweep
-data      cifar100 or cifar10; for cifar10, group limits and delta are ours
+data      cifar100 or cifar10; the group limits and delta for cifar10 are our choice
 
 Recipe: the authors' code. Stage 1: 200 epochs at lr 0.01 and weight decay 5e-3 on all
-parameters. Stage 2: 20 epochs at lr 5e-4 from the head of stage 1, delta 0.98 (named
+parameters. Stage 2: 20 epochs at lr 5e-4 from the head of stage 1, delta 0.98 (given
 for IR 100 only). Training images at IR 100 / 50 / 10: 10,847 / 12,608 / 19,573.
 
 Expected figures of others for resnet34 at IR 100 after stage 1, best epoch on test,

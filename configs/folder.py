@@ -17,10 +17,10 @@ features  cached: stage 2 on un-augmented features, computed once; online: on au
 methods   two: ce and los; all: every method, for a sweep
 
 Recipe: stage 1 as ImageNet-LT in Decoupling's code (see imagenet_lt.py), from random
-weights. With few images start from a network trained on more (--config.init.path, or
-`lt-jax convert`, with --config.init.skip='head/.*'). Stage 2 as the LOS authors for
-CIFAR100-LT. The best delta of your set is unknown; a sweep tries a grid of
-K (1 - delta) / delta. Figures depend on your images.
+weights. With few images, start from a network trained on more: --config.init.path (a
+run, or the output of `lt-jax convert`) with --config.init.skip='head/.*'. Stage 2 as
+the LOS authors for CIFAR100-LT. The best delta of your set is unknown; a sweep tries a
+grid of K (1 - delta) / delta. Figures depend on your images.
 
     lt-jax run --config configs/folder.py:path=DIR,classes=120 --workdir runs/mine
     lt-jax sweep --config configs/folder.py:path=DIR,classes=120 --workdir runs/mine
