@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 from lt_jax import seeds
 from lt_jax.data.dataset import Dataset
 from lt_jax.distributed import processes
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, first_few
 from lt_jax.types import Batch
 
 IMAGES_PER_TASK = 8  # photographs that a thread reads and decodes in one task
@@ -44,7 +44,8 @@ class DecodeErrors:
         if not new:
             return ""
         images = f"undecodable image{'s' * (len(new) > 1)}"
-        return f"{self._dataset.name}: skipped {len(new):,} {images}: {self._list(new)}"
+        names = ", ".join(self._names(new))
+        return f"{self._dataset.name}: skipped {len(new):,} {images}: {names}"
 
     def all_indices(self) -> list[int]:
         """Collect the sorted indices of all processes; every process must call it."""
@@ -58,17 +59,16 @@ class DecodeErrors:
         count = len(self.reasons)
         if decoder is None or count <= decoder.max_broken * total:
             return
-        more = f"; and {count - MAX_NAMED:,} more" if count > MAX_NAMED else ""
         raise InputError(
             f"{self._dataset.name}: {count:,} of {total:,} images cannot be decoded, "
             f"more than the share data.broken = {decoder.max_broken:g}: "
-            f"{self._list(list(self.reasons)[:MAX_NAMED])}{more}. Restore or remove "
+            f"{first_few(self._names(self.reasons), MAX_NAMED)}. Restore or remove "
             "them, or raise the limit with "
             f"--config.data.broken={math.ceil(1000 * count / total) / 1000:g}"
         )
 
-    def _list(self, indices: list[int]) -> str:
-        return "; ".join(f"{self._dataset.ids[i]} ({self.reasons[i]})" for i in indices)
+    def _names(self, indices: Iterable[int]) -> list[str]:
+        return [f"{self._dataset.ids[i]} ({self.reasons[i]})" for i in indices]
 
 
 def load_batches(

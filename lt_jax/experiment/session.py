@@ -183,9 +183,7 @@ def open_session(
     _check_same_config(c, workdir)
     splits, groups = load_splits(c)
     check_data(c, splits)
-    # Photographs stay on disk, encoded.
-    held = splits if c.data.name in catalogue.PHOTOS else splits.in_memory()
-    task = make_task(c, held, groups)
+    task = make_task(c, splits.in_memory(), groups)
     if sweeps:
         check_sweep(c, splits)
     methods = make_methods(c, splits, task.backbone, grids=sweeps)

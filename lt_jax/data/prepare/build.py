@@ -205,7 +205,7 @@ class SplitWriter:
             found = reader.num_records()
             reader.close()
             if found != length:  # a full disk may truncate a file silently
-                raise RuntimeError(f"{path} has {found} of {length} records")
+                raise RuntimeError(f"{path.name} has {found} of {length} records")
             final = path.with_name(f"{path.name}-of-{len(self.lengths):05d}")
             shards.append(path.rename(final))
         labels, ids = np.array(self._labels, np.int32), np.array(self._ids, np.str_)

@@ -66,10 +66,6 @@ def _tfds_lines(file: str) -> list[str]:
     return path.read_text(encoding="utf-8").split("\n")[:-1]
 
 
-def _class_label(names: list[str]) -> Any:
-    return tfds.features.ClassLabel(names=names)
-
-
 def _require_all_found(missing: dict[str, Any], archive: Path) -> None:
     if missing:
         raise InputError(
@@ -90,8 +86,8 @@ def _inat_features(folder: Path) -> dict[str, Any]:
     return {
         "id": tfds.features.Text(),
         "image": tfds.features.Image(),
-        "label": _class_label(_inat_names("labels")),
-        "supercategory": _class_label(_inat_names("supercategories")),
+        "label": tfds.features.ClassLabel(names=_inat_names("labels")),
+        "supercategory": tfds.features.ClassLabel(names=_inat_names("supercategories")),
     }
 
 
@@ -103,22 +99,15 @@ def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
     names = {c["id"]: c["name"] for c in read_json(source, "categories.json")}
     wanted: dict[str, tuple[str, int, int]] = {}
     for split, stem in (("train", "train2018"), ("validation", "val2018")):
-        source = folder / f"{stem}.json.tar.gz"
-        content = read_json(source, f"{stem}.json")
-        try:
-            groups = {
-                c["id"]: supers[c["supercategory"]] for c in content["categories"]
-            }
-            files = {i["id"]: Path(i["file_name"]).stem for i in content["images"]}
-            for found in content["annotations"]:
-                category = found["category_id"]
-                target = split, labels[names[category]], groups[category]
-                wanted[files[found["image_id"]]] = target
-        except (KeyError, TypeError) as error:
-            raise InputError(
-                f"{source} is not the iNaturalist 2018 file: {error} is missing, or "
-                "names a category that is not in TFDS's list"
-            ) from error
+        content = read_json(folder / f"{stem}.json.tar.gz", f"{stem}.json")
+        groups = {c["id"]: supers[c["supercategory"]] for c in content["categories"]}
+        ids = {
+            image["id"]: Path(image["file_name"]).stem for image in content["images"]
+        }
+        for found in content["annotations"]:
+            category = found["category_id"]
+            target = split, labels[names[category]], groups[category]
+            wanted[ids[found["image_id"]]] = target
         del content  # half a gigabyte
     source = folder / "train_val2018.tar.gz"
     with opened(source) as files:
@@ -145,7 +134,7 @@ def _imagenet_features(folder: Path) -> dict[str, Any]:
     return {
         "file_name": tfds.features.Text(),
         "image": tfds.features.Image(),
-        "label": _class_label(_synsets()),
+        "label": tfds.features.ClassLabel(names=_synsets()),
     }
 
 
@@ -218,7 +207,7 @@ def _cifar(
     def features(folder: Path) -> dict[str, Any]:
         content = contents(folder, labels.values())
         found: dict[str, Any] = {
-            feature: _class_label(content[file].decode().split())
+            feature: tfds.features.ClassLabel(names=content[file].decode().split())
             for feature, file in labels.items()
         }
         image = tfds.features.Image(shape=(SIDE, SIDE, 3))

@@ -47,7 +47,7 @@ def original_order(*parts: Dataset) -> bool | None:
 
 
 def _split(name: str, dir: str, split: str) -> Dataset:
-    part = tfds.load(name, tfds.find(name, dir), split)
+    part = tfds.load(name, dir, split)
 
     def read(rows: np.ndarray) -> np.ndarray:
         images = np.empty((len(rows), *SHAPE), np.uint8)

@@ -28,5 +28,5 @@ def imagenet_lt(dir: str, photos: PhotoOptions) -> tuple[Dataset, Dataset, Datas
 
 
 def _split(name: str, dir: str, split: str, id: str, photos: PhotoOptions) -> Dataset:
-    part = tfds.load(name, tfds.find(name, dir), split, id)
+    part = tfds.load(name, dir, split, id)
     return photographs(name, part.classes, part.labels, part.ids, part.encoded, photos)

@@ -37,11 +37,7 @@ def data_dir(dir: str) -> Path:
 
 
 def find(name: str, dir: str) -> Path:
-    """Find the folder of the highest prepared version.
-
-    Raises:
-      InputError: there is none.
-    """
+    """Find the folder of the highest prepared version."""
     root = data_dir(dir)
     found = {
         tuple(int(part) for part in path.name.split(".")): path
@@ -57,20 +53,20 @@ def find(name: str, dir: str) -> Path:
     return found[max(found)]
 
 
-def load(name: str, folder: Path, split: str, id: str = "id") -> Part:
+def load(name: str, dir: str, split: str, id: str = "id") -> Part:
     """Load one split of a prepared dataset without decoding images.
 
     Labels and ids come from the index, or else from the records with all images.
 
     Args:
-      name: TFDS name of the dataset.
-      folder: of the version.
-      split: TFDS name of the split.
+      name, split: TFDS's names of the dataset and the split.
+      dir: see ``data_dir``.
       id: feature that identifies an example.
 
     Raises:
-      InputError: the dataset has another file format or is incomplete.
+      InputError: the dataset is missing, incomplete or in another file format.
     """
+    folder = find(name, dir)
     import tensorflow_datasets as tfds  # imported here because it takes 0.8 s
 
     try:
