@@ -132,9 +132,8 @@ def fit_rows(
     """Fit rows chunk by chunk.
 
     Args:
-      done: names of rows that are already fitted. They still count in the plan, so
-        that the others run in the program of a complete sweep: a sweep that was killed
-        and resumed then gives the same bits as one that was not.
+      done: names of rows that are already fitted. They stay in the plan of chunks, so
+        that a resumed sweep compiles the same programs and gives the same bits.
     """
     if all(row.name in done for row in rows):
         return
@@ -148,9 +147,8 @@ def fit_rows(
         f"{train.values.shape[-1]}, {_count(len(train.values), 'view')}, "
         f"{m.feature_dtype}, {duration(time.monotonic() - started)}"
     )
-    make_job, budget = _job_maker(cache), budget_of(session.config)
-    chunks = []
-    for chunk in engine.plan_chunks([make_job(row) for row in rows], m.batch, budget):
+    budget, chunks = budget_of(session.config), []
+    for chunk in engine.plan_chunks(_jobs(cache, rows), m.batch, budget):
         if jobs := tuple(job for job in chunk.jobs if job.run not in done):
             chunks.append(chunk._replace(jobs=jobs))
     jobs = [job for chunk in chunks for job in chunk.jobs]
@@ -194,9 +192,9 @@ def _count(count: int, noun: str) -> str:
 
 
 def _counter(bar: Any, log: Logger, every: float) -> Callable[[int], None]:
-    """Return a function that counts epochs of heads.
+    """Return a function that counts epochs of heads, on a bar or in log lines.
 
-    Where there is no progress bar, it logs a line at most ``every`` seconds.
+    Lines are at least ``every`` seconds apart.
     """
     begun = reported = time.monotonic()
     done = 0
@@ -214,13 +212,13 @@ def _counter(bar: Any, log: Logger, every: float) -> Callable[[int], None]:
     return add
 
 
-def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:
-    """Return a function from rows to jobs; equal initial heads are made once."""
+def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
+    """Make the jobs of rows; equal initial heads are made once."""
     session, c = cache.session, cache.session.config
     images = len(cache.features("train").labels)
     initial: dict[Any, Params] = {}
-
-    def make(row: Row) -> HeadJob:
+    jobs = []
+    for row in rows:
         method, hyper, order = cache.method(row), row.hyper, (2, *row.seeds)
         key = method.head, method.start, order
         if key not in initial:
@@ -228,7 +226,7 @@ def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:
             initial[key] = weights.with_head(*given).params["head"]
         epochs = hyper["epochs"]
         rates = session.rates(hyper["lr"], epochs, c.method, images)
-        return HeadJob(
+        job = HeadJob(
             run=row.name,
             method=method,
             start=initial[key],
@@ -238,8 +236,8 @@ def _job_maker(cache: FeatureCache) -> Callable[[Row], HeadJob]:
             sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on),
             order=order,
         )
-
-    return make
+        jobs.append(job)
+    return jobs
 
 
 def save_row(

@@ -295,11 +295,7 @@ GROUPS: dict[str, Any] = {
 
 
 def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
-    """Return the checked, frozen values of a config.
-
-    Raises:
-      InputError: an unknown or missing key, or a value that breaks a rule.
-    """
+    """Return the checked, frozen values of a config."""
     plain: Any = config.to_dict() if isinstance(config, ConfigDict) else config
     tree = without_dropped(plain)
     groups: dict[str, Any] = {}
@@ -396,11 +392,7 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def workdir_config(workdir: Path) -> Config:
-    """Read and resolve ``config.json`` of a workdir, of version 0.1 too.
-
-    Raises:
-      InputError: there is none, or it is not a config of this version.
-    """
+    """Read and resolve ``config.json`` of a workdir, of version 0.1 too."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
@@ -415,11 +407,7 @@ def workdir_config(workdir: Path) -> Config:
 
 
 def check_data(config: Config, splits: Splits) -> None:
-    """Check values against the data.
-
-    Raises:
-      InputError: they do not fit.
-    """
+    """Check values against the data."""
     c, size = config, len(splits.train)
     *sides, channels = splits.train.shape
     if not samplers.examples_per_epoch(size, c.optim.batch, c.optim.drop_last):
@@ -519,12 +507,7 @@ def make_methods(
 
 
 def check_sweep(config: Config, splits: Splits) -> None:
-    """Check that features can be cached and that validation can choose.
-
-    Raises:
-      InputError: a value is not valid for a sweep, or the validation set is empty or
-        lacks classes that ``eval.choose`` averages over.
-    """
+    """Check that features can be cached, and that validation images can choose."""
     if not _is_cacheable(config):
         raise InputError(CACHED.format(c=config))
     choose, valid = config.eval.choose, splits.valid

@@ -6,8 +6,8 @@
     result.json                        metrics of all methods over seeds
     report/table.md, per_class.csv     the same as text; every class of every fit
 
-Results are gathered from the outcomes of finished fits. A run that was stopped and
-resumed, or split over several commands, therefore gives the same result.
+``result.json`` is gathered from the outcomes. A run that was stopped and resumed, or
+split over several commands, therefore gives the same result.
 """
 
 from __future__ import annotations
@@ -72,22 +72,23 @@ RESUME = "Run the same command again: it rewrites the file"
 REFIT = "Delete the folder of this fit and run the same command again: it resumes"
 
 Outcome = dict[str, Any]  # the content of an outcome.json
-Row = dict[str, Any]  # an entry of a rows.json
+StoredRow = dict[str, Any]  # an entry of a rows.json
 
 
 def describe(
     name: str, splits: Splits, groups: dict[str, np.ndarray]
 ) -> dict[str, Any]:
     """Make the ``dataset`` object of ``result.json``."""
+    counts = splits.full_class_counts
     return {
         "name": name,
         "split_hash": splits.hash,
-        "num_train": int(splits.full_class_counts.sum()),
+        "num_train": int(counts.sum()),
         "num_valid": len(splits.valid),
         "num_test": len(splits.test),
-        "num_classes": len(splits.full_class_counts),
-        "counts_max": int(splits.full_class_counts.max()),
-        "counts_min": int(splits.full_class_counts.min()),
+        "num_classes": len(counts),
+        "counts_max": int(counts.max()),
+        "counts_min": int(counts.min()),
         "groups": {group: int(where.sum()) for group, where in groups.items()},
     }
 
@@ -140,21 +141,20 @@ def save_fit(
     keep: dict[str, Any] | None = None,
     analysis: dict[str, Any] | None = None,
 ) -> None:
-    """Write the weights and the outcome of a fit, which marks it as finished.
+    """Write the weights of a fit, then its outcome, which marks it as finished.
 
     Args:
       tally: of the test set.
       title: METHOD/SEEDS, the folder below ``checkpoints``.
       seeds: of stage 1, and of stage 2 if it is one.
-      keep: weights to write; None where a checkpoint of the training loop holds them.
-        If only ``head`` is among its parameters, the backbone is that of stage 1.
+      keep: weights to write; None if a checkpoint of the training loop has them. If
+        only ``head`` is among its parameters, the backbone is that of stage 1.
       analysis: see ``analysis.analyse``.
     """
     directory = workdir / "checkpoints" / title
+    file = directory / "outcome.json"
     # New weights must never be next to the outcome of old ones.
-    processes.on_process_zero(
-        lambda: (directory / "outcome.json").unlink(missing_ok=True)
-    )
+    processes.on_process_zero(lambda: file.unlink(missing_ok=True))
     if keep is not None:
         checkpoint.save_tree(directory / FINAL, fitted.step, keep)
     alone = keep is not None and "backbone" not in keep["params"]
@@ -179,9 +179,8 @@ def save_fit(
 
 def save_outcome(directory: Path, outcome: Outcome) -> None:
     """Write ``outcome.json``: the fit in this directory is finished."""
-    write_atomically(
-        directory / "outcome.json", json.dumps(jsonable(outcome), indent=1) + "\n"
-    )
+    text = json.dumps(jsonable(outcome), indent=1)
+    write_atomically(directory / "outcome.json", text + "\n")
 
 
 def outcome(directory: Path) -> Outcome | None:
@@ -193,51 +192,24 @@ def outcome(directory: Path) -> Outcome | None:
 def outcomes(
     workdir: Path, folder: str, fields: Mapping[str, type] = OUTCOME
 ) -> list[Outcome]:
-    """Read the outcomes of a method (or of ``stage1``), ordered by seeds.
-
-    Args:
-      folder: below ``checkpoints``, for example ``chosen/los``.
-      fields: required fields and their types.
-    """
+    """Read the outcomes in a folder such as ``stage1`` or ``chosen/los``, by seeds."""
     files = (workdir / "checkpoints" / folder).glob("*/outcome.json")
     found = [read_json(file, fields, REFIT) for file in files]
     return sorted(found, key=lambda o: o["seeds"])
 
 
-def finished_outcome(workdir: Path, title: str, examples: str) -> Outcome | None:
-    """Return the outcome of a fit as process 0 reads it; None if it is not finished.
-
-    Args:
-      examples: hash of the training set now.
-
-    Raises:
-      InputError: it was fitted on other examples.
-    """
-    directory = workdir / "checkpoints" / title
-    found = processes.from_process_zero(lambda: outcome(directory))
-    if found is None:
-        return None
-    before = found.get("adopted_for", found["fitted_on"])
-    if before != examples:
-        raise InputError(
-            f"{directory} was fitted on other training examples: split {before}, but "
-            f"the data now give {examples}. Use another --workdir"
-        )
-    return found
-
-
 # Rows of a sweep.
 
 
-def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[Row]) -> None:
+def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[StoredRow]) -> None:
     """Write ``rows.json``: the heads in this folder are finished."""
     text = json.dumps({"origin": origin, "rows": made}, indent=1)
     write_atomically(folder / "rows.json", text + "\n")
 
 
-def rows(workdir: Path) -> list[Row]:
+def rows(workdir: Path) -> list[StoredRow]:
     """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
-    found: dict[str, Row] = {}
+    found: dict[str, StoredRow] = {}
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
         chunk = read_json(file, ROWS, RESUME)
         for index, row in enumerate(chunk["rows"]):
@@ -266,13 +238,12 @@ def build(
     Args:
       dataset: see ``describe``.
       protocol: the choices that decide what a figure means.
-      methods: hyper-parameters by method, in the order of the table.
+      methods: hyperparameters by method, in the order of the table.
       folder: of the methods' outcomes: "", ``chosen/`` or ``fixed/``.
     """
-    stage1 = outcomes(workdir, "stage1", MEASURED)
-    fits = {"none": stage1}
-    for name, hyper in methods.items():
-        fits[name] = _fits(workdir, folder, name, hyper)
+    methods = {"none": {}, **methods}
+    fits = {name: _fits(workdir, folder, name, methods[name]) for name in methods}
+    stage1 = fits["none"]
     return {
         "dataset": dataset,
         "protocol": {
@@ -288,7 +259,7 @@ def build(
         "methods": {
             name: {
                 **_nested([run["metrics"] for run in runs]),
-                "hyper": methods.get(name, {}),
+                "hyper": methods[name],
                 "seconds": over_seeds([run["seconds"] for run in runs]),
             }
             for name, runs in fits.items()
@@ -303,6 +274,8 @@ def _fits(
     workdir: Path, folder: str, name: str, hyper: dict[str, Any]
 ) -> list[Outcome]:
     """Read a method's outcomes; for a sweep only those with these values."""
+    if name == "none":
+        return outcomes(workdir, "stage1", MEASURED)
     found = outcomes(workdir, folder + name, MEASURED)
     return [o for o in found if o["hyper"] == jsonable(hyper)] if folder else found
 
@@ -331,11 +304,7 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
 
 
 def write(workdir: Path, result: dict[str, Any]) -> Path:
-    """Write ``result.json``, ``report/table.md`` and ``report/per_class.csv``.
-
-    Returns:
-      The folder of the report.
-    """
+    """Write ``result.json`` and the tables; return the folder of the tables."""
     result = jsonable(result)
     content = json.dumps(result, indent=1, allow_nan=False)
     write_atomically(workdir / "result.json", content + "\n")
@@ -352,37 +321,25 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
     header: list[str] = []
     folder = "chosen/" if "sweep" in result else ""
     for name, entry in result["methods"].items():
-        fits = (
-            outcomes(workdir, "stage1", MEASURED)
-            if name == "none"
-            else _fits(workdir, folder, name, entry["hyper"])
-        )
-        for run in fits:
+        for run in _fits(workdir, folder, name, entry["hyper"]):
             if not header:
                 header = list(run["per_class"])
                 writer.writerow(["method", "seeds", *header])
             seeds = ".".join(map(str, run["seeds"]))
             columns = (run["per_class"][key] for key in header)
-            for row in zip(*columns, strict=True):
-                writer.writerow([name, seeds, *row])
+            writer.writerows([name, seeds, *row] for row in zip(*columns, strict=True))
     return file.getvalue()
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:
     """Read the ``result.json`` of a finished sweep; None if there is none."""
     file = workdir / "result.json"
-    if not file.exists():
-        return None
-    found = read_json(file, RESULT, RESUME)
+    found = read_json(file, RESULT, RESUME) if file.exists() else {}
     return found if "sweep" in found else None
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Read ``config.json``.
-
-    Raises:
-      InputError: there is none, or it is invalid.
-    """
+    """Read ``config.json`` as it is: ``config.workdir_config`` resolves it."""
     file = workdir / "config.json"
     if not file.is_file():
         raise InputError(

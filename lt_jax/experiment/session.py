@@ -31,7 +31,6 @@ from lt_jax.experiment import results
 from lt_jax.experiment.config import (
     FREE,
     Config,
-    DataConfig,
     FitConfig,
     UserConfig,
     as_dict,
@@ -75,9 +74,17 @@ class Session(NamedTuple):
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
     def finished(self, title: str) -> dict[str, Any] | None:
-        """Return the outcome of a fit on these examples; None if not finished."""
+        """Return the outcome of a fit as process 0 reads it; None if not finished."""
+        directory = self.workdir / "checkpoints" / title
+        found = processes.from_process_zero(lambda: results.outcome(directory))
         examples = self.task.splits.train.hash
-        return results.finished_outcome(self.workdir, title, examples)
+        before = found.get("adopted_for", found["fitted_on"]) if found else examples
+        if before != examples:
+            raise InputError(
+                f"{directory} was fitted on other training examples: split {before}, "
+                f"but the data now give {examples}. Use another --workdir"
+            )
+        return found
 
     def evaluate(
         self, head: Head, network: tuple[Params, Params], dataset: Dataset
@@ -96,8 +103,12 @@ class Session(NamedTuple):
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     """Load the data of a config and the groups of its classes."""
-    c = config.data
+    c: Any = config.data  # photographs have the keys that may be None
     source = catalogue.PHOTOS.get(c.name)
+    photos, extra = None, None
+    if source:
+        photos = PhotoOptions(c.size, c.resize, c.scale, c.ratio, c.broken, c.workers)
+        extra = {key: getattr(c, key) for key in source.extra}
     splits = catalogue.load(
         c.name,
         dir=c.dir,
@@ -105,8 +116,8 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         split=c.split,
         valid=c.valid,
         seed=c.valid_seed,
-        photos=photo_options(c) if source else None,
-        extra={key: getattr(c, key) for key in source.extra} if source else None,
+        photos=photos,
+        extra=extra,
     )
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
@@ -124,12 +135,6 @@ def _make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
         dtype=m.dtype,
         axis_name=sharding.AXIS,
     ).clone(engine=models.fastest_engine())
-
-
-def photo_options(data: DataConfig) -> PhotoOptions:
-    """Return how photographs are cropped and decoded."""
-    c: Any = data  # photographs have these keys
-    return PhotoOptions(c.size, c.resize, c.scale, c.ratio, c.broken, c.workers)
 
 
 def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
@@ -161,12 +166,9 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
 
 @contextlib.contextmanager
 def open_session(
-    config: UserConfig,
-    workdir: Path,
-    writes: bool = True,
-    sweeps: bool = False,
+    config: UserConfig, workdir: Path, writes: bool = True, sweeps: bool = False
 ) -> Iterator[Session]:
-    """Check everything about a command, then lock its workdir until it ends.
+    """Check a command completely, then open its workdir, locked if it writes.
 
     Args:
       config: what a config file returns.
@@ -192,16 +194,13 @@ def open_session(
     text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
     signals = EXIT_CODES if writes else ["SIGTERM"]
-    with lock, catch_signals(*signals) as stop_requested:
-        session = Session(
-            config=c,
-            workdir=workdir,
-            task=task,
-            dataset=results.describe(c.data.name, splits, groups),
-            log=Logger(workdir, writes),
-            methods=methods,
-            stop_requested=stop_requested,
-        )
+    dataset, log = (
+        results.describe(c.data.name, splits, groups),
+        Logger(workdir, writes),
+    )
+    with lock, catch_signals(*signals) as stop:
+        given = c, workdir, task, dataset, log, methods
+        session = Session(*given, stop_requested=stop)
         if writes:
             _check_same_config(c, workdir)  # another job may have run in the meantime
             write_atomically(workdir / "config.json", text + "\n")

@@ -49,7 +49,7 @@ def run(config: UserConfig, workdir: Path) -> dict[str, Any]:
 
 def sweep(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Train stage 2 at every point of the methods' grids, on cached features."""
-    return _command(config, workdir, _head_on_features, sweeping.sweep, sweeps=True)
+    return _command(config, workdir, _stage1_on_features, sweeping.sweep, sweeps=True)
 
 
 def _command(
@@ -108,17 +108,17 @@ def first_stage(session: Session, seed: int) -> Stage:
     )
 
 
-def _head_on_features(session: Session) -> None:
-    """Train stage 1 if the data are features: it is a linear head then."""
-    bare = isinstance(session.task.backbone, models.Identity)
-    if bare and not session.config.init.path:
+def _stage1_on_features(session: Session) -> None:
+    """Train stage 1 if the data are features: it is only a linear head then."""
+    no_backbone = isinstance(session.task.backbone, models.Identity)
+    if no_backbone and not session.config.init.path:
         _stage1(session)
 
 
 def _stage2(session: Session) -> None:
     """Train the head of every method and pair of seeds that is not finished."""
     c = session.config
-    _head_on_features(session)
+    _stage1_on_features(session)
     for stage1_seed, stage1 in weights.representations(session):
         if c.method.features == "cached":
             cached.retrain_cached(session, stage1_seed, stage1)
@@ -198,7 +198,7 @@ def _finish(
     interrupted: bool = False,
     sweep: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Write ``result.json`` and the report from all finished fits; show the table."""
+    """Write ``result.json`` and the tables from all finished fits; log the table."""
     c, workdir, info = session.config, session.workdir, session.log.info
     before = interrupted and processes.from_process_zero(lambda: results.swept(workdir))
     if before:

@@ -22,6 +22,7 @@ import numpy as np
 from lt_jax.distributed import processes
 from lt_jax.experiment import cached, results, weights
 from lt_jax.experiment.cached import FeatureCache, FittedRows, Row
+from lt_jax.experiment.results import StoredRow
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head
 from lt_jax.retraining import selection
@@ -30,7 +31,7 @@ from lt_jax.training import checkpoint
 from lt_jax.training.log import jsonable
 from lt_jax.types import Params
 
-Stored = dict[str, dict[str, Any]]  # rows as in rows.json, by Row.name
+Stored = dict[str, StoredRow]  # by Row.name
 
 
 def sweep(session: Session) -> dict[str, Any]:
@@ -123,7 +124,7 @@ def _stored(cache: FeatureCache, origin: dict[str, Any]) -> Stored:
     return {_row(row).name: row for row in own}
 
 
-def _row(stored: dict[str, Any]) -> Row:
+def _row(stored: StoredRow) -> Row:
     return Row(stored["method"], stored["hyper"], tuple(stored["seeds"]))
 
 

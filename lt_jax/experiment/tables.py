@@ -81,13 +81,11 @@ def table(methods: dict[str, Any]) -> str:
     columns = [column for column in COLUMNS if column.in_text]
     rows = [["method", *(column.title for column in columns)]]
     for name, entry in methods.items():
-        cells = []
-        for column in columns:
-            value = _entry(entry, column.metric)
-            cells.append(
-                cell(value["mean"], value["std"], column.factor, column.decimals)
-            )
-        rows.append([name, *cells])
+        values = [_entry(entry, column.metric) for column in columns]
+        shown = zip(values, columns, strict=True)
+        rows.append(
+            [name, *(cell(v["mean"], v["std"], c.factor, c.decimals) for v, c in shown)]
+        )
     widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
 
     def line(first: str, *rest: str) -> str:

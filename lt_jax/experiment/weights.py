@@ -1,4 +1,8 @@
-"""Networks to start from: freshly initialised, or loaded from a finished fit."""
+"""Networks to start from: freshly initialised, or loaded from a finished fit.
+
+All processes use the finished fits that process 0 finds: on a shared file system the
+others may see an older state.
+"""
 
 from __future__ import annotations
 
@@ -41,9 +45,6 @@ class Source(NamedTuple):
         return self.directory / self.outcome.get("weights", "")
 
 
-# New networks.
-
-
 def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
     """Initialise a network for stage 1."""
     key = seeds.key(run, "backbone")
@@ -71,32 +72,19 @@ def _new_head(
 def blank(
     backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
 ) -> Weights:
-    """Shapes and dtypes of a network, to load weights into.
-
-    Args:
-      shape: H, W, C of its examples.
-    """
+    """Return shapes and dtypes of a network for examples of shape H, W, C."""
     sizes = models.features_of(backbone), num_classes
 
     def make() -> Weights:
-        key = jax.random.key(0)
-        params, batch_stats = models.init(backbone, key, shape)
-        own = head.init(key, None, *sizes, "torch")
+        params, batch_stats = models.init(backbone, jax.random.key(0), shape)
+        own = head.init(jax.random.key(0), None, *sizes, "torch")
         return Weights({"backbone": params, "head": own}, batch_stats)
 
     return jax.eval_shape(make)
 
 
-# Finished fits. All processes call these and use what process 0 finds: on a shared
-# file system the others may see an older state.
-
-
 def finished(path: Path) -> list[Source]:
-    """Find the finished stage 1 of a workdir, by seed, or the one in this folder.
-
-    Raises:
-      InputError: there is none.
-    """
+    """Find the finished stage 1 of a workdir, by seed, or the one in this folder."""
     folders = [*(path / "checkpoints" / "stage1").glob("*"), path]
     found = _sources(lambda: [(f, results.outcome(f)) for f in folders])
     if not found:
@@ -167,14 +155,7 @@ def head_of(outcome: Outcome) -> Head:
 def load_fit(
     source: Source, backbone: Any, shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Head, Weights]:
-    """Load a finished fit of any method.
-
-    Args:
-      shape: H, W, C of the examples.
-
-    Raises:
-      InputError: see ``load``.
-    """
+    """Load a finished fit of any method; ``shape`` is H, W, C of the examples."""
     head = head_of(source.outcome)
     return head, load(source, blank(backbone, head, shape, num_classes))
 
@@ -194,11 +175,7 @@ def load(source: Source, like: Weights, skip: str = "") -> Weights:
 
 
 def load_leaves(source: Source) -> dict[str, Any]:
-    """Load parameters and batch statistics by name.
-
-    Raises:
-      InputError: they are gone.
-    """
+    """Load parameters and batch statistics by name."""
     found = _read(source)
     if source.outcome.get("backbone"):  # a head alone, fitted on cached features
         root = source.directory.parents[len(Path(source.outcome["run"]).parts) - 1]
@@ -234,9 +211,6 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
 
     They are the workdir's own, or else those of ``init.path``. The latter are evaluated
     by this workdir's protocol and recorded in it.
-
-    Raises:
-      InputError: there are none, or they are of another network.
     """
     c, task = session.config, session.task
     stage1 = fits(session.workdir, ["stage1"])

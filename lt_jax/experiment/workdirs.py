@@ -12,12 +12,12 @@ from flax import traverse_util
 from lt_jax.errors import InputError
 from lt_jax.experiment import results
 from lt_jax.experiment.config import FREE
-from lt_jax.experiment.results import MEASURED, RESULT, RESUME, Outcome, Row
+from lt_jax.experiment.results import MEASURED, RESULT, RESUME, Outcome, StoredRow
 from lt_jax.files import read_json
 from lt_jax.retraining.selection import spread
 
 # Keys of a config that affect speed or place, but not the meaning of a figure.
-NEUTRAL = {*FREE, "seed", "init.path"} - {"method.*.grid.*", "eval.choose"}
+NEUTRAL = {*FREE, "seed", "init.path"} - {"eval.choose"}
 # Keys of a config that the protocol in result.json has under a shorter name.
 PROTOCOL = {
     "batch_norm": "method.batch_norm",
@@ -37,7 +37,7 @@ class Run(NamedTuple):
     # By method, ordered by seeds; "none", the stage-1 head, comes first.
     fits: dict[str, list[Outcome]]  # what the sweep chose, if there is one
     fixed: dict[str, list[Outcome]]  # the config's own values, if there is a sweep
-    rows: list[Row]  # of the sweep
+    rows: list[StoredRow]  # of the sweep
 
     @property
     def swept(self) -> bool:
@@ -51,14 +51,8 @@ class Run(NamedTuple):
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
-    """Read finished workdirs.
-
-    Raises:
-      InputError: a path is not a finished workdir, or one of its files is invalid.
-    """
-    return [
-        _read(path, label) for path, label in zip(paths, labels(paths), strict=True)
-    ]
+    """Read finished workdirs."""
+    return list(map(_read, paths, labels(paths)))
 
 
 def labels(paths: Sequence[Path]) -> list[str]:
@@ -67,17 +61,17 @@ def labels(paths: Sequence[Path]) -> list[str]:
     >>> labels([Path("a/x"), Path("b/x"), Path("b/y")])
     ['a/x', 'b/x', 'y']
     """
-    found = []
     full = [path.resolve() for path in paths]
-    for i, path in enumerate(full):
-        others = full[:i] + full[i + 1 :]
-        if path in others:
-            raise InputError(f"duplicate workdir: {paths[i]}")
+
+    def label(path: Path) -> str:
+        if full.count(path) > 1:
+            raise InputError(f"duplicate workdir: {path}")
         size = 1
-        while any(path.parts[-size:] == other.parts[-size:] for other in others):
+        while sum(path.parts[-size:] == other.parts[-size:] for other in full) > 1:
             size += 1
-        found.append("/".join(path.parts[-size:]).strip("/"))
-    return found
+        return "/".join(path.parts[-size:]).strip("/")
+
+    return list(map(label, full))
 
 
 def _read(path: Path, label: str) -> Run:
@@ -99,10 +93,10 @@ def _read(path: Path, label: str) -> Run:
     order = [*result["methods"], *sorted(fits)]  # as in the table, then the rest
     first = {"none": stage1} if stage1 else {}
     return Run(
-        path,
-        label,
-        result,
-        config,
+        path=path,
+        label=label,
+        result=result,
+        config=config,
         fits=first | {name: fits[name] for name in order if name in fits},
         fixed=fixed,
         rows=results.rows(path),
@@ -112,11 +106,8 @@ def _read(path: Path, label: str) -> Run:
 def _by_method(workdir: Path, folder: str) -> dict[str, list[Outcome]]:
     """Read the outcomes of every method in a folder of the checkpoints."""
     files = (workdir / "checkpoints" / folder).glob("*/*/outcome.json")
-    names = {file.parent.parent.name for file in files} - {"stage1", "chosen", "fixed"}
-    return {
-        name: results.outcomes(workdir, folder + name, MEASURED)
-        for name in sorted(names)
-    }
+    names = sorted({file.parts[-3] for file in files} - {"stage1", "chosen", "fixed"})
+    return {name: results.outcomes(workdir, folder + name, MEASURED) for name in names}
 
 
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
@@ -149,22 +140,18 @@ def differences(one: Run, other: Run, method: str) -> dict[str, tuple[Any, Any]]
 
 
 def _choices(run: Run, method: str) -> dict[str, Any]:
-    stage2 = method != "none"  # nothing of stage 2 affects the stage-1 head
-    named = {
-        name: run.result["protocol"][name]
-        for name, key in PROTOCOL.items()
-        if stage2 or not key.startswith("method.")
-    }
+    stage2 = run.config["method"]
+    shared = {key: v for key, v in stage2.items() if not isinstance(v, dict)}
+    tree = run.config | {"method": shared, method: stage2.get(method, {})}
+    if method == "none":  # nothing of stage 2 affects the stage-1 head
+        del tree["method"]
+    values = traverse_util.flatten_dict(tree, sep=".")
+    protocol = run.result["protocol"]
+    named = {name: protocol[name] for name, key in PROTOCOL.items() if key in values}
     named["training set"] = run.result["dataset"]["split_hash"]
-    for key, value in traverse_util.flatten_dict(run.config, sep=".").items():
-        neutral = any(fnmatch.fnmatch(key, pattern) for pattern in NEUTRAL)
-        if neutral or key in PROTOCOL.values():
-            continue
-        parts = key.split(".")
-        if parts[0] == "method" and isinstance(run.config["method"][parts[1]], dict):
-            if parts[1] == method:
-                named[key.removeprefix("method.")] = value
-        elif parts[0] != "method" or stage2:
+    skipped = {*NEUTRAL, *PROTOCOL.values()}
+    for key, value in values.items():
+        if not any(fnmatch.fnmatch(key, pattern) for pattern in skipped):
             named[key] = value
     used = hyper(run, method, run.fits.get(method, []))
     taken = {f"{method}.{k}": used[k] for k in ("start", "sampler") if k in used}
