@@ -61,10 +61,6 @@ def made_images(number: int) -> tuple[Any, Any]:
     return images, rng.integers(0, CLASSES, number, np.int32)
 
 
-def print_to_stderr(compiled: Any) -> None:
-    print(f"compiled in {compiled.compile_seconds:.1f} s", file=sys.stderr)
-
-
 def ours(
     net: str, batch: int, dtype: str, number: int, classes: int
 ) -> dict[str, Callable]:
@@ -77,7 +73,7 @@ def ours(
     from lt_jax.data.dataset import Dataset
     from lt_jax.data.loader import CropPlan, DecodeErrors
     from lt_jax.distributed import sharding
-    from lt_jax.training import epochs, steps
+    from lt_jax.training import loop, steps
 
     images, labels = made_images(number)
     dataset = Dataset(
@@ -106,14 +102,12 @@ def ours(
     )
 
     train = steps.compile_step(train, state, ready, inputs).run
-    takers = {
-        "epoch": epochs.streaming_stepper(
-            program, dataset, DecodeErrors(dataset), print_to_stderr, iter
-        ),
-        "resident": epochs.resident_stepper(
-            program, dataset, steps.steps_per_call(0), print_to_stderr
-        ),
+    per_call = steps.steps_per_call(0)
+    sources = {
+        "epoch": (1, loop.streamed_batches(dataset, DecodeErrors(dataset), iter)),
+        "resident": (per_call, loop.resident_batches(dataset, per_call)),
     }
+    compiled: dict[str, Any] = {}
 
     def step(count: int) -> None:
         nonlocal state
@@ -139,12 +133,16 @@ def ours(
         )
         crops = CropPlan((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
         wait, measured = sharding.dispatch_limiter(), None
-        for after, measured, _ in takers[kind](state, rows, crops, inputs):
-            state = after
+        per_call, batches = sources[kind]
+        for some, _ in batches(rows, crops):
+            if kind not in compiled:
+                made = steps.make_steps(program, per_call)
+                compiled[kind] = steps.compile_step(made, state, *some, inputs).run
+            state, measured = compiled[kind](state, *some, inputs)
             wait(measured)
         jax.block_until_ready(measured)
 
-    whole = {kind: functools.partial(epoch, kind) for kind in takers}
+    whole = {kind: functools.partial(epoch, kind) for kind in sources}
     return {"step": step, "eval": score, **whole}
 
 

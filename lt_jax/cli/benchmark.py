@@ -42,9 +42,15 @@ from lt_jax.methods import projection_steps
 from lt_jax.retraining.engine import HeadJob, fit_heads, plan_chunks
 from lt_jax.retraining.features import DTYPES, Features, Request, extract
 from lt_jax.training import steps
-from lt_jax.training.epochs import fits_on_device, resident_stepper
 from lt_jax.training.log import jsonable, write_atomically
-from lt_jax.training.loop import Stage, epoch_plan, step_inputs, step_spec
+from lt_jax.training.loop import (
+    Stage,
+    epoch_plan,
+    fits_on_device,
+    resident_batches,
+    step_inputs,
+    step_spec,
+)
 from lt_jax.training.optim import Sgd
 from lt_jax.training.steps import StepInputs, StepSpec
 from lt_jax.types import Batch, TrainState
@@ -262,16 +268,19 @@ def _resident(
     if not fits_on_device(train, task.resident):
         return None
     at_once = steps.steps_per_call(task.at_once)
-    stepper = resident_stepper(spec, train, at_once, lambda compiled: None)
+    batches = resident_batches(train, at_once)
     rows, _ = epoch_plan(train, stage, 0, slice(None))
     rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
     crops = CropPlan(stage.run, 0, rows)
 
     def endless() -> Generator[Any, None, None]:
-        now = state
+        now, step = state, None
         while True:
-            for after, measured, _ in stepper(now, rows, crops, inputs):
-                now = after
+            for batch, _ in batches(rows, crops):
+                if step is None:
+                    made = steps.make_steps(spec, at_once)
+                    step = steps.compile_step(made, now, *batch, inputs).run
+                now, measured = step(now, *batch, inputs)
                 yield measured
 
     with contextlib.closing(endless()) as calls:

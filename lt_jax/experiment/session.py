@@ -70,7 +70,7 @@ class Session(NamedTuple):
           images: per epoch.
         """
         per_epoch = -(-images // group.batch)
-        lr = optim.scaled(lr, group.batch, group.lr_batch)
+        lr = lr * group.batch / group.lr_batch  # linear scaling, arXiv 1706.02677
         return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
     def finished(self, title: str) -> dict[str, Any] | None:

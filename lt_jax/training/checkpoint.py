@@ -1,15 +1,16 @@
 """Saving and restoring; the only module that uses Orbax.
 
-A checkpoint is a nested dict of NumPy arrays, by the names of the saved tree's leaves,
-with a small JSON dict of notes. It can be read without knowing the optimizer, the
-number of devices or this package. One more leaf, ``digest``, detects damage: the file
-format alone misses some flipped bits.
+A checkpoint is a nested dict of NumPy arrays, named like the leaves of the saved tree,
+and a small JSON dict of notes. It can be read without knowing the optimiser, the number
+of devices or this package. One more leaf, ``digest``, detects damage: the file format
+alone misses some flipped bits.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import operator
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,6 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from flax import traverse_util
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
@@ -39,32 +39,31 @@ UNWRITABLE = (
 )
 
 
-class Damaged(Exception):
-    """A checkpoint that cannot be read, or whose content has changed."""
+class Damaged(InputError):
+    """A checkpoint cannot be read, or its content has changed."""
+
+    def __init__(self, where: Path, reason: str):
+        self.reason = f"checkpoint {where} is damaged ({reason})"
+        super().__init__(f"{self.reason}: train again in another --workdir")
 
 
 class Checkpoints:
     """The checkpoints of one run: the last two and the one with the best score."""
 
     def __init__(self, directory: str | Path):
-        self.directory = epath.Path(directory).resolve()
+        self.directory = Path(directory).resolve()
+        score = operator.itemgetter("score")
         # Not `best_fn` with `max_to_keep`, which would delete the newest checkpoint.
-        keep = preservation_policy.AnyPreservationPolicy(
-            [
-                preservation_policy.LatestN(2),  # the newest may be damaged
-                preservation_policy.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"],
-                    n=1,
-                ),
-            ]
-        )
+        keep = [
+            preservation_policy.LatestN(2),  # the newest may be damaged
+            preservation_policy.BestN(get_metric_fn=score, n=1),
+        ]
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=keep,
+                preservation_policy=preservation_policy.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
-                best_fn=lambda metrics: metrics["score"],
-                best_mode="max",
+                best_fn=score,
             ),
         )
 
@@ -73,11 +72,7 @@ class Checkpoints:
     ) -> None:
         """Save in the background; the state may be donated as soon as this returns.
 
-        Args:
-          step: optimizer steps taken.
-          state: a tree of arrays.
-          notes: JSON values to keep with it.
-          score: selects the best checkpoint; higher is better.
+        ``notes`` are JSON values. The checkpoint with the highest ``score`` is kept.
         """
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_nested(state, notes)),
@@ -94,9 +89,7 @@ class Checkpoints:
     def resume(self, like: Any, report: Callable[[str], None]) -> Any:
         """Load the newest intact checkpoint and delete damaged ones after it.
 
-        Args:
-          like: see ``restore``.
-          report: called with a line for each damaged checkpoint.
+        ``like`` is that of ``restore``; ``report`` gets a line per damaged checkpoint.
 
         Returns:
           ``(step, tree, notes)``, or None if nothing has been saved.
@@ -108,9 +101,9 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             found, reason = None, ""
             try:
-                found = step, *self._load(step, like)
+                found = step, *self.restore(step, like)
             except Damaged as error:
-                reason = str(error)
+                reason = error.reason
             # All processes use the same one, even if only one cannot read another.
             if processes.max_over_processes(bool(reason)):
                 damaged[step] = reason or f"another process cannot read step {step:,}"
@@ -121,8 +114,8 @@ class Checkpoints:
             return found
         if damaged:
             raise InputError(
-                "; ".join(damaged.values())
-                + f". None is left: remove {self.directory} to start this fit again"
+                f"{'; '.join(damaged.values())}. None is left: remove "
+                f"{self.directory} to start this fit again"
             )
         return None
 
@@ -134,16 +127,10 @@ class Checkpoints:
         """Load the tree of a step in the structure of ``like``, and its notes.
 
         Raises:
-          InputError: the checkpoint is damaged, or leaves are missing, unexpected or of
-            another shape. The message lists them.
+          InputError: it is damaged, or leaves are missing, unexpected or of another
+            shape.
         """
-        try:
-            return self._load(step, like)
-        except Damaged as error:
-            raise InputError(f"{error}: train again in another --workdir") from error
-
-    def _load(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
-        where = f"{self.directory}/{step}"
+        where = self.directory / str(step)
         with _detect_damage(where):
             loaded = self._manager.restore(
                 step,
@@ -151,8 +138,9 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(), notes=ocp.args.JsonRestore()
                 ),
             )
-        found = _verified(trees.leaves(loaded["state"]), loaded["notes"], where)
-        return _matched(found, like, where), loaded["notes"]
+        notes = loaded["notes"]
+        found = _verified(trees.leaves(loaded["state"]), notes, where)
+        return _matched(found, like, str(where)), notes
 
     def close(self) -> None:
         """Wait until everything is written; raises if a write failed."""
@@ -162,30 +150,23 @@ class Checkpoints:
 
 
 def save_tree(directory: str | Path, step: int, state: Any) -> None:
-    """Save one tree of arrays for ``load_leaves``, replacing an older one."""
-    path = epath.Path(directory).resolve() / str(step) / "state"
+    """Save a tree of arrays for ``load_leaves``, replacing an older one."""
+    path = Path(directory).resolve() / str(step) / "state"
     with _explain_unwritable(path), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, _nested(state, {}), force=True)
 
 
 def load_leaves(step: str | Path) -> dict[str, np.ndarray]:
-    """Load the arrays of a checkpoint by name, whatever their structure.
+    """Load the arrays of a checkpoint by name, without knowing its structure.
 
-    Args:
-      step: the directory of one checkpoint; its name is the step.
-
-    Raises:
-      InputError: the checkpoint is damaged.
+    ``step`` is the directory of one checkpoint; its name is the step.
     """
-    path = epath.Path(step).resolve()
+    path = Path(step).resolve()
     notes_file = path / "notes" / "metadata"
-    try:
-        with _detect_damage(str(path)), ocp.StandardCheckpointer() as checkpointer:
-            found = trees.leaves(checkpointer.restore(path / "state"))
-            notes = json.loads(notes_file.read_text()) if notes_file.exists() else {}
-        return _verified(found, notes, str(path))
-    except Damaged as error:
-        raise InputError(f"{error}: train again in another --workdir") from error
+    with _detect_damage(path), ocp.StandardCheckpointer() as checkpointer:
+        found = trees.leaves(checkpointer.restore(path / "state"))
+        notes = json.loads(notes_file.read_text()) if notes_file.exists() else {}
+    return _verified(found, notes, path)
 
 
 def merge_leaves(found: dict[str, Any], fresh: Any, skip: str, where: str) -> Any:
@@ -193,9 +174,9 @@ def merge_leaves(found: dict[str, Any], fresh: Any, skip: str, where: str) -> An
 
     Args:
       found: arrays by name.
-      fresh: the tree as initialized.
-      skip: regular expression for the full names of leaves that keep their fresh
-        value, such as ``head/kernel``; "" skips none.
+      fresh: the tree as initialised.
+      skip: regular expression for the full names of the leaves that keep their fresh
+        value; "" skips none.
       where: the checkpoint, for error messages.
 
     Raises:
@@ -216,7 +197,7 @@ def merge_leaves(found: dict[str, Any], fresh: Any, skip: str, where: str) -> An
 
 
 @contextlib.contextmanager
-def _explain_unwritable(directory: epath.Path) -> Iterator[None]:
+def _explain_unwritable(directory: Path) -> Iterator[None]:
     """Raise an InputError for a full or read-only disk.
 
     Writing happens in the background, so an error may appear at the next save.
@@ -224,30 +205,28 @@ def _explain_unwritable(directory: epath.Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        for reason in UNWRITABLE:
-            if reason in str(error):
-                raise InputError(
-                    f"cannot write checkpoints in {directory}: {reason}. Older ones "
-                    "are intact; make room and rerun the same command"
-                ) from error
-        raise
+        reason = next((text for text in UNWRITABLE if text in str(error)), None)
+        if reason is None:
+            raise
+        raise InputError(
+            f"cannot write checkpoints in {directory}: {reason}. Older ones are "
+            "intact; make room and rerun the same command"
+        ) from error
 
 
 @contextlib.contextmanager
-def _detect_damage(where: str) -> Iterator[None]:
+def _detect_damage(where: Path) -> Iterator[None]:
     """Raise ``Damaged`` for anything that Orbax and its formats raise for a bad file.
 
     The possible errors cannot be listed: a flipped bit may hit JSON, protobuf or zstd.
     """
     try:
         yield
-    except FileNotFoundError as error:
-        raise Damaged(f"checkpoint {where} is damaged ({error})") from error
-    except (OSError, MemoryError):  # caused by this machine, not by the checkpoint
-        raise
     except Exception as error:
-        reason = str(error).partition("\n")[0][:200]
-        raise Damaged(f"checkpoint {where} is damaged ({reason})") from error
+        missing = isinstance(error, FileNotFoundError)
+        if isinstance(error, OSError | MemoryError) and not missing:
+            raise  # caused by this machine, not by the checkpoint
+        raise Damaged(where, str(error).partition("\n")[0][:200]) from error
 
 
 def _nested(state: Any, notes: dict[str, Any]) -> dict[str, Any]:
@@ -258,25 +237,24 @@ def _nested(state: Any, notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _digest(flat: dict[str, Any], notes: dict[str, Any]) -> np.ndarray:
-    """Compute the SHA-256 of notes and leaves, uint8[32]."""
+    """Hash notes and leaves: uint8[32]."""
     text = json.dumps(notes, sort_keys=True).encode()
     return np.frombuffer(trees.digest(flat, text), np.uint8)
 
 
 def _verified(
-    found: dict[str, Any], notes: dict[str, Any], where: str
+    found: dict[str, Any], notes: dict[str, Any], where: Path
 ) -> dict[str, np.ndarray]:
     """Return the leaves without the digest, which must match them."""
     flat = {name: np.asarray(leaf) for name, leaf in found.items() if name != DIGEST}
     if not np.array_equal(found.get(DIGEST, ()), _digest(flat, notes)):
-        raise Damaged(f"checkpoint {where} is damaged (its content has changed)")
+        raise Damaged(where, "its content has changed")
     return flat
 
 
 def _matched(found: dict[str, Any], like: Any, where: str) -> Any:
     """Return the leaves in the structure of ``like``."""
-    lines = trees.differences(found, trees.leaves(like))
-    if lines:
+    if lines := trees.differences(found, trees.leaves(like)):
         raise InputError(
             f"checkpoint {where} belongs to another network or optimizer:\n  "
             + "\n  ".join(lines)

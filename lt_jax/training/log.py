@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import json
 import math
@@ -23,9 +24,7 @@ from lt_jax.types import Params
 class Logger:
     """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal.
 
-    Args:
-      workdir: an existing folder.
-      enabled: whether to log; commands that only read a workdir do not.
+    Commands that only read a workdir disable it.
     """
 
     def __init__(self, workdir: Path, enabled: bool = True):
@@ -114,19 +113,17 @@ def parameter_table(params: Params, trained: Params) -> tuple[str, str]:
     """List name, shape and state (trained or frozen) of each parameter.
 
     Returns:
-      The lines, and their sums, for example ``75,002 parameters: backbone 74,352
-      trained, head 650 trained``.
+      The list, and a summary such as ``75,002 parameters: backbone 74,352 trained,
+      head 650 trained``.
     """
     trained_names = trees.leaves(trained)
-    lines: list[str] = []
-    sums: dict[tuple[str, str], int] = {}
+    lines, sums = [], collections.Counter[tuple[str, str]]()
     for name, leaf in trees.leaves(params).items():
         state = "trained" if name in trained_names else "frozen"
-        group = name.split("/")[0], state
-        sums[group] = sums.get(group, 0) + leaf.size
+        sums[name.split("/")[0], state] += leaf.size
         lines.append(f"  {name:44s} {leaf.shape!s:20s} {state}")
     parts = ", ".join(f"{part} {n:,} {state}" for (part, state), n in sums.items())
-    return "\n".join(lines), f"{sum(sums.values()):,} parameters: {parts}"
+    return "\n".join(lines), f"{sums.total():,} parameters: {parts}"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,20 +28,18 @@ from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.training import steps
 from lt_jax.training.checkpoint import Checkpoints
-from lt_jax.training.epochs import (
-    Stepper,
-    fits_on_device,
-    resident_stepper,
-    streaming_stepper,
-)
 from lt_jax.training.log import Logger
 from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
 from lt_jax.training.progress import Meter
-from lt_jax.training.steps import CompiledStep, StepInputs, StepSpec
-from lt_jax.types import Params, TrainState
+from lt_jax.training.steps import StepInputs, StepSpec
+from lt_jax.types import Batch, Params, TrainState
 
 LOGGED_COMPILATION = 1.0  # shorter compilations (seconds) are not logged
+
+# (int32[S, B] for this process, crops) -> for each call of the compiled step: its
+# arguments that describe the batch, and the number of steps it takes.
+Batches = Callable[[np.ndarray, CropPlan], Iterator[tuple[tuple[Any, ...], int]]]
 
 
 class Task(NamedTuple):
@@ -95,56 +94,6 @@ class FitResult(NamedTuple):
     images_per_second: float  # of the training steps, without compilation
 
 
-def step_spec(task: Task, stage: Stage) -> StepSpec:
-    """Describe what the training step of a stage is compiled for."""
-    return StepSpec(
-        backbone=task.backbone,
-        head=stage.method.head,
-        loss=stage.method.loss,
-        project=stage.method.project,
-        sgd=stage.sgd,
-        trains=stage.trains,
-        batch_norm=stage.batch_norm,
-        augment=task.augment,
-        micro_batches=stage.accumulate,
-        mixup=stage.mixup,
-    )
-
-
-def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
-    """Place the step inputs of a stage that starts from ``head`` on the devices."""
-    method, pairs = stage.method, stage.mixup > 0
-    size = sharding.micro_batch_size(stage.batch, stage.accumulate, pairs)
-    inputs = StepInputs(
-        key=seeds.key(stage.run, "augment"),
-        rates=stage.rates,
-        adjust=method.adjust,
-        start=head,
-        projects=projection_steps(method, stage.epochs, per_epoch),
-        micro_batch_size=size,
-    )
-    return sharding.replicate(inputs)
-
-
-def epoch_plan(
-    train: Dataset, stage: Stage, epoch: int, which: slice
-) -> tuple[np.ndarray, CropPlan]:
-    """Plan some steps of an epoch: int32[S, B] for this process, and its crops."""
-    indices = samplers.plan(
-        train.labels, stage.method.sampler, stage.batch, stage.run, epoch
-    )
-
-    def local(rows: np.ndarray) -> np.ndarray:
-        arranged = sharding.arrange_micro_batches(
-            rows[which], stage.accumulate, pairs=stage.mixup > 0
-        )
-        return sharding.process_part(arranged)
-
-    # The position of an image in the plan determines its crop.
-    positions = np.arange(indices.size).reshape(indices.shape)
-    return local(indices), CropPlan(stage.run, epoch, local(positions))
-
-
 @dataclasses.dataclass
 class _Fit:
     """A fit in progress."""
@@ -180,8 +129,8 @@ def fit(
 
     Raises:
       Interrupted: ``stop_requested`` named a signal; a checkpoint has been saved.
-      Diverged: the loss became NaN or infinite; names the step. Earlier checkpoints
-        remain.
+      Diverged: a loss or parameter became NaN or infinite; names the step. Earlier
+        checkpoints remain.
     """
     size = len(task.splits.train)
     images = samplers.examples_per_epoch(size, stage.batch, stage.drop_last)
@@ -240,44 +189,34 @@ def _resume(run: _Fit) -> None:
     log.rewind(stage.title, run.step)
 
 
-def _make_stepper(run: _Fit, errors: DecodeErrors) -> Stepper:
-    task, train = run.task, run.task.splits.train
-    spec = step_spec(task, run.stage)
-
-    def on_compile(compiled: CompiledStep) -> None:
-        if compiled.compile_seconds >= LOGGED_COMPILATION:
-            run.log.info(
-                f"{run.stage.title}: compiled the training step in "
-                f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
-                f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
-            )
-
-    if fits_on_device(train, task.resident):
-        per_call = steps.steps_per_call(task.at_once)
-        return resident_stepper(spec, train, per_call, on_compile)
-    return streaming_stepper(spec, train, errors, on_compile, run.meter.time_waits)
-
-
 def _train(run: _Fit, early: StepInputs) -> None:
-    """Train from the current step to the last one."""
-    task, stage = run.task, run.stage
-    method = stage.method
+    """Train from the current step to the last one.
+
+    ``early`` are the inputs of the first epochs; the loss may change after them.
+    """
+    task, stage, method = run.task, run.stage, run.stage.method
     late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
     late_from = round(method.defer * stage.epochs)
-    errors = DecodeErrors(task.splits.train)
-    stepper = _make_stepper(run, errors)
+    train, errors = task.splits.train, DecodeErrors(task.splits.train)
+    if fits_on_device(train, task.resident):
+        per_call = steps.steps_per_call(task.at_once)
+        batches = resident_batches(train, per_call)
+    else:
+        per_call, batches = 1, streamed_batches(train, errors, run.meter.time_waits)
     bar = run.log.bar(stage.title, run.step * stage.batch, run.total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
-    profile = Profile(traces, run.total - run.step, run.log)
-    with bar, profile, jax.transfer_guard("disallow"):
+    profile = Profile(traces, run.step, run.total, run.log)
+    step = None
+    with bar, contextlib.closing(profile), jax.transfer_guard("disallow"):
         while run.step < run.total:
             epoch = run.step // run.per_epoch
             rest = slice(run.step % run.per_epoch, run.per_epoch)
-            indices, crops = epoch_plan(task.splits.train, stage, epoch, rest)
             inputs = early if epoch < late_from else late
             signal = ""
-            for state, measured, count in stepper(run.state, indices, crops, inputs):
-                run.state, run.step = state, run.step + count
+            for batch, count in batches(*epoch_plan(train, stage, epoch, rest)):
+                step = step or _compile(run, per_call, *batch, inputs)
+                run.state, measured = step(run.state, *batch, inputs)
+                run.step += count
                 run.meter.add(run.step, measured, count)
                 profile.step(run.step, measured)
                 bar.update(count * stage.batch)
@@ -290,6 +229,18 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 _save(run, None)
                 raise Interrupted(run.where, signal)
             _end_epoch(run, epoch)
+
+
+def _compile(run: _Fit, per_call: int, *arguments: Any) -> Callable[..., Any]:
+    step = steps.make_steps(step_spec(run.task, run.stage), per_call)
+    compiled = steps.compile_step(step, run.state, *arguments)
+    if compiled.compile_seconds >= LOGGED_COMPILATION:
+        run.log.info(
+            f"{run.stage.title}: compiled the training step in "
+            f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
+            f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
+        )
+    return compiled.run
 
 
 def _show_progress(run: _Fit, bar: tqdm, errors: DecodeErrors) -> None:
@@ -305,7 +256,7 @@ def _show_progress(run: _Fit, bar: tqdm, errors: DecodeErrors) -> None:
 
 def _end_epoch(run: _Fit, epoch: int) -> None:
     """Evaluate and save where due; stop if a signal came."""
-    run.meter.fetch()
+    run.meter.fetch()  # stops the clock before the evaluation
     last = run.step == run.total
     evaluates = last or (epoch + 1) % run.task.eval_every == 0
     score = _evaluate_checkpoint(run) if evaluates else None
@@ -330,16 +281,18 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
     long-tailed as the training set, selects by the mean over classes.
     """
     task, stage, meter = run.task, run.stage, run.meter
-    line = meter.line(run.step)
+    line, score = meter.line(run.step), None
     values: dict[str, Any] = {}
     if (dataset := task.selection_set) is not None:
         network = run.state.params, run.state.batch_stats
         tally = evaluate(task, stage.method.head, *network, dataset, log=run.log)
         values = metrics.summary(tally, task.groups)
         if task.select == "test":
-            line += f" | test {values['all']:.1%}"
+            score = values["all"]
+            line += f" | test {score:.1%}"
         else:
-            line += f" | validation {values['balanced']:.1%} balanced"
+            score = values["balanced"]
+            line += f" | validation {score:.1%} balanced"
     run.log.info(line)
     run.log.record(
         run=stage.title,
@@ -351,7 +304,7 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
         images_per_second=meter.rate(),
         **values,
     )
-    return values.get("all" if task.select == "test" else "balanced")
+    return score
 
 
 def evaluate(
@@ -394,3 +347,102 @@ def evaluate(
             f"the network has diverged: logits on {dataset.name} are NaN or infinite"
         )
     return tally
+
+
+def epoch_plan(
+    train: Dataset, stage: Stage, epoch: int, which: slice
+) -> tuple[np.ndarray, CropPlan]:
+    """Plan some steps of an epoch: int32[S, B] for this process, and its crops."""
+    sampler, batch, run = stage.method.sampler, stage.batch, stage.run
+    indices = samplers.plan(train.labels, sampler, batch, run, epoch)
+
+    def local(rows: np.ndarray) -> np.ndarray:
+        arranged = sharding.arrange_micro_batches(
+            rows[which], stage.accumulate, pairs=stage.mixup > 0
+        )
+        return sharding.process_part(arranged)
+
+    # The position of an image in the plan determines its crop.
+    positions = np.arange(indices.size).reshape(indices.shape)
+    return local(indices), CropPlan(run, epoch, local(positions))
+
+
+def fits_on_device(dataset: Dataset, limit: float) -> bool:
+    """Return whether all images fit into ``limit`` GiB; encoded photos never do."""
+    size = len(dataset) * math.prod(dataset.shape)
+    return dataset.decoder is None and size <= limit * 2**30
+
+
+def streamed_batches(
+    dataset: Dataset,
+    errors: DecodeErrors,
+    time_waits: Callable[[Iterator[Batch]], Iterator[Batch]],
+) -> Batches:
+    """Load batches for single steps while the devices work.
+
+    ``time_waits`` passes batches through and may measure how long each takes.
+    """
+
+    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[tuple[Any, int]]:
+        loaded = load_batches(
+            dataset, indices, sharding.shard_batch, crops=crops, errors=errors
+        )
+        for batch in time_waits(loaded):
+            yield (batch,), 1
+
+    return batches
+
+
+def resident_batches(dataset: Dataset, per_call: int) -> Batches:
+    """Keep the images on the devices, for ``per_call`` steps at a time.
+
+    Only indices travel. For single steps the devices gather the batch first, bit for
+    bit that of `streamed_batches`.
+    """
+    images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
+    held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
+
+    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[tuple[Any, int]]:
+        for first in range(0, len(indices), per_call):
+            rows = indices[first : first + per_call]
+            padding = [(0, per_call - len(rows)), (0, 0)]
+            padded = np.pad(rows, padding, constant_values=-1)
+            sharded = sharding.shard_indices(padded)
+            if per_call == 1:
+                yield (steps.make_gather()(held, sharded),), 1
+            else:
+                count = sharding.replicate(np.asarray(len(rows), np.int32))
+                yield (held, sharded, count), len(rows)
+
+    return batches
+
+
+def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
+    """Place the step inputs of a stage that starts from ``head`` on the devices."""
+    method, pairs = stage.method, stage.mixup > 0
+    size = sharding.micro_batch_size(stage.batch, stage.accumulate, pairs)
+    inputs = StepInputs(
+        key=seeds.key(stage.run, "augment"),
+        rates=stage.rates,
+        adjust=method.adjust,
+        start=head,
+        projects=projection_steps(method, stage.epochs, per_epoch),
+        micro_batch_size=size,
+    )
+    return sharding.replicate(inputs)
+
+
+def step_spec(task: Task, stage: Stage) -> StepSpec:
+    """Describe what the training step of a stage is compiled for."""
+    return StepSpec(
+        backbone=task.backbone,
+        head=stage.method.head,
+        loss=stage.method.loss,
+        project=stage.method.project,
+        sgd=stage.sgd,
+        trains=stage.trains,
+        batch_norm=stage.batch_norm,
+        augment=task.augment,
+        micro_batches=stage.accumulate,
+        mixup=stage.mixup,
+    )

@@ -41,10 +41,6 @@ class Sgd(NamedTuple):
         stepped = jax.tree.map(lambda p, d: p - rate * d, params, direction)
         return stepped, opt_state
 
-    def without_decay(self) -> Sgd:
-        """Return the settings a program is compiled for if decay is an argument."""
-        return self._replace(decay=0.0)
-
     def check(self, params: Params) -> None:
         """Raise InputError if the decay acts on none of these parameters."""
         mask = trees.leaves(self._decay_mask(params))
@@ -60,18 +56,6 @@ class Sgd(NamedTuple):
             for name in trees.leaves(params)
         }
         return trees.rebuild(params, matches)
-
-
-def scaled(lr: float, batch: int, base: int) -> float:
-    """Scale a learning rate for batch ``base`` in proportion to the batch size.
-
-    "Accurate, Large Minibatch SGD", arXiv 1706.02677, with 5 warm-up epochs for large
-    batches.
-
-    >>> scaled(0.2, 1024, 512)
-    0.4
-    """
-    return lr * batch / base
 
 
 def rates(
@@ -90,9 +74,6 @@ def rates(
     Returns:
       float32[epochs * steps_per_epoch].
 
-    Raises:
-      InputError: an argument is invalid.
-
     >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
     [2.0, 1.5, 0.5]
     """
@@ -101,8 +82,8 @@ def rates(
         return np.zeros(0, np.float32)
     if epochs < 0 or not 0 <= warmup < epochs:
         raise InputError(
-            f"epochs must be at least 0 and warmup shorter than epochs, got "
-            f"{epochs} epochs and a warmup of {warmup}"
+            f"epochs must be at least 0 and warmup shorter than that, got {epochs} "
+            f"epochs and a warmup of {warmup}"
         )
     if not lr > 0:
         raise InputError(f"the learning rate must be positive, got {lr}")

@@ -24,15 +24,15 @@ class Meter:
         self._wait = sharding.dispatch_limiter()
         self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
         self._started = self._last_line = time.monotonic()
-        self._mark: float | None = None  # training is timed from here; None: compiling
-        # Totals without the first step, which compiles, and without evaluation; waited
-        # is the part of the seconds spent waiting for batches.
+        self._mark: float | None = None  # start of the clock; None: still compiling
+        # Totals without the first step, which compiles, and without evaluation. Of the
+        # seconds, the host waited for batches during "waited".
         self._timed = {"seconds": 0.0, "images": 0, "steps": 0, "waited": 0.0}
         self._earlier = 0.0  # seconds before the run was interrupted
         self.new_epoch()
 
     def notes(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that times survive an interruption."""
+        """Return what a checkpoint keeps to continue the sums and clocks."""
         return {"wall": self.wall(), **self._timed, "epoch": self._epoch}
 
     def resume(self, notes: dict[str, Any]) -> None:
@@ -43,15 +43,12 @@ class Meter:
 
     def time_waits(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """Pass batches through and measure how long the host waits for each."""
-        source = iter(batches)
-        while True:
-            before = time.monotonic()
-            batch = next(source, None)
+        before = time.monotonic()
+        for batch in batches:
             if self._mark is not None:
                 self._timed["waited"] += time.monotonic() - before
-            if batch is None:
-                return
             yield batch
+            before = time.monotonic()
 
     def new_epoch(self) -> None:
         """Reset the sums, and restart the clock after an evaluation."""
@@ -60,10 +57,9 @@ class Meter:
             self._mark = time.monotonic()
 
     def add(self, step: int, measured: dict[str, jax.Array], count: int = 1) -> None:
-        """Add what ``count`` steps measured, the last of them number ``step``.
+        """Add what the ``count`` steps up to ``step`` measured, see `steps.Measured`.
 
-        Waits only for steps well in the past. With ``count`` above 1 the arrays have a
-        leading axis of steps.
+        The values are fetched later. This waits only for steps well in the past.
         """
         self._wait(measured)
         self._pending.append((step, count, measured))
@@ -72,11 +68,7 @@ class Meter:
             self._mark = time.monotonic()
 
     def fetch(self) -> None:
-        """Bring everything pending to the host, in one sync.
-
-        Raises:
-          Diverged: a loss or a parameter is NaN or infinite; names the step.
-        """
+        """Add up the pending steps, in one sync; Diverged if one is not finite."""
         fetched = [
             (last - count + 1 + at, {k: np.reshape(v, -1)[at] for k, v in each.items()})
             for last, count, each in jax.device_get(self._pending)
@@ -91,7 +83,7 @@ class Meter:
             self._mark = now
         for step, measured in fetched:
             loss = measured["loss_sum"]
-            if measured["seen"]:  # a step may consist of padding
+            if measured["seen"]:  # 0 if every image failed to decode
                 loss = loss / measured["weight_sum"]
             if not np.isfinite(loss):
                 raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
@@ -126,8 +118,8 @@ class Meter:
     def data_share(self) -> float:
         """Return the fraction of training time that the host waited for data.
 
-        The devices have up to 16 steps queued when the host starts to wait. A large
-        fraction means that they wait too, a small one does not.
+        The devices have up to 16 steps queued meanwhile, so that only a large fraction
+        means that they wait too.
         """
         seconds = self._timed["seconds"]
         return self._timed["waited"] / seconds if seconds else 0.0

@@ -1,12 +1,12 @@
 """The compiled steps. Nothing else in the package uses pmap.
 
-Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: replicated values
-enter and leave as one un-stacked tree, and only the batch has a leading device axis.
-Sums go through ``psum`` and are divided once. N devices and ragged batches therefore
-compute what one device computes.
+Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: only the batch has
+a leading axis of devices. Replicated values enter and leave without it. Each device
+sums over its examples, ``psum`` adds the devices, and one division follows. N devices
+and ragged batches therefore compute what one device computes.
 
-The ``make_*`` functions are cached on what they close over. Seeds, learning rates and
-the loss vectors are arguments, so another seed or method reuses the compiled step.
+The ``make_*`` functions are cached by their arguments. Seeds, learning rates and the
+loss vectors are arguments of the steps, so another seed or method compiles nothing.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.heads import Head
 from lt_jax.losses import Adjust, Loss
+from lt_jax.methods import Project
 from lt_jax.metrics import Tally
 from lt_jax.models import ResNet
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Batch, Params, TrainState
 
-# Whether batch norm uses, and moves, the statistics of the batch. "drift" computes what
-# "train" does, but names the authors' second stage, where the statistics move although
-# the weights do not.
+# Whether batch norm uses the statistics of the batch and updates the running ones.
+# "drift" equals "train" but names the authors' second stage, where the statistics move
+# although the weights do not.
 BATCH_NORM = {"train": True, "drift": True, "frozen": False}
 
 # Views of the feature step: (augment, key, positions int32[B], images) -> images. The
@@ -52,8 +53,7 @@ class StepSpec(NamedTuple):
     backbone: Any  # a ResNet, which pyright considers unhashable
     head: Head
     loss: Loss
-    # Maps (head, initial head) to the head, after the steps in ``StepInputs.projects``.
-    project: Callable[[Params, Params], Params] | None
+    project: Project | None  # applied after the steps in ``StepInputs.projects``
     sgd: Sgd
     trains: str  # regular expression for full parameter names
     batch_norm: str  # a key of BATCH_NORM
@@ -63,9 +63,9 @@ class StepSpec(NamedTuple):
 
 
 class StepInputs(NamedTuple):
-    """The values of a run that do not need another compilation."""
+    """The values of a run that may change without another compilation."""
 
-    key: jax.Array  # of the augmentation; on the devices its key data
+    key: jax.Array  # for augmentation; ``sharding.replicate`` turns it into key data
     rates: Any  # float32[steps], the learning rate of every step
     adjust: Adjust
     start: Params  # the initial head, for projections
@@ -74,51 +74,88 @@ class StepInputs(NamedTuple):
     micro_batch_size: Any = 0
 
 
-def _pmap(
-    step: Callable[..., Any],
-    in_axes: tuple[int | None, ...],
-    out_axes: int | None = None,
-    donate: tuple[int, ...] = (),
-) -> Callable[..., Any]:
-    """Map a step over all devices: axis 0 is sharded, None is replicated."""
-    return jax.pmap(
-        step,
-        axis_name=sharding.AXIS,
-        in_axes=in_axes,
-        out_axes=out_axes,
-        donate_argnums=donate,
-    )
-
-
+# Maps a step over all devices: axis 0 is sharded, None is replicated.
+_pmap = functools.partial(jax.pmap, axis_name=sharding.AXIS, out_axes=None)
 _sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
 
 
-def _augmented(
-    spec: StepSpec, inputs: StepInputs, step: jax.Array, index: Any, batch: Batch
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Augment, normalize and mix micro-batch number ``index``.
+@functools.cache
+def make_train_step(
+    spec: StepSpec,
+) -> Callable[[TrainState, Batch, StepInputs], tuple[TrainState, Measured]]:
+    """Make one step of SGD on the parameters that ``spec.trains`` matches.
+
+    Only those are differentiated: with ``head/.*`` no gradient enters the backbone. The
+    loss is the mean over the global batch, ``sum of losses / sum of weights``.
+
+    Micro-batches are computed one after the other, in the memory of one, and their
+    gradients are added. The result is the same except where examples interact: batch
+    norm and LADE's regulariser see one micro-batch at a time. Order the rows with
+    ``sharding.arrange_micro_batches``.
+
+    With mixup, every image is mixed with its neighbour in the batch, and the losses of
+    both labels are mixed in the same proportion. For a cross-entropy this equals the
+    loss of the mixed target.
 
     Returns:
-      The images; of each the weight in the mean loss, the label of the mixed-in image,
-      and the share of its own image, 1 without mixup.
+      ``(state, batch, inputs) -> (state, measured)``; the state is donated. Measured
+      over the global batch: the sums ``loss_sum`` and ``weight_sum``, the counts
+      ``right`` (for the example's own label) and ``seen`` (int32), and whether the new
+      parameters are ``finite``.
     """
-    label, mask = batch["label"], batch["mask"]
-    # Positions count over the global batch, not per device, so that the number of
-    # devices does not change the images.
-    local = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
-    position = index * inputs.micro_batch_size + local
-    key = jax.random.fold_in(jax.random.wrap_key_data(inputs.key), step)
-    images = augmentation.vary(spec.augment, key, position, batch["image"])
-    images = augmentation.normalise(spec.augment, images)
-    weight = inputs.adjust.weight[label]
-    if not spec.mixup:
-        return images, weight, label, jnp.ones(len(mask))
-    other = augmentation.partner(label)
-    share = augmentation.mix_shares(spec.mixup, key, position, mask)
-    own = share[:, None, None, None]
-    images = own * images + (1 - own) * augmentation.partner(images)
-    weight = share * weight + (1 - share) * inputs.adjust.weight[other]
-    return images, weight, other, share
+    step = functools.partial(_train_step, spec)
+    return _pmap(step, in_axes=(None, 0, None), donate_argnums=(0,))
+
+
+def _train_step(
+    spec: StepSpec, state: TrainState, batch: Batch, inputs: StepInputs
+) -> tuple[TrainState, Measured]:
+    """Take one step; every device runs this on its part of the batch."""
+    trained, fixed = trees.partition(state.params, spec.trains)
+    stats, sums = _all_micro_batches(spec, state, inputs, batch)
+    grads, measured = _sum_devices(sums)
+    # If every image failed to decode, the gradient is zero.
+    nonempty = measured["weight_sum"] > 0
+    grads = jax.tree.map(
+        lambda g: jnp.where(nonempty, g / measured["weight_sum"], 0), grads
+    )
+    rate = inputs.rates[state.step]
+    trained, opt_state = spec.sgd.descend(grads, state.opt_state, trained, rate)
+    params = trees.join(trained, fixed)
+    if spec.project is not None:
+        projects = functools.partial(jnp.where, inputs.projects[state.step])
+        projected = spec.project(params["head"], inputs.start)
+        head = jax.tree.map(projects, projected, params["head"])
+        params = {**params, "head": head}
+    state = TrainState(
+        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
+    )
+    # A loss shows a bad update one step late, when that may have been saved already.
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
+    return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
+
+
+def _all_micro_batches(
+    spec: StepSpec, state: TrainState, inputs: StepInputs, batch: Batch
+) -> tuple[Params, tuple[Params, Measured]]:
+    """Add up the results of all micro-batches of a device."""
+    compute = functools.partial(_micro_batch, spec, state, inputs)
+    count = spec.micro_batches
+    if count == 1:
+        return compute(state.batch_stats, 0, batch)
+    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
+
+    def add(carry: Any, numbered: Any) -> tuple[Any, None]:
+        stats, sums = carry
+        stats, more = compute(stats, *numbered)
+        return (stats, jax.tree.map(jnp.add, sums, more)), None
+
+    first = jax.tree.map(lambda a: a[0], split)
+    _, shapes = jax.eval_shape(compute, state.batch_stats, 0, first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+    carry = state.batch_stats, zeros
+    (stats, sums), _ = jax.lax.scan(add, carry, (jnp.arange(count), split))
+    return stats, sums
 
 
 def _micro_batch(
@@ -129,7 +166,7 @@ def _micro_batch(
     index: Any,
     batch: Batch,
 ) -> tuple[Params, tuple[Params, Measured]]:
-    """Compute the new statistics, the summed gradients and the measured sums."""
+    """Compute the new statistics, and the sums of the gradients and of `Measured`."""
     label, mask = batch["label"], batch["mask"]
     images, weight, other, share = _augmented(spec, inputs, state.step, index, batch)
     trained, fixed = trees.partition(state.params, spec.trains)
@@ -163,84 +200,32 @@ def _micro_batch(
     return stats, (grads, measured)
 
 
-def _all_micro_batches(
-    spec: StepSpec, state: TrainState, inputs: StepInputs, batch: Batch
-) -> tuple[Params, tuple[Params, Measured]]:
-    """Add up the results of all micro-batches of a device."""
-    compute = functools.partial(_micro_batch, spec, state, inputs)
-    count = spec.micro_batches
-    if count == 1:
-        return compute(state.batch_stats, 0, batch)
-    split = jax.tree.map(lambda a: a.reshape(count, -1, *a.shape[1:]), batch)
-
-    def add(carry: Any, numbered: Any) -> tuple[Any, None]:
-        stats, sums = carry
-        stats, more = compute(stats, *numbered)
-        return (stats, jax.tree.map(jnp.add, sums, more)), None
-
-    first = jax.tree.map(lambda a: a[0], split)
-    _, shapes = jax.eval_shape(compute, state.batch_stats, 0, first)
-    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-    carry = state.batch_stats, zeros
-    (stats, sums), _ = jax.lax.scan(add, carry, (jnp.arange(count), split))
-    return stats, sums
-
-
-def _train_step(
-    spec: StepSpec, state: TrainState, batch: Batch, inputs: StepInputs
-) -> tuple[TrainState, Measured]:
-    """Take one step on one device, see `make_train_step`."""
-    trained, fixed = trees.partition(state.params, spec.trains)
-    stats, sums = _all_micro_batches(spec, state, inputs, batch)
-    grads, measured = _sum_devices(sums)
-    # If every image failed to decode, the gradient is zero.
-    nonempty = measured["weight_sum"] > 0
-    grads = jax.tree.map(
-        lambda g: jnp.where(nonempty, g / measured["weight_sum"], 0), grads
-    )
-    rate = inputs.rates[state.step]
-    trained, opt_state = spec.sgd.descend(grads, state.opt_state, trained, rate)
-    params = trees.join(trained, fixed)
-    if spec.project is not None:
-        projects = functools.partial(jnp.where, inputs.projects[state.step])
-        projected = spec.project(params["head"], inputs.start)
-        head = jax.tree.map(projects, projected, params["head"])
-        params = {**params, "head": head}
-    state = TrainState(
-        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
-    )
-    # The loss shows a bad update one step late, when it may have been saved already.
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
-    return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
-
-
-@functools.cache
-def make_train_step(
-    spec: StepSpec,
-) -> Callable[[TrainState, Batch, StepInputs], tuple[TrainState, Measured]]:
-    """Make one step of SGD on the parameters that ``spec.trains`` matches.
-
-    Only those are differentiated: with ``head/.*`` no gradient enters the backbone. The
-    loss is the mean over the global batch, ``sum of losses / sum of weights``.
-
-    With several micro-batches, the batch is computed piece by piece, in the memory of
-    one piece. Order the rows with ``sharding.arrange_micro_batches``. Gradients are
-    added up, so the step is the same except for what combines examples: moving batch
-    norm uses and moves the statistics of each micro-batch, and LADE's regularizer is
-    that of each micro-batch.
-
-    With mixup, every image is mixed with its neighbour in the batch, and the losses of
-    both labels are mixed in the same proportion. For a cross-entropy this equals the
-    loss of the mixed target.
+def _augmented(
+    spec: StepSpec, inputs: StepInputs, step: jax.Array, index: Any, batch: Batch
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Augment, normalise and mix micro-batch number ``index``.
 
     Returns:
-      ``(state, batch, inputs) -> (state, measured)``; the state is donated. Measured
-      over the global batch: the sums ``loss_sum`` and ``weight_sum``, the counts
-      ``right`` (for the example's own label) and ``seen`` (int32), and whether the new
-      parameters are ``finite``.
+      The images, and per image: its weight in the mean loss, the label of the image
+      mixed into it, and its own share of the mixture (1 without mixup).
     """
-    step = functools.partial(_train_step, spec)
-    return _pmap(step, in_axes=(None, 0, None), donate=(0,))
+    label, mask = batch["label"], batch["mask"]
+    # Positions count over the global batch, not per device, so that the number of
+    # devices does not change the images.
+    local = jax.lax.axis_index(sharding.AXIS) * len(mask) + jnp.arange(len(mask))
+    position = index * inputs.micro_batch_size + local
+    key = jax.random.fold_in(jax.random.wrap_key_data(inputs.key), step)
+    images = augmentation.vary(spec.augment, key, position, batch["image"])
+    images = augmentation.normalise(spec.augment, images)
+    weight = inputs.adjust.weight[label]
+    if not spec.mixup:
+        return images, weight, label, jnp.ones(len(mask))
+    other = augmentation.partner(label)
+    share = augmentation.mix_shares(spec.mixup, key, position, mask)
+    own = share[:, None, None, None]
+    images = own * images + (1 - own) * augmentation.partner(images)
+    weight = share * weight + (1 - share) * inputs.adjust.weight[other]
+    return images, weight, other, share
 
 
 @functools.cache
@@ -248,14 +233,14 @@ def make_multi_step(spec: StepSpec) -> Callable[..., tuple[TrainState, Measured]
     """Make several steps of `make_train_step` in one call, on images on the devices.
 
     The batches are bitwise those of ``load_batches``. The loop is another program than
-    the single step, so sums may round differently. Not for CPUs, whose compiler runs
+    the single step, so sums may round differently. Slow on CPUs, whose compiler runs
     the body of a loop on one thread.
 
     Returns:
       ``(state, held, indices, count, inputs) -> (state, measured)``; the state is
-      donated. ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated;
-      ``indices`` is int32[devices, T, B / devices] from ``sharding.shard_indices``; of
-      the T steps the first ``count`` (int32[]) are taken. The leaves of ``measured``
+      donated. ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated.
+      ``indices`` is int32[devices, T, B / devices] from ``sharding.shard_indices``. The
+      first ``count`` (int32[]) of the T steps are taken. The leaves of ``measured``
       have a leading axis of T, with meaningless values from ``count`` on.
     """
 
@@ -283,7 +268,12 @@ def make_multi_step(spec: StepSpec) -> Callable[..., tuple[TrainState, Measured]
         _, state, measured = jax.lax.while_loop(lambda c: c[0] < count, body, carry)
         return state, measured
 
-    return _pmap(multi_step, in_axes=(None, None, 0, None, None), donate=(0,))
+    return _pmap(multi_step, in_axes=(None, None, 0, None, None), donate_argnums=(0,))
+
+
+def make_steps(spec: StepSpec, per_call: int) -> Any:
+    """Make ``per_call`` steps in one call: `make_train_step` or `make_multi_step`."""
+    return make_train_step(spec) if per_call == 1 else make_multi_step(spec)
 
 
 @functools.cache
@@ -316,8 +306,8 @@ class CompiledStep(NamedTuple):
 
 def compile_step(step: Any, *arguments: Any) -> CompiledStep:
     """Compile a step for arguments like these, or find it in the cache."""
-    # With several processes only pmap itself can build the global arrays. It then
-    # finds the program in the cache, which holds those with default options.
+    # With several processes only pmap itself can build the global arrays. It finds the
+    # program in the cache if that was compiled with the default options.
     single_process = jax.process_count() == 1
     begun = time.monotonic()
     lowered = step.lower(*arguments)
@@ -358,9 +348,9 @@ def make_feature_step(
 ) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
     """Make ``(params, batch_stats, batch, key, first) -> float[B, D]``, replicated.
 
-    The features of a view in ``VIEWS`` under frozen statistics; masked rows are
-    meaningless. ``key`` is that of the random crops, ``first`` the position of the
-    batch's first image in its dataset.
+    These are the features of a view in ``VIEWS``; masked rows are meaningless. ``key``
+    is that of the random crops. ``first`` is the position of the batch's first image in
+    its dataset.
     """
     make_view = VIEWS[view]
 
@@ -382,7 +372,7 @@ def make_feature_step(
 def _features(
     backbone: ResNet, params: Params, stats: Params, images: jax.Array
 ) -> jax.Array:
-    """Compute float[B, D] under frozen statistics, each row independently."""
+    """Compute float[B, D] with frozen batch norm, each row independently."""
     variables = {"params": params["backbone"], "batch_stats": stats}
     features: Any = backbone.apply(variables, images, jnp.ones(len(images)), False)
     return features

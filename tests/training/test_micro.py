@@ -300,11 +300,6 @@ def variables(jaxpr):
                     yield from variables(inner)
 
 
-def test_scaled_rate():
-    assert optim.scaled(0.1, 256, 256) == 0.1
-    assert optim.scaled(0.1, 1024, 256) == pytest.approx(0.4)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

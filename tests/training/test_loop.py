@@ -14,7 +14,6 @@ from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.experiment import stages as commands
 from lt_jax.training import loop, steps
-from lt_jax.training.epochs import fits_on_device
 
 
 def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
@@ -99,4 +98,4 @@ def test_fits_on_device(gib, decoder, answer):
         lambda rows: rows,
         decoder,
     )
-    assert fits_on_device(dataset, gib) is answer
+    assert loop.fits_on_device(dataset, gib) is answer
