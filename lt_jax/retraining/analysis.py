@@ -1,14 +1,14 @@
 """Analysis of a fitted head beyond its metrics: temperature, reliability, confusion.
 
-The result is small enough to be kept with every fit, so that a report needs neither
-network nor images.
+The result is small and saved with every fit, so that a report needs neither network
+nor images.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,11 +44,11 @@ def analyse(
       batch: examples at a time.
 
     Returns:
-      ``temperature``, by which logits are divided; ``calibrated``, ``nll`` and ``ece``
-      after that; ``reliability`` before and after, per bin of the calibration error:
-      the examples ``seen``, those ``right``, and the sum of their ``conf``;
-      ``confusion``: per group of classes, how many test examples were predicted right,
-      and how many wrongly as a class of each group.
+      ``temperature``: the divisor of the logits, and with it ``calibrated``: the
+      ``nll`` and ``ece``. ``reliability``: before and after that, per bin of the
+      calibration error, the examples ``seen``, those ``right`` and the sum of their
+      confidences ``conf``. ``confusion``: per group of classes, the test examples
+      predicted right, and those predicted wrongly as a class of each group.
     """
     params = jax.device_put(params)  # once, not with every batch
     before, counts = _describe(head.apply, params, test, groups, 1.0, batch)
@@ -77,13 +77,11 @@ def fit_temperature(
     times a is convex in a. Its slope is the sum over examples of the expected logit
     minus the true one; its root is searched in log a.
     """
-    step = _make_slope(apply)
 
     def slope(log_inverse: float) -> float:
         inverse = math.exp(log_inverse)
-        return sum(
-            float(step(params, *batch_, inverse)) for batch_ in features.batches(batch)
-        )
+        parts = features.batches(batch)
+        return sum(float(_slope(apply, params, *part, inverse)) for part in parts)
 
     bound = math.log(MAX_TEMPERATURE)
     if slope(-bound) >= 0:
@@ -94,21 +92,19 @@ def fit_temperature(
     return math.exp(-root)
 
 
-@functools.cache
-def _make_slope(apply: Apply) -> Callable[..., jax.Array]:
-    def slope(
-        params: Params,
-        values: jax.Array,
-        labels: jax.Array,
-        mask: jax.Array,
-        inverse: float,
-    ) -> jax.Array:
-        logits = mean_logits(apply, params, values)
-        expected = jnp.sum(jax.nn.softmax(inverse * logits) * logits, axis=1)
-        true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-        return jnp.sum(mask * (expected - true))
-
-    return jax.jit(slope)
+@functools.partial(jax.jit, static_argnums=0)
+def _slope(
+    apply: Apply,
+    params: Params,
+    values: jax.Array,
+    labels: jax.Array,
+    mask: jax.Array,
+    inverse: float,
+) -> jax.Array:
+    logits = mean_logits(apply, params, values)
+    expected = jnp.sum(jax.nn.softmax(inverse * logits) * logits, axis=1)
+    true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    return jnp.sum(mask * (expected - true))
 
 
 def _describe(
@@ -120,39 +116,33 @@ def _describe(
     batch: int,
 ) -> tuple[Tally, np.ndarray]:
     """Compute the tally at a temperature, and ``confusion`` as int64[G, 1 + G]."""
-    step = _make_describe(apply)
     group_of = np.argmax(np.stack(list(groups.values())), axis=0)
-    tally = metrics.empty(len(group_of))
     counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
+    sums: Any = metrics.empty(len(group_of)), counts
     for part in features.batches(batch):
-        tally, counts = step(params, tally, counts, part, group_of, 1 / temperature)
-    return jax.device_get(tally), np.asarray(counts)
+        sums = _add(apply, params, sums, part, group_of, 1 / temperature)
+    return jax.device_get(sums)
 
 
-@functools.cache
-def _make_describe(apply: Apply) -> Callable[..., tuple[Tally, jax.Array]]:
-    def describe(
-        params: Params,
-        tally: Tally,
-        counts: jax.Array,
-        batch: tuple[jax.Array, jax.Array, jax.Array],
-        group_of: jax.Array,
-        inverse: float,
-    ) -> tuple[Tally, jax.Array]:
-        values, labels, mask = batch
-        logits = inverse * mean_logits(apply, params, values)
-        tally = metrics.merge(tally, metrics.tally(logits, labels, mask))
-        predicted = jnp.argmax(logits, axis=1)
-        kind = jnp.where(predicted == labels, 0, 1 + group_of[predicted])
-        counts = counts.at[group_of[labels], kind].add((mask > 0).astype(jnp.int32))
-        return tally, counts
-
-    return jax.jit(describe)
+@functools.partial(jax.jit, static_argnums=0)
+def _add(
+    apply: Apply,
+    params: Params,
+    sums: tuple[Tally, jax.Array],
+    batch: tuple[jax.Array, jax.Array, jax.Array],
+    group_of: jax.Array,
+    inverse: float,
+) -> tuple[Tally, jax.Array]:
+    """Add a batch to the tally and the confusion."""
+    (tally, counts), (values, labels, mask) = sums, batch
+    logits = inverse * mean_logits(apply, params, values)
+    tally = metrics.merge(tally, metrics.tally(logits, labels, mask))
+    predicted = jnp.argmax(logits, axis=1)
+    kind = jnp.where(predicted == labels, 0, 1 + group_of[predicted])
+    counts = counts.at[group_of[labels], kind].add((mask > 0).astype(jnp.int32))
+    return tally, counts
 
 
 def _bins(tally: Tally) -> dict[str, list[float]]:
-    return {
-        "seen": tally.bin_seen.tolist(),
-        "right": tally.bin_right.tolist(),
-        "conf": tally.bin_conf.tolist(),
-    }
+    sums = {"seen": tally.bin_seen, "right": tally.bin_right, "conf": tally.bin_conf}
+    return {name: values.tolist() for name, values in sums.items()}

@@ -2,9 +2,9 @@
 
 One compiled program scans over the steps and maps over heads of one kind. Learning
 rate, weight decay and the loss vectors are arrays, so other values reuse the program.
-Each device holds a part of the heads and a part of the features. The order of examples
-is that of online training (``samplers.plan``): on one un-augmented view a head matches
-the online result up to rounding.
+Each device holds a part of the heads and a part of the features. Examples come in the
+order of online training (``samplers.plan``). Without augmentation a head therefore
+equals the online result up to rounding.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from lt_jax import metrics, samplers, trees
 from lt_jax.distributed import sharding
 from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, one_device
-from lt_jax.methods import Method
+from lt_jax.methods import Method, Project
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
 
-# Arrays of the size of a head, and of its logits on a batch, that exist at a time while
-# it is fitted or measured: parameters, start, momentum, gradient, temporaries.
+# Arrays as large as a head and its logits on a batch that are in memory at a time:
+# parameters, start, momentum, gradient, temporaries.
 ARRAYS_PER_HEAD = 6
 
 
@@ -42,7 +42,7 @@ class HeadJob(NamedTuple):
     projects: np.ndarray  # bool[steps], see methods.projection_steps
     epochs: int
     sgd: Sgd
-    order: tuple[int, ...]  # the run that determines the order of examples, see seeds
+    order: tuple[int, ...]  # seeds the order of examples, see seeds
 
 
 class HeadFit(NamedTuple):
@@ -56,7 +56,7 @@ class Chunk(NamedTuple):
     """Heads that are fitted at once, on one order of examples."""
 
     jobs: tuple[HeadJob, ...]
-    width: int  # heads per program; repeats of the last job fill up the rest
+    width: int  # heads per program; repeats of the last job fill it up
 
 
 class Settings(NamedTuple):
@@ -70,9 +70,9 @@ class Settings(NamedTuple):
 
 
 def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
-    """Split jobs into chunks that fit the memory, with one program per kind of head.
+    """Split jobs into chunks that fit the memory; one program fits each kind of head.
 
-    ``batch`` is the number of examples per step, ``memory`` bytes per device for heads.
+    ``batch`` counts examples per step, ``memory`` is in bytes per device for heads.
     """
     programs: dict[Any, dict[Any, list[HeadJob]]] = {}
     for job in jobs:
@@ -81,15 +81,15 @@ def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chun
         orders.setdefault(key, []).append(job)
     chunks = []
     for orders in programs.values():
-        largest = max(map(len, orders.values()))
-        first = next(iter(orders.values()))[0]
-        limit = max_heads(memory, first.start, batch)
+        groups = list(orders.values())
+        largest = max(map(len, groups))
+        limit = max_heads(memory, groups[0][0].start, batch)
         width = sharding.padded_size(-(-largest // -(-largest // limit)))
-        for group in orders.values():
-            chunks += [
-                Chunk(tuple(group[i : i + width]), width)
-                for i in range(0, len(group), width)
-            ]
+        chunks += [
+            Chunk(tuple(group[i : i + width]), width)
+            for group in groups
+            for i in range(0, len(group), width)
+        ]
     return chunks
 
 
@@ -109,7 +109,8 @@ def count_programs(chunks: Sequence[Chunk]) -> int:
 def _program(job: HeadJob) -> tuple[Any, ...]:
     """Return the arguments of `make_fit`: what the program is compiled for."""
     head, method = job.method.head, job.method
-    return head.apply, head.trains, method.loss, method.project, job.sgd.without_decay()
+    sgd = job.sgd._replace(decay=0.0)  # an argument, see Settings
+    return head.apply, head.trains, method.loss, method.project, sgd
 
 
 @functools.cache
@@ -117,10 +118,10 @@ def make_fit(
     apply: Apply,
     trains: str,
     loss: Loss,
-    project: Callable[[Params, Params], Params] | None,
+    project: Project | None,
     sgd: Sgd,
 ) -> Callable[..., tuple[Any, Any, jax.Array]]:
-    """Make S steps of H heads at once, on one order of examples.
+    """Make S steps of H heads at once, on the same examples.
 
     Returns:
       ``(params, opt_state, settings, values, labels, rows) -> (params, opt_state, loss
@@ -137,7 +138,7 @@ def make_fit(
         label: jax.Array,
         mask: jax.Array,
     ) -> tuple[Params, Any, jax.Array]:
-        """Take one step of one head; its settings have no axes of heads and steps."""
+        """Take one step of one head; the settings are those of this head and step."""
         trained, fixed = trees.partition(params, trains)
         adjust = settings.adjust
 
@@ -205,7 +206,7 @@ def fit_heads(
       memory: bytes per device for features. Larger features are read from their file
         step by step.
       after_epoch: called with the number of heads that finished an epoch.
-      plain: returns the features of the un-augmented images, for corrections; None:
+      plain: returns the features without augmentation, for corrections; None:
         ``features`` are these.
 
     Yields:
@@ -215,18 +216,14 @@ def fit_heads(
         pieces = _held_pieces(features)
     else:
         pieces = functools.partial(_file_pieces, features, memory)
+    labels, plain = features.labels, plain or (lambda: features)
     for chunk in chunks:
-        heads, losses = _fit_chunk(chunk, features.labels, batch, pieces, after_epoch)
-        diverged = _first_nonfinite(losses, len(chunk.jobs))
+        heads, losses = _fit_chunk(chunk, labels, batch, pieces, after_epoch)
         fits = []
         for i, job in enumerate(chunk.jobs):
-            head = apply_correction(
-                job.method,
-                _unstack(heads, i),
-                features.labels,
-                plain or (lambda: features),
-            )
-            fits.append(HeadFit(head, diverged[i]))
+            head = apply_correction(job.method, _unstack(heads, i), labels, plain)
+            bad = ~np.isfinite(losses[i])
+            fits.append(HeadFit(head, int(bad.argmax()) + 1 if bad.any() else None))
         yield chunk, fits
 
 
@@ -240,22 +237,30 @@ def _fit_chunk(
     batch: int,
     pieces: Pieces,
     after_epoch: Callable[[int], None],
-) -> tuple[Params, list[np.ndarray]]:
-    """Fit the heads of a chunk; return them stacked, and their losses [H, S]."""
+) -> tuple[Params, np.ndarray]:
+    """Fit the heads of a chunk; return them stacked, and float32[H, steps] losses."""
     jobs = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
-    one, losses = jobs[0], []
+    one = jobs[0]
     fit = make_fit(*_program(one))
     starts = _stack([job.start for job in jobs])
     start, params = (_shard(starts) for _ in range(2))  # the second one is donated
-    opt_state = _make_init(one.sgd.without_decay(), one.method.head.trains)(start)
+    trained, _ = trees.partition(starts, one.method.head.trains)
+    # Zeros from the host, as the momentum of all heads may not fit on one device.
+    shapes = jax.eval_shape(one.sgd.transform().init, trained)
+    opt_state = _shard(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes))
     decays = sharding.shard_globally(np.array([j.sgd.decay for j in jobs], np.float32))
     rates = np.stack([job.rates for job in jobs])  # [H, steps]
     projects = np.stack([job.projects for job in jobs])
-    deferred_epochs = {_deferred_epoch(job) for job in jobs}
+    deferred_from = [round(job.method.defer * job.epochs) for job in jobs]
     adjusts: Any = None
+    losses = [np.zeros((len(jobs), 0), np.float32)]
     for epoch in range(one.epochs):
-        if epoch == 0 or epoch in deferred_epochs:
-            adjusts = _shard(_stack([_adjust_at(job, epoch) for job in jobs]))
+        if epoch == 0 or epoch in deferred_from:
+            now = [
+                (epoch >= first and job.method.deferred) or job.method.adjust
+                for job, first in zip(jobs, deferred_from, strict=True)
+            ]
+            adjusts = _shard(_stack(now))
         rows = samplers.plan(labels, one.method.sampler, batch, one.order, epoch)
         step = epoch * len(rows)
         for values, piece_labels, local in pieces(epoch, rows):
@@ -273,28 +278,7 @@ def _fit_chunk(
             )
             losses.append(sharding.fetch_global(loss))
         after_epoch(len(chunk.jobs))
-    return sharding.fetch_global(params), losses
-
-
-def _deferred_epoch(job: HeadJob) -> int:
-    """Return the epoch from which the deferred loss vectors apply."""
-    return round(job.method.defer * job.epochs)
-
-
-def _adjust_at(job: HeadJob, epoch: int) -> Adjust:
-    late = epoch >= _deferred_epoch(job)
-    return (late and job.method.deferred) or job.method.adjust
-
-
-@functools.cache
-def _make_init(sgd: Sgd, trains: str) -> Callable[[Params], Any]:
-    """Make the initial optimizer state on the devices that hold the heads."""
-
-    def init(params: Params) -> Any:
-        trained, _ = trees.partition(params, trains)
-        return sgd.transform().init(trained)
-
-    return sharding.jit_over_devices(init, (True,))
+    return sharding.fetch_global(params), np.concatenate(losses, axis=1)
 
 
 def fits_in_memory(features: Features, memory: float) -> bool:
@@ -324,29 +308,21 @@ def _file_pieces(
         yield values, features.labels[chosen], local.astype(np.int32)
 
 
-def _first_nonfinite(losses: Sequence[np.ndarray], heads: int) -> list[int | None]:
-    """Find each head's first step, counted from 1, with a NaN or infinite loss."""
-    if not losses:
-        return [None] * heads
-    bad = ~np.isfinite(np.concatenate(losses, axis=1)[:heads])
-    return [int(row.argmax()) + 1 if row.any() else None for row in bad]
-
-
 def apply_correction(
     method: Method, head: Params, labels: np.ndarray, plain: Callable[[], Features]
 ) -> Params:
     """Apply the correction of a method, if it has one, to a fitted head.
 
-    ``labels`` are those of the training examples. ``plain`` returns their un-augmented
-    features; it is called only for methods that use them.
+    ``labels`` are those of the training examples. ``plain`` returns their features
+    without augmentation; it is called only for methods that use them.
     """
     if method.correct is None:
         return head
-    blocks: Blocks = lambda: iter(())  # noqa: E731
-    if method.needs_features:
-        features = plain()
-        blocks, labels = feature_blocks(features), features.labels
-    return jax.device_get(method.correct(head, blocks, labels))
+    if not method.needs_features:
+        return jax.device_get(method.correct(head, lambda: iter(()), labels))
+    features = plain()
+    corrected = method.correct(head, feature_blocks(features), features.labels)
+    return jax.device_get(corrected)
 
 
 def feature_blocks(features: Features, rows: int = 4096) -> Blocks:
@@ -360,7 +336,7 @@ def measure_heads(
 ) -> list[Tally]:
     """Compute the tally of every head on a split, logits averaged over its views.
 
-    ``batch`` examples are used at a time, and ``memory`` bytes per device for heads.
+    ``batch`` counts examples at a time, ``memory`` is in bytes per device for heads.
     """
     step = _make_measure(head.apply)
     limit = max_heads(memory, many[0], batch)
@@ -400,7 +376,6 @@ def _stack(trees_: Sequence[Any]) -> Any:
 
 
 def _shard(stacked: Any) -> Any:
-    """Shard a stack over the devices."""
     return jax.tree.map(lambda leaf: sharding.shard_globally(np.array(leaf)), stacked)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import hashlib
 import io
@@ -92,9 +91,8 @@ def cached_features(
 ) -> Features:
     """Load the features of a split if their provenance matches, or compute them.
 
-    Images that cannot be decoded, in any view, are logged and left out.
-
     ``file`` is a ``.npy`` of [V, N, D], with its provenance in a ``.json`` next to it.
+    Images that cannot be decoded in some view are logged and left out.
 
     Raises:
       InputError: more images cannot be decoded than the dataset tolerates.
@@ -111,25 +109,17 @@ def cached_features(
     }
     if dataset.decoder is not None:
         provenance["looks"] = dataset.decoder.settings
-    shape = len(request.views), len(dataset), models.features_of(task.backbone)
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    stale = processes.from_process_zero(
-        lambda: _find_stale(file, note, provenance, stored, shape)
-    )
+    stale = processes.from_process_zero(lambda: _find_stale(file, note, provenance))
     if stale is not None:
         if stale:
             log.info(f"cached features {file} are stale ({stale}); recomputing")
-
-        def begin() -> None:
-            note.unlink(missing_ok=True)  # without it, a killed run's file is unused
-            file.parent.mkdir(parents=True, exist_ok=True)
-
-        processes.on_process_zero(begin)
-        errors, network = DecodeErrors(dataset), (params, batch_stats)
+        errors = DecodeErrors(dataset)
         blocks = extract(
             task,
-            *network,
+            params,
+            batch_stats,
             dataset,
             request,
             log=log,
@@ -137,6 +127,7 @@ def cached_features(
             stop_requested=stop_requested,
         )
         blocks = (block.astype(memory).view(stored) for block in blocks)
+        shape = len(request.views), len(dataset), models.features_of(task.backbone)
         provenance |= _write(file, shape, stored, blocks, errors)
         write_atomically(note, json.dumps(provenance, indent=1) + "\n")
     values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
@@ -144,13 +135,7 @@ def cached_features(
     return Features(values, np.delete(dataset.labels, left_out))
 
 
-def _find_stale(
-    file: Path,
-    note: Path,
-    provenance: dict[str, Any],
-    stored: np.dtype,
-    shape: tuple[int, ...],
-) -> str | None:
+def _find_stale(file: Path, note: Path, provenance: dict[str, Any]) -> str | None:
     """Explain why a file cannot be used: None if it can, "" if it does not exist."""
     if not file.exists():
         return ""
@@ -161,14 +146,6 @@ def _find_stale(
     changed = [key for key in provenance if before.get(key) != provenance[key]]
     if changed:
         return f"{', '.join(changed)} changed"
-    try:
-        found = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        return f"truncated: {error}"
-    views, size, num_features = shape
-    shape = views, size - len(before.get("left_out", [])), num_features
-    if (found.dtype, found.shape) != (stored, shape):
-        return f"shape {found.dtype}{list(found.shape)}, expected {list(shape)}"
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     return None if digest == before.get("sha256") else "damaged"
@@ -183,19 +160,24 @@ def _write(
 ) -> dict[str, Any]:
     """Write a ``.npy`` in process 0, all at once; other processes compute blocks too.
 
-    Not through a memory map: on a full disk that kills the process without a message.
-
     ``shape`` includes undecodable images. They are removed at the end, since an image
     may fail in the last view only.
 
     Returns:
       ``sha256`` and, if there are any, the images ``left_out``.
     """
+
+    def begin() -> None:
+        # Without its provenance, the file of a killed run is not used.
+        file.with_suffix(".json").unlink(missing_ok=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+
+    processes.on_process_zero(begin)
     draft = file.with_name(file.name + ".tmp")
     reduced = draft.with_suffix(".thin")
     try:
-        found: dict[str, Any] = {"sha256": _stream(draft, shape, dtype, blocks)}
-        if left_out := errors.all_indices():
+        digest, left_out = _stream(draft, shape, dtype, blocks), errors.all_indices()
+        if left_out:
             full = np.load(draft, mmap_mode="r", allow_pickle=False)
             kept = np.delete(np.arange(shape[1]), left_out)
             rest = (
@@ -203,25 +185,24 @@ def _write(
                 for view in full
                 for first in range(0, len(kept), ROWS)
             )
-            shape = shape[0], len(kept), shape[2]
-            digest = _stream(reduced, shape, dtype, rest)
-            found = {"sha256": digest, "left_out": left_out}
+            digest = _stream(reduced, (shape[0], len(kept), shape[2]), dtype, rest)
             processes.on_process_zero(lambda: os.replace(reduced, draft))
-    except BaseException:
-        for partial in (draft, reduced):
-            with contextlib.suppress(OSError):
-                partial.unlink()
-        raise
-    processes.on_process_zero(lambda: os.replace(draft, file))
-    return found
+        processes.on_process_zero(lambda: os.replace(draft, file))
+    finally:
+        draft.unlink(missing_ok=True)
+        reduced.unlink(missing_ok=True)
+    return {"sha256": digest, "left_out": left_out} if left_out else {"sha256": digest}
 
 
 def _stream(
     file: Path, shape: tuple[int, ...], dtype: np.dtype, blocks: Iterator[np.ndarray]
 ) -> str:
-    """Write blocks one by one; return their SHA-256 in process 0."""
-    description = np.lib.format.dtype_to_descr(dtype)
+    """Write a ``.npy`` block by block; return its SHA-256 in process 0.
+
+    Not through a memory map: on a full disk that kills the process without a message.
+    """
     header, digest = io.BytesIO(), hashlib.sha256()
+    description = np.lib.format.dtype_to_descr(dtype)
     np.lib.format.write_array_header_2_0(
         header, {"descr": description, "fortran_order": False, "shape": shape}
     )
@@ -231,7 +212,7 @@ def _stream(
             opened.write(content)
         digest.update(content)
 
-    processes.on_process_zero(functools.partial(append, header.getvalue(), "wb"))
+    processes.on_process_zero(lambda: append(header.getvalue(), "wb"))
     for block in blocks:
         processes.on_process_zero(functools.partial(append, block.tobytes()))
     return digest.hexdigest()

@@ -35,7 +35,7 @@ class Setting(NamedTuple):
 
 
 def settings(rows: Iterable[Mapping[str, Any]]) -> list[Setting]:
-    """Group rows by method and hyper-parameters, in order of first appearance."""
+    """Group rows by method and hyperparameters, in order of first appearance."""
     found: dict[tuple[str, str], dict[tuple[int, ...], Any]] = {}
     for row in rows:
         key = row["method"], json.dumps(row["hyper"], sort_keys=True)
@@ -51,16 +51,14 @@ def best(among: Iterable[Setting], metric: str) -> Setting | None:
 
     A setting that diverged under any seed is never chosen: None if all of them did.
     """
-    finite = [s for s in among if s.score(metric) > -math.inf]
-    return max(finite, key=lambda s: s.score(metric), default=None)
+    found = max(among, key=lambda s: s.score(metric), default=None)
+    return found if found and found.score(metric) > -math.inf else None
 
 
 def choose(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
-    """Choose the hyper-parameters of each method by the mean over its seeds.
+    """Choose the hyperparameters of each method by the mean over its seeds.
 
-    Args:
-      rows: all rows of a sweep.
-      metric: a key of ``metrics.CHOOSE``.
+    ``metric`` is a key of ``metrics.CHOOSE``.
 
     Raises:
       Diverged: every setting of a method diverged.
@@ -98,7 +96,7 @@ def number(value: float | None) -> float:
 
 def spread(values: Iterable[float | None]) -> tuple[float, float]:
     """Mean and sample standard deviation; the latter is nan for a single value."""
-    array = np.array([number(v) for v in values], np.float64)
+    array = np.array(list(values), np.float64)  # None becomes nan
     return (
         float(array.mean()) if len(array) else math.nan,
         float(array.std(ddof=1)) if len(array) > 1 else math.nan,

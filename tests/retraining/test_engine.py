@@ -132,17 +132,6 @@ def assert_close(one, other):
         np.testing.assert_allclose(leaf, other.head[name], rtol=1e-5, atol=1e-6)
 
 
-def test_the_optimizer_state_is_sharded_like_the_heads():
-    several, _ = jobs([0.0, 0.5, 0.9, 0.95])
-    start = engine._shard(engine._stack([job.start for job in several]))
-    state = engine._make_init(SGD.without_decay(), ".*")(start)
-    leaves = jax.tree.leaves(state)
-    assert leaves
-    for leaf in leaves:
-        assert len(leaf.sharding.device_set) == jax.device_count()
-        assert not leaf.sharding.is_fully_replicated
-
-
 def test_corrections_use_unaugmented_images():
     """With random crops, class means still come from the plain images."""
     (job,), features = jobs([0.5], epochs=0)

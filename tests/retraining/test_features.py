@@ -114,9 +114,9 @@ def test_matching_features_are_not_recomputed(
         (lambda note, file: note.update(split="x", order="x"), "split, order changed"),
         (lambda note, file: note.update(dtype="bfloat16"), "dtype changed"),
         (lambda note, file: note.update(views=["mirror"]), "views changed"),
-        (lambda note, file: file.write_bytes(file.read_bytes()[:-9]), "truncated"),
-        (lambda note, file: file.write_bytes(b"no array"), "truncated"),
-        (lambda note, file: np.save(file, np.zeros((1, 2, 3))), "shape"),
+        (lambda note, file: file.write_bytes(file.read_bytes()[:-9]), "damaged"),
+        (lambda note, file: file.write_bytes(b"no array"), "damaged"),
+        (lambda note, file: np.save(file, np.zeros((1, 2, 3))), "damaged"),
     ],
 )
 def test_stale_features_are_reported_and_recomputed(
