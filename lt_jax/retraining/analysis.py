@@ -120,12 +120,12 @@ def _describe(
     counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
     sums: Any = metrics.empty(len(group_of)), counts
     for part in features.batches(batch):
-        sums = _add(apply, params, sums, part, group_of, 1 / temperature)
+        sums = _add_batch(apply, params, sums, part, group_of, 1 / temperature)
     return jax.device_get(sums)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _add(
+def _add_batch(
     apply: Apply,
     params: Params,
     sums: tuple[Tally, jax.Array],

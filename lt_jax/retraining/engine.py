@@ -42,7 +42,7 @@ class HeadJob(NamedTuple):
     projects: np.ndarray  # bool[steps], see methods.projection_steps
     epochs: int
     sgd: Sgd
-    order: tuple[int, ...]  # seeds the order of examples, see seeds
+    order: tuple[int, ...]  # determines the order of examples, see seeds.generator
 
 
 class HeadFit(NamedTuple):
@@ -53,7 +53,7 @@ class HeadFit(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Heads that are fitted at once, on one order of examples."""
+    """Heads that are fitted at once, on the same examples in the same order."""
 
     jobs: tuple[HeadJob, ...]
     width: int  # heads per program; repeats of the last job fill it up

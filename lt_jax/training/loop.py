@@ -59,13 +59,6 @@ class Task(NamedTuple):
     log_seconds: float  # between progress lines, without a progress bar
     profile: str = ""  # folder for traces of some steps of each fit; "": no traces
 
-    @property
-    def selection_set(self) -> Dataset | None:
-        """The split that selects the checkpoint; the test set only on request."""
-        if self.select == "test":
-            return self.splits.test
-        return self.splits.valid if len(self.splits.valid) else None
-
 
 class Stage(NamedTuple):
     """The settings of one fit."""
@@ -275,15 +268,16 @@ def _save(run: _Fit, score: float | None) -> None:
 
 
 def _evaluate_checkpoint(run: _Fit) -> float | None:
-    """Evaluate on the selection set and record the metrics; return the score.
+    """Evaluate on the split that selects the checkpoint; record and return the score.
 
     The test set selects by accuracy, as in the authors' code. Validation, which is as
     long-tailed as the training set, selects by the mean over classes.
     """
     task, stage, meter = run.task, run.stage, run.meter
+    dataset = task.splits.test if task.select == "test" else task.splits.valid
     line, score = meter.line(run.step), None
     values: dict[str, Any] = {}
-    if (dataset := task.selection_set) is not None:
+    if len(dataset):
         network = run.state.params, run.state.batch_stats
         tally = evaluate(task, stage.method.head, *network, dataset, log=run.log)
         values = metrics.summary(tally, task.groups)
@@ -322,9 +316,8 @@ def evaluate(
     Images that cannot be decoded are logged and left out of ``tally.seen``.
 
     Raises:
-      InputError: more images cannot be decoded than the dataset tolerates.
       Interrupted: ``stop_requested`` named a signal.
-      Diverged: logits are NaN or infinite, even if the parameters are finite.
+      Diverged: logits are NaN or infinite, which finite parameters do not exclude.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
     params, batch_stats, tally = sharding.replicate(
@@ -369,8 +362,8 @@ def epoch_plan(
 
 def fits_on_device(dataset: Dataset, limit: float) -> bool:
     """Return whether all images fit into ``limit`` GiB; encoded photos never do."""
-    size = len(dataset) * math.prod(dataset.shape)
-    return dataset.decoder is None and size <= limit * 2**30
+    fits = len(dataset) * math.prod(dataset.shape) <= limit * 2**30
+    return fits and dataset.decoder is None
 
 
 def streamed_batches(
@@ -396,8 +389,8 @@ def streamed_batches(
 def resident_batches(dataset: Dataset, per_call: int) -> Batches:
     """Keep the images on the devices, for ``per_call`` steps at a time.
 
-    Only indices travel. For single steps the devices gather the batch first, bit for
-    bit that of `streamed_batches`.
+    Only indices travel. For single steps the devices gather the batch first; it equals
+    that of `streamed_batches` bit for bit.
     """
     images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
     held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})

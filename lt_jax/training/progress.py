@@ -82,9 +82,8 @@ class Meter:
             self._timed["images"] += sum(int(one["seen"]) for _, one in fetched)
             self._mark = now
         for step, measured in fetched:
-            loss = measured["loss_sum"]
-            if measured["seen"]:  # 0 if every image failed to decode
-                loss = loss / measured["weight_sum"]
+            # If every image failed to decode, both sums are zero.
+            loss = measured["loss_sum"] / (measured["weight_sum"] or 1)
             if not np.isfinite(loss):
                 raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
             if not measured["finite"]:

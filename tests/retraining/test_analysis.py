@@ -106,18 +106,13 @@ def test_the_head_is_transferred_once(monkeypatch):
 
     features = random()
     monkeypatch.setattr(Features, "batches", batches)
-    for make in ("_make_slope", "_make_describe"):
-        made = getattr(analysis, make)
+    for name in ("_slope", "_add_batch"):
+        step = getattr(analysis, name)
 
-        def watched(apply, made=made):
-            step = made(apply)
+        def watched(apply, params, *rest, step=step):
+            assert all(isinstance(leaf, jax.Array) for leaf in params.values())
+            return step(apply, params, *rest)
 
-            def run(params, *rest):
-                assert all(isinstance(leaf, jax.Array) for leaf in params.values())
-                return step(params, *rest)
-
-            return run
-
-        monkeypatch.setattr(analysis, make, watched)
+        monkeypatch.setattr(analysis, name, watched)
     analysis.analyse(heads.linear, identity(), features, features, GROUPS, 50)
     assert len(seen) > 4
