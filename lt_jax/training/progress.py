@@ -82,8 +82,9 @@ class Meter:
             self._timed["images"] += sum(int(one["seen"]) for _, one in fetched)
             self._mark = now
         for step, measured in fetched:
-            # If every image failed to decode, both sums are zero.
-            loss = measured["loss_sum"] / (measured["weight_sum"] or 1)
+            # 0 of 0 if every image failed to decode.
+            weight = measured["weight_sum"] if measured["seen"] else 1.0
+            loss = measured["loss_sum"] / weight
             if not np.isfinite(loss):
                 raise Diverged(f"{self._title}: the loss is {loss} at step {step:,}")
             if not measured["finite"]:
