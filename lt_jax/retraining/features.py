@@ -173,7 +173,7 @@ def _write(
         file.parent.mkdir(parents=True, exist_ok=True)
 
     processes.on_process_zero(begin)
-    draft = file.with_name(file.name + ".tmp")
+    complete = draft = file.with_name(file.name + ".tmp")
     reduced = draft.with_suffix(".thin")
     try:
         digest, left_out = _stream(draft, shape, dtype, blocks), errors.all_indices()
@@ -186,8 +186,8 @@ def _write(
                 for first in range(0, len(kept), ROWS)
             )
             digest = _stream(reduced, (shape[0], len(kept), shape[2]), dtype, rest)
-            processes.on_process_zero(lambda: os.replace(reduced, draft))
-        processes.on_process_zero(lambda: os.replace(draft, file))
+            complete = reduced
+        processes.on_process_zero(lambda: os.replace(complete, file))
     finally:
         draft.unlink(missing_ok=True)
         reduced.unlink(missing_ok=True)
@@ -202,10 +202,8 @@ def _stream(
     Not through a memory map: on a full disk that kills the process without a message.
     """
     header, digest = io.BytesIO(), hashlib.sha256()
-    description = np.lib.format.dtype_to_descr(dtype)
-    np.lib.format.write_array_header_2_0(
-        header, {"descr": description, "fortran_order": False, "shape": shape}
-    )
+    described = {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(header, described)
 
     def append(content: bytes, mode: str = "ab") -> None:
         with file.open(mode) as opened:

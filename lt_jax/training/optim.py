@@ -82,7 +82,7 @@ def rates(
         return np.zeros(0, np.float32)
     if epochs < 0 or not 0 <= warmup < epochs:
         raise InputError(
-            f"epochs must be at least 0 and warmup shorter than that, got {epochs} "
+            f"epochs must be at least 0 and warmup shorter than epochs, got {epochs} "
             f"epochs and a warmup of {warmup}"
         )
     if not lr > 0:
