@@ -29,7 +29,7 @@ import numpy as np
 
 from lt_jax import models
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
+from lt_jax.data.loader import CropPlan, load_batches
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, weights
@@ -40,7 +40,7 @@ from lt_jax.experiment.stages import first_stage
 from lt_jax.experiment.weights import Weights
 from lt_jax.methods import projection_steps
 from lt_jax.retraining.engine import HeadJob, fit_heads, plan_chunks
-from lt_jax.retraining.features import DTYPES, Features, Request, extract
+from lt_jax.retraining.features import DTYPES, Features, plain_features
 from lt_jax.training import steps
 from lt_jax.training.log import jsonable, write_atomically
 from lt_jax.training.loop import (
@@ -296,16 +296,8 @@ def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
 
 
 def _extract(session: Session, network: Weights, dataset: Dataset) -> None:
-    blocks = extract(
-        session.task,
-        *network,
-        dataset,
-        Request(("plain",), (), "float32"),
-        log=session.log,
-        errors=DecodeErrors(dataset),
-        stop_requested=session.stop_requested,
-    )
-    collections.deque(blocks, maxlen=0)
+    log, stop = session.log, session.stop_requested
+    plain_features(session.task, *network, dataset, log=log, stop_requested=stop)
 
 
 def images_per_second(

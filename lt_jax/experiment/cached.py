@@ -77,11 +77,13 @@ class FeatureCache:
         ``plain`` are those of the training images without augmentation.
         """
         session, m = self.session, self.session.config.method
-        random, plain = features.random_views(m.views), ("plain",)
-        name = "train" if name == "plain" and random == plain else name
+        name = "train" if name == "plain" and m.views == 1 else name
         split = "train" if name == "plain" else name
-        evaluated = features.evaluated_views(session.task.flip)
-        views = {"train": random, "plain": plain}.get(name, evaluated)
+        views: tuple[str, ...] = ("plain",)
+        if name == "train" and m.views > 1:
+            views = ("random",) * m.views
+        elif split != "train" and session.task.flip:
+            views = ("plain", "mirror")
         if name not in self._features:
             self._features[name] = features.cached_features(
                 session.task,

@@ -68,16 +68,6 @@ class Request(NamedTuple):
     dtype: str  # a key of DTYPES
 
 
-def random_views(count: int) -> tuple[str, ...]:
-    """Return the views that heads are fitted on: one plain view, or random crops."""
-    return ("plain",) if count == 1 else ("random",) * count
-
-
-def evaluated_views(flip: bool) -> tuple[str, ...]:
-    """Return the views over which an evaluation averages logits."""
-    return ("plain", "mirror") if flip else ("plain",)
-
-
 def cached_features(
     task: Task,
     params: Params,
@@ -116,15 +106,9 @@ def cached_features(
         if stale:
             log.info(f"cached features {file} are stale ({stale}); recomputing")
         errors = DecodeErrors(dataset)
+        network = params, batch_stats
         blocks = extract(
-            task,
-            params,
-            batch_stats,
-            dataset,
-            request,
-            log=log,
-            errors=errors,
-            stop_requested=stop_requested,
+            task, network, dataset, request, errors, log, stop_requested=stop_requested
         )
         blocks = (block.astype(memory).view(stored) for block in blocks)
         shape = len(request.views), len(dataset), models.features_of(task.backbone)
@@ -223,20 +207,19 @@ def fingerprint(tree: Any) -> str:
 
 def extract(
     task: Task,
-    params: Params,
-    batch_stats: Params,
+    network: tuple[Params, Params],
     dataset: Dataset,
     request: Request,
-    *,
-    log: Logger,
     errors: DecodeErrors,
-    stop_requested: Callable[[], str] = never_stop,
+    log: Logger,
+    *,
+    stop_requested: Callable[[], str],
 ) -> Iterator[np.ndarray]:
     """Compute float[n, D] block by block: view after view, in dataset order.
 
     Rows of undecodable images are meaningless; ``errors`` collects them.
     """
-    params, batch_stats = sharding.replicate((params, batch_stats))
+    params, batch_stats = sharding.replicate(network)
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     local = sharding.process_part(rows)
     with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
@@ -280,17 +263,11 @@ def plain_features(
     log: Logger,
     stop_requested: Callable[[], str] = never_stop,
 ) -> Features:
-    """Compute the features of the un-augmented images, without a cache."""
+    """Compute the features without augmentation and without a cache."""
     request, errors = Request(("plain",), (), "float32"), DecodeErrors(dataset)
+    network = params, batch_stats
     blocks = extract(
-        task,
-        params,
-        batch_stats,
-        dataset,
-        request,
-        log=log,
-        errors=errors,
-        stop_requested=stop_requested,
+        task, network, dataset, request, errors, log, stop_requested=stop_requested
     )
     values = np.concatenate(list(blocks))
     left_out = errors.all_indices()
