@@ -25,11 +25,11 @@ class Setting(NamedTuple):
     rows: list[dict[str, Any]]  # ordered by seeds
 
     def over(self, split: str, metric: str) -> tuple[float, float]:
-        """Mean and standard deviation over the seeds; nan if one of them diverged."""
+        """Return mean and deviation over the seeds; nan if one of them diverged."""
         return spread(value(row, split, metric) for row in self.rows)
 
     def score(self, metric: str) -> float:
-        """Validation score, higher is better; -inf if a seed diverged."""
+        """Return the validation score, higher is better; -inf if a seed diverged."""
         mean, _ = self.over("valid", metric)
         return CHOOSE[metric] * mean if math.isfinite(mean) else -math.inf
 
@@ -95,7 +95,7 @@ def number(value: float | None) -> float:
 
 
 def spread(values: Iterable[float | None]) -> tuple[float, float]:
-    """Mean and sample standard deviation; the latter is nan for a single value."""
+    """Return mean and sample standard deviation, which is nan for a single value."""
     array = np.array(list(values), np.float64)  # None becomes nan
     return (
         float(array.mean()) if len(array) else math.nan,

@@ -1,6 +1,7 @@
 """The training loop of every stage and method, and the evaluation.
 
-Stages differ in the values of a ``Stage``, not in code. The loop takes no config.
+Stages differ in the values of a ``Stage``, not in code. The loop takes no config. It
+reads from `fit` down to the inputs of the compiled steps, which are in ``steps.py``.
 """
 
 from __future__ import annotations
