@@ -6,9 +6,10 @@ With e the one-hot label y::
     t  = (1 - smooth[y]) * e + smooth[y] / K
     loss = -weight[y] * sum_k t_k log softmax(z')_k
 
-Most losses of long-tailed recognition are a choice of these vectors. They are arrays,
-so they can be traced, stacked and mapped over: another loss is not another program.
-Focal loss multiplies it by a factor, LADE adds a term; both read two more numbers.
+Most losses of long-tailed recognition are a choice of these vectors. They are arrays
+that can be traced, stacked and mapped over, so that another choice compiles nothing.
+Focal loss multiplies this loss by a factor and LADE adds a term to it. They read two
+more numbers.
 """
 
 from __future__ import annotations
