@@ -1,6 +1,6 @@
 """Stage 2 on cached features: many heads are fitted at once, without images.
 
-A row is a method with its hyper-parameters and seeds. All rows of one stage 1 share the
+A row is a method with its hyperparameters and seeds. All rows of one stage 1 share the
 features of its frozen backbone. ``sweep.py`` uses the same functions for grids of rows.
 
     workdir/features/SEED/SPLIT.npy       features by the seed of stage 1

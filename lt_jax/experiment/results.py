@@ -1,7 +1,7 @@
 """The files of a workdir, read and written here alone, apart from checkpoints.
 
     config.json                        resolved config
-    checkpoints/METHOD/SEEDS/outcome.json  a finished fit: metrics, hyper-parameters
+    checkpoints/METHOD/SEEDS/outcome.json  a finished fit: metrics, hyperparameters
     sweep/SEED/CHUNK/rows.json         finished heads of a sweep
     result.json                        metrics of all methods over seeds
     report/table.md, per_class.csv     the same as text; every class of every fit

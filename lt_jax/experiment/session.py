@@ -194,13 +194,10 @@ def open_session(
     text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
     signals = EXIT_CODES if writes else ["SIGTERM"]
-    dataset, log = (
-        results.describe(c.data.name, splits, groups),
-        Logger(workdir, writes),
-    )
-    with lock, catch_signals(*signals) as stop:
-        given = c, workdir, task, dataset, log, methods
-        session = Session(*given, stop_requested=stop)
+    dataset = results.describe(c.data.name, splits, groups)
+    given = c, workdir, task, dataset, Logger(workdir, writes), methods
+    with lock, catch_signals(*signals) as stop_requested:
+        session = Session(*given, stop_requested)
         if writes:
             _check_same_config(c, workdir)  # another job may have run in the meantime
             write_atomically(workdir / "config.json", text + "\n")

@@ -194,7 +194,7 @@ def _save_best(
     """Evaluate rows of the sweep on the test set and save them as finished fits.
 
     Args:
-      settings: hyper-parameters by folder of the checkpoints and method.
+      settings: hyperparameters by folder of the checkpoints and method.
     """
     session, info = cache.session, cache.session.log.info
     due: dict[str, list[str]] = {}  # titles by row

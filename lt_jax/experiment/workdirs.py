@@ -116,7 +116,7 @@ def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
 
 
 def hyper(run: Run, method: str, fits: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the hyper-parameters of a method's fits; empty if there are none."""
+    """Return the hyperparameters of a method's fits; empty if there are none."""
     if not fits:
         return {}
     return (
