@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import json
 import tarfile
 import zlib
@@ -30,8 +31,10 @@ def opened(path: Path) -> Iterator[Files]:
         gzipped = file.read(2) == b"\x1f\x8b"
     try:
         if gzipped:
-            # Faster than tarfile's own gzip reader, which reads 10 KiB at a time.
-            with gzip.open(path) as unzipped:
+            # Faster than tarfile's own gzip reader, which reads 10 KiB at a time. On
+            # Python 3.11, the buffer saves a third of the time.
+            raw: Any = gzip.open(path)
+            with io.BufferedReader(raw, BUFFER) as unzipped:
                 yield members(tarfile.open(fileobj=unzipped, mode="r|", bufsize=BUFFER))
         else:
             with tarfile.open(path, "r:") as tar:
