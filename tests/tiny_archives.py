@@ -91,12 +91,12 @@ def inat(folder: Path, train: list[int], valid: list[int], test: int = 2) -> Non
             "annotations": annotations,
             "categories": hidden,
         }
-        _json(folder / f"{stem}.json.tar.gz", f"{stem}.json", content)
+        write_json(folder / f"{stem}.json.tar.gz", f"{stem}.json", content)
     shown = [
         {"id": c, "name": names[c], "supercategory": group, "kingdom": "Life"}
         for c, group in enumerate(groups)
     ]
-    _json(folder / "categories.json.tar.gz", "categories.json", shown)
+    write_json(folder / "categories.json.tar.gz", "categories.json", shown)
     # Sorted by folder, as in the original: training and validation images mixed.
     (folder / "train_val2018.tar.gz").write_bytes(tar(sorted(tarred), "w:gz"))
     tests = [
@@ -106,7 +106,7 @@ def inat(folder: Path, train: list[int], valid: list[int], test: int = 2) -> Non
     (folder / "test2018.tar.gz").write_bytes(tar(tests, "w:gz"))
 
 
-def _json(path: Path, name: str, content: object) -> None:
+def write_json(path: Path, name: str, content: object) -> None:
     path.write_bytes(tar([(name, json.dumps(content).encode())], "w:gz"))
 
 

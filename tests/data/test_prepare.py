@@ -282,6 +282,17 @@ def test_an_archive_of_another_size(archives, tmp_path):
     assert nothing_left(tmp_path)
 
 
+@pytest.mark.parametrize("content", [[1], {"categories": None}, {"categories": [{}]}])
+def test_a_json_file_of_another_dataset(archives, tmp_path, content):
+    folder = tmp_path / "archives"
+    shutil.copytree(archives, folder)
+    file = folder / "train2018.json.tar.gz"
+    tiny_archives.write_json(file, "train2018.json", content)
+    with pytest.raises(InputError, match=r"train2018.json or .* is not the file of"):
+        build.prepare("i_naturalist2018", folder, str(tmp_path / "out"), partial=True)
+    assert nothing_left(tmp_path / "out")
+
+
 def test_a_wrong_checksum(archives, tmp_path, monkeypatch):
     exact(monkeypatch, archives, "cifar100")
     builder = BUILDERS["cifar100"]

@@ -91,24 +91,35 @@ def _inat_features(folder: Path) -> dict[str, Any]:
     }
 
 
-def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
-    """Read both splits in one pass over the 128 GB, without the unlabelled test set."""
+def _inat_targets(
+    folder: Path, split: str, stem: str
+) -> dict[str, tuple[str, int, int]]:
+    """Read the split, label and supercategory of every image id of a JSON file."""
     labels = {name: i for i, name in enumerate(_inat_names("labels"))}
     supers = {name: i for i, name in enumerate(_inat_names("supercategories"))}
-    source = folder / "categories.json.tar.gz"
-    names = {c["id"]: c["name"] for c in read_json(source, "categories.json")}
+    categories = read_json(folder / "categories.json.tar.gz", "categories.json")
+    names = {c["id"]: c["name"] for c in categories}
+    content = read_json(folder / f"{stem}.json.tar.gz", f"{stem}.json")  # 0.5 GB
+    groups = {c["id"]: supers[c["supercategory"]] for c in content["categories"]}
+    ids = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
+    return {
+        ids[found["image_id"]]: (split, labels[names[category]], groups[category])
+        for found in content["annotations"]
+        for category in [found["category_id"]]
+    }
+
+
+def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
+    """Read both splits in one pass over the 128 GB, without the unlabelled test set."""
     wanted: dict[str, tuple[str, int, int]] = {}
-    for split, stem in (("train", "train2018"), ("validation", "val2018")):
-        content = read_json(folder / f"{stem}.json.tar.gz", f"{stem}.json")
-        groups = {c["id"]: supers[c["supercategory"]] for c in content["categories"]}
-        ids = {
-            image["id"]: Path(image["file_name"]).stem for image in content["images"]
-        }
-        for found in content["annotations"]:
-            category = found["category_id"]
-            target = split, labels[names[category]], groups[category]
-            wanted[ids[found["image_id"]]] = target
-        del content  # half a gigabyte
+    try:
+        for split, stem in (("train", "train2018"), ("validation", "val2018")):
+            wanted |= _inat_targets(folder, split, stem)
+    except (KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder}: {stem}.json or categories.json is not the file of iNaturalist "
+            f"2018 ({error!r}); download their archives again"
+        ) from error
     source = folder / "train_val2018.tar.gz"
     with opened(source) as files:
         for name, file in files:
