@@ -117,8 +117,8 @@ def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
             wanted |= _inat_targets(folder, split, stem)
     except (KeyError, TypeError) as error:
         raise InputError(
-            f"{folder}: {stem}.json or categories.json is not the file of iNaturalist "
-            f"2018 ({error!r}); download their archives again"
+            f"{folder}: a JSON file of its archives is not that of iNaturalist 2018 "
+            f"({error!r}); download *.json.tar.gz again"
         ) from error
     source = folder / "train_val2018.tar.gz"
     with opened(source) as files:
