@@ -90,12 +90,13 @@ def _read(folder: Path, split: str) -> Arrays:
 
 
 def _npz(file: Path) -> Arrays:
-    with file.open("rb") as opened, np.load(opened) as found:
+    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
         return found["features"], found["labels"]
 
 
 def _npy(file: Path) -> Arrays:
-    return np.load(file), np.load(file.with_name(f"{file.stem}_labels.npy"))
+    labels = file.with_name(f"{file.stem}_labels.npy")
+    return np.load(file, allow_pickle=False), np.load(labels, allow_pickle=False)
 
 
 def _parquet(file: Path) -> Arrays:
