@@ -104,7 +104,7 @@ class Case(NamedTuple):
 
 
 Entry = dict[str, Any]
-Recipe = Callable[[Case], Entry]
+RecipeFunction = Callable[[Case], Entry]
 
 # The LOS authors' way to continue stage 1. Methods without a published recipe use it.
 USUAL = {"epochs": 20, "decay": 0.0, "start": "stage1", "sampler": "instance"}
@@ -115,7 +115,7 @@ HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
 STARTS = ("stage1", "fresh")
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 
-RECIPES: dict[str, Recipe] = {
+RECIPES: dict[str, RecipeFunction] = {
     # LOS at delta 0; the baseline gets the finest grid.
     "ce": lambda c: dict(USUAL, lr=5e-4, grid=dict(lr=HALF_DECADES, start=STARTS)),
     # Published for CIFAR100-LT at K = 100; not published for other datasets.

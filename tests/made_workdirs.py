@@ -121,7 +121,7 @@ def config(methods: Mapping[str, Mapping[str, Any]], **changes: Any) -> dict[str
     """Content of a config.json.
 
     Args:
-      methods: hyper-parameters by method.
+      methods: hyperparameters by method.
       changes: values by dotted key, with ``__`` for a dot.
     """
     made: dict[str, Any] = {

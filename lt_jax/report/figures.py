@@ -266,7 +266,7 @@ class Curve(NamedTuple):
     split: str
 
     def hyper(self, key: str) -> np.ndarray:
-        """Return a hyper-parameter, float[n]."""
+        """Return a hyperparameter, float[n]."""
         return np.array([s.hyper[key] for s in self.settings], np.float64)
 
     def over(self, metric: str) -> np.ndarray:
@@ -436,7 +436,7 @@ def learning_rate(run: Run) -> Part:
     )
     return part._replace(
         caption=f"Accuracy on all classes of the {SPLITS[split]} split, mean over "
-        "seeds. Each cell takes the other hyper-parameters with the best validation "
+        "seeds. Each cell takes the other hyperparameters with the best validation "
         f"score ({run.choose}). Frame: chosen; dot: the config's; empty: not tried, or "
         "diverged.",
         picture=style.render(_draw_rates(names, rates, values, chosen, fixed)),

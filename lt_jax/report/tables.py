@@ -77,7 +77,7 @@ def main(run: Run) -> Part:
     header = ["method", "values", *(column.title for column in COLUMNS)]
     if run.swept:
         caption = (
-            "chosen: the hyper-parameters with the best validation score; fixed: those "
+            "chosen: the hyperparameters with the best validation score; fixed: those "
             "of the config, which are the published ones where they exist."
         )
     else:
@@ -99,8 +99,8 @@ def main(run: Run) -> Part:
 
 
 def hyper(run: Run) -> Part:
-    """Hyper-parameters of every method."""
-    part = Part("hyper", "Hyper-parameters")
+    """Hyperparameters of every method."""
+    part = Part("hyper", "Hyperparameters")
     rows = []
     for name in (name for name in _methods(run) if name != "none"):
         chosen = workdirs.hyper(run, name, run.fits.get(name, []))

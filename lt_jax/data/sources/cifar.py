@@ -17,12 +17,12 @@ KNOWN = {"cifar100": {"train_00000": 19, "train_00001": 29, "train_49999": 73}}
 
 
 def cifar10(dir: str) -> tuple[Dataset, Dataset]:
-    """Load the training and test set of CIFAR-10; see ``tfds`` for ``dir``."""
+    """Load CIFAR-10: training and test set; ``dir`` as in ``tfds.load``."""
     return _split("cifar10", dir, "train"), _split("cifar10", dir, "test")
 
 
 def cifar100(dir: str) -> tuple[Dataset, Dataset]:
-    """Load the training and test set of CIFAR-100 with the 100 fine labels."""
+    """Load CIFAR-100 with its 100 fine labels: training and test set."""
     return _split("cifar100", dir, "train"), _split("cifar100", dir, "test")
 
 

@@ -8,7 +8,7 @@ from lt_jax.data.sources import tfds
 
 
 def i_naturalist2018(dir: str, photos: PhotoOptions) -> tuple[Dataset, None, Dataset]:
-    """Load the training set (437,513), no validation set, and the test set (24,426).
+    """Load iNaturalist 2018: 437,513 training and 24,426 test photographs.
 
     As in the literature, the test set is the split ``validation``: the labels of the
     split ``test`` were never published.
@@ -19,7 +19,7 @@ def i_naturalist2018(dir: str, photos: PhotoOptions) -> tuple[Dataset, None, Dat
 
 
 def imagenet_lt(dir: str, photos: PhotoOptions) -> tuple[Dataset, Dataset, Dataset]:
-    """Load the training (115,846), validation (20,000) and test set (50,000)."""
+    """Load ImageNet-LT: 115,846 training, 20,000 validation, 50,000 test images."""
     train, valid, test = (
         _split("imagenet_lt", dir, split, "file_name", photos)
         for split in ("train", "validation", "test")
