@@ -12,6 +12,7 @@ import json
 import re
 import runpy
 import shlex
+import tomllib
 from pathlib import Path
 
 import jsonschema
@@ -153,6 +154,19 @@ def test_links_and_images_exist(page):
         assert target.exists(), link
         if anchor:
             assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_readme_of_the_package_names_files_in_place_of_relative_links():
+    hooks = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    page = PAGES["README.md"]
+    for rule in hooks["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        page = re.sub(rule["pattern"], rule["replacement"], page)
+    links = re.findall(r"\]\(([^)]+)\)", page)
+    assert links
+    assert all(link.startswith(("https://", "#")) for link in links)
+    files = re.findall(r"\]\(((?!https:|#)[^)#]+\.md)", PAGES["README.md"])
+    assert files
+    assert all(f"`{file}`" in page for file in files)
 
 
 def anchors(text: str) -> set[str]:
