@@ -468,7 +468,7 @@ def make_methods(
     def shapes(head: Head) -> Any:
         return jax.eval_shape(lambda: head.init(jax.random.key(0), None, *sizes, init))
 
-    params, _ = jax.eval_shape(lambda: models.init(backbone, jax.random.key(0), shape))
+    params, _ = models.shapes(backbone, shape)
     network = {"backbone": params, "head": shapes(linear)}
     Sgd(o.momentum, o.decay, o.decay_on).check(trees.partition(network, o.trains)[0])
 

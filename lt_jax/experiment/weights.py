@@ -73,14 +73,10 @@ def blank(
     backbone: Any, head: Head, shape: tuple[int, int, int], num_classes: int
 ) -> Weights:
     """Return shapes and dtypes of a network for examples of shape H, W, C."""
-    sizes = models.features_of(backbone), num_classes
-
-    def make() -> Weights:
-        params, batch_stats = models.init(backbone, jax.random.key(0), shape)
-        own = head.init(jax.random.key(0), None, *sizes, "torch")
-        return Weights({"backbone": params, "head": own}, batch_stats)
-
-    return jax.eval_shape(make)
+    params, batch_stats = models.shapes(backbone, shape)
+    key, sizes = jax.random.key(0), (models.features_of(backbone), num_classes)
+    own = jax.eval_shape(lambda: head.init(key, None, *sizes, "torch"))
+    return Weights({"backbone": params, "head": own}, batch_stats)
 
 
 def finished(path: Path) -> list[Source]:

@@ -213,11 +213,25 @@ def features_of(module: ResNet | Identity) -> int:
     return 4 * last if module.bottleneck else last
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def init(
+def shapes(
+    module: ResNet | Identity, shape: tuple[int, int, int]
+) -> tuple[Params, Params]:
+    """Return shapes and dtypes of what `init` makes, without making it."""
+    return jax.eval_shape(lambda key: _init(module, key, shape), jax.random.key(0))
+
+
+def _init(
     module: ResNet | Identity, key: jax.Array, shape: tuple[int, int, int]
 ) -> tuple[Params, Params]:
     """Initialize ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
     image = jnp.zeros((1, *shape), jnp.float32)
     variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
     return variables.get("params", {}), variables.get("batch_stats", {})
+
+
+# Code that runs once is not worth optimising: on CPUs that took up to 30 s.
+init = jax.jit(
+    _init,
+    static_argnums=(0, 2),
+    compiler_options={"xla_backend_optimization_level": 0},
+)

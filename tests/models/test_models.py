@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lt_jax import initializers
+from lt_jax import initializers, models
 from lt_jax.errors import InputError
 from lt_jax.models import create, features_of, init
 from lt_jax.models.resnet import convolution, pad_shortcut
@@ -30,7 +30,7 @@ def make(name="resnet8", **changes):
 
 
 def shapes(module, size=32):
-    return jax.eval_shape(lambda key: init(module, key, (size, size, 3)), KEY)
+    return models.shapes(module, (size, size, 3))
 
 
 def drawn(module, size):
@@ -403,3 +403,12 @@ def test_bad_input(changes, message):
 def test_unknown_initializer():
     with pytest.raises(InputError, match="did you mean 'flax'"):
         initializers.kernel("flx")
+
+
+@pytest.mark.parametrize("init_name", ["torch", "flax"])
+def test_shapes_are_those_of_the_initial_values(init_name):
+    module = make(init=init_name)
+    made = init(module, KEY, (32, 32, 3))
+    expected = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), made)
+    found = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shapes(module))
+    assert found == expected
