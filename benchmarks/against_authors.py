@@ -76,7 +76,7 @@ class Jax:
         from lt_jax.data.augment.transforms import Augment
         from lt_jax.distributed import sharding
         from lt_jax.experiment import weights
-        from lt_jax.export import torch_names
+        from lt_jax.pretrained import torch_names
         from lt_jax.training import optim, steps
 
         self.augment = Augment(pad=4, flip=True, mean=MEAN, std=STD)

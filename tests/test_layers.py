@@ -20,12 +20,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "top": set(),
     "distributed": {"top"},
     "models": {"top"},
+    "pretrained": {"top", "distributed", "models"},
     "data": {"top", "distributed"},
     "training": {"top", "distributed", "models", "data"},
     "retraining": {"top", "distributed", "models", "data", "training"},
 }
 MAY_IMPORT["api"] = MAY_IMPORT["retraining"] | {"retraining"}
-MAY_IMPORT["experiment"] = MAY_IMPORT["api"]
+MAY_IMPORT["experiment"] = MAY_IMPORT["api"] | {"pretrained"}
 MAY_IMPORT["report"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["export"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["cli"] = MAY_IMPORT["export"] | {"report", "export"}
@@ -41,12 +42,12 @@ ONLY = {
     "grain": ["data/*"],
     "array_record": ["data/*"],
     "matplotlib": ["report/*"],
-    "torch": ["export/weight_files.py"],
-    "safetensors": ["export/weight_files.py"],
+    "torch": ["pretrained/weight_files.py"],
+    "safetensors": ["pretrained/weight_files.py"],
     "pyarrow": ["data/*"],
     "absl": [],
     "ml_collections": CONFIG_DICT,
-    "argparse": ["cli/*", "export/weight_files.py"],
+    "argparse": ["cli/*", "pretrained/weight_files.py"],
     "configs": [],
     "flax.training": [],  # deprecated
 }

@@ -16,8 +16,8 @@ from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.experiment import weights
-from lt_jax.export import torch_names
 from lt_jax.heads import linear
+from lt_jax.pretrained import torch_names
 from lt_jax.training import optim, steps
 
 pytestmark = pytest.mark.parity

@@ -25,7 +25,7 @@ from test_readme import ROOT, SCHEMA, lt_jax_arguments, words
 
 from lt_jax import heads, models, trees
 from lt_jax.cli import main
-from lt_jax.export import torch_names
+from lt_jax.pretrained import torch_names
 
 TUTORIALS = ("photographs", "compare_methods", "features")
 HOWTO = ("prepare_data", "sweep", "resume", "clusters", "convert_weights")

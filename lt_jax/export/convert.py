@@ -11,8 +11,9 @@ from flax import traverse_util
 from lt_jax import models, trees
 from lt_jax.errors import InputError, first_few, one_of
 from lt_jax.experiment import results, weights
-from lt_jax.export import stablehlo, torch_names, weight_files
+from lt_jax.export import stablehlo
 from lt_jax.heads import linear
+from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.training import checkpoint
 
 

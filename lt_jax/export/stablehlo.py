@@ -24,9 +24,9 @@ from lt_jax.experiment import weights
 from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.weights import Weights
-from lt_jax.export import torch_names, weight_files
 from lt_jax.files import atomic_path, read_json
 from lt_jax.heads import Head
+from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.types import Params
 
 SUFFIX = ".stablehlo"

@@ -22,8 +22,9 @@ from lt_jax import models, trees
 from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages, weights
-from lt_jax.export import predict, stablehlo, torch_names, weight_files
+from lt_jax.export import predict, stablehlo
 from lt_jax.heads import linear
+from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.training import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
