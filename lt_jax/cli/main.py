@@ -13,12 +13,15 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lt_jax._version import __version__
 from lt_jax.cli import commands, config_flags
 from lt_jax.distributed import cluster
 from lt_jax.errors import Diverged, InputError, Interrupted
+
+if TYPE_CHECKING:
+    from lt_jax.experiment.config import UserConfig
 
 CONFIG_HELP = """\
 config flags:
@@ -88,7 +91,9 @@ def _run(argv: list[str]) -> int:
                 options.join_timeout,
             )
             cluster.enable_compilation_cache()
-        if options.configured:
+        if options.computes:
+            options.call(_config(flags, options), options)
+        elif options.configured:
             options.call(config_flags.read(flags), options)
         elif flags:
             raise InputError(f"{options.command} does not take --config")
@@ -109,6 +114,15 @@ def _run(argv: list[str]) -> int:
         print(f"lt-jax: {message}", file=sys.stderr)
         return code
     return 0
+
+
+def _config(flags: list[str], options: argparse.Namespace) -> UserConfig:
+    """Read the config; check that all processes of the job run the same command."""
+    from lt_jax.distributed import processes
+
+    same = ("command", "workdir", "split", "heads")
+    given = {key: str(value) for key, value in vars(options).items() if key in same}
+    return processes.together(lambda: config_flags.read(flags), lambda _: given)
 
 
 def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] | None:

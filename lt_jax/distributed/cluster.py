@@ -66,7 +66,7 @@ def join(
       now on.
 
     Raises:
-      InputError: inconsistent flags, no connection, or other versions in process 0.
+      InputError: inconsistent flags, no connection, or processes with other code.
     """
     flags = zip(FLAGS, (coordinator, num_processes, process_id), strict=True)
     given = {name: value for name, value in flags if value is not None}
@@ -101,22 +101,35 @@ def join(
     _protect_stdout(jax.process_index() == 0)
     from lt_jax.distributed import processes
 
-    this = f"process {jax.process_index()}"
-    own = f"lt_jax {__version__} and jax {jax.__version__}"
-    first = processes.from_process_zero(lambda: own)
-    if own != first:
-        raise InputError(
-            f"{this} on {socket.gethostname()} has {own}, process 0 has {first}: "
-            "install the same versions"
-        )
+    processes.together(_code, lambda code: code)
     here = jax.local_devices()
     print(
-        f"{this} of {jax.process_count()} on {socket.gethostname()}: {len(here)} x "
-        f"{here[0].device_kind} of {jax.device_count()}, coordinator {where}",
+        f"process {jax.process_index()} of {jax.process_count()} on "
+        f"{socket.gethostname()}: {len(here)} x {here[0].device_kind} of "
+        f"{jax.device_count()}, coordinator {where}",
         file=sys.stderr,
         flush=True,
     )
     return True
+
+
+def _code() -> dict[str, str]:
+    """Return versions and settings that must not differ between processes."""
+    import hashlib
+
+    import jax
+    import jaxlib
+
+    package = Path(__file__).parents[1]
+    files = sorted(package.rglob("*.py"))
+    text = b"".join(bytes(f.relative_to(package)) + f.read_bytes() for f in files)
+    settings = ("jax_threefry_partitionable", "jax_default_matmul_precision")
+    return {
+        "lt_jax": f"{__version__} with source {hashlib.sha256(text).hexdigest()[:12]}",
+        "jax": jax.__version__,
+        "jaxlib": jaxlib.__version__,
+        **{name: str(getattr(jax.config, name)) for name in settings},
+    }
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:

@@ -5,15 +5,18 @@ Every process must call these functions, at the same place.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, first_few
+
+T = TypeVar("T")
 
 STEPS_BETWEEN_SYNCS = 16
 
@@ -44,19 +47,66 @@ def is_sync_step(step: int, count: int = 1) -> bool:
     return jax.process_count() == 1 or step // every > (step - count) // every
 
 
-def on_process_zero(work: Callable[[], None]) -> None:
-    """Run file operations on process 0 while the others wait.
+def together(
+    work: Callable[[], T], same: Callable[[T], dict[str, Any]] | None = None
+) -> T:
+    """Call ``work`` in every process; if it fails in one, raise in all.
 
-    If they fail, process 0 raises the error and the others raise an InputError.
+    Args:
+      same: JSON values of the result, by name, that all processes must have.
+
+    Raises:
+      InputError: ``work`` failed in another process, or a process has other values
+        than process 0. All processes raise the same message.
     """
+    if jax.process_count() == 1:
+        return work()
     failed: Exception | None = None
-    if jax.process_index() == 0:
-        try:
-            work()
-        except Exception as error:
-            failed = error
-    if max_over_processes(failed is not None):
-        raise failed or InputError("process 0 failed to write files; see its message")
+    try:
+        found = work()
+        given = same(found) if same else {}
+    except Exception as error:
+        failed, given = error, str(error)
+    text = json.dumps(given, sort_keys=True)
+    # Of one size, whatever the processes have: usually nothing more is exchanged.
+    digest = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    if not (digests == digests[0]).all():
+        everyone = [json.loads(each) for each in _gather(text)]
+        raise failed or InputError(_difference(everyone))
+    if failed:
+        raise failed
+    return found
+
+
+def _difference(everyone: list[Any]) -> str:
+    """Describe what ``together`` found, per process: an error's text, or values."""
+    for i, given in enumerate(everyone):
+        if isinstance(given, str):
+            return f"process {i} failed: {given}"
+    parts = []
+    first = everyone[0]
+    for i, given in enumerate(everyone):
+        names = [n for n in {**first, **given} if first.get(n) != given.get(n)]
+        if names:
+            values = [f"{n} is {given.get(n)!r}, not {first.get(n)!r}" for n in names]
+            parts.append(f"process {i} differs from process 0: {first_few(values)}")
+    return f"{'; '.join(parts)}. Start all processes with the same command and code"
+
+
+def _gather(text: str) -> list[str]:
+    """Return the texts of all processes."""
+    own = np.frombuffer(text.encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int64(len(own)))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(own)] = own
+    rows = multihost_utils.process_allgather(padded)
+    return [r[:size].tobytes().decode() for r, size in zip(rows, sizes, strict=True)]
+
+
+def on_process_zero(work: Callable[[], None]) -> None:
+    """Run file operations on process 0 while the others wait; see ``together``."""
+    together(lambda: work() if jax.process_index() == 0 else None)
 
 
 def from_process_zero(find: Callable[[], Any]) -> Any:
@@ -67,8 +117,5 @@ def from_process_zero(find: Callable[[], Any]) -> Any:
     """
     if jax.process_count() == 1:
         return find()
-    value = find() if jax.process_index() == 0 else None
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    size = int(multihost_utils.broadcast_one_to_all(np.int64(len(text))))
-    text = multihost_utils.broadcast_one_to_all(np.resize(text, size))
-    return json.loads(text.tobytes())
+    value = together(lambda: find() if jax.process_index() == 0 else None)
+    return json.loads(_gather(json.dumps(value))[0])

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import fcntl
 import fnmatch
+import hashlib
 import json
 import math
 import os
@@ -47,6 +48,9 @@ from lt_jax.training import optim
 from lt_jax.training.log import Logger, jsonable, write_atomically
 from lt_jax.training.loop import Task, evaluate
 from lt_jax.types import Params
+
+# Keys that may differ between processes: where and how a host reads its data.
+PER_HOST = ("data.dir", "data.table", "data.workers")
 
 
 class Session(NamedTuple):
@@ -176,14 +180,14 @@ def open_session(
         SIGTERM, which may reach one of several processes, at the next batch.
       sweeps: whether the command tries the methods' grids.
     """
-    c = resolve(config)
+    c = processes.together(lambda: resolve(config), _shared_values)
     if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has removed a slash
         raise InputError(
             f"--workdir {scheme[1]}://...: a workdir must be in a file system that all "
             "processes share; mount the bucket (gcsfuse, s3fs) and use the mount"
         )
-    _check_same_config(c, workdir)
-    splits, groups = load_splits(c)
+    processes.on_process_zero(lambda: _check_same_config(c, workdir))
+    splits, groups = processes.together(lambda: load_splits(c), _split_digests)
     check_data(c, splits)
     task = make_task(c, splits.in_memory(), groups)
     if sweeps:
@@ -199,10 +203,28 @@ def open_session(
     with lock, catch_signals(*signals) as stop_requested:
         session = Session(*given, stop_requested)
         if writes:
-            _check_same_config(c, workdir)  # another job may have run in the meantime
+            # Another job may have run in the meantime.
+            processes.on_process_zero(lambda: _check_same_config(c, workdir))
             write_atomically(workdir / "config.json", text + "\n")
             _announce(session)
         yield session
+
+
+def _shared_values(config: Config) -> dict[str, Any]:
+    """Return the values of a config that all processes must have."""
+    values = flatten_dict(jsonable(as_dict(config)), sep=".")
+    return {key: value for key, value in values.items() if key not in PER_HOST}
+
+
+def _split_digests(loaded: tuple[Splits, Any]) -> dict[str, str]:
+    """Return a digest of the examples and labels of each split, in their order."""
+    digests = {}
+    for name in ("train", "valid", "test"):
+        dataset = getattr(loaded[0], name)
+        text = "\n".join(map(str, dataset.ids)).encode(errors="surrogateescape")
+        labels = np.ascontiguousarray(dataset.labels).tobytes()
+        digests[f"data split {name}"] = hashlib.sha256(text + labels).hexdigest()[:16]
+    return digests
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import jax
 import pytest
 import tiny_digits
 
+import lt_jax
 from lt_jax.cli import main
 from lt_jax.distributed import cluster
 from lt_jax.errors import InputError
@@ -149,11 +150,17 @@ def test_unknown_coordinator(monkeypatch):
         cluster.join()
 
 
-def test_versions_must_agree(initialize, monkeypatch):
-    name = "lt_jax.distributed.processes.from_process_zero"
-    monkeypatch.setattr(name, lambda find: "lt_jax 9 and jax 9")
-    with pytest.raises(InputError, match="process 0 has lt_jax 9 and jax 9"):
-        initialize(MPI)
+def test_code_must_agree(initialize, monkeypatch):
+    compared = []
+
+    def together(work, same):
+        compared.append(same(work()))
+
+    monkeypatch.setattr("lt_jax.distributed.processes.together", together)
+    initialize(MPI)
+    (code,) = compared
+    assert code["lt_jax"].startswith(f"{lt_jax.__version__} with source ")
+    assert code["jax"] == jax.__version__
 
 
 @pytest.mark.parametrize(
