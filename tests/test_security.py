@@ -25,6 +25,8 @@ SAFE_WITH = {
     "numpy.load": ("allow_pickle", False),
     "torch.load": ("weights_only", True),
 }
+# Pillow's reader of PostScript starts Ghostscript: every call names its formats.
+OPENS_IMAGES = {"lt_jax/data/images/decode.py": ["FORMATS"]}
 
 
 def dangers(source: str) -> list[str]:
@@ -91,6 +93,33 @@ def test_dangers_are_found(line):
 )
 def test_harmless_calls_are_allowed(line):
     assert dangers(line) == []
+
+
+def image_opens(source: str) -> list[str]:
+    """The ``formats`` of every call that opens an image with Pillow."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "PIL.Image":
+            found += [f"import of {a.name}" for a in node.names if a.name == "open"]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(
+            ("Image.open", "ImageFile.Parser", "ImageSequence.Iterator")
+        ):
+            given = [w.value for w in node.keywords if w.arg == "formats"]
+            found += [ast.unparse(value) for value in given] or ["all formats"]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: p.relative_to(ROOT).as_posix())
+def test_images_are_opened_in_one_place(path):
+    name = path.relative_to(ROOT).as_posix()
+    found = image_opens(path.read_text(encoding="utf-8"))
+    assert found == OPENS_IMAGES.get(name, [])
+
+
+def test_an_open_image_is_seen():
+    assert image_opens("Image.open(f)") == ["all formats"]
+    assert image_opens("PIL.Image.open(f, formats=X)") == ["X"]
+    assert image_opens("from PIL.Image import open") == ["import of open"]
 
 
 def test_a_pickle_in_an_array_file_is_refused(tmp_path):

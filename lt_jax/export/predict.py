@@ -11,10 +11,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import PhotoOptions, photographs
+from lt_jax.data.images.decode import Undecodable, decode_all, read_file
+from lt_jax.data.images.photos import PhotoOptions, from_files, photographs
 from lt_jax.errors import InputError
 from lt_jax.export import stablehlo
 
@@ -97,42 +98,29 @@ def _dataset(
       view: how to decode photographs, or the H, W, C that all images must have.
       trained_on: the dataset of the network.
     """
-    sizes = [_size(path) for path in images]
     labels = np.zeros(len(images), np.int32)
     ids = np.array([str(path) for path in images])
     if isinstance(view, PhotoOptions):
-
-        def encoded(rows: np.ndarray) -> list[bytes]:
-            return [images[row].read_bytes() for row in rows]
-
-        return photographs("images", classes, labels, ids, encoded, view)
+        return photographs("images", classes, labels, ids, from_files(images), view)
     height, width, channels = view
-    for path, size in zip(images, sizes, strict=True):
-        if size != (width, height):
-            raise InputError(
-                f"{path} has {size[0]} x {size[1]} pixels, expected {width} x {height}"
-                f" as in {trained_on}, which the network was trained on. Resize it"
-            )
 
     def read(rows: np.ndarray) -> np.ndarray:
-        mode = "RGB" if channels > 1 else "L"
         pixels = np.empty((len(rows), *view), np.uint8)
         for out, row in zip(pixels, rows, strict=True):
-            with Image.open(images[row]) as image:
-                upright = ImageOps.exif_transpose(image).convert(mode)
-                out[...] = np.asarray(upright).reshape(view)
+            path = images[row]
+            try:
+                image = decode_all(read_file(path))
+            except Undecodable as error:
+                raise InputError(f"image {path} cannot be decoded: {error}") from error
+            if image.shape[:2] != (height, width):
+                raise InputError(
+                    f"{path} has {image.shape[1]} x {image.shape[0]} pixels, expected "
+                    f"{width} x {height} as in {trained_on}, which the network was "
+                    "trained on. Resize it"
+                )
+            if channels == 1:
+                image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+            out[...] = image
         return pixels
 
     return Dataset("images", classes, labels, ids, view, read)
-
-
-def _size(path: Path) -> tuple[int, int]:
-    """Return width and height of an image; decode all of it to find damage."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image.size
-    except FileNotFoundError as error:
-        raise InputError(f"no such image: {path}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # raised by Pillow
-        raise InputError(f"{path} cannot be read as an image: {error}") from error

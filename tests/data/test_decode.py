@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
+import struct
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from made_photos import VIEW, dataset, encoded, scene
-from PIL import Image, ImageCms, ImageOps
+from PIL import EpsImagePlugin, Image, ImageCms, ImageOps
 
 from lt_jax.data.images import decode as decoding
-from lt_jax.data.images.decode import Undecodable, decode, jpeg_header
+from lt_jax.data.images.decode import (
+    Undecodable,
+    decode,
+    decode_all,
+    jpeg_header,
+    read_file,
+)
 from lt_jax.errors import InputError
 
 
@@ -277,9 +287,60 @@ def test_damaged_bytes_never_crash(how):
 
 
 def test_a_huge_image_is_rejected(monkeypatch):
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(Undecodable, match="exceeds limit"):
-        decode(JPEG, everything, 16)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 1000)
+    for data in (JPEG, encoded(scene(90, 70), "PNG")):
+        with pytest.raises(Undecodable, match="more than 1,000 pixels"):
+            decode(data, everything, 16)
+
+
+def png_of_size(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header gives this size."""
+    made = bytearray(encoded(scene(4, 4), "PNG"))
+    made[16:24] = struct.pack(">II", width, height)
+    made[29:33] = struct.pack(">I", zlib.crc32(made[12:29]))
+    return bytes(made)
+
+
+@pytest.mark.parametrize("side", [10_001, 30_000, 2**31 - 1])
+def test_a_decompression_bomb_is_rejected_before_it_expands(side):
+    with pytest.raises(Undecodable, match=r"pixels|image"):
+        decode(png_of_size(side, side), everything, 16)
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\n"
+
+
+def test_an_image_never_starts_ghostscript(tmp_path, monkeypatch):
+    """Pillow's reader of PostScript runs ``gs``; the name of the file is no matter."""
+    gs, trace = tmp_path / "gs", tmp_path / "started"
+    gs.write_text(f"#!/bin/sh\ntouch {trace}\nexit 1\n")
+    gs.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # found once per process
+    for reads in (decode_all, lambda data: decode(data, everything, 16)):
+        with pytest.raises(Undecodable, match="not an image"):
+            reads(POSTSCRIPT)
+    assert not trace.exists()
+    # Without the list of formats, it would have been started.
+    with contextlib.suppress(Exception):
+        Image.open(io.BytesIO(POSTSCRIPT)).load()
+    assert trace.exists()
+
+
+def test_files_that_are_no_images(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with (tmp_path / "huge.jpg").open("wb") as file:
+        file.truncate(decoding.MAX_BYTES + 1)
+    for name, reason in {
+        "pipe.jpg": "not a regular file",
+        "huge.jpg": r"has 536,870,913 bytes, limit 536,870,912",
+        "none.jpg": "No such file",
+        ".": "not a regular file",
+        "a\0b": "null",
+        "a" * 999: "too long",
+    }.items():
+        with pytest.raises(Undecodable, match=reason):
+            read_file(tmp_path / name)
 
 
 def test_the_centre_crop_agrees_with_torchvision():

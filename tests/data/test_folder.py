@@ -534,9 +534,9 @@ def test_predict_rejects_files_that_are_not_images(run, tmp_path):
     whole = next((root / "test").rglob("*.jpg")).read_bytes()
     (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     for name, message in (
-        ("text.jpg", "cannot be read as an image"),
-        ("cut.jpg", "cannot be read as an image"),
-        ("none.jpg", "no such image"),
+        ("text.jpg", "text.jpg cannot be decoded: not an image"),
+        ("cut.jpg", "cut.jpg cannot be decoded"),
+        ("none.jpg", "none.jpg cannot be decoded: No such file"),
     ):
         with pytest.raises(InputError, match=message):
             predict.predict(workdir, [tmp_path / name], "", 5)

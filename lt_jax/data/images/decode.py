@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import stat
 import struct
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -19,6 +23,15 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from lt_jax.data.images.crops import Box
+
+# The formats that the documentation names. Pillow has many more readers, and that for
+# PostScript starts Ghostscript, whatever the file is called.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 100_000_000  # width times height; decoding takes up to 10 bytes per pixel
+MAX_BYTES = 2**29  # of an encoded image
+
+# Pillow warns about damaged metadata, and about sizes that are checked here.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 ORIENTATION = 0x0112  # EXIF tag
 # EXIF orientation -> transpose, then flip vertically, then flip horizontally.
@@ -38,7 +51,7 @@ XMP = b"http://ns.adobe.com/xap/"
 
 
 class Undecodable(Exception):
-    """The bytes are not a complete image; the message gives the reason."""
+    """A file or its bytes are not a complete image; the message gives the reason."""
 
 
 class Header(NamedTuple):
@@ -48,6 +61,35 @@ class Header(NamedTuple):
     height: int
     height_at: int  # byte offset of the height, or 0 if it must not be lowered
     orientation: int  # EXIF's, 1 to 8
+
+
+def read_file(path: str | Path, size: int = -1) -> bytes:
+    """Read an encoded image, or its first ``size`` bytes.
+
+    Raises:
+      Undecodable: the file is missing, unreadable, too large, or no regular file.
+    """
+    try:
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait
+            raise Undecodable("not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise Undecodable(f"it has {found.st_size:,} bytes, limit {MAX_BYTES:,}")
+        with open(path, "rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise Undecodable(error.strerror or str(error)) from error
+    except ValueError as error:  # a NUL in the name
+        raise Undecodable(str(error)) from error
+
+
+def decode_all(data: bytes) -> np.ndarray:
+    """Decode a complete image at its own size: uint8[h, w, 3], upright.
+
+    Raises:
+      Undecodable: see ``decode``.
+    """
+    return _upright(*_from_pillow(data))
 
 
 def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
@@ -119,7 +161,7 @@ def jpeg_header(data: bytes) -> Header | None:
         bits != 8
         or channels not in (1, 3)
         or min(width, height) < MIN_SIDE
-        or width * height > (Image.MAX_IMAGE_PIXELS or math.inf)
+        or width * height > MAX_PIXELS
         or (xmp and orientation is None)
         or data.rfind(b"\xff\xd9", at) < 0  # no end-of-image marker
     ):
@@ -182,24 +224,28 @@ def _from_jpeg(
 def _from_pillow(data: bytes) -> tuple[np.ndarray, int]:
     """uint8[h, w, 3] as stored, and the EXIF orientation."""
     try:
-        image = Image.open(io.BytesIO(data))
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:
+            raise Image.DecompressionBombError
         image.load()
         exif = image.info.get("exif")
         orientation = image.getexif().get(ORIENTATION, 1) if exif else 1
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range is unknown")
         if image.mode.startswith("I"):  # 16 bits, which Pillow would clip at 255
-            values = np.asarray(image).astype(np.int64).clip(0, 65535)
+            values = np.asarray(image).clip(0, 65535).astype(np.uint32)
             grey = ((values + 128) // 257).astype(np.uint8)
             pixels = np.repeat(grey[:, :, None], 3, axis=2)
         else:
             if "transparency" in image.info:
                 image = image.convert("RGBA")
             pixels = np.asarray(image.convert("RGB"))
-    except MemoryError:  # a fault of this machine, not of the image
+    except MemoryError:  # a fault of this machine, since pixels are limited
         raise
     except UnidentifiedImageError as error:  # Pillow's message names an object id
-        raise Undecodable("not an image in a format that Pillow reads") from error
+        raise Undecodable(f"not an image ({', '.join(FORMATS)})") from error
+    except Image.DecompressionBombError as error:
+        raise Undecodable(f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's readers raise anything on damaged files
         raise Undecodable(str(error) or type(error).__name__) from error
     return pixels, orientation if orientation in TURNS else 1

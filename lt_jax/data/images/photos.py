@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import cv2
@@ -11,7 +12,7 @@ import numpy as np
 
 from lt_jax.data.dataset import Dataset, Decoder
 from lt_jax.data.images import crops
-from lt_jax.data.images.decode import Undecodable, decode
+from lt_jax.data.images.decode import Undecodable, decode, read_file
 from lt_jax.errors import InputError
 
 
@@ -26,12 +27,28 @@ class PhotoOptions(NamedTuple):
     workers: int = 1  # decoding threads; they do not change results
 
 
+# See ``photographs``.
+Encoded = Callable[[np.ndarray], list[bytes | Undecodable]]
+
+
+def from_files(paths: Sequence[str | Path]) -> Encoded:
+    """Make the argument ``encoded`` of ``photographs`` for image files."""
+
+    def content(row: int) -> bytes | Undecodable:
+        try:
+            return read_file(paths[row])
+        except Undecodable as error:
+            return error
+
+    return lambda rows: [content(row) for row in rows]
+
+
 def photographs(
     name: str,
     classes: tuple[str, ...],
     labels: np.ndarray,
     ids: np.ndarray,
-    encoded: Callable[[np.ndarray], list[bytes]],
+    encoded: Encoded,
     options: PhotoOptions,
 ) -> Dataset:
     """Make a dataset of photographs that are decoded on every read.
@@ -41,7 +58,8 @@ def photographs(
 
     Args:
       name, classes, labels, ids: see ``Dataset``.
-      encoded: maps indices int[n] to the encoded images; called from several threads.
+      encoded: maps indices int[n] to the encoded images, or to the reasons why there
+        is none; called from several threads.
       options: how to crop and decode.
     """
     _check(options)
@@ -66,6 +84,8 @@ def photographs(
                     ratio=options.ratio,
                 )
             try:
+                if isinstance(data, Undecodable):
+                    raise data
                 out[i][...] = decode(data, box_of, size)
                 reasons.append("")
             except Undecodable as error:

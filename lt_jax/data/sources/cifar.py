@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
-
 import numpy as np
-from PIL import Image
 
 from lt_jax.data.dataset import Dataset
+from lt_jax.data.images.decode import Undecodable, decode_all
 from lt_jax.data.sources import tfds
 from lt_jax.errors import InputError
 
@@ -53,8 +51,8 @@ def _split(name: str, dir: str, split: str) -> Dataset:
         images = np.empty((len(rows), *SHAPE), np.uint8)
         for i, png in enumerate(part.encoded(rows)):
             try:
-                image = np.asarray(Image.open(io.BytesIO(png)))
-            except (OSError, SyntaxError, ValueError) as error:  # Pillow raises these
+                image = decode_all(png)
+            except Undecodable as error:
                 raise InputError(
                     f"image {part.ids[rows[i]]} cannot be decoded: {error}"
                 ) from error

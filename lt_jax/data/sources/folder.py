@@ -22,7 +22,8 @@ import numpy as np
 
 from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.photos import PhotoOptions, photographs
+from lt_jax.data.images.decode import Undecodable, read_file
+from lt_jax.data.images.photos import PhotoOptions, from_files, photographs
 from lt_jax.data.sources import table as tables
 from lt_jax.data.sources.table import SPLIT_NAMES, ImageFile
 from lt_jax.errors import InputError, first_few
@@ -32,13 +33,12 @@ LAYOUT = " Expected DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, or DIR/CLASS
 HEAD = 4096  # bytes to compare before two files of one size are read completely
 
 
-def _content(path: str, size: int = -1) -> bytes:
-    """The first bytes of a file; b"", which is undecodable, if it cannot be read."""
+def _content(path: str, size: int = -1) -> object:
+    """The first bytes of a file; a value that equals nothing if it cannot be read."""
     try:
-        with open(path, "rb") as file:
-            return file.read(size)
-    except OSError:
-        return b""
+        return hashlib.sha256(read_file(path, size)).digest()
+    except Undecodable:
+        return object()
 
 
 def load(
@@ -99,7 +99,7 @@ def load(
             tuple(classes),
             np.array([number[file.label] for file in found], np.int32),
             np.array([file.id for file in found]),
-            lambda rows: [_content(found[row].path) for row in rows],
+            from_files([file.path for file in found]),
             photos,
         )
 
@@ -191,7 +191,7 @@ def _warn_of_duplicates(files: dict[str, list[ImageFile]]) -> None:
     keys: list[Callable[[ImageFile], object]] = [
         lambda file: file.size,
         lambda file: _content(file.path, HEAD),
-        lambda file: hashlib.sha256(_content(file.path)).digest(),
+        lambda file: _content(file.path),
     ]
     for key in keys:
         finer = collections.defaultdict(list)
