@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 
 class InputError(ValueError):
@@ -26,14 +28,23 @@ class Diverged(Exception):
     """A loss, a parameter or a logit became NaN or infinite."""
 
 
-def suggest(word: str, choices: Iterable[str]) -> str:
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put ``where`` before the message of an InputError."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+
+
+def suggest(word: Any, choices: Iterable[str]) -> str:
     """Build the end of an error message: the valid choices and the closest ones.
 
     >>> suggest("lso", ["los", "ce"])
     ": expected one of los, ce; did you mean 'los'?"
     """
     choices = list(choices)
-    close = difflib.get_close_matches(word, choices, 3, cutoff=0.5)
+    close = difflib.get_close_matches(str(word)[:100], choices, 3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     # A long list would bury the suggestion.
     valid = f": expected one of {', '.join(choices)}" if len(choices) <= 20 else ""
@@ -44,7 +55,7 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     """Return ``name``; raise InputError with suggestions if it is not a choice."""
     choices = list(choices)
     if name not in choices:
-        raise InputError(f"unknown {what} {name!r}{suggest(name, choices)}")
+        raise InputError(f"unknown {what} {name!r:.100}{suggest(name, choices)}")
     return name
 
 

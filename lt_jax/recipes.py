@@ -315,7 +315,10 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
         for values in itertools.product(*grid.values())
     ]
     rows = rows if base in rows else [base, *rows]
-    return [row for i, row in enumerate(rows) if row not in rows[:i]]
+    unique: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        unique.setdefault(tuple(row.items()), row)
+    return list(unique.values())
 
 
 def _plain(value: Any) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import dataclasses
 import functools
 import json
@@ -319,7 +321,7 @@ def test_config_json_of_version_0_1(tmp_path):
         ("optim.epochs", 2.5, "optim.epochs must be an integer, got 2.5"),
         ("eval.flip", 1, "eval.flip must be True or False, got 1"),
         ("method.names", "los", "method.names must be a tuple, got 'los'"),
-        ("data.mean", ("0.5",), r"data.mean must be a tuple, got \('0.5',\)"),
+        ("data.mean", ("0.5",), "each value of data.mean must be a number, got '0.5'"),
         ("optim.epoch", 3, "unknown config key 'optim.epoch'.* did you mean 'epochs'"),
         ("method.ce.lr", None, "method.ce needs a value for 'lr'"),
         ("optim.lr", None, "the config has no optim.lr"),
@@ -335,6 +337,128 @@ def test_wrong_types_and_keys(key, value, message):
         del inner[last]
     with pytest.raises(InputError, match=message):
         configs.resolve(tree)
+
+
+BAD = [
+    *(float("nan"), float("inf"), -float("inf"), -1, 0, 1.5, 1e30, 2**63, -(2**200)),
+    *("", "text", "x" * 10_000, "a\0b", "((", None, True, [], {}, {"x": 1}, object()),
+    *((), (1, (2,)), ("ce", "ce"), (float("nan"),) * 4, (2**200,) * 2, np.arange(2)),
+]
+
+
+def paths(tree, before=()):
+    """Every key of nested groups, the groups included."""
+    for key, value in tree.items():
+        yield (*before, key)
+        if isinstance(value, dict):
+            yield from paths(value, (*before, key))
+
+
+def some_methods(config):
+    """A config as nested dicts, with the entries that have all keys between them."""
+    tree = config.to_dict()
+    kept = "ce", "los", "ldam", "weight_balancing", "ncm"
+    for name in entries(config).keys() - kept:
+        del tree["method"][name]
+    return tree
+
+
+DIGITS = some_methods(tiny_digits.config())
+PHOTOS = some_methods(tiny_digits.load("folder", "path=x,classes=2"))
+
+
+def attempt(base, path, value):
+    """Resolve a config with one changed value; return it and the message."""
+    tree = copy.deepcopy(base)
+    functools.reduce(dict.__getitem__, path[:-1], tree)[path[-1]] = value
+    try:
+        return configs.resolve(tree), ""
+    except InputError as error:
+        return None, str(error)
+
+
+@pytest.mark.parametrize("base", [DIGITS, PHOTOS], ids=["digits", "folder"])
+def test_any_value_of_any_key_resolves_or_is_one_line_with_the_key(base):
+    for path in paths(base):
+        for value in BAD if base is DIGITS or path[0] == "data" else ():
+            found, message = attempt(base, path, value)
+            assert found or ".".join(path) in message
+            assert "\n" not in message
+            assert len(message) < 500
+
+
+def test_values_that_resolve_are_checked_against_the_data():
+    """Nothing but InputError, for values that only the data can judge."""
+    splits, groups = session.load_splits(configs.resolve(DIGITS))
+    found = [attempt(DIGITS, path, v)[0] for path in paths(DIGITS) for v in BAD]
+    resolved = [c for c in found if c and c.data.name == "digits"]
+    assert len(resolved) > 80
+    for c in resolved[::2]:
+        with contextlib.suppress(InputError):
+            configs.check_data(c, splits)
+            c, _ = configs.cut_batches(c, splits)
+            task = session.make_task(c, splits, groups)
+            configs.make_methods(c, splits, task.backbone, grids=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2**32}, "seed must be in .0, 4294967295., got 4294967296"),
+        ({"seed": 2**32 - 2}, "the last seed, .* must be below 2 .. 32"),
+        ({"optim__at_once": -1}, "optim.at_once must be in .0, 10000., got -1"),
+        ({"optim__epochs": 10**20}, "optim.epochs must be in"),
+        ({"optim__momentum": 2.0}, r"optim.momentum must be in \[0, 1\), got 2.0"),
+        ({"optim__mixup": 1e29}, "optim.mixup must be in .0, 100., got 1e.29"),
+        ({"optim__resident": float("nan")}, "optim.resident must be a number, got nan"),
+        ({"data__std": ("a",)}, "each value of data.std must be a number, got 'a'"),
+        ({"data__std": (0.0,)}, "data.std must be in .1e-6, 1e6., got .0.0,."),
+        ({"data__dir": "a\0b"}, r"data.dir must be a string, got 'a\\x00b'"),
+        ({"data__name": "folder"}, "data.size, which data.name=folder needs"),
+        ({"method__names": ()}, "method.names must hold at least one method"),
+        ({"method__names": ("ce", "ce")}, "and none twice"),
+        ({"method__los__grid": {"lr": (0.1,) * 20_000}}, "los.grid has 20,000 rows"),
+        ({"method__los__grid": 3}, "method.los.grid must be a group of keys, got 3"),
+        ({"optim__trains": "(" * 4000 + ")" * 4000}, "must be a .*expression"),
+    ],
+)
+def test_values_out_of_range(changes, message):
+    with pytest.raises(InputError, match=message):
+        configs.resolve(tiny_digits.config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data__pad": 1000}, "data.pad must be smaller than the images, 8 pixels"),
+        ({"model__width": 3}, "width must be even for resnet8, got 3"),
+        ({"model__width": 100_000}, "at least 32,186.6 GiB per device.*model.width"),
+        ({"optim__epochs": 10**6, "optim__batch": 1}, "optim.epochs gives 307,000,000"),
+        ({"method__ce__epochs": 10**6, "method__batch": 1}, "ce: epochs gives 307,000"),
+        ({"optim__batch": 10**6, "optim__accumulate": 400}, "at most .*, 307, got 400"),
+    ],
+)
+def test_values_that_the_data_or_the_machine_exclude(tmp_path, changes, message):
+    with (
+        pytest.raises(InputError, match=message),
+        session.open_session(tiny_digits.config(**changes), tmp_path / "w"),
+    ):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_batches_larger_than_the_set_are_cut(tmp_path, capsys):
+    """The log tells so, and config.json keeps the given values."""
+    large = {f"{group}__batch": 10**9 for group in ("optim", "method", "eval")}
+    config = tiny_digits.config(**large)
+    with session.open_session(config, tmp_path) as opened:
+        c = opened.config
+    assert (c.optim.batch, c.method.batch, c.eval.batch) == (307, 307, 600)
+    printed = capsys.readouterr().out
+    assert "optim.batch is 1,000,000,000, but a pass has 307 examples" in printed
+    assert configs.workdir_config(tmp_path) == configs.resolve(config)
+    with session.open_session(config, tmp_path):  # the same command is accepted again
+        pass
 
 
 def test_integers_are_numbers_and_numpy_scalars_are_python():

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import collections
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -201,6 +202,16 @@ def dispatch_limiter() -> Callable[[Any], None]:
             jax.block_until_ready(queue.popleft())
 
     return wait
+
+
+def device_memory() -> int:
+    """Return the bytes that each local device can use."""
+    devices = jax.local_devices()
+    if limit := (devices[0].memory_stats() or {}).get("bytes_limit"):
+        return limit
+    # CPU devices share the memory of the machine.
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return total // len(devices)
 
 
 def device_name() -> str:

@@ -12,22 +12,33 @@ import dataclasses
 import functools
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from lt_jax import initializers, methods, metrics, models, recipes, samplers, trees
-from lt_jax.data import catalogue
+from lt_jax import (
+    heads,
+    initializers,
+    methods,
+    metrics,
+    models,
+    recipes,
+    samplers,
+    trees,
+)
+from lt_jax.data import catalogue, longtail
 from lt_jax.data.augment import randaugment
 from lt_jax.data.dataset import Splits
-from lt_jax.errors import InputError, first_few, one_of, suggest
+from lt_jax.distributed import sharding
+from lt_jax.errors import InputError, first_few, located, one_of, suggest
 from lt_jax.experiment import results
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
@@ -39,6 +50,9 @@ UserConfig = ConfigDict  # what config files return and `resolve` takes
 
 # The values of a method's entry that belong to its optimiser, not to the method.
 OPTIMISER = ("lr", "epochs", "decay")
+
+# Steps per fit, whose learning rates take about 50 bytes each while they are made.
+MAX_STEPS = 20_000_000
 
 # A key of version 0.1, ignored at the value that it had everywhere.
 DROPPED = ("nesterov", False)
@@ -176,78 +190,89 @@ class Config:
     log: LogConfig
 
     def __post_init__(self) -> None:
-        values: Any = flatten_dict(as_dict(self), sep=".")
         # A program may add to these two.
         one_of("data.name", self.data.name, [*catalogue.SOURCES, *catalogue.PHOTOS])
         one_of("model.name", self.model.name, [*models.ARCHS, "none"])
-        for key, names in CHOICES.items():
-            one_of(key, values[key], names)
-        for rule, keys in RULES.items():
-            for key in keys.split():
-                if not rule.holds(values[key]):
-                    found = f"got {values[key]!r}"
-                    raise InputError(f"{key} must be {rule.expected}, {found}")
+        values: Any = flatten_dict(as_dict(self), sep=".")
+        for key, value in values.items():
+            # A grid holds values for the keys of its entry.
+            rule = re.sub(r"^method\.[^.]+\.(grid\.)?", "method.*.", key)
+            parts = value if isinstance(value, tuple) else (value,)
+            if len(parts) != LENGTHS.get(rule, len(parts)):
+                found = f"got {reprlib.repr(value)}"
+                raise InputError(f"{key} must have {LENGTHS[rule]} values, {found}")
+            for part in parts:
+                if rule in CHOICES:
+                    one_of(key, part, CHOICES[rule])
+                elif rule in PATTERNS:
+                    _check_pattern(key, part)
+                elif rule in RANGES and not _is_within(part, RANGES[rule]):
+                    found = f"got {reprlib.repr(value)}"
+                    raise InputError(f"{key} must be in {RANGES[rule]}, {found}")
         for problem, holds in ACROSS.items():
             if not holds(self):
                 raise InputError(problem.format(c=self))
 
 
-class Rule(NamedTuple):
-    expected: str  # completes "optim.lr must be"
-    holds: Callable[[Any], bool]
+def _is_within(value: Any, interval: str) -> bool:
+    low, high = map(float, interval[1:-1].split(","))
+    if isinstance(value, (bool, str)):
+        return False
+    above = low < value if interval[0] == "(" else low <= value
+    return above and (value < high if interval[-1] == ")" else value <= high)
 
 
-def _compiles(pattern: str) -> bool:
+def _check_pattern(key: str, pattern: str) -> None:
     try:
         re.compile(pattern)
-    except re.error:
-        return False
-    return True
+    except (re.error, OverflowError, RecursionError) as error:
+        raise InputError(
+            f"{key} must be a regular expression, got {pattern!r} ({error})"
+        ) from error
 
 
-NOT_NEGATIVE = Rule("at least 0", lambda value: 0 <= value < math.inf)
-AT_LEAST_ONE = Rule("at least 1", lambda value: 1 <= value < math.inf)
-SHARE = Rule("at least 0 and below 1", lambda value: 0 <= value < 1)
-POSITIVE = Rule("positive", lambda value: 0 < value < math.inf)
-PATTERN = Rule("a regular expression", _compiles)
-JITTER = Rule(
-    "four numbers of at least 0: brightness, contrast, saturation and hue (at most "
-    "0.5)",
-    lambda value: (
-        len(value) == 4
-        and all(0 <= strength < math.inf for strength in value)
-        and value[3] <= 0.5
-    ),
-)
-RANDAUGMENT = Rule(
-    "an integer number of operations and a magnitude from 0 to "
-    f"{randaugment.MAX_MAGNITUDE}",
-    lambda value: (
-        len(value) == 2
-        and value[0] == int(value[0]) >= 0
-        and 0 <= value[1] <= randaugment.MAX_MAGNITUDE
-    ),
-)
-
-# Keys by the rule for their values.
-RULES: dict[Rule, str] = {
-    NOT_NEGATIVE: "seed data.valid_seed data.pad data.few method.momentum "
-    "optim.momentum optim.decay optim.mixup log.seconds",
-    AT_LEAST_ONE: "data.imbalance method.repeats method.views method.batch "
-    "method.lr_batch method.accumulate optim.repeats optim.epochs optim.batch "
-    "optim.lr_batch optim.accumulate eval.batch eval.every save.every",
-    POSITIVE: "optim.lr method.memory",
-    SHARE: "data.valid",
-    PATTERN: "init.skip method.decay_on optim.decay_on optim.trains",
-    JITTER: "data.jitter",
-    RANDAUGMENT: "data.randaugment",
+# Keys by the interval of their values. ``method.*`` are the entries of the methods,
+# whose functions check further.
+INTERVALS = {
+    "[0, 4294967295]": "seed data.valid_seed",  # what JAX takes
+    "[1, 1e9]": "data.imbalance method.batch method.lr_batch method.accumulate "
+    "optim.batch optim.lr_batch optim.accumulate eval.batch eval.every save.every",
+    "[0, 1e9]": "data.many data.few optim.resident log.seconds",
+    "(0, 1e9]": "method.memory",
+    "[1, 10000]": "data.size data.resize method.repeats method.views optim.repeats",
+    "[0, 10000]": "data.pad optim.at_once",
+    "[1, 1000]": "data.workers",
+    "[1, 1e6]": "model.width optim.epochs",
+    "[0, 1e6]": "optim.decay method.warmup method.*.lr method.*.epochs method.*.decay "
+    "method.*.scale method.*.alpha method.*.square method.*.max_margin",
+    "(0, 1e6]": "optim.lr data.ratio",
+    "[-1e6, 1e6]": "data.mean",
+    "[1e-6, 1e6]": "data.std",
+    "[0, 1)": "data.valid data.test data.broken optim.momentum method.momentum "
+    "method.*.delta method.*.beta",
+    "(0, 1]": "data.scale",
+    "[0, 1]": "method.*.defer method.*.head method.*.tail method.*.quantile",
+    "[0, 10]": "data.jitter",
+    f"[0, {randaugment.MAX_MAGNITUDE}]": "data.randaugment",
+    "[0, 100]": "optim.mixup method.*.gamma",
+    "[-100, 100]": "method.*.power method.*.tau",
 }
+RANGES = {key: text for text, keys in INTERVALS.items() for key in keys.split()}
+LENGTHS = {"data.jitter": 4, "data.randaugment": 2, "data.scale": 2, "data.ratio": 2}
+PATTERNS = ("init.skip", "method.decay_on", "optim.decay_on", "optim.trains")
 CHOICES: dict[str, Iterable[str]] = {
+    "data.split": (*longtail.SPLITS, longtail.WHOLE),
+    "model.stem": models.STEMS,
     "model.init": initializers.NAMES,
+    "model.dtype": models.DTYPES,
     "method.features": ("online", "cached"),
     "method.feature_dtype": DTYPES,
     "method.batch_norm": steps.BATCH_NORM,
     "method.schedule": ("step", "epoch"),
+    "method.*.start": methods.STARTS,
+    "method.*.sampler": samplers.POWERS,
+    "method.*.every": methods.PROJECT_EVERY,
+    "method.*.kind": heads.NEAREST,
     "optim.batch_norm": steps.BATCH_NORM,
     "optim.schedule": ("step", "epoch"),
     "optim.sampler": samplers.POWERS,
@@ -267,8 +292,22 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
     "data.few must be at most data.many, got {c.data.few} and {c.data.many}": (
         lambda c: c.data.few <= c.data.many
     ),
-    "data.std must be positive, got {c.data.std}": (
-        lambda c: not c.data.std or min(c.data.std) > 0
+    "the last seed, seed + optim.repeats + method.repeats, must be below 2 ** 32, got "
+    "seed={c.seed}": lambda c: c.seed + c.optim.repeats + c.method.repeats < 2**32,
+    "method.names must hold at least one method and none twice, got {c.method.names}": (
+        lambda c: 0 < len(set(c.method.names)) == len(c.method.names)
+    ),
+    "data.jitter: the hue must be at most 0.5, got {c.data.jitter}": (
+        lambda c: c.data.jitter[3] <= 0.5
+    ),
+    "data.randaugment must be an integer number of operations and a magnitude, got "
+    "{c.data.randaugment}": lambda c: isinstance(c.data.randaugment[0], int),
+    "data.size must be at most data.resize, got {c.data.size} and {c.data.resize}": (
+        lambda c: (c.data.size or 0) <= (c.data.resize or math.inf)
+    ),
+    "data.scale and data.ratio must hold the smaller value first, got {c.data.scale} "
+    "and {c.data.ratio}": lambda c: all(
+        pair is None or pair[0] <= pair[1] for pair in (c.data.scale, c.data.ratio)
     ),
     "method.accumulate must be at most method.batch, {c.method.batch}, got "
     "{c.method.accumulate}": lambda c: c.method.accumulate <= c.method.batch,
@@ -297,10 +336,10 @@ GROUPS: dict[str, Any] = {
 def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
     """Return the checked, frozen values of a config."""
     plain: Any = config.to_dict() if isinstance(config, ConfigDict) else config
-    tree = without_dropped(plain)
+    tree = without_dropped(_group("the config", plain))
     groups: dict[str, Any] = {}
     for name, group in GROUPS.items():
-        values = dict(tree.pop(name, {}))
+        values = dict(_group(name, tree.pop(name, {})))
         if name == "method":
             values["entries"] = {
                 key: _entry(f"method.{key}", values.pop(key))
@@ -314,8 +353,17 @@ def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
         needed += catalogue.PHOTOS[found.data.name].extra
         for key in needed:
             if getattr(found.data, key) is None:
-                raise InputError(f"the config has no data.{key}: see photo_config")
+                raise InputError(
+                    f"the config has no data.{key}, which data.name={found.data.name} "
+                    "needs: see photo_config, or start from configs/folder.py"
+                )
     return found
+
+
+def _group(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping) or not all(isinstance(k, str) for k in value):
+        raise InputError(f"{key} must be a group of keys, got {reprlib.repr(value)}")
+    return value
 
 
 def _entry(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,19 +371,36 @@ def _entry(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
     for key in OPTIMISER:
         if key not in values:
             raise InputError(f"{where} needs a value for {key!r}")
-    own = recipes.own({key: values[key] for key in sorted(values)})
-    return own | {key: values[key] for key in values if key == recipes.GRID}
+    kinds = {"epochs": "int"}
+    entry = {
+        key: _value(f"{where}.{key}", value, kinds.get(key, "entry"))
+        for key, value in sorted(_group(where, values).items())
+        if key != recipes.GRID
+    }
+    if recipes.GRID not in values:
+        return entry
+    where, grid = f"{where}.{recipes.GRID}", values[recipes.GRID]
+    tried = {
+        key: _value(f"{where}.{key}", values, "tuple[entry, ...]")
+        for key, values in _group(where, grid).items()
+    }
+    if (rows := math.prod(map(len, tried.values()))) > MAX_ROWS:
+        raise InputError(f"{where} has {rows:,} rows, expected at most {MAX_ROWS:,}")
+    return {**entry, recipes.GRID: tried}
 
 
-# Types by the annotation of a field: what is accepted, and its name.
+# Types of scalars by their annotation: what is accepted, and its name. ``entry`` is a
+# value of a method.
 TYPES: dict[str, tuple[tuple[type, ...], str]] = {
     "int": ((int,), "an integer"),
     "float": ((float, int), "a number"),
+    "number": ((float, int), "a number"),
     "bool": ((bool,), "True or False"),
     "str": ((str,), "a string"),
-    "tuple": ((tuple,), "a tuple"),
-    "Mapping": ((dict,), "a group"),
+    "entry": ((float, int, bool, str), "a number or a string"),
 }
+MAX_CHARACTERS = 4096
+MAX_ROWS = 10_000  # of a grid
 
 
 def _typed(
@@ -346,28 +411,39 @@ def _typed(
     for key in values:
         if key not in fields:
             hint = suggest(key, fields)
-            raise InputError(f"unknown config key {prefix + key!r}{hint}")
+            raise InputError(f"unknown config key {prefix + key!r:.100}{hint}")
     found = {}
     for key, field in fields.items():
         if key not in values:
             if field.default is dataclasses.MISSING:
                 raise InputError(f"the config has no {prefix}{key}")
             continue
-        found[key] = _value(f"{prefix}{key}", values[key], str(field.type))
+        kind = str(field.type).removesuffix(" | None")
+        found[key] = _value(f"{prefix}{key}", values[key], kind)
     return found
 
 
-def _value(key: str, value: Any, annotation: str) -> Any:
-    """Return a value as a Python one of the annotated type, such as ``int | None``."""
-    kind, _, inner = annotation.removesuffix(" | None").partition("[")
+def _value(key: str, value: Any, kind: str) -> Any:
+    """Return a value as a Python one of an annotated type, such as ``tuple[str, ...]``.
+
+    Numbers are finite, and strings can be paths.
+    """
+    if kind.startswith("Mapping"):
+        return value  # checked by _entry
+    if kind.startswith("tuple"):
+        if not isinstance(value, tuple):
+            raise InputError(f"{key} must be a tuple, got {reprlib.repr(value)}")
+        inner = kind[6:].partition(",")[0]
+        inner = "number" if inner in ("int", "float") else inner  # keeps integers
+        return tuple(_value(f"each value of {key}", part, inner) for part in value)
+    value = value.item() if getattr(value, "ndim", None) == 0 else value
     accepted, name = TYPES[kind]
-    value = value.item() if hasattr(value, "item") else value
-    fits = any(isinstance(value, each) for each in accepted)
-    if kind == "tuple" and fits:
-        item = str if inner.startswith("str") else (int, float)
-        fits = all(isinstance(part, item) for part in value)
-    if not fits or (isinstance(value, bool) and kind != "bool"):  # a bool is an int
-        raise InputError(f"{key} must be {name}, got {value!r}")
+    if type(value) not in accepted or (
+        len(value) > MAX_CHARACTERS or "\0" in value
+        if isinstance(value, str)
+        else not abs(value) < 1e30
+    ):
+        raise InputError(f"{key} must be {name}, got {reprlib.repr(value)}")
     return float(value) if kind == "float" else value
 
 
@@ -400,10 +476,8 @@ def workdir_config(workdir: Path) -> Config:
         return tuple(value) if isinstance(value, list) else value
 
     tree = tuples(results.read_config(workdir))
-    try:
+    with located(f"{workdir / 'config.json'}"):
         return resolve(tree)
-    except InputError as error:
-        raise InputError(f"{workdir / 'config.json'}: {error}") from error
 
 
 def check_data(config: Config, splits: Splits) -> None:
@@ -432,10 +506,62 @@ def check_data(config: Config, splits: Splits) -> None:
             "mirrored: expected data.pad=0, data.flip=False and eval.flip=False, got "
             f"{c.data.pad}, {c.data.flip} and {c.eval.flip}"
         )
+    if c.data.pad >= max(sides) > 1:
+        raise InputError(
+            f"data.pad must be smaller than the images, {max(sides)} pixels, got "
+            f"{c.data.pad}: crops would miss the image"
+        )
     if c.eval.select == "validation" and not len(splits.valid):
         raise InputError(
             "eval.select is 'validation' but data.valid is 0: hold out a share of the "
             "training set, or keep the last checkpoint with eval.select='last'"
+        )
+
+
+def cut_batches(config: Config, splits: Splits) -> tuple[Config, list[str]]:
+    """Cut batches to the examples there are; return a note for each that was cut."""
+    train, notes = len(splits.train), []
+    largest = max(train, len(splits.valid), len(splits.test))
+    for name, limit in {"optim": train, "method": train, "eval": largest}.items():
+        group = getattr(config, name)
+        if group.batch > limit:
+            notes.append(
+                f"{name}.batch is {group.batch:,}, but a pass has {limit:,} examples: "
+                f"using {limit:,}"
+            )
+            cut: Any = {name: dataclasses.replace(group, batch=limit)}
+            config = dataclasses.replace(config, **cut)
+    return config, notes
+
+
+def _check_steps(key: str, epochs: int, batch: int, splits: Splits) -> None:
+    """Check that the learning rates of all steps of a fit can be held in memory."""
+    if (steps := epochs * -(-len(splits.train) // batch)) > MAX_STEPS:
+        raise InputError(
+            f"{key} gives {steps:,} steps, expected at most {MAX_STEPS:,}: lower the "
+            "epochs or raise the batch"
+        )
+
+
+def _check_memory(config: Config, splits: Splits, params: Any, trained: Any) -> None:
+    """Refuse what cannot fit: less than this no step of stage 1 can use."""
+
+    def size(tree: Any) -> int:
+        return sum(
+            math.prod(leaf.shape) * leaf.dtype.itemsize
+            for leaf in jax.tree.leaves(tree)
+        )
+
+    # Parameters, and gradients and momentum of the trained ones, on every device.
+    network = size(params) + 2 * size(trained)
+    images = config.optim.batch * math.prod(splits.train.shape) // jax.device_count()
+    needed, there = network + images, sharding.device_memory()
+    if needed > there:
+        raise InputError(
+            f"training needs at least {needed / 2**30:,.1f} GiB per device, "
+            f"{network / 2**30:,.1f} of them for parameters, gradients and momentum, "
+            f"but {there / 2**30:,.1f} are there: lower model.width, data.size or "
+            "optim.batch"
         )
 
 
@@ -470,20 +596,21 @@ def make_methods(
 
     params, _ = models.shapes(backbone, shape)
     network = {"backbone": params, "head": shapes(linear)}
-    Sgd(o.momentum, o.decay, o.decay_on).check(trees.partition(network, o.trains)[0])
+    with located("optim.trains"):
+        trained, _ = trees.partition(network, o.trains)
+    with located("optim.decay_on"):
+        Sgd(o.momentum, o.decay, o.decay_on).check(trained)
+    _check_memory(config, splits, network, trained)
+    _check_steps("optim.epochs", o.epochs, o.batch, splits)
 
     def checked(name: str, hyper: Mapping[str, Any]) -> Method:
-        method, m, decay = (
-            make_method(name, counts, hyper),
-            config.method,
-            hyper["decay"],
-        )
-        if not 0 <= decay < math.inf:
-            raise InputError(f"decay must be at least 0, got {decay}")
+        method, m = make_method(name, counts, hyper), config.method
+        _check_steps("epochs", hyper["epochs"], m.batch, splits)
         optim.rates(hyper["lr"], hyper["epochs"], 1, m.warmup, m.schedule)
         trains = f"head/(?:{method.head.trains})"
         trained, _ = trees.partition({"head": shapes(method.head)}, trains)
-        Sgd(m.momentum, decay, m.decay_on).check(trained)
+        with located("method.decay_on"):
+            Sgd(m.momentum, hyper["decay"], m.decay_on).check(trained)
         return method
 
     made, entries = {}, config.method.entries
@@ -494,15 +621,13 @@ def make_methods(
                 f"name: expected some of {', '.join(entries)}; several are written "
                 "--config.method.names=ce,los"
             )
-        where = f"method.{name}"
-        try:
+        with located(f"method.{name}"):
             made[name] = checked(name, recipes.own(entries[name]))
-            for row in recipes.expand(entries[name]) if grids else ():
-                tried = (f"{key}={row[key]!r}" for key in entries[name][recipes.GRID])
-                where = f"method.{name}.grid, {', '.join(tried)}"
+            rows = recipes.expand(entries[name]) if grids else ()
+        for row in rows:
+            tried = (f"{key}={row[key]!r}" for key in entries[name][recipes.GRID])
+            with located(f"method.{name}.grid, {', '.join(tried)}"):
                 checked(name, row)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
     return made
 
 

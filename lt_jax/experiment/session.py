@@ -37,6 +37,7 @@ from lt_jax.experiment.config import (
     as_dict,
     check_data,
     check_sweep,
+    cut_batches,
     make_methods,
     resolve,
     without_dropped,
@@ -189,24 +190,28 @@ def open_session(
     processes.on_process_zero(lambda: _check_same_config(c, workdir))
     splits, groups = processes.together(lambda: load_splits(c), _split_digests)
     check_data(c, splits)
+    given = c  # config.json keeps it
+    c, cuts = cut_batches(c, splits)
     task = make_task(c, splits.in_memory(), groups)
     if sweeps:
         check_sweep(c, splits)
     methods = make_methods(c, splits, task.backbone, grids=sweeps)
     loss = losses.cross_entropy(len(splits.full_class_counts))
     methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
-    text = json.dumps(jsonable(as_dict(c)), indent=1, sort_keys=True)
+    text = json.dumps(jsonable(as_dict(given)), indent=1, sort_keys=True)
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
-    given = c, workdir, task, dataset, Logger(workdir, writes), methods
+    opened = c, workdir, task, dataset, Logger(workdir, writes), methods
     with lock, catch_signals(*signals) as stop_requested:
-        session = Session(*given, stop_requested)
+        session = Session(*opened, stop_requested)
         if writes:
             # Another job may have run in the meantime.
-            processes.on_process_zero(lambda: _check_same_config(c, workdir))
+            processes.on_process_zero(lambda: _check_same_config(given, workdir))
             write_atomically(workdir / "config.json", text + "\n")
             _announce(session)
+            for cut in cuts:
+                session.log.info(cut)
         yield session
 
 

@@ -16,10 +16,21 @@ With ``moving=True`` also pass ``mutable=["batch_stats"]``. The result is then
 from lt_jax.models.convolution import compiler_options, fastest_engine
 from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
-from lt_jax.models.resnet import ARCHS, ResNet, create, features_of, init, shapes
+from lt_jax.models.resnet import (
+    ARCHS,
+    DTYPES,
+    STEMS,
+    ResNet,
+    create,
+    features_of,
+    init,
+    shapes,
+)
 
 __all__ = [
     "ARCHS",
+    "DTYPES",
+    "STEMS",
     "BatchNorm",
     "Identity",
     "ResNet",

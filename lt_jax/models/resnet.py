@@ -191,6 +191,8 @@ def create(
     least = 64 // fields.get("group_width", 64)
     if width < least:
         raise InputError(f"width must be at least {least} for {name}, got {width}")
+    if width % 2 and fields.get("shortcut") == "pad":
+        raise InputError(f"width must be even for {name}, got {width}")
     number = jnp.dtype(one_of("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")

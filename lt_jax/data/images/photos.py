@@ -17,7 +17,10 @@ from lt_jax.errors import InputError
 
 
 class PhotoOptions(NamedTuple):
-    """How to crop and decode photographs; fields are keys of ``config.data``."""
+    """How to crop and decode photographs; fields are keys of ``config.data``.
+
+    The config checks them.
+    """
 
     size: int  # side in pixels of the network's input
     resize: int  # shorter side before the centre crop of an evaluation
@@ -62,7 +65,6 @@ def photographs(
         is none; called from several threads.
       options: how to crop and decode.
     """
-    _check(options)
     size, resize = options.size, options.resize
     centre = functools.partial(crops.centre_box, size=size, resize=resize)
     # Images are decoded in parallel, so OpenCV's own threads would only interfere.
@@ -111,19 +113,3 @@ def photographs(
         read=read,
         decoder=Decoder(fill, crops.NUMBERS, options.workers, options.broken, settings),
     )
-
-
-def _check(options: PhotoOptions) -> None:
-    size, resize, scale, ratio, broken, workers = options
-    rules = {
-        "1 <= data.size <= data.resize": 1 <= size <= resize,
-        "0 < data.scale[0] <= data.scale[1] <= 1": 0 < scale[0] <= scale[1] <= 1,
-        "0 < data.ratio[0] <= data.ratio[1]": 0 < ratio[0] <= ratio[1],
-        "0 <= data.broken < 1": 0 <= broken < 1,
-        "data.workers >= 1": workers >= 1,
-    }
-    for rule, holds in rules.items():
-        if not holds:
-            raise InputError(
-                f"config.data must satisfy {rule}, got {options._asdict()}"
-            )
