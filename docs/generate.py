@@ -11,7 +11,7 @@ import inspect
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -152,6 +152,67 @@ def _keys(schema: dict[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]
             yield from _keys(value, f"{prefix}{key}.")
 
 
+def gpu() -> str:
+    """Table of what benchmarks/gpu/kit.py measured; empty cells name the command."""
+    rows = [("measured", "figure", "device, commit, date", "command")]
+    for title, command, part, figure in GPU:
+        file = GPU_RESULTS / f"{command}.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        done = found.get("parts", {}).get(part)
+        text = figure(done["found"]) if done else "not measured"
+        where = "{device}, {commit}, {date}".format_map(found) if done else ""
+        rows.append((title, text, where, f"`{command}`"))
+    return _table(rows)
+
+
+def _passed(found: dict[str, Any]) -> str:
+    failed = ", ".join(found["failed"]) or "none"
+    return f"{found['tests']} run, {found['skipped']} skipped, failed: {failed}"
+
+
+def _accuracy(found: dict[str, Any]) -> str:
+    parts = [f"stage 1 {found['stage1']['images_per_second']:,.0f} images/s"]
+    for name, method in found["result"]["methods"].items():
+        groups = [method[key]["mean"] for key in ("all", "many", "medium", "few")]
+        parts.append(f"{name} " + " / ".join(f"{100 * value:.1f}" for value in groups))
+    return "; ".join(parts)
+
+
+def _sizes(found: dict[str, Any]) -> str:
+    heads = found["heads"]
+    return (
+        f"{1000 * heads['step_seconds_1']:.1f} ms per step of one head, "
+        f"{1000 * heads['step_seconds_4']:.1f} of four"
+    )
+
+
+GPU_RESULTS = ROOT / "benchmarks/gpu/results"
+RECIPE = "CIFAR100-LT, IR 100, wide ResNet-34, 200 + 20 epochs, bfloat16, "
+GPU: list[tuple[str, str, str, Callable[[Any], str]]] = [
+    ("tests of the formulas", "check", "test_laws.py", _passed),
+    ("tests of training steps", "check", "training/test_steps.py", _passed),
+    ("tests of heads fitted at once", "check", "retraining/test_engine.py", _passed),
+    ("agreement with PyTorch", "check", "test_parity.py", _passed),
+    (RECIPE + "clean protocol; all / many / medium / few", "train", "clean", _accuracy),
+    (RECIPE + "the authors' protocol", "train", "paper", _accuracy),
+    (
+        "ResNet-50, 224 px, batch 256, bfloat16, training step",
+        "speed",
+        "resnet50",
+        lambda found: f"{found['stage1']['synthetic']:,.0f} images/s",
+    ),
+    ("stage 2, 437,513 x 2,048 features, 8,142 classes", "speed", "scale", _sizes),
+    (
+        "training step over PyTorch's: ResNet-32, wide ResNet-34",
+        "speed",
+        "train_step",
+        lambda found: (
+            f"{found['resnet32_over_torch']:.2f}, {found['resnet34_over_torch']:.2f}"
+        ),
+    ),
+]
+
+
 def _table(rows: list[tuple[str, ...]]) -> str:
     lines = [
         "| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
@@ -165,4 +226,10 @@ def _code(text: str) -> str:
     return re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split(" ")))
 
 
-PARTS = {"commands": commands, "config": config, "methods": methods, "result": result}
+PARTS = {
+    "commands": commands,
+    "config": config,
+    "methods": methods,
+    "result": result,
+    "gpu": gpu,
+}
