@@ -8,14 +8,25 @@ from __future__ import annotations
 import ast
 import os
 import re
+import reprlib
 import runpy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lt_jax.errors import InputError, suggest
+from lt_jax.errors import InputError, located, suggest
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
+
+
+PARSING_ERRORS = (
+    KeyError,
+    ValueError,
+    SyntaxError,
+    TypeError,
+    MemoryError,
+    RecursionError,
+)
 
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -38,34 +49,50 @@ def read(flags: list[str]) -> ConfigDict:
     Raises:
       InputError: no such file, an error in it, an unknown key, or an invalid value.
     """
-    from flax.traverse_util import flatten_dict
-
     files = [flag for flag in flags if flag.startswith("--config=")]
     if len(files) != 1:
         raise InputError(
             "expected --config FILE once, for example --config configs/digits_lt.py"
         )
-    config = _load(files[0].removeprefix("--config="))
-    present = flatten_dict(config.to_dict(), sep=".")
+    config, present = _load(files[0].removeprefix("--config="))
+    given: dict[str, str] = {}
     for flag in (flag for flag in flags if flag not in files):
-        key, _, text = flag.removeprefix("--config.").partition("=")
+        key, equals, text = flag.removeprefix("--config.").partition("=")
         if key not in present:
-            raise InputError(f"unknown config key {key!r}{suggest(key, present)}")
-        config.update_from_flattened_dict({key: _parse(key, text, present[key])})
+            raise InputError(f"unknown config key {key!r:.100}{suggest(key, present)}")
+        if key in given:
+            found = f"got {given[key]!r:.100} and {text!r:.100}"
+            raise InputError(f"expected --config.{key} once, {found}")
+        given[key] = text
+        if not equals and not isinstance(present[key], bool):
+            raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
+        value = _parse(key, text if equals else "true", present[key])
+        config.update_from_flattened_dict({key: value})
     return config.lock()
 
 
-def _load(file: str) -> ConfigDict:
-    """Call ``get_config`` of ``FILE[:ARGUMENT]``."""
+def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """Call ``get_config`` of ``FILE[:ARGUMENT]``; return its values by full key too."""
+    from flax.traverse_util import flatten_dict
+    from ml_collections import ConfigDict
+
     path, colon, argument = file.partition(":")
     path = _find(path)
-    try:
-        get_config = runpy.run_path(path)["get_config"]
-        return get_config(argument) if colon else get_config()
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except Exception as error:  # a config file is code and may raise anything
-        raise InputError(f"{path}: {type(error).__name__}: {error}") from error
+    with located(path):
+        try:
+            get_config = runpy.run_path(path).get("get_config")
+            if get_config is None:
+                raise InputError("a config file must define get_config()")
+            config = get_config(argument) if colon else get_config()
+            if not isinstance(config, ConfigDict):
+                found = reprlib.repr(config)
+                raise InputError(f"get_config must return a ConfigDict, got {found}")
+            return config, flatten_dict(config.to_dict(), sep=".")
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # a config file may raise anything
+            reason = " ".join(str(error).split())
+            raise InputError(f"{type(error).__name__}: {reason:.500}") from error
 
 
 def _find(path: str) -> str:
@@ -76,12 +103,12 @@ def _find(path: str) -> str:
             return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))
     also = f"; the package has {names}" if names else ""
-    raise InputError(f"no config file {path!r} in {os.getcwd()}{also}")
+    raise InputError(f"no config file {path!r:.200} in {os.getcwd()}{also}")
 
 
 def _parse(key: str, text: str, present: Any) -> Any:
     """Parse an override as the type of the present value."""
-    truths = {"": True, "true": True, "1": True, "false": False, "0": False}
+    truths = {"true": True, "1": True, "false": False, "0": False}
     try:
         if isinstance(present, bool):
             return truths[text.lower()]
@@ -91,6 +118,6 @@ def _parse(key: str, text: str, present: Any) -> Any:
             value = ast.literal_eval(text)
             return tuple(value) if isinstance(value, (tuple, list)) else (value,)
         return type(present)(text)
-    except (KeyError, ValueError, SyntaxError) as error:
+    except PARSING_ERRORS as error:
         kind = type(present).__name__
-        raise InputError(f"{key} must be of type {kind}, got {text!r}") from error
+        raise InputError(f"{key} must be of type {kind}, got {text!r:.100}") from error
