@@ -29,10 +29,9 @@ class Head(NamedTuple):
 
     apply: Callable[[Params, Array], Array]  # (params, float[B, D]) -> float[B, K]
     trains: str = ".*"  # regular expression for the names of the trained leaves
-    ones: tuple[str, ...] = ()  # leaves [K] that start at 1, besides kernel and bias
-    zeros: tuple[str, ...] = ()  # leaves [K] that start at 0
-    directions: tuple[str, ...] = ()  # leaves [D] that start at 0
-    scale: float | None = None  # a leaf [] in place of the bias
+    # Leaves besides kernel and bias: name, shape ("K", "D", or "" for []), first value.
+    more: tuple[tuple[str, str, float], ...] = ()
+    bias: bool = True
 
     def init(
         self, key: Array, start: Params | None, features: int, classes: int, name: str
@@ -51,14 +50,10 @@ class Head(NamedTuple):
             "kernel": initializers.kernel(name)(keys[0], (features, classes)),
             "bias": initializers.bias(name, features)(keys[1], (classes,)),
         }
-        if self.scale is not None:
-            scale = jnp.asarray(self.scale, jnp.float32)
-            return {"kernel": own["kernel"], "scale": scale}
+        shapes = {"K": (classes,), "D": (features,), "": ()}
         return {
-            **{leaf: own[leaf] for leaf in ("kernel", "bias")},
-            **{leaf: jnp.ones(classes) for leaf in self.ones},
-            **{leaf: jnp.zeros(classes) for leaf in self.zeros},
-            **{leaf: jnp.zeros(features) for leaf in self.directions},
+            **{leaf: own[leaf] for leaf in ("kernel", "bias")[: 1 + self.bias]},
+            **{leaf: jnp.full(shapes[of], value) for leaf, of, value in self.more},
         }
 
 
@@ -84,7 +79,7 @@ def cosine(scale: float) -> Head:
     """
     if not 0 < scale < float("inf"):
         raise InputError(f"scale must be a positive number, got {scale}; usual is 30")
-    return Head(_cosine, trains="kernel", scale=scale)
+    return Head(_cosine, "kernel", more=(("scale", "", scale),), bias=False)
 
 
 def _scaled(params: Params, features: Array) -> Array:
@@ -92,10 +87,21 @@ def _scaled(params: Params, features: Array) -> Array:
 
 
 def _aligned(params: Params, features: Array) -> Array:
+    confidence = _confidence(params, features) + params["confidence_bias"]
+    confidence = jax.nn.sigmoid(confidence)[:, None]
+    factor = 1 + confidence * params["scale"][None, :]
+    return factor * _linear(params, features) + confidence * params["offset"][None, :]
+
+
+def _blended(params: Params, features: Array) -> Array:
     logits = _linear(params, features)
     aligned = params["scale"][None, :] * logits + params["offset"][None, :]
-    confidence = jax.nn.sigmoid(jnp.dot(features, params["confidence"]))[:, None]
+    confidence = jax.nn.sigmoid(_confidence(params, features))[:, None]
     return confidence * aligned + (1 - confidence) * logits
+
+
+def _confidence(params: Params, features: Array) -> Array:
+    return jnp.dot(features, params["confidence"])
 
 
 def _marc(params: Params, features: Array) -> Array:
@@ -110,20 +116,31 @@ def _centred(params: Params, features: Array) -> Array:
 # z = W f + b
 linear = Head(_linear)
 # s_k z_k, learnable weight scaling: only s is trained, or all leaves
-scaled = Head(_scaled, "scale", ones=("scale",))
+scaled = Head(_scaled, "scale", more=(("scale", "K", 1.0),))
 scaled_all = scaled._replace(trains=".*")
-# c (s_k z_k + o_k) + (1 - c) z_k with the confidence c = sigma(v f); v starts at 0
+# (1 + c s_k) z_k + c o_k with the confidence c = sigma(v f + b)
 aligned = Head(
     _aligned,
-    "scale|offset|confidence",
-    ones=("scale",),
-    zeros=("offset",),
-    directions=("confidence",),
+    "scale|offset|confidence|confidence_bias",
+    more=(
+        ("scale", "K", 1.0),
+        ("offset", "K", 0.0),
+        ("confidence", "D", 0.1),
+        ("confidence_bias", "", 0.0),
+    ),
 )
+# c (s_k z_k + o_k) + (1 - c) z_k with c = sigma(v f)
+blended = Head(
+    _blended,
+    "scale|offset|confidence",
+    more=(("scale", "K", 1.0), ("offset", "K", 0.0), ("confidence", "D", 0.0)),
+)
+# Form of DisAlign -> the head that computes it.
+ALIGNED = {"classification": aligned, "segmentation": blended}
 # omega_k z_k + beta_k |w_k|
-marc = Head(_marc, "omega|beta", ones=("omega",), zeros=("beta",))
+marc = Head(_marc, "omega|beta", more=(("omega", "K", 1.0), ("beta", "K", 0.0)))
 # W u + b, where u is the features minus a centre, scaled to length 1
-centred = Head(_centred, "kernel|bias", directions=("centre",))
+centred = Head(_centred, "kernel|bias", more=(("centre", "D", 0.0),))
 
 # Kind of nearest class mean -> the head that computes it; see ``nearest_mean``.
 NEAREST = {"raw": linear, "l2": centred, "cl2": centred}
@@ -137,13 +154,15 @@ def class_norms(params: Params) -> Array:
 def effective_norms(params: Params) -> Array:
     """Compute the norms of the class vectors as they enter the logits, float[K].
 
-    This includes the factors of each head. ``aligned`` has its factor at a confidence
-    of 1/2; every vector of ``cosine`` has the length of its scale.
+    This includes the factors of each head. Both forms of DisAlign have their factor at
+    a confidence of 1/2; every vector of ``cosine`` has the length of its scale.
     """
     norms, scale = class_norms(params), params.get("scale", 1.0)
     if "omega" in params:  # marc
         scale = params["omega"]
-    elif "confidence" in params:  # aligned
+    elif "confidence_bias" in params:  # aligned
+        scale = 1 + scale / 2
+    elif "confidence" in params:  # blended
         scale = (1 + scale) / 2
     elif "bias" not in params:  # cosine
         return jnp.full_like(norms, scale)

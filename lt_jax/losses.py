@@ -6,6 +6,7 @@ With e the one-hot label y::
     t  = (1 - smooth[y]) * e + smooth[y] / K
     loss = -weight[y] * sum_k t_k log softmax(z')_k
 
+The mean over a batch divides by the sum of the weights or by the number of examples.
 Most losses of long-tailed recognition are a choice of these vectors. They are arrays
 that can be traced, stacked and mapped over, so that another choice compiles nothing.
 Focal loss multiplies this loss by a factor and LADE adds a term to it. They read two
@@ -23,11 +24,13 @@ import numpy as np
 import optax
 from jax import Array
 
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, one_of
+
+MEANS = ("examples", "weights")
 
 
 class Adjust(NamedTuple):
-    """The five vectors of a loss, each float32[K], and two extra numbers."""
+    """The five vectors of a loss, each float32[K], its mean and two extra numbers."""
 
     scale: Array
     offset: Array
@@ -35,25 +38,39 @@ class Adjust(NamedTuple):
     weight: Array
     smooth: Array
     extra: Array  # float32[2], read by focal and lade only; else zeros
+    by_weight: Any = np.float32(1)  # the mean divides by the weights; 0: by examples
 
 
-# Sums an array over all devices: ``lax.psum`` in a step, ``one_device`` on one.
-Total = Callable[[Array], Array]
+class Across(NamedTuple):
+    """Reductions of an array over all devices, element by element."""
 
-# (logits float[B, K], labels int32[B], mask float32[B], adjust, total) -> float[B], one
-# loss per example, multiplied by ``weight[label]``. To average over a batch, divide by
-# the sum of those weights, as ``torch.nn.CrossEntropyLoss(weight=...)`` does. The mask
-# is 0 for padding; only ``lade`` reads it and the total.
-Loss = Callable[[Array, Array, Array, Adjust, Total], Array]
+    sum: Callable[[Array], Array]
+    max: Callable[[Array], Array]
 
 
-def one_device(array: Array) -> Array:
-    """Return ``array``: its sum over one device."""
-    return array
+one_device = Across(sum=lambda array: array, max=lambda array: array)
+
+# (logits float[B, K], labels int32[B], mask float32[B], adjust, across) -> float[B],
+# one loss per example, multiplied by ``weight[label]``. The mean over a batch is their
+# sum divided by that of ``divisors``. The mask is 0 for padding; only ``lade`` reads it
+# and the reductions.
+Loss = Callable[[Array, Array, Array, Adjust, Across], Array]
+
+
+def divisors(adjust: Adjust, labels: Array) -> Array:
+    """Return what each example adds to the divisor of the mean, float32[B].
+
+    Its weight, as in ``torch.nn.CrossEntropyLoss(weight=...)``, or 1.
+    """
+    return jnp.where(adjust.by_weight > 0, adjust.weight[labels], 1.0)
 
 
 def adjusted_xent(
-    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    adjust: Adjust,
+    across: Across = one_device,
 ) -> Array:
     """Compute the cross-entropy that the five vectors define; see ``Loss``.
 
@@ -69,7 +86,11 @@ def adjusted_xent(
 
 
 def focal(
-    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    adjust: Adjust,
+    across: Across = one_device,
 ) -> Array:
     """Compute ``(1 - p_y) ** gamma`` times the cross-entropy; gamma is ``extra[0]``.
 
@@ -82,12 +103,16 @@ def focal(
     adjusted = _adjusted(logits, onehot, adjust)
     others = jnp.where(onehot > 0, -jnp.inf, adjusted)
     log_miss = jax.nn.logsumexp(others, axis=1) - jax.nn.logsumexp(adjusted, axis=1)
-    xent = adjusted_xent(logits, labels, mask, adjust, total)
+    xent = adjusted_xent(logits, labels, mask, adjust, across)
     return jnp.exp(adjust.extra[0] * log_miss) * xent
 
 
 def lade(
-    logits: Array, labels: Array, mask: Array, adjust: Adjust, total: Total = one_device
+    logits: Array,
+    labels: Array,
+    mask: Array,
+    adjust: Adjust,
+    across: Across = one_device,
 ) -> Array:
     """Compute cross-entropy plus ``alpha`` times the LADE regulariser of the batch.
 
@@ -106,17 +131,19 @@ def lade(
     alpha, square = adjust.extra[0], adjust.extra[1]
     log_prior = jax.nn.log_softmax(adjust.offset)
     own = mask[:, None] * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    seen = total(jnp.sum(mask))
-    first = total(jnp.sum(own * logits, axis=0)) / jnp.maximum(total(own.sum(0)), 1)
-    # A sum over devices cannot take a maximum, so exponents are relative to the mean:
-    # one of them is then at least 0. Where a logit is more than 80 above, T saturates.
-    mean = jax.lax.stop_gradient(total(mask @ logits) / seen)
-    above = jnp.exp(jnp.minimum(logits - mean[None, :], 80.0))
-    second = jnp.log(total(mask @ above) / seen) + mean - log_prior
+    seen = across.sum(jnp.sum(mask))
+    each = jnp.maximum(across.sum(own.sum(0)), 1)
+    first = across.sum(jnp.sum(own * logits, axis=0)) / each
+    # Exponents are relative to the largest logit of the class, so none overflows.
+    real = jnp.where(mask[:, None] > 0, logits, -jnp.inf)
+    top = across.max(jnp.max(jax.lax.stop_gradient(real), axis=0))
+    second = jnp.log(across.sum(jnp.sum(jnp.exp(real - top[None, :]), axis=0)) / seen)
+    second = second + top - log_prior
     second = second - jnp.log(logits.shape[-1])
     terms = jnp.exp(log_prior) * (second + square * second**2 - first)
-    xent = adjusted_xent(logits, labels, mask, adjust, total)
-    return xent + adjust.weight[labels] * alpha * jnp.sum(terms)
+    regulariser = jnp.where(seen > 0, jnp.sum(terms), 0.0)
+    xent = adjusted_xent(logits, labels, mask, adjust, across)
+    return xent + divisors(adjust, labels) * alpha * regulariser
 
 
 def _adjusted(logits: Array, onehot: Array, adjust: Adjust) -> Array:
@@ -157,15 +184,22 @@ def reweight(counts: np.ndarray, power: float) -> Adjust:
     return _weighted(require_examples(counts) ** -power)
 
 
-def class_balanced(counts: np.ndarray, beta: float) -> Adjust:
+def class_balanced(counts: np.ndarray, beta: float, mean: str = "examples") -> Adjust:
     """Make weights ``(1 - beta) / (1 - beta ** n)``, rescaled to mean 1.
+
+    Args:
+      mean: what the mean over a batch divides by: the number of ``examples``, as in the
+        official code, or the sum of their ``weights``, as in that of LDAM-DRW. Rare
+        classes have large weights and few examples, so the first is smaller.
 
     Reference: "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
     eq. 2.
     """
+    by_weight = jnp.float32(one_of("mean of the loss", mean, MEANS) == "weights")
     if not 0 <= beta < 1:
         raise InputError(f"beta must be in [0, 1), got {beta}; usual is 0.9999")
-    return _weighted((1 - beta) / (1 - beta ** require_examples(counts)))
+    adjust = _weighted((1 - beta) / (1 - beta ** require_examples(counts)))
+    return adjust._replace(by_weight=by_weight)
 
 
 def logit_adjust(counts: np.ndarray, tau: float) -> Adjust:

@@ -110,10 +110,13 @@ def reweight(counts: np.ndarray, *, power: float, start: str, sampler: str) -> M
 
 
 def class_balanced(
-    counts: np.ndarray, *, beta: float, start: str, sampler: str
+    counts: np.ndarray, *, beta: float, mean: str, start: str, sampler: str
 ) -> Method:
-    """Cross-entropy weighted by the effective number of samples (CVPR 2019, eq. 2)."""
-    return Method(losses.class_balanced(counts, beta), sampler, start)
+    """Cross-entropy weighted by the effective number of samples (CVPR 2019, eq. 2).
+
+    The official code averages over ``examples``, that of LDAM-DRW over ``weights``.
+    """
+    return Method(losses.class_balanced(counts, beta, mean), sampler, start)
 
 
 def focal(counts: np.ndarray, *, gamma: float, start: str, sampler: str) -> Method:
@@ -195,7 +198,7 @@ def ldam(
     classifier with this loss is our variant.
     """
     adjust = losses.ldam(counts, max_margin, scale)
-    weight = losses.class_balanced(counts, beta).weight
+    weight = losses.class_balanced(counts, beta, "weights").weight
     cosine = Method(adjust, sampler, start, heads.cosine(scale))
     defer = in_range("defer", defer, 0, 1)
     return cosine._replace(deferred=adjust._replace(weight=weight), defer=defer)
@@ -216,23 +219,30 @@ def lws(counts: np.ndarray) -> Method:
     return Method(adjust, sampler="class", head=heads.scaled)
 
 
-def disalign(counts: np.ndarray, *, power: float, sampler: str) -> Method:
-    """DisAlign, CE of ``c (s_k z_k + o_k) + (1 - c) z_k`` (CVPR 2021).
+def disalign(counts: np.ndarray, *, power: float, form: str, sampler: str) -> Method:
+    """DisAlign, CE of ``(1 + c s_k) z_k + c o_k`` (CVPR 2021).
 
-    With the confidence ``c = sigma(v f)`` and weights ``counts ** -power``. Trained are
-    s, o and v, from 1, 0 and 0 ("Distribution Alignment": its alpha, beta and v). The
-    official ImageNet-LT config has power 1.2. The official segmentation code has this
-    formula and a random initial v, which changes no logit at the start.
+    With the confidence ``c = sigma(v f + b)`` and weights ``counts ** -power``, over
+    which the loss is averaged ("Distribution Alignment", whose ImageNet-LT config has
+    power 1.2). s, o, v and b are trained, from 1, 0, 0.1 and 0. These are the form and
+    start of the official ImageNet-LT code, except that its b starts at random. Its
+    decay pulls the factor of a logit to 1.
+
+    The form ``segmentation`` is that of its segmentation code, ``c (s_k z_k + o_k) + (1
+    - c) z_k`` with ``c = sigma(v f)``. Decay pulls its factor to 1 - c. It computes the
+    same logits where its s is 1 plus the other one's, and starts as the linear head.
     """
-    return Method(losses.reweight(counts, power), sampler, head=heads.aligned)
+    head = heads.ALIGNED[one_of("form of DisAlign", form, heads.ALIGNED)]
+    return Method(losses.reweight(counts, power), sampler, head=head)
 
 
 def marc(counts: np.ndarray, *, power: float, sampler: str) -> Method:
     """MARC, CE of ``omega_k z_k + beta_k |w_k|`` (ACML 2022).
 
     "Margin Calibration for Long-Tailed Visual Recognition": omega and beta are trained,
-    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; power 0 switches them
-    off. We could not check which weights the paper uses.
+    from 1 and 0. Weights are ``counts ** -power``, over which the loss is averaged, as
+    in DisAlign; the official configs have power 1.2 for every dataset. Power 0 switches
+    them off.
     """
     return Method(losses.reweight(counts, power), sampler, head=heads.marc)
 
@@ -256,22 +266,31 @@ def label_aware_smoothing(
 
 
 def weight_balancing(
-    counts: np.ndarray, *, beta: float, quantile: float, every: str, sampler: str
+    counts: np.ndarray,
+    *,
+    beta: float,
+    mean: str,
+    quantile: float,
+    every: str,
+    sampler: str,
 ) -> Method:
     """Weight balancing: class-balanced loss, weight decay and max-norm (CVPR 2022).
 
     After every ``step`` or ``epoch``, class vectors are shortened to the radius ``min +
     quantile (max - min)`` of the class norms of the start head. The official code does
-    so after every epoch. The decay, 0.1, is set in the recipe. As in the official code,
-    the bias is decayed but not constrained.
+    so after every epoch. As there, the bias is decayed but not constrained.
 
-    The official loss differs from the paper's: it is a *binary* cross-entropy of the
-    softmax, averaged over examples and classes, so about K times smaller. We use the
-    paper's softmax cross-entropy. For the same steps it needs a learning rate K times
-    smaller and a decay K times larger: about 1e-4 and 10 instead of the official 0.01
-    and 0.1 at K = 100.
+    The loss is the paper's, softmax cross-entropy times weight. The official code has a
+    *binary* cross-entropy of the softmax, and divides by examples times classes. With
+    the ``mean`` over ``examples`` and small probabilities of the other classes, ours is
+    about K times larger. Its lr 0.01 and decay 0.1 at K = 100 are then lr 1e-4 and
+    decay 10 here. A mean over ``weights`` cannot be rescaled to it: its divisor changes
+    from batch to batch.
+
+    The official schedule steps before each epoch, so its last epoch has the rate 0;
+    ours has not.
     """
-    adjust = losses.class_balanced(counts, beta)
+    adjust = losses.class_balanced(counts, beta, mean)
     project = _max_norm(quantile)
     return Method(adjust, sampler, project=project, project_every=every)
 
@@ -382,10 +401,19 @@ METHODS: dict[str, Callable[..., Method]] = {
 }
 
 
+# Hyperparameters that workdirs of earlier versions lack, and what those versions did.
+ADDED = {"mean": "weights", "form": "segmentation"}
+
+
 def make(name: str, counts: np.ndarray, hyperparameters: Mapping[str, Any]) -> Method:
-    """Build the method ``name``; the hyperparameters are exactly its keywords."""
+    """Build the method ``name``; the hyperparameters are its keywords.
+
+    Only those in ``ADDED`` may be missing.
+    """
     build = METHODS[one_of("method", name, METHODS)]
     _, *wanted = inspect.signature(build).parameters
+    added = {key: value for key, value in ADDED.items() if key in wanted}
+    hyperparameters = {**added, **hyperparameters}
     for key in hyperparameters:
         if key not in wanted:
             raise InputError(f"method {name!r} has no {key!r}{suggest(key, wanted)}")

@@ -114,9 +114,14 @@ def test_cosine_by_hand():
         ({"bias": [100.0, 100.0]}, [5, 2]),
         ({"bias": [100.0, 100.0], "scale": [2.0, -3.0]}, [10, 6]),  # scaled
         ({"bias": [1.0, 1.0], "omega": [2.0, -3.0], "beta": [9.0, 9.0]}, [10, 6]),
-        (  # aligned, at a confidence of 1/2: (1 + s) / 2 = 3/2 and -1
+        (  # blended, at a confidence of 1/2: (1 + s) / 2 = 3/2 and -1
             {"bias": [1.0, 1.0], "scale": [2.0, -3.0], "confidence": [7.0, 7.0]},
             [7.5, 2],
+        ),
+        (  # aligned, likewise: 1 + s / 2 = 2 and -1/2
+            {"bias": [1.0, 1.0], "scale": [2.0, -3.0], "confidence": [7.0, 7.0]}
+            | {"confidence_bias": 5.0},
+            [10, 1],
         ),
         ({"scale": 30.0}, [30, 30]),  # cosine
         ({"bias": [1.0, 1.0], "centre": [8.0, 8.0]}, [5, 2]),

@@ -266,10 +266,14 @@ START = {
 }
 
 
-@pytest.mark.parametrize("name", ["scaled", "scaled_all", "aligned", "marc"])
+@pytest.mark.parametrize("name", ["scaled", "scaled_all", "blended", "marc", "aligned"])
 def test_other_heads_start_like_the_linear_one(name):
+    """DisAlign's classification form does at the scale 0; its official start is 1."""
     head = getattr(heads, name)
     params = head.init(jax.random.key(0), START, D, K, "torch")
+    if name == "aligned":
+        np.testing.assert_array_equal(params["scale"], 1)
+        params["scale"] = jnp.zeros(K)
     np.testing.assert_allclose(
         head.apply(params, FEATURES), heads.linear.apply(START, FEATURES), rtol=1e-5
     )
@@ -279,6 +283,25 @@ def test_other_heads_start_like_the_linear_one(name):
         np.testing.assert_allclose(
             head.apply(params, FEATURES), heads.linear.apply(START, FEATURES), rtol=1e-5
         )
+
+
+def test_the_forms_of_disalign_differ_by_one_in_the_scale():
+    one, other = (
+        head.init(jax.random.key(0), START, D, K, "torch")
+        for head in heads.ALIGNED.values()
+    )
+    shared = {"offset": jnp.linspace(-1, 1, K), "confidence": jnp.linspace(-3, 3, D)}
+    one |= shared | {"scale": jnp.linspace(-1, 2, K)}
+    other |= shared | {"scale": 1 + one["scale"]}
+    np.testing.assert_allclose(
+        heads.aligned.apply(one, FEATURES),
+        heads.blended.apply(other, FEATURES),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        heads.effective_norms(one), heads.effective_norms(other), rtol=1e-5
+    )
 
 
 def test_tau_zero_keeps_the_vectors_and_tau_one_gives_unit_vectors():

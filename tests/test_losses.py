@@ -412,6 +412,52 @@ def test_lade_counts_its_regulariser_once():
     np.testing.assert_allclose(means[1] - means[0], ones[1] - ones[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("above", [0.0, 85.0, 1000.0])
+def test_lade_has_no_limit_above_the_mean(above):
+    """A logit far above its class's mean has the gradient of float64."""
+    logits = jnp.zeros((6, 7)).at[0, 3].set(above)
+    labels, mask = jnp.arange(6), jnp.ones(6)
+    adjust = losses.logit_adjust(COUNTS, 1.0)._replace(extra=jnp.array([1.0, 0.1]))
+
+    def total(z):
+        value = losses.lade(z, labels, mask, adjust)
+        return jnp.mean(value - adjusted_xent(z, labels, adjust))
+
+    found = jax.grad(total)(logits)[0, 3]
+    z = np.asarray(logits, np.float64)[:, 3]
+    prior = COUNTS[3] / COUNTS.sum()
+    share = 1 / np.exp(z - z[0]).sum()
+    t = z[0] - np.log(share) - np.log(6 * prior * 7)
+    expected = prior * share * (1 + 2 * 0.1 * t)
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found > 0
+
+
+def test_lade_of_a_batch_of_padding_adds_nothing():
+    logits, labels = any_batch(4, 7)
+    adjust = losses.logit_adjust(COUNTS, 1.0)._replace(extra=jnp.array([1.0, 0.1]))
+
+    def total(z):
+        return jnp.sum(losses.lade(z, labels, jnp.zeros(4), adjust) * 0.0)
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    assert value == 0
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+    ("mean", "expected"), [("weights", "weights"), ("examples", 1)]
+)
+def test_divisors(mean, expected):
+    """The mean of torch's weighted loss, and that of the class-balanced code."""
+    adjust = losses.class_balanced(COUNTS, 0.999, mean)
+    labels = jnp.arange(7)
+    expected = adjust.weight if expected == "weights" else np.ones(7)
+    np.testing.assert_array_equal(losses.divisors(adjust, labels), expected)
+    with pytest.raises(InputError, match=r"mean of the loss 'example'.*'examples'"):
+        losses.class_balanced(COUNTS, 0.999, "example")
+
+
 @pytest.mark.parametrize("loss", [losses.focal, losses.lade])
 def test_focal_and_lade_at_zero_and_jitted(loss):
     logits, labels = any_batch(13, 7)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import losses, methods, samplers, trees
+from lt_jax import heads, losses, methods, samplers, trees
 from lt_jax.errors import InputError
 from lt_jax.losses import adjusted_xent
 from lt_jax.methods import METHODS, Method
@@ -36,6 +36,8 @@ NUMBERS = {
     "quantile": 0.1,
     "kind": "cl2",
     "every": "epoch",
+    "mean": "examples",
+    "form": "classification",
 }
 # Methods with a fixed sampler and start, and methods with a fixed start.
 FIXED = {"crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"}
@@ -343,6 +345,18 @@ def test_start_and_sampler_are_passed_on(start, sampler):
 def test_errors_of_make(name, hyper, message):
     with pytest.raises(InputError, match=message):
         methods.make(name, COUNTS, hyper)
+
+
+def test_hyperparameters_of_earlier_workdirs():
+    """What their fits did, where a key is newer than they are."""
+    old = {"power": 1.0, "sampler": "instance"}
+    assert methods.make("disalign", COUNTS, old).head is heads.blended
+    assert make("disalign").head is heads.aligned
+    old = {"beta": 0.9999, "start": "stage1", "sampler": "instance"}
+    assert methods.make("class_balanced", COUNTS, old).adjust.by_weight == 1
+    assert make("class_balanced").adjust.by_weight == 0
+    assert make("weight_balancing").adjust.by_weight == 0
+    assert make("ldam").deferred.by_weight == 1
 
 
 def test_methods_that_read_counts_reject_empty_classes():

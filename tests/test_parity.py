@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lt_jax import heads, losses, methods, metrics, models, trees
+from lt_jax import api, heads, losses, methods, metrics, models, samplers, trees
 from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
@@ -169,7 +169,8 @@ NUMBERS = {
     "delta": 0.98, "power": 1.2, "beta": 0.9999, "gamma": 1.5, "tau": 1.3,
     "alpha": 0.1, "square": 0.5, "scale": 30.0, "max_margin": 0.5, "defer": 0.5,
     "head": 0.4, "tail": 0.1, "quantile": 0.1, "every": "step", "kind": "cl2",
-    "start": "stage1", "sampler": "instance",
+    "start": "stage1", "sampler": "instance", "mean": "examples",
+    "form": "classification",
 }  # fmt: skip
 
 
@@ -212,6 +213,16 @@ def scaled_logits(p, f):
 
 
 def aligned_logits(p, f):
+    """Magnify and shift by a confidence, the form of DisAlign's ImageNet-LT code."""
+    import torch
+
+    confidence = torch.sigmoid(f @ p["confidence"] + p["confidence_bias"])[:, None]
+    factor = 1 + confidence * p["scale"]
+    return factor * linear_logits(p, f) + confidence * p["offset"]
+
+
+def blended_logits(p, f):
+    """Mix scaled and plain logits, the form of DisAlign's segmentation code."""
     import torch
 
     z = linear_logits(p, f)
@@ -230,6 +241,18 @@ def weighted(weight):
         from torch.nn.functional import cross_entropy
 
         return cross_entropy(z, y, weight=weight(n))
+
+    return loss
+
+
+def weighted_over_examples(weight):
+    """Return the sum of weighted losses over the batch size."""
+
+    def loss(z, y, n):
+        from torch.nn.functional import cross_entropy
+
+        each = weight(n) * K / weight(n).sum()  # mean 1, as in the official code
+        return (each[y] * cross_entropy(z, y, reduction="none")).sum() / len(y)
 
     return loss
 
@@ -327,8 +350,8 @@ VERSIONS = {
     "los_tau_norm": (linear_logits, smoothed),
     "los_balanced_softmax": (linear_logits, shifted(1.0, smoothed)),
     "reweight": (linear_logits, weighted(inverse)),
-    "class_balanced": (linear_logits, weighted(effective)),
-    "weight_balancing": (linear_logits, weighted(effective)),
+    "class_balanced": (linear_logits, weighted_over_examples(effective)),
+    "weight_balancing": (linear_logits, weighted_over_examples(effective)),
     "focal": (linear_logits, focal_loss),
     "balanced_softmax": (linear_logits, shifted(1.0)),
     "logit_adjust": (linear_logits, shifted(NUMBERS["tau"])),
@@ -362,7 +385,8 @@ def both(nets, method, version, adjust):
         def mean(p):
             z = method.head.apply(p, jnp.asarray(features))
             each = method.loss(z, jnp.asarray(labels), mask, adjust, losses.one_device)
-            return jnp.sum(each) / jnp.sum(adjust.weight[jnp.asarray(labels)])
+            divisor = jnp.sum(losses.divisors(adjust, jnp.asarray(labels)))
+            return jnp.sum(each) / divisor
 
         value, grads = jax.value_and_grad(mean)(trained)
         value, grads = float(value), jax.device_get(grads)
@@ -376,12 +400,26 @@ def both(nets, method, version, adjust):
     return value, grads, float(expected.detach()), p
 
 
-@pytest.mark.parametrize("name", [*VERSIONS, "ldam deferred"])
-def test_losses_and_gradients(nets, name):
-    method = made(name.split()[0])
-    version, adjust = VERSIONS[name.split()[0]], method.adjust
-    if "deferred" in name:
-        version, adjust = (cosine_logits, ldam_loss(effective)), method.deferred
+# Method, hyperparameters other than NUMBERS, and the torch version.
+CASES = {
+    **{name: (name, {}, version) for name, version in VERSIONS.items()},
+    "class_balanced mean over weights": (
+        *("class_balanced", {"mean": "weights"}),
+        (linear_logits, weighted(effective)),
+    ),
+    "disalign segmentation": (
+        *("disalign", {"form": "segmentation"}),
+        (blended_logits, weighted(inverse)),
+    ),
+    "ldam deferred": ("ldam", {}, (cosine_logits, ldam_loss(effective))),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_losses_and_gradients(nets, case):
+    name, numbers, version = CASES[case]
+    method = made(name, **numbers)
+    adjust = method.deferred if "deferred" in case else method.adjust
     value, grads, expected, p = both(nets, method, version, adjust)
     np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6)
     for leaf, grad in grads.items():
@@ -389,6 +427,56 @@ def test_losses_and_gradients(nets, name):
         if leaf in ("scale",) and np.ndim(grad) == 0:
             continue  # the cosine head's scale, which is not trained
         np.testing.assert_allclose(grad, theirs, rtol=1e-6, atol=1e-6, err_msg=leaf)
+
+
+def test_weight_balancing_trains_as_the_binary_loss_of_its_code(nets):
+    """Its lr 0.01 and decay 0.1 are lr 0.01 / K and decay 0.1 K of our loss."""
+    torch = nets.torch
+    from torch.nn.functional import binary_cross_entropy, one_hot
+
+    classes, width, epochs, batch = 100, 64, 10, 64
+    counts = np.round(100 * 0.01 ** (np.arange(classes) / (classes - 1))).astype(int)
+    labels = np.repeat(np.arange(classes), counts)
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(classes, width))[labels]
+    features = (features + rng.normal(size=features.shape)).astype(np.float32)
+    start = {"kernel": 0.05 * rng.normal(size=(width, classes)), "bias": np.zeros(100)}
+
+    def trained(mean):
+        numbers = {"beta": 0.9999, "quantile": 0.1, "every": "epoch", "mean": mean}
+        method = methods.make(
+            "weight_balancing", counts, {**numbers, "sampler": "instance"}
+        )
+        recipe = api.Recipe(method, lr=0.01 / classes, epochs=epochs, decay=10.0)
+        fitted = api.fit_head(features, labels, recipe, start=start, batch=batch)
+        return fitted.params["kernel"]
+
+    weight = (1 - 0.9999) / (1 - 0.9999 ** torch.tensor(counts))
+    weight = classes * weight / weight.sum()
+    w, b = (torch.tensor(v, dtype=torch.float32) for v in start.values())
+    norms = w.norm(dim=0)
+    radius = float(norms.min() + 0.1 * (norms.max() - norms.min()))
+    w.requires_grad_(True)
+    b.requires_grad_(True)
+    optimiser = torch.optim.SGD([w, b], 0.01, momentum=0.9, weight_decay=0.1)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
+    for epoch in range(epochs):
+        for row in samplers.plan(labels, "instance", batch, (2, 0, 0), epoch):
+            x, y = torch.tensor(features[row[row >= 0]]), labels[row[row >= 0]]
+            p, y = torch.softmax(x @ w + b, 1), torch.tensor(y)
+            target = one_hot(y, classes).float()
+            loss = binary_cross_entropy(p, target, weight[y][:, None].float())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+        scheduler.step()
+        with torch.no_grad():
+            w.copy_(torch.renorm(w, 2, 1, radius))
+    theirs = w.detach().numpy()
+    size = np.linalg.norm(theirs)
+    apart = {m: np.linalg.norm(trained(m) - theirs) / size for m in losses.MEANS}
+    assert apart["examples"] < 0.01
+    assert apart["weights"] > 0.05
 
 
 @pytest.mark.parametrize("kind", ["raw", "l2", "cl2"])

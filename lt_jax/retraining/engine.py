@@ -20,7 +20,7 @@ import numpy as np
 from lt_jax import metrics, samplers, trees
 from lt_jax.distributed import sharding
 from lt_jax.heads import Blocks, Head
-from lt_jax.losses import Adjust, Loss, one_device
+from lt_jax.losses import Adjust, Loss, divisors, one_device
 from lt_jax.methods import Method, Project
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
@@ -147,7 +147,7 @@ def make_fit(
             return jnp.sum(mask * loss(logits, label, mask, adjust, one_device))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
-        weight_sum = jnp.sum(mask * adjust.weight[label])
+        weight_sum = jnp.sum(mask * divisors(adjust, label))
         grads = jax.tree.map(lambda g: g / weight_sum, grads)
         own = sgd._replace(decay=settings.decay)
         trained, opt_state = own.descend(grads, opt_state, trained, settings.rates)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lt_jax import metrics, models, trees
+from lt_jax import losses, metrics, models, trees
 from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
@@ -77,6 +77,8 @@ class StepInputs(NamedTuple):
 # Maps a step over all devices: axis 0 is sharded, None is replicated.
 _pmap = functools.partial(jax.pmap, axis_name=sharding.AXIS, out_axes=None)
 _sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
+_max_devices = functools.partial(jax.lax.pmax, axis_name=sharding.AXIS)
+_DEVICES = losses.Across(sum=_sum_devices, max=_max_devices)
 
 
 @functools.cache
@@ -86,7 +88,8 @@ def make_train_step(
     """Make one step of SGD on the parameters that ``spec.trains`` matches.
 
     Only those are differentiated: with ``head/.*`` no gradient enters the backbone. The
-    loss is the mean over the global batch, ``sum of losses / sum of weights``.
+    loss is the mean over the global batch: the sum of losses over that of
+    ``losses.divisors``.
 
     Micro-batches are computed one after the other, in the memory of one, and their
     gradients are added. The result is the same except where examples interact: batch
@@ -181,11 +184,11 @@ def _micro_batch(
             mutable=["batch_stats"],
         )
         logits = spec.head.apply(params["head"], features)
-        losses = spec.loss(logits, label, mask, inputs.adjust, _sum_devices)
+        each = spec.loss(logits, label, mask, inputs.adjust, _DEVICES)
         if spec.mixup:
-            others = spec.loss(logits, other, mask, inputs.adjust, _sum_devices)
-            losses = share * losses + (1 - share) * others
-        return jnp.sum(mask * losses), (updated["batch_stats"], logits)
+            others = spec.loss(logits, other, mask, inputs.adjust, _DEVICES)
+            each = share * each + (1 - share) * others
+        return jnp.sum(mask * each), (updated["batch_stats"], logits)
 
     (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
         trained
@@ -217,14 +220,15 @@ def _augmented(
     key = jax.random.fold_in(jax.random.wrap_key_data(inputs.key), step)
     images = augmentation.vary(spec.augment, key, position, batch["image"])
     images = augmentation.normalise(spec.augment, images)
-    weight = inputs.adjust.weight[label]
+    weight = losses.divisors(inputs.adjust, label)
     if not spec.mixup:
         return images, weight, label, jnp.ones(len(mask))
     other = augmentation.partner(label)
     share = augmentation.mix_shares(spec.mixup, key, position, mask)
     own = share[:, None, None, None]
     images = own * images + (1 - own) * augmentation.partner(images)
-    weight = share * weight + (1 - share) * inputs.adjust.weight[other]
+    others = losses.divisors(inputs.adjust, other)
+    weight = share * weight + (1 - share) * others
     return images, weight, other, share
 
 

@@ -25,6 +25,7 @@ from lt_jax.training import optim, steps
 __all__ = ["_fresh_steps"]  # a fixture
 
 WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
+OVER_EXAMPLES = methods.Method(losses.class_balanced(COUNTS, 0.99, "examples"))
 ROWS = 30  # divides over neither 4 devices nor 4 parts
 
 
@@ -119,21 +120,27 @@ def assert_alike(one, other):
 
 
 @pytest.mark.parametrize(
-    ("mixup", "cases"),
+    ("mixup", "method", "cases"),
     [
-        (0.0, ((1, 1), (4, 1), (1, 4), (2, 4), (4, 4))),
-        (0.8, ((1, 1), (4, 1), (2, 4))),
+        (0.0, WEIGHTED, ((1, 1), (4, 1), (1, 4), (2, 4), (4, 4))),
+        (0.8, WEIGHTED, ((1, 1), (4, 1), (2, 4))),
+        (0.8, OVER_EXAMPLES, ((1, 1), (4, 4))),
     ],
+    ids=["plain", "mixup", "mean over examples"],
 )
-def test_devices_and_micro_batches_change_nothing(network, monkeypatch, mixup, cases):
+def test_devices_and_micro_batches_change_nothing(
+    network, monkeypatch, mixup, method, cases
+):
     """1 to 4 devices, 1 and 4 micro-batches; augmented, weighted, ragged, frozen."""
     runs = []
     for devices, parts in cases:
         with monkeypatch.context() as patch:
             on(patch, devices)
-            runs.append(train(network, parts, "frozen", mixup))
+            runs.append(train(network, parts, "frozen", mixup, method=method))
     for other in runs[1:]:
         assert_alike(runs[0], other)
+    for measured in runs[0][1] if method is OVER_EXAMPLES else ():
+        assert measured["weight_sum"] == measured["seen"]
 
 
 def test_moving_batch_norm_uses_the_same_micro_batches_on_any_devices(

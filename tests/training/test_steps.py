@@ -144,13 +144,14 @@ def test_four_devices_train_as_one(network, monkeypatch):
         ("focal", {"gamma": 2.0}),
         ("ldam", {"max_margin": 0.5, "scale": 10.0, "beta": 0.99, "defer": 0.5}),
         ("los_max_norm", {"delta": 0.9, "quantile": 0.1, "every": "step"}),
-        ("disalign", {"power": 1.2}),
+        ("disalign", {"power": 1.2, "form": "classification"}),
+        ("weight_balancing", {"beta": 0.99, "quantile": 0.1, "every": "step"}),
     ],
 )
 def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper):
     """Especially LADE, whose terms use the global batch; some devices get padding."""
     backbone, params, stats = network
-    given = {"start": "stage1", "sampler": "instance"}
+    given = {"start": "stage1", "sampler": "instance", "mean": "examples"}
     wanted = inspect.signature(methods.METHODS[name]).parameters
     given = {key: value for key, value in given.items() if key in wanted}
     method = methods.make(name, COUNTS, hyper | given)
