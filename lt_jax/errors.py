@@ -67,3 +67,9 @@ def first_few(names: list[str], limit: int = 5) -> str:
     """
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def brief(error: BaseException) -> str:
+    """Return the message of another library's exception in one short line."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

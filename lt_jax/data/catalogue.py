@@ -80,6 +80,12 @@ def load(
     else:
         full, test = SOURCES[name](dir)
     num_classes = len(full.classes)
+    if not 2 <= num_classes <= len(full):
+        raise InputError(
+            f"{full.name} has {num_classes:,} classes and {len(full):,} training "
+            "examples: expected at least two classes, and an example of each. Was the "
+            "dataset prepared from incomplete archives?"
+        )
     for part in filter(None, (full, own_valid, test)):
         wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))
         if wrong.size:

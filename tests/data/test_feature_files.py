@@ -154,7 +154,7 @@ def test_invalid_files(tmp_path):
         vectors.load(str(tmp_path))
     write(tmp_path)
     np.savez(tmp_path / "train.npz", x=np.ones(3))
-    with pytest.raises(InputError, match=r"features is not a file .*features=\.\.\."):
+    with pytest.raises(InputError, match=r"expected 'features' once .*features=\.\.\."):
         vectors.load(str(tmp_path))
     (tmp_path / "train.npz").write_bytes(b"PK\3\4 and rubbish")
     with pytest.raises(InputError, match="cannot be read"):
@@ -171,16 +171,53 @@ def test_invalid_parquet(tmp_path):
     pyarrow.parquet.write_table(ragged.rename_columns(["x", "labels"]), file)
     with pytest.raises(InputError, match="the columns features"):
         vectors.load(str(tmp_path))
-    pyarrow.parquet.write_table(
-        pyarrow.table({"features": [1.0, 2.0], "labels": [0, 1]}), file
-    )
-    with pytest.raises(
-        InputError, match=r"features must be numbers \[N, D\], got float64\[2\]"
-    ):
-        vectors.load(str(tmp_path))
     file.write_bytes(b"rubbish")
     with pytest.raises(InputError, match="cannot be read"):
         vectors.load(str(tmp_path))
+
+
+MAP = pyarrow.map_(pyarrow.string(), pyarrow.float32())
+
+
+@pytest.mark.parametrize(
+    ("features", "labels", "message"),
+    [
+        ([1.0, 2.0], [0, 1], "features holds double"),
+        ([{"a": 1.0}] * 2, [0, 1], "features holds struct"),
+        (pyarrow.array([[("a", 1.0)]] * 2, MAP), [0, 1], "features holds map"),
+        ([["a"], ["b"]], [0, 1], "features holds list<element: string>"),
+        ([[[1.0]], [[2.0]]], [0, 1], "features holds list<element: list"),
+        ([[1.0], None], [0, 1], "1 lack features"),
+        ([[1.0], [None]], [0, 1], "features must be finite"),
+        ([[1.0], [2.0]], [0, None], "1 labels"),
+        ([[1.0], [2.0]], [0.0, 1.0], "labels holds double, not integers"),
+        ([[1.0], [2.0]], [{"a": 0}] * 2, "labels holds struct"),
+        ([[1.0], [2.0]], ["0", "1"], "labels holds dictionary<values=string"),
+    ],
+)
+def test_invalid_columns(tmp_path, features, labels, message):
+    write(tmp_path, "parquet")
+    table = pyarrow.table({"features": features, "labels": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "train.parquet")
+    with pytest.raises(InputError, match=message):
+        vectors.load(str(tmp_path))
+
+
+def test_an_id_in_place_of_a_label(tmp_path):
+    """Counting two thousand million classes would hang."""
+    features, labels = arrays()
+    labels[3] = 2_000_000_000
+    folder = write(tmp_path, train=(features, labels))
+    with pytest.raises(InputError, match="has label 2000000000, but only 76 examples"):
+        vectors.load(folder)
+
+
+def test_one_class_is_no_task(tmp_path):
+    features, labels = arrays()
+    folder = write(tmp_path, train=(features, labels * 0), test=(features, labels * 0))
+    given = {"imbalance": 1.0, "split": "whole", "valid": 0.2, "seed": 0}
+    with pytest.raises(InputError, match="has 1 classes .* at least two"):
+        catalogue.load("features", dir=folder, **given)
 
 
 @pytest.mark.parametrize("command", ["retrain", "sweep"])

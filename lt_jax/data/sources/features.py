@@ -10,13 +10,13 @@ A folder with a training and a test set, each in one of three formats:
 from __future__ import annotations
 
 import hashlib
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lt_jax.data import arrays
 from lt_jax.data.dataset import Dataset
 from lt_jax.errors import InputError
 
@@ -46,6 +46,12 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
             f"{width} numbers each in train, {other} in test"
         )
     num_classes = int(train[1].max()) + 1
+    if num_classes > len(train[1]):
+        raise InputError(
+            f"{folder}: train has label {num_classes - 1}, but only {len(train[1])} "
+            "examples: expected labels 0 to K - 1, each with an example. Ids must be "
+            "numbered"
+        )
     if (wrong := test[1] >= num_classes).any():
         raise InputError(
             f"{folder}: test has label {test[1].max()}, but the largest in train is "
@@ -60,7 +66,9 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
 def _dataset(
     split: str, features: np.ndarray, labels: np.ndarray, num_classes: int
 ) -> Dataset:
-    digest = hashlib.sha256(features.tobytes() + labels.tobytes()).hexdigest()[:12]
+    content = hashlib.sha256(features.data)
+    content.update(labels.data)
+    digest = content.hexdigest()[:12]
     stacked = features[:, None, None, :]
     return Dataset(
         name="features",
@@ -74,13 +82,9 @@ def _dataset(
 
 def _read(folder: Path, split: str) -> Arrays:
     for suffix, (read, expected) in FORMATS.items():
-        if (file := folder / f"{split}{suffix}").is_file():
-            try:
+        if (file := folder / f"{split}{suffix}").exists():
+            with arrays.reading(file, expected):
                 features, labels = read(file)
-            except ERRORS as error:
-                raise InputError(
-                    f"{file} cannot be read ({error}): expected {expected}"
-                ) from error
             return checked(file, features, labels)
     names = " or ".join(f"{split}{suffix}" for suffix in FORMATS)
     raise InputError(
@@ -90,23 +94,35 @@ def _read(folder: Path, split: str) -> Arrays:
 
 
 def _npz(file: Path) -> Arrays:
-    with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-        return found["features"], found["labels"]
+    features, labels = arrays.npz(file, ("features", "labels"))
+    return features, labels
 
 
 def _npy(file: Path) -> Arrays:
-    labels = file.with_name(f"{file.stem}_labels.npy")
-    return np.load(file, allow_pickle=False), np.load(labels, allow_pickle=False)
+    return arrays.npy(file), arrays.npy(file.with_name(f"{file.stem}_labels.npy"))
 
 
 def _parquet(file: Path) -> Arrays:
-    from pyarrow import parquet  # imported here because it takes 0.2 s
+    table = arrays.parquet(file, ("features", "labels"))
+    from pyarrow import compute, types
 
-    table = parquet.read_table(file, columns=["features", "labels"])
-    features, labels = (
-        table[name].to_numpy(zero_copy_only=False) for name in ("features", "labels")
-    )
-    return np.stack(features.tolist()), labels
+    lists, labels = table["features"], table["labels"]
+    if not hasattr(lists.type, "value_type") or not types.is_primitive(
+        lists.type.value_type
+    ):
+        raise ValueError(f"the column features holds {lists.type}")
+    if not types.is_integer(labels.type):
+        raise ValueError(f"the column labels holds {labels.type}, not integers")
+    if not len(table) or lists.null_count or labels.null_count:
+        raise ValueError(
+            f"{len(table)} rows, of which {lists.null_count} lack features and "
+            f"{labels.null_count} labels"
+        )
+    lengths = compute.min_max(compute.list_value_length(lists)).as_py()
+    if lengths["min"] != lengths["max"]:
+        raise ValueError(f"lists of {lengths['min']} to {lengths['max']} numbers")
+    parts = [part.flatten().to_numpy(zero_copy_only=False) for part in lists.chunks]
+    return np.concatenate(parts).reshape(len(table), -1), labels.to_numpy()
 
 
 # How to read each format, and what a message expects.
@@ -121,8 +137,6 @@ FORMATS: dict[str, tuple[Callable[[Path], Arrays], str]] = {
         "the columns features (lists of D numbers, the same D for all) and labels",
     ),
 }
-# What NumPy and pyarrow raise for missing, damaged or other content.
-ERRORS = (ValueError, KeyError, TypeError, EOFError, OSError, zipfile.BadZipFile)
 
 
 def checked(source: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:

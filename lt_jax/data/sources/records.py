@@ -10,12 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from lt_jax.data import arrays
+from lt_jax.errors import InputError
 
 
 def index_file(folder: Path, split: str) -> Path:
@@ -29,19 +31,22 @@ def stamp(shards: Iterable[Path]) -> str:
 
 
 def load_index(
-    folder: Path, split: str, stamp: str
+    folder: Path, split: str, stamp: str, count: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Load int32[N] labels and str[N] ids in the order of the records.
+    """Load int32[count] labels and str[count] ids in the order of the records.
 
     Returns None if there is no valid index with this stamp.
     """
     for file in _index_files(folder, split):
         try:
-            with np.load(file, allow_pickle=False) as held:
-                if str(held["stamp"]) == stamp:
-                    return held["labels"], np.char.decode(held["ids"], "utf-8")
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile):
+            with arrays.reading(file, "an index"):
+                held, labels, ids = arrays.npz(file, ("stamp", "labels", "ids"))
+                ids = np.char.decode(ids, "utf-8")
+        except InputError:
             continue
+        if str(held) == stamp and labels.shape == ids.shape == (count,):
+            if labels.dtype == np.int32:
+                return labels, ids
     return None
 
 

@@ -95,7 +95,7 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
         if len(source) != info.num_examples:
             reason = f"{split} holds {len(source)} of {info.num_examples} examples"
             raise _incomplete(name, folder, reason)
-        index = records.load_index(folder, split, stamp)
+        index = records.load_index(folder, split, stamp, len(source))
         if index is None:
             index = _read_labels_and_ids(source, id)
             if info.num_bytes >= INDEX_FROM:
