@@ -216,7 +216,7 @@ def test_one_class_is_no_task(tmp_path):
     features, labels = arrays()
     folder = write(tmp_path, train=(features, labels * 0), test=(features, labels * 0))
     given = {"imbalance": 1.0, "split": "whole", "valid": 0.2, "seed": 0}
-    with pytest.raises(InputError, match="has 1 classes .* at least two"):
+    with pytest.raises(InputError, match=r"has 1 classes .* at least two"):
         catalogue.load("features", dir=folder, **given)
 
 
