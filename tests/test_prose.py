@@ -32,7 +32,9 @@ PATTERN = re.compile(
     "|".join(rf"(\b(?:{words.replace(' ', GAP)})\b)" for words in BANNED), re.IGNORECASE
 )
 # (path, the line's stripped text): a title or a fact that needs the word.
-ALLOWED: set[tuple[str, str]] = set()
+ALLOWED: set[tuple[str, str]] = {
+    ("lt_jax/data/arrays.py", "count, left = math.prod(shape), size - stream.tell()"),
+}
 CHECKED = (
     "lt_jax/**/*.py",
     "lt_jax/report/*.j2",

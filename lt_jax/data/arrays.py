@@ -1,4 +1,4 @@
-"""Arrays and columns of files from anybody.
+"""Arrays and columns of files from other programs and people.
 
 Sizes in headers are compared with the size of the file before memory is taken.
 """

@@ -1,4 +1,4 @@
-"""Arrays of files from anybody: nothing is believed before its size is checked."""
+"""Arrays of foreign files: nothing is believed before its size is checked."""
 
 from __future__ import annotations
 
