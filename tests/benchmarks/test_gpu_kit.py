@@ -111,6 +111,7 @@ def test_the_page_shows_what_was_measured_and_what_is_missing(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("command", ["check", "train", "speed"])
 def test_rehearsal(command, tmp_path):
     done = subprocess.run(
