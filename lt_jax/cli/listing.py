@@ -21,6 +21,10 @@ def networks() -> Lines:
 
     lines = []
     for name, fields in ARCHS.items():
+        if "stages" not in fields:
+            kind = "{depth} blocks of width {width}, patches of {patch} pixels"
+            lines.append((name, f"ViT with {kind.format(**fields)}"))
+            continue
         stages = "-".join(map(str, fields["stages"]))
         kind = "bottleneck" if fields.get("bottleneck") else "basic"
         groups = f" of {fields['groups']} groups" if "groups" in fields else ""

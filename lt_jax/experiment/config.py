@@ -104,6 +104,7 @@ class ModelConfig:
     init: str
     zero_init: bool
     dtype: str
+    pool: str = "token"  # not in config.json of version 0.1
 
 
 @dataclass(frozen=True)
@@ -264,6 +265,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "data.split": (*longtail.SPLITS, longtail.WHOLE),
     "model.stem": models.STEMS,
     "model.init": initializers.NAMES,
+    "model.pool": models.POOLS,
     "model.dtype": models.DTYPES,
     "method.features": ("online", "cached"),
     "method.feature_dtype": DTYPES,

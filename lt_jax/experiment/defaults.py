@@ -40,8 +40,10 @@ def base_config() -> Any:
 
     config.model = model = ConfigDict()
     model.name = "resnet32"  # a key of models.ARCHS; "none": the examples are features
-    model.stem = "cifar"  # "cifar": 3x3, no pooling; "imagenet": 7x7, pooling
-    model.width = 16  # channels of the first stage
+    # Of a ResNet; "cifar": 3x3, no pooling; "imagenet": 7x7, pooling.
+    model.stem = "cifar"
+    model.width = 16  # channels of the first stage of a ResNet
+    model.pool = "token"  # features of a ViT: class "token", or "mean" of the patches
     model.init = "torch"  # initial values as in "torch" or "flax"
     model.zero_init = False  # residual branches start at zero
     model.dtype = "float32"  # of the computation; parameters are float32

@@ -40,7 +40,7 @@ from lt_jax.experiment.config import (
     cut_batches,
     make_methods,
     resolve,
-    without_dropped,
+    workdir_config,
 )
 from lt_jax.heads import Head
 from lt_jax.methods import Method
@@ -135,11 +135,13 @@ def _make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
         m.name,
         stem=m.stem,
         width=m.width,
+        pool=m.pool,
         zero_init=m.zero_init,
         init=m.init,
         dtype=m.dtype,
         axis_name=sharding.AXIS,
-    ).clone(engine=models.fastest_engine())
+        engine=models.fastest_engine(),
+    )
 
 
 def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
@@ -276,7 +278,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuse a config that would mix two experiments in one workdir."""
     if not (workdir / "config.json").exists():
         return
-    old = flatten_dict(without_dropped(results.read_config(workdir)), sep=".")
+    old = flatten_dict(jsonable(as_dict(workdir_config(workdir))), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
     lines = [
         f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now\n"

@@ -71,12 +71,11 @@ def convert(
         names = first_few(found.skipped, 3)
         print(f"skipped {len(found.skipped)} entries that are not weights: {names}")
     total = sum(leaf.size for leaf in found.leaves.values())
-    print(
-        f"{len(found.lines)} arrays, {total:,} numbers in {target}: {arch}, width "
-        f"{shape.width}, {shape.stem} stem"
-    )
-    flags = f"--config.model.name={arch} --config.model.stem={shape.stem} "
-    flags += f"--config.model.width={shape.width} --config.init.path={target}"
+    sizes, flags = "", f"--config.model.name={arch} --config.init.path={target}"
+    if "stages" in models.ARCHS[arch]:  # the sizes of a ViT are those of its name
+        sizes = f", width {shape.width}, {shape.stem} stem"
+        flags += f" --config.model.stem={shape.stem} --config.model.width={shape.width}"
+    print(f"{len(found.lines)} arrays, {total:,} numbers in {target}: {arch}{sizes}")
     if torch_names.KERNEL not in found.leaves:
         print("NOTE: the file has no head; only methods with start='fresh' can use it")
         flags += " --config.init.skip='head/.*'"
@@ -113,7 +112,8 @@ def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
     heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
     num_classes = next((len(leaf) for leaf in heads), 1)
     for name, leaf in state.items():
-        is_stem = f".{name}".endswith(".conv1.weight") and ".layer" not in f".{name}"
+        stems = ".conv1.weight", ".patch_embed.proj.weight"
+        is_stem = f".{name}".endswith(stems) and ".layer" not in f".{name}"
         if name.startswith(part) and is_stem and leaf.ndim == 4:
             stem = "imagenet" if leaf.shape[-1] == 7 else "cifar"
             return Shape(stem, leaf.shape[0], leaf.shape[1], num_classes)
@@ -123,7 +123,7 @@ def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
 def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     """Return the shapes of a network's leaves by our names."""
     backbone = models.create(arch, shape.stem, shape.width)
-    size = 32, 32, shape.channels
+    size = *[8 * backbone.side_multiple] * 2, shape.channels
     network = weights.blank(backbone, linear, size, shape.num_classes)
     return trees.leaves(network._asdict())
 

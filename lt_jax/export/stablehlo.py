@@ -31,7 +31,7 @@ from lt_jax.types import Params
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
-# Batches that a new artefact is checked on: number of images, side in pixels.
+# Batches that a new artefact is checked on: number of images, least side in pixels.
 CHECKED = ((2, 32), (3, 40))
 # Fields of the note and their types; classes and images may be null.
 NOTE = {"input": str, "run": str, "dataset": str, "classes": object, "images": object}
@@ -77,16 +77,18 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     if model["name"] == "none":
         shape, backbone = (1, 1, num_features), models.Identity(num_features)
     else:
-        shape = 32, 32, leaves["params/backbone/stem_conv/kernel"].shape[2]
         backbone = models.create(
             model["name"],
             stem=model["stem"],
             width=model["width"],
+            pool=model.get("pool", "token"),
             zero_init=model.get("zero_init", False),
             init="torch",
             dtype=model.get("dtype", "float32"),
             axis_name=None,
         )
+        channels = leaves["params/backbone/stem_conv/kernel"].shape[2]
+        shape = *[8 * backbone.side_multiple] * 2, channels
     head, network = weights.load_fit(source, backbone, shape, num_classes)
     fit = Finished(source.outcome, model, backbone, head, network)
     if config is None:
@@ -128,7 +130,8 @@ def _write_artefact(fit: Finished, target: Path) -> None:
     compute, inputs = program(fit)
     exported = export.export(jax.jit(compute), platforms=PLATFORMS)(inputs)
     written = bytes(exported.serialize())
-    error = _largest_error(written, compute, inputs)
+    multiple = fit.backbone.side_multiple
+    error = _largest_error(written, compute, inputs, multiple)
     if not error < 1e-5:
         raise InputError(
             f"{target} was not written: the artefact's logits differ from the "
@@ -145,10 +148,13 @@ def _write_artefact(fit: Finished, target: Path) -> None:
     )
 
 
-def _largest_error(written: bytes, compute: Callable[..., Any], inputs: Any) -> float:
+def _largest_error(
+    written: bytes, compute: Callable[..., Any], inputs: Any, multiple: int
+) -> float:
     """Compare an artefact's logits with the network's; return the largest error."""
     artefact, worst = export.deserialize(bytearray(written)), 0.0
     for count, side in CHECKED:
+        side += -side % multiple
         sides = (side, side) if len(inputs.shape) == 4 else ()
         size = (count, *sides, inputs.shape[-1])
         rng = np.random.default_rng(count)
@@ -183,10 +189,7 @@ def program(fit: Finished) -> tuple[Callable[[jax.Array], jax.Array], Any]:
         mask = jnp.ones(images.shape[0], jnp.float32)
         return logits(fit.backbone.apply(variables, pixels, mask, False))
 
-    # JAX cannot prove that a strided slice of h pixels, as in the shortcuts of the
-    # CIFAR networks, is as long as a strided convolution, unless 2 divides h.
-    stages = len(fit.backbone.stages) if fit.backbone.shortcut == "pad" else 1
-    sides = [f"{2 ** (stages - 1)}*{side}" for side in "hw"]
+    sides = [f"{fit.backbone.side_multiple}*{side}" for side in "hw"]
     shape = export.symbolic_shape(f"b, {', '.join(sides)}, {len(augment.mean)}")
     return compute, jax.ShapeDtypeStruct(shape, jnp.uint8)
 

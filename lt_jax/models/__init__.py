@@ -1,7 +1,8 @@
 """Backbones: images to features.
 
-`resnet` defines the networks, `norm` their batch norm, `convolution` their convolutions
-on CPUs. `identity` is the backbone for precomputed features.
+`networks` builds them by name. `resnet` and `vit` define the networks, `norm` the batch
+norm and `convolution` the convolutions of ResNets. `identity` is the backbone for
+precomputed features.
 
     module = create("resnet34", "cifar", 64)
     params, batch_stats = init(module, jax.random.key(0), (32, 32, 3))
@@ -15,25 +16,29 @@ With ``moving=True`` also pass ``mutable=["batch_stats"]``. The result is then
 
 from lt_jax.models.convolution import compiler_options, fastest_engine
 from lt_jax.models.identity import Identity
-from lt_jax.models.norm import BatchNorm
-from lt_jax.models.resnet import (
+from lt_jax.models.networks import (
     ARCHS,
     DTYPES,
-    STEMS,
-    ResNet,
+    Backbone,
     create,
     features_of,
     init,
     shapes,
 )
+from lt_jax.models.norm import BatchNorm
+from lt_jax.models.resnet import STEMS, ResNet
+from lt_jax.models.vit import POOLS, ViT
 
 __all__ = [
     "ARCHS",
     "DTYPES",
+    "POOLS",
     "STEMS",
+    "Backbone",
     "BatchNorm",
     "Identity",
     "ResNet",
+    "ViT",
     "compiler_options",
     "create",
     "fastest_engine",

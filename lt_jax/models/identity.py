@@ -12,6 +12,10 @@ class Identity(nn.Module):
 
     size: int  # D
 
+    @property
+    def num_features(self) -> int:
+        return self.size
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
         """[B, H, W, C] -> float32[B, D], D = H W C; ignores ``mask`` and ``moving``."""

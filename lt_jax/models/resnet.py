@@ -16,13 +16,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lt_jax import initializers
-from lt_jax.errors import InputError, one_of
 from lt_jax.models.convolution import convolver
-from lt_jax.models.identity import Identity
 from lt_jax.models.norm import BatchNorm
-from lt_jax.types import Params
 
-DTYPES = ("float32", "bfloat16", "float64")
 STEMS = {"cifar": (3, 1, False), "imagenet": (7, 2, True)}  # size, stride, max pool
 
 # By convention, the first stage of the CIFAR networks has width 16, the others 64.
@@ -143,6 +139,21 @@ class ResNet(nn.Module):
     shortcut: str = "projection"  # or "pad"
     engine: str = "xla"  # what computes the convolutions: "xla" or "onednn"
 
+    @property
+    def num_features(self) -> int:
+        """D."""
+        last = self.width * 2 ** (len(self.stages) - 1)
+        return 4 * last if self.bottleneck else last
+
+    @property
+    def side_multiple(self) -> int:
+        """What divides the sides of every image of an exported network.
+
+        JAX cannot prove that a strided slice of h pixels, as in the shortcuts of the
+        CIFAR networks, is as long as a strided convolution, unless 2 divides h.
+        """
+        return 2 ** (len(self.stages) - 1) if self.shortcut == "pad" else 1
+
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
         """Map normalized images, float[B, H, W, C], to features, float[B, D].
@@ -174,66 +185,3 @@ class ResNet(nn.Module):
                     name=f"stage{stage}_block{block}",
                 )(x, mask, moving)
         return jnp.mean(x, (1, 2), dtype=jnp.promote_types(jnp.float32, self.dtype))
-
-
-def create(
-    name: str,
-    stem: str,
-    width: int,
-    *,
-    zero_init: bool = False,
-    init: str = "torch",
-    dtype: str = "float32",
-    axis_name: str | None = None,
-) -> ResNet:
-    """Build the network ``name`` of `ARCHS`."""
-    fields = ARCHS[one_of("arch", name, ARCHS)]
-    least = 64 // fields.get("group_width", 64)
-    if width < least:
-        raise InputError(f"width must be at least {least} for {name}, got {width}")
-    if width % 2 and fields.get("shortcut") == "pad":
-        raise InputError(f"width must be even for {name}, got {width}")
-    number = jnp.dtype(one_of("dtype", dtype, DTYPES))
-    if jax.dtypes.canonicalize_dtype(number) != number:
-        raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
-    return ResNet(
-        **fields,
-        stem=one_of("stem", stem, STEMS),
-        width=width,
-        zero_init=zero_init,
-        init_name=one_of("initialiser", init, initializers.NAMES),
-        dtype=number,
-        axis_name=axis_name,
-    )
-
-
-def features_of(module: ResNet | Identity) -> int:
-    """Return D, the number of features that ``module`` computes."""
-    if isinstance(module, Identity):
-        return module.size
-    last = module.width * 2 ** (len(module.stages) - 1)
-    return 4 * last if module.bottleneck else last
-
-
-def shapes(
-    module: ResNet | Identity, shape: tuple[int, int, int]
-) -> tuple[Params, Params]:
-    """Return shapes and dtypes of what `init` makes, without making it."""
-    return jax.eval_shape(lambda key: _init(module, key, shape), jax.random.key(0))
-
-
-def _init(
-    module: ResNet | Identity, key: jax.Array, shape: tuple[int, int, int]
-) -> tuple[Params, Params]:
-    """Initialize ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
-    image = jnp.zeros((1, *shape), jnp.float32)
-    variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
-    return variables.get("params", {}), variables.get("batch_stats", {})
-
-
-# Code that runs once is not worth optimising: on CPUs that took up to 30 s.
-init = jax.jit(
-    _init,
-    static_argnums=(0, 2),
-    compiler_options={"xla_backend_optimization_level": 0},
-)

@@ -1,16 +1,16 @@
 """Networks under PyTorch's names and under ours, as dicts of arrays.
 
-Supports the names of torchvision's ResNets and ResNeXts, and of timm. The code of LOS,
-weight balancing, Decoupling ("classifier-balancing"), MiSLAS and LDAM differs from them
-in prefixes, and in the names of the head and the shortcuts. PyTorch stores a
-convolution as [out, in, height, width] and a linear layer as [K, D]; we store them as
-[height, width, in, out] and [D, K].
+Supports the names of torchvision's ResNets and ResNeXts, and of timm, whose ViTs are in
+``vit_names``. The code of LOS, weight balancing, Decoupling ("classifier-balancing"),
+MiSLAS and LDAM differs from them in prefixes, and in the names of the head and the
+shortcuts. PyTorch stores a convolution as [out, in, height, width] and a linear layer
+as [K, D]; we store them as [height, width, in, out] and [D, K].
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ import numpy as np
 
 from lt_jax import trees
 from lt_jax.errors import InputError
+from lt_jax.pretrained import vit_names
 
 KERNEL, BIAS = "params/head/kernel", "params/head/bias"
 # Our names in a batch norm -> PyTorch's.
@@ -35,7 +36,7 @@ _HEAD = re.compile(
 _SCALE = re.compile(r"(?:\w+\.)*learned_norm")  # LWS and MiSLAS: s_k (w_k f + b_k)
 # Entries of checkpoints that are not part of the network.
 _NOT_WEIGHTS = re.compile(
-    r"(?:.*\.)?num_batches_tracked|(?:optim|sched|centroid|scaler).*"
+    r"(?:.*\.)?(?:num_batches_tracked|mask_token)|(?:optim|sched|centroid|scaler).*"
 )
 
 
@@ -61,7 +62,7 @@ def is_head(name: str) -> bool:
 
 
 def torch_name(name: str) -> str:
-    """Translate one of our names to torchvision's.
+    """Translate one of our names of a residual network to torchvision's.
 
     >>> torch_name("params/backbone/stage2_block1/conv1/kernel")
     'layer2.0.conv1.weight'
@@ -80,6 +81,21 @@ def torch_name(name: str) -> str:
     return f"{layer}.{'weight' if leaf == 'kernel' else NORM[leaf]}"
 
 
+def torch_names(names: Iterable[str]) -> dict[str, str]:
+    """Translate our names of a network: PyTorch's by ours."""
+    names = list(names)
+    if not _is_vit(names):
+        return {name: torch_name(name) for name in names}
+    heads = {KERNEL: "head.weight", BIAS: "head.bias"}
+    vit_name = vit_names.torch_name
+    return {n: heads.get(n) or vit_name(n.split("/")[2:]) for n in names}
+
+
+def _is_vit(names: Iterable[str]) -> bool:
+    """Check whether our names are those of a vision transformer."""
+    return f"params/backbone/{vit_names.TOKEN}" in names
+
+
 def to_torch_layout(array: Any) -> np.ndarray:
     """Transpose an array from our layout to PyTorch's."""
     axes = {4: (3, 2, 0, 1), 2: (1, 0)}.get(np.ndim(array))
@@ -93,7 +109,7 @@ def to_our_layout(array: np.ndarray) -> np.ndarray:
 
 
 def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Translate the leaves of a network to torchvision's names and layout.
+    """Translate the leaves of a network to PyTorch's names and layout.
 
     ``num_batches_tracked`` is left out, which ``load_state_dict`` accepts.
 
@@ -103,7 +119,8 @@ def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     head = {n: leaf for n, leaf in leaves.items() if n.startswith("params/head/")}
     rest = {n: leaf for n, leaf in leaves.items() if n not in head}
     translated = rest | _linear(head)
-    return {torch_name(n): to_torch_layout(leaf) for n, leaf in translated.items()}
+    theirs = torch_names(translated)
+    return {theirs[n]: to_torch_layout(leaf) for n, leaf in translated.items()}
 
 
 def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -143,13 +160,17 @@ def from_torch(
         or of another shape; values are not floats or not finite.
     """
     state = {name: leaf for name, leaf in state.items() if name.startswith(part)}
-    prefix = _prefix(state)
-    ours = {torch_name(name): name for name in expected}
+    prefix = _prefix(state, _is_vit(expected))
+    ours = {theirs: name for name, theirs in torch_names(expected).items()}
     sources: dict[str, str] = {}
     skipped, unexpected, scale = [], {}, None
     for source, leaf in state.items():
-        name = ours.get(_standard_name(source, prefix))
-        if name is not None and name not in sources:
+        head = _HEAD.fullmatch(source)
+        name = {"weight": KERNEL, "bias": BIAS}[head["leaf"]] if head else None
+        if not head and source.startswith(prefix):
+            short = source.removeprefix(prefix).replace("shortcut", "downsample")
+            name = ours.get(short)
+        if name in expected and name not in sources:
             sources[name] = source
         elif _SCALE.fullmatch(source):
             scale = np.asarray(leaf, np.float32).ravel()
@@ -177,15 +198,20 @@ def from_torch(
     return Found(leaves, lines, skipped)
 
 
-def _prefix(state: Mapping[str, np.ndarray]) -> str:
-    """Return the prefix of the only residual network in a file."""
-    layers = filter(None, map(_LAYER.fullmatch, state))
-    prefixes = list(dict.fromkeys(m["prefix"] for m in layers if m["block"]))
+def _prefix(state: Mapping[str, np.ndarray], is_vit: bool) -> str:
+    """Return the prefix of the only network of this family in a file."""
+    if is_vit:
+        kind, example, token = "vision transformer", "blocks.0.", vit_names.TOKEN
+        found = [name.removesuffix(token) for name in state if name.endswith(token)]
+    else:
+        kind, example = "residual network", "layer1.0.conv1.weight"
+        layers = filter(None, map(_LAYER.fullmatch, state))
+        found = [layer["prefix"] for layer in layers if layer["block"]]
+    prefixes = list(dict.fromkeys(found))
     if not prefixes:
         names = ", ".join(list(state)[:5]) or "no arrays at all"
         raise InputError(
-            "it holds no residual network: expected names such as "
-            f"layer1.0.conv1.weight, got {names}"
+            f"it holds no {kind}: expected names such as {example}, got {names}"
         )
     if len(prefixes) > 1:
         raise InputError(
@@ -193,14 +219,6 @@ def _prefix(state: Mapping[str, np.ndarray]) -> str:
             ": choose one with --part"
         )
     return prefixes[0]
-
-
-def _standard_name(source: str, prefix: str) -> str:
-    """Return torchvision's name of an entry; "" if it is not part of the network."""
-    layer, head = _LAYER.fullmatch(source), _HEAD.fullmatch(source)
-    if layer and layer["prefix"] == prefix:
-        return source.removeprefix(prefix).replace("shortcut", "downsample")
-    return f"fc.{head['leaf']}" if head else ""
 
 
 def _float32(array: np.ndarray, source: str) -> tuple[np.ndarray, str]:

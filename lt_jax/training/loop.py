@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
     splits: Splits
     groups: dict[str, np.ndarray]  # bool[K] by name
-    backbone: Any  # a ResNet, which pyright considers unhashable
+    backbone: Any  # a Backbone, which pyright considers unhashable
     augment: Augment
     flip: bool  # whether evaluation averages over the mirror image
     eval_batch: int

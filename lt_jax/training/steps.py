@@ -27,7 +27,7 @@ from lt_jax.heads import Head
 from lt_jax.losses import Adjust, Loss
 from lt_jax.methods import Project
 from lt_jax.metrics import Tally
-from lt_jax.models import ResNet
+from lt_jax.models import Backbone
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Batch, Params, TrainState
 
@@ -50,7 +50,7 @@ Measured = dict[str, jax.Array]  # what a step measures, see `make_train_step`
 class StepSpec(NamedTuple):
     """What a training step is compiled for. Hashable: a cache key."""
 
-    backbone: Any  # a ResNet, which pyright considers unhashable
+    backbone: Any  # a Backbone, which pyright considers unhashable
     head: Head
     loss: Loss
     project: Project | None  # applied after the steps in ``StepInputs.projects``
@@ -325,7 +325,7 @@ def compile_step(step: Any, *arguments: Any) -> CompiledStep:
 
 @functools.cache
 def make_eval_step(
-    backbone: ResNet, head: Head, augment: Augment, flip: bool
+    backbone: Backbone, head: Head, augment: Augment, flip: bool
 ) -> Callable[[Params, Params, Batch, Tally], Tally]:
     """Make ``(params, batch_stats, batch, tally) -> tally`` with the batch added.
 
@@ -348,7 +348,7 @@ def make_eval_step(
 
 @functools.cache
 def make_feature_step(
-    backbone: ResNet, augment: Augment, view: str
+    backbone: Backbone, augment: Augment, view: str
 ) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
     """Make ``(params, batch_stats, batch, key, first) -> float[B, D]``, replicated.
 
@@ -374,7 +374,7 @@ def make_feature_step(
 
 
 def _features(
-    backbone: ResNet, params: Params, stats: Params, images: jax.Array
+    backbone: Backbone, params: Params, stats: Params, images: jax.Array
 ) -> jax.Array:
     """Compute float[B, D] with frozen batch norm, each row independently."""
     variables = {"params": params["backbone"], "batch_stats": stats}

@@ -1,0 +1,90 @@
+"""Backbones by name, their sizes and their initial weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from lt_jax import initializers
+from lt_jax.errors import InputError, one_of
+from lt_jax.models import resnet, vit
+from lt_jax.models.identity import Identity
+from lt_jax.models.resnet import ResNet
+from lt_jax.models.vit import ViT
+from lt_jax.types import Params
+
+DTYPES = ("float32", "bfloat16", "float64")
+ARCHS = {**resnet.ARCHS, **vit.ARCHS}
+
+Backbone = ResNet | ViT | Identity
+
+
+def create(
+    name: str,
+    stem: str = "imagenet",
+    width: int = 64,
+    *,
+    pool: str = "token",
+    zero_init: bool = False,
+    init: str = "torch",
+    dtype: str = "float32",
+    axis_name: str | None = None,
+    engine: str = "xla",
+) -> ResNet | ViT:
+    """Build the network ``name`` of `ARCHS`.
+
+    A ViT reads ``pool``, ``init`` and ``dtype`` only; a ResNet does not read ``pool``.
+    """
+    fields = ARCHS[one_of("arch", name, ARCHS)]
+    one_of("stem", stem, resnet.STEMS)
+    one_of("pool", pool, vit.POOLS)
+    number = jnp.dtype(one_of("dtype", dtype, DTYPES))
+    if jax.dtypes.canonicalize_dtype(number) != number:
+        raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
+    init_name = one_of("initialiser", init, initializers.NAMES)
+    if name in vit.ARCHS:
+        return ViT(**fields, pool=pool, init_name=init_name, dtype=number)
+    least = 64 // fields.get("group_width", 64)
+    if width < least:
+        raise InputError(f"width must be at least {least} for {name}, got {width}")
+    if width % 2 and fields.get("shortcut") == "pad":
+        raise InputError(f"width must be even for {name}, got {width}")
+    return ResNet(
+        **fields,
+        stem=stem,
+        width=width,
+        zero_init=zero_init,
+        init_name=init_name,
+        dtype=number,
+        axis_name=axis_name,
+        engine=engine,
+    )
+
+
+def features_of(module: Backbone) -> int:
+    """Return D, the number of features that ``module`` computes."""
+    return module.num_features
+
+
+def shapes(module: Backbone, shape: tuple[int, int, int]) -> tuple[Params, Params]:
+    """Return shapes and dtypes of what `init` makes, without making it."""
+    return jax.eval_shape(lambda key: _init(module, key, shape), jax.random.key(0))
+
+
+def _init(
+    module: Backbone, key: jax.Array, shape: tuple[int, int, int]
+) -> tuple[Params, Params]:
+    """Initialize ``params`` and ``batch_stats`` for images of ``shape`` (H, W, C)."""
+    image = jnp.zeros((1, *shape), jnp.float32)
+    variables: Any = module.init(key, image, jnp.ones(1, jnp.float32), moving=False)
+    return variables.get("params", {}), variables.get("batch_stats", {})
+
+
+# Code that runs once is not worth optimising: on CPUs that took up to 30 s.
+init = jax.jit(
+    _init,
+    static_argnums=(0, 2),
+    compiler_options={"xla_backend_optimization_level": 0},
+)
