@@ -54,8 +54,10 @@ OPTIMISER = ("lr", "epochs", "decay")
 # Steps per fit, whose learning rates take about 50 bytes each while they are made.
 MAX_STEPS = 20_000_000
 
-# A key of version 0.1, ignored at the value that it had everywhere.
+# A key of version 0.1, ignored at the value that it had everywhere, and the values of
+# keys that it did not have, by group.
 DROPPED = ("nesterov", False)
+ADDED = {"model": {"pool": "token"}}
 
 # May change between two commands in one workdir: no result depends on these keys.
 FREE = (
@@ -104,7 +106,7 @@ class ModelConfig:
     init: str
     zero_init: bool
     dtype: str
-    pool: str = "token"  # not in config.json of version 0.1
+    pool: str
 
 
 @dataclass(frozen=True)
@@ -338,7 +340,7 @@ GROUPS: dict[str, Any] = {
 def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
     """Return the checked, frozen values of a config."""
     plain: Any = config.to_dict() if isinstance(config, ConfigDict) else config
-    tree = without_dropped(_group("the config", plain))
+    tree = upgraded(_group("the config", plain))
     groups: dict[str, Any] = {}
     for name, group in GROUPS.items():
         values = dict(_group(name, tree.pop(name, {})))
@@ -449,10 +451,11 @@ def _value(key: str, value: Any, kind: str) -> Any:
     return float(value) if kind == "float" else value
 
 
-def without_dropped(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested config without the key of ``DROPPED``."""
+def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested config, of version 0.1 too, with the keys of this version."""
     return {
-        name: {key: value for key, value in group.items() if (key, value) != DROPPED}
+        name: ADDED.get(name, {})
+        | {key: value for key, value in group.items() if (key, value) != DROPPED}
         if isinstance(group, Mapping)
         else group
         for name, group in tree.items()

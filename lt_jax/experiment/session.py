@@ -40,7 +40,7 @@ from lt_jax.experiment.config import (
     cut_batches,
     make_methods,
     resolve,
-    workdir_config,
+    upgraded,
 )
 from lt_jax.heads import Head
 from lt_jax.methods import Method
@@ -278,7 +278,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuse a config that would mix two experiments in one workdir."""
     if not (workdir / "config.json").exists():
         return
-    old = flatten_dict(jsonable(as_dict(workdir_config(workdir))), sep=".")
+    old = flatten_dict(upgraded(results.read_config(workdir)), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
     lines = [
         f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now\n"

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from lt_jax import initializers
 from lt_jax.errors import InputError, one_of
-from lt_jax.models import resnet, vit
 from lt_jax.models.identity import Identity
-from lt_jax.models.resnet import ResNet
-from lt_jax.models.vit import ViT
+from lt_jax.models.resnet import ARCHS as RESNETS
+from lt_jax.models.resnet import STEMS, ResNet
+from lt_jax.models.vit import ARCHS as VITS
+from lt_jax.models.vit import POOLS, ViT
 from lt_jax.types import Params
 
 DTYPES = ("float32", "bfloat16", "float64")
-ARCHS = {**resnet.ARCHS, **vit.ARCHS}
+ARCHS = {**RESNETS, **VITS}
 
 Backbone = ResNet | ViT | Identity
 
@@ -38,13 +39,13 @@ def create(
     A ViT reads ``pool``, ``init`` and ``dtype`` only; a ResNet does not read ``pool``.
     """
     fields = ARCHS[one_of("arch", name, ARCHS)]
-    one_of("stem", stem, resnet.STEMS)
-    one_of("pool", pool, vit.POOLS)
+    one_of("stem", stem, STEMS)
+    one_of("pool", pool, POOLS)
     number = jnp.dtype(one_of("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
     init_name = one_of("initialiser", init, initializers.NAMES)
-    if name in vit.ARCHS:
+    if name in VITS:
         return ViT(**fields, pool=pool, init_name=init_name, dtype=number)
     least = 64 // fields.get("group_width", 64)
     if width < least:
