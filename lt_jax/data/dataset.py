@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -49,7 +50,8 @@ class Dataset:
     def hash(self) -> str:
         """16 hex digits of the SHA-256 of the sorted ids; identifies the examples."""
         text = "\n".join(sorted(str(i) for i in self.ids))
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        # File names may be bytes that are not UTF-8.
+        return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.labels)

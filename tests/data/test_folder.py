@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import tiny_digits
 import tiny_photos
@@ -270,18 +273,22 @@ def test_parquet(tmp_path):
     parquet.write_table(pa.table(columns), root / "list.parquet")
     assert load("", str(root / "list.parquet")).hash == load(root).hash
     (root / "list.parquet").write_bytes(b"PAR1 not so")
-    with pytest.raises(InputError, match=r"cannot be read: .*[Pp]arquet"):
+    with pytest.raises(InputError, match=r"cannot be read \(.*[Pp]arquet"):
         load("", str(root / "list.parquet"))
 
 
 @pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
-        ("file,label", [("a", "b")], "has the columns file, label; expected path"),
-        ("", [], r"cannot be read: .*Empty CSV file"),
+        (
+            "file,label",
+            [("a", "b")],
+            r"'path' once among .*: expected a table",
+        ),
+        ("", [], r"cannot be read \(.*Empty CSV file"),
         ("path,label", [], "has no rows"),
         ("path,label", [("a.jpg", "")], "row 1: expected a path and a label"),
-        ("path,label", [("a.jpg", "x")], r"1 of its images do not exist: .*a\.jpg"),
+        ("path,label", [("a.jpg", "x")], r"1 of its images do not exist .*: .*a\.jpg"),
         ("path,label,split", [("a.jpg", "x", "dev")], "split 'dev', expected one of"),
         (
             "path,label",
@@ -295,17 +302,114 @@ def test_bad_tables(tmp_path, columns, rows, message):
         load("", csv_of(tmp_path, columns, rows))
 
 
+def test_tables_of_other_files(tmp_path):
+    """A pipe or a device would hang; one file under two names would count twice."""
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    for name in ("pipe.jpg", ".", "/dev/zero", "a\0b", "a" * 5000):
+        rows = [("a.jpg", "x"), (name, "y")]
+        with pytest.raises(InputError, match="do not exist or are not regular files"):
+            load("", csv_of(tmp_path, "path,label", rows))
+    with pytest.raises(InputError, match=r"duplicate entry: \./a\.jpg"):
+        load("", csv_of(tmp_path, "path,label", [("a.jpg", "x"), ("./a.jpg", "y")]))
+    os.mkfifo(tmp_path / "pipe.csv")
+    with pytest.raises(InputError, match="is not a regular file: expected a table"):
+        load("", str(tmp_path / "pipe.csv"))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ([{"a": "x"}, {"a": "y"}], "label holds struct"),
+        ([["x"], ["y"]], "label holds list"),
+        ([0.5, 1.5], "label holds double, not text or integers"),
+        ([b"x", b"y"], "label holds binary"),
+        (["x", None], r"row 2: expected a path .*got \('b.jpg', None, None\)"),
+        (["x", "y" * 2000], "label of at most 1,000 characters"),
+    ],
+)
+def test_bad_columns(tmp_path, labels, message):
+    table = pyarrow.table({"path": ["a.jpg", "b.jpg"], "label": labels})
+    pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match=message):
+        load("", str(tmp_path / "list.parquet"))
+
+
+def test_integers_and_categories_are_labels(tmp_path):
+    names = [str(i) for i in range(6)]
+    for name in names:
+        (tmp_path / name).write_bytes(b"x" * (int(name) + 1))
+    whole, text = [9, 10] * 3, ["9", "10"] * 3
+    for labels in (whole, pyarrow.array(text).dictionary_encode()):
+        table = pyarrow.table({"path": names, "label": labels})
+        pyarrow.parquet.write_table(table, tmp_path / "list.parquet")
+        splits = load("", str(tmp_path / "list.parquet"))
+        assert splits.train.classes == ("9", "10")
+
+
 def test_unreadable_tables(tmp_path):
     with pytest.raises(InputError, match=r"expected a \.csv or \.parquet file"):
         load("", str(tmp_path / "list.xlsx"))
-    with pytest.raises(InputError, match="No such file"):
+    with pytest.raises(InputError, match="does not exist"):
         load("", str(tmp_path / "list.csv"))
     (tmp_path / "list.csv").write_bytes(b"path,label\n\xff\xfe,x\n")
-    with pytest.raises(InputError, match=r"cannot be read: .*UTF8"):
+    with pytest.raises(InputError, match=r"cannot be read \(.*UTF8"):
         load("", str(tmp_path / "list.csv"))
 
 
 # Bad folders
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    """Names are bytes on disk. They are read, hashed and found again."""
+    root = three(tmp_path)
+    for split in ("train", "test", "val"):
+        os.rename(root / split / "rot", os.fsencode(root / split) + b"/ros\xe9")
+    folder = os.fsencode(root) + b"/train/ros\xe9"
+    os.rename(folder + b"/bild 0.jpg", folder + b"/caf\xe9.jpg")
+    found = load(root).train
+    assert "ros\udce9" in found.classes
+    assert "train/ros\udce9/caf\udce9.jpg" in found.ids
+    assert len(found.hash) == 16
+    assert found.read(np.flatnonzero(found.ids > "train/ros")).std() > 0
+
+
+def test_folders_without_an_end(tmp_path):
+    root = three(tmp_path)
+    loop = root / "train/rot/loop"
+    for target in (root / "train/rot", root, root / "train"):
+        loop.symlink_to(target)
+        with pytest.raises(InputError, match="is a link to a folder that contains it"):
+            load(root)
+        loop.unlink()
+    before = os.getcwd()
+    os.chdir(root / "train/rot")
+    for _ in range(600):  # pytest removes them by recursion
+        os.mkdir("d")
+        os.chdir("d")
+    os.chdir(before)
+    with pytest.raises(InputError, match="limit 1,000: are folders nested by mistake"):
+        load(root)
+
+
+def test_pipes_and_dangling_links(tmp_path, capsys):
+    root = three(tmp_path)
+    os.mkfifo(root / "train/rot/pipe.jpg")
+    assert sizes(load(root)) == (35, 6, 12)
+    assert (
+        "skipped 1 files without images: train/rot/pipe.jpg" in capsys.readouterr().err
+    )
+    (root / "train/rot/link.jpg").symlink_to("nothing")
+    with pytest.raises(InputError, match=r"link\.jpg cannot be read: No such file"):
+        load(root)
+
+
+def test_two_folders_of_one_split(tmp_path):
+    root = three(tmp_path)
+    shutil.copytree(root / "val", root / "validation")
+    with pytest.raises(InputError, match="several folders of one split, val and valid"):
+        load(root)
 
 
 def test_no_folder(tmp_path):

@@ -13,8 +13,9 @@ from __future__ import annotations
 import collections
 import hashlib
 import os
+import stat
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -25,7 +26,7 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import Undecodable, read_file
 from lt_jax.data.images.photos import PhotoOptions, from_files, photographs
 from lt_jax.data.sources import table as tables
-from lt_jax.data.sources.table import SPLIT_NAMES, ImageFile
+from lt_jax.data.sources.table import LONGEST, SPLIT_NAMES, ImageFile
 from lt_jax.errors import InputError, first_few
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -63,7 +64,7 @@ def load(
     _check_files(files, source)
     names = {file.label for file in files["train"]}
     # Text is sorted as text and before numbers, which are sorted as numbers.
-    classes = sorted(names, key=lambda n: (int(n) if n.isdecimal() else -1, n))
+    classes = sorted(names, key=lambda n: (int(n[:99]) if n.isdecimal() else -1, n))
     if len(classes) < 2:
         raise InputError(
             f"{source} has only one class, {classes[0]!r}: expected at least two"
@@ -130,12 +131,16 @@ def _list_folders(dir: str) -> dict[str, list[ImageFile]]:
             + LAYOUT
         )
     below = {path.name.lower(): path for path in _subfolders(root)}
-    splits = {
-        split: below[name]
-        for split, names in SPLIT_NAMES.items()
-        for name in names
-        if name in below
-    }
+    splits: dict[str, Path] = {}
+    for split, names in SPLIT_NAMES.items():
+        present = [below[name] for name in names if name in below]
+        if len(present) > 1:
+            raise InputError(
+                f"{dir} has several folders of one split, "
+                f"{' and '.join(path.name for path in present)}: remove or rename one"
+            )
+        if present:
+            splits[split] = present[0]
     if "train" not in splits:
         splits = {"train": root}
     skipped: list[str] = []
@@ -157,15 +162,27 @@ def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]
         hint = f" It contains {first_few(packed)}: extract it first." if packed else ""
         raise InputError(f"{path} has no class folders.{hint}{LAYOUT}")
     for folder in classes:
-        for parent, _, names in os.walk(folder, onerror=_unreadable, followlinks=True):
-            for name in names:
-                file = Path(parent, name)
-                id = file.relative_to(root).as_posix()
-                if name.startswith(".") or file.suffix.lower() not in SUFFIXES:
-                    skipped.append(id)
-                else:
-                    size = file.stat().st_size
-                    found.append(ImageFile(id, folder.name, str(file), size))
+        for entry in _entries(folder):
+            file = Path(entry.path)
+            id = file.relative_to(root).as_posix()
+            if len(id) > LONGEST:
+                raise InputError(
+                    f"{id[:100]}... in {root} is a path of {len(id):,} characters, "
+                    f"limit {LONGEST:,}: are folders nested by mistake?"
+                )
+            if entry.is_dir():
+                continue
+            if entry.name.startswith(".") or file.suffix.lower() not in SUFFIXES:
+                skipped.append(id)
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:  # a link to a missing file
+                _unreadable(error)
+            if stat.S_ISREG(status.st_mode):
+                found.append(ImageFile(id, folder.name, entry.path, status.st_size))
+            else:
+                skipped.append(id)
     used = {file.label for file in found}
     if empty := [folder.name for folder in classes if folder.name not in used]:
         raise InputError(
@@ -173,6 +190,27 @@ def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]
             "or finish extracting or copying"
         )
     return found
+
+
+def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """Iterate over everything under a folder, through links, without recursion."""
+    pending: list[tuple[str, tuple[os.stat_result, ...]]] = [(str(folder), ())]
+    while pending:
+        path, above = pending.pop()
+        try:
+            own = os.stat(path)
+            if any(os.path.samestat(own, outer) for outer in above):
+                raise InputError(
+                    f"{path} is a link to a folder that contains it: remove the link"
+                )
+            with os.scandir(path) as opened:
+                entries = sorted(opened, key=lambda entry: entry.name)
+        except OSError as error:
+            _unreadable(error)
+        for entry in entries:
+            yield entry
+            if entry.is_dir():
+                pending.append((entry.path, (*above, own)))
 
 
 def _subfolders(path: Path) -> list[Path]:
