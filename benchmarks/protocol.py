@@ -23,6 +23,7 @@ import argparse
 import contextlib
 import io
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -80,15 +81,15 @@ def command(words: list[str], changes: dict[str, Any]) -> str:
 
 
 def noted(there: Path, here: Path, pattern: str, last: bool = False) -> None:
-    """Record in a workdir the finished fits of another, or their last epochs."""
+    """Copy the finished fits of another workdir to one, or their last epochs."""
     for file in there.glob(f"checkpoints/{pattern}/outcome.json"):
         outcome = json.loads(file.read_text(encoding="utf-8"))
         if last:
             steps = [int(p.name) for p in file.parent.iterdir() if p.name.isdigit()]
             outcome["step"] = max(steps)
-        outcome["weights"] = str((file.parent / outcome["weights"]).resolve())
+        outcome.pop("digest", None)
         note = here / file.relative_to(there)
-        note.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(file.parent, note.parent, dirs_exist_ok=True)
         note.write_text(json.dumps(outcome), encoding="utf-8")
 
 

@@ -1,61 +1,270 @@
-"""Files that are written completely or not at all, and JSON that is checked."""
+"""The door to the disk: how the package reads and writes its own files.
+
+A workdir may come from anyone. Reading checks the kind of a file, its size, structure
+and types. Writing follows no links, and a file is written completely or not at all.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import hashlib
 import json
+import math
+import os
+import re
 import reprlib
-from collections.abc import Iterator, Mapping
+import secrets
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lt_jax.errors import InputError
+
+LARGEST = 64 * 2**20  # bytes of a JSON file
+DEEPEST = 50  # levels of a JSON value
+DRAFT = re.compile(r".+\.[0-9a-f]{8}\.tmp")  # names of unfinished files
+DIGEST = "digest"  # the field with the SHA-256 of all others
+
+# How a JSON value must look:
+#   a type          an instance; ``float`` takes integers too, ``object`` anything
+#   a range         an integer in it
+#   a set           one of these strings
+#   [schema]        a list of such values; [schema, n] of n at least
+#   {name: schema}  an object with these fields; "name?" may be missing
+#   {str: schema}   an object whose other fields all look like this
+#   (schema, None)  such a value or null
+Schema = Any
+COUNT = range(2**53)  # steps, seeds and sizes
+NUMBER = (float, None)  # null is NaN
+
+
+def open_regular(file: Path, flags: int) -> int:
+    """Open a regular file without waiting for a pipe; return its descriptor.
+
+    Follows a link only to read.
+    """
+    if flags != os.O_RDONLY:
+        flags |= os.O_NOFOLLOW
+    try:
+        handle = os.open(file, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise InputError(f"{file} is a link or a pipe: remove it") from error
+        raise
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise InputError(f"{file} is not a regular file: remove it")
+    return handle
+
+
+def read(file: Path, limit: int = LARGEST) -> bytes:
+    """Read a regular file of at most ``limit`` bytes."""
+    with open(open_regular(file, os.O_RDONLY), "rb") as opened:
+        content = opened.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(f"{file} has more than {limit:,} bytes: it is not a valid one")
+    return content
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON without NaN, infinities, huge integers and deep nesting.
+
+    Raises:
+      ValueError: it is not such JSON.
+    """
+    try:
+        value = json.loads(content.decode("utf-8"))
+        _check_plain(value)
+    except RecursionError as error:
+        raise ValueError(f"nested deeper than {DEEPEST} levels") from error
+    return value
+
+
+def _check_plain(value: Any, depth: int = 0) -> None:
+    if isinstance(value, dict | list):
+        if depth == DEEPEST:
+            raise RecursionError
+        for inner in value.values() if isinstance(value, dict) else value:
+            _check_plain(inner, depth + 1)
+    elif isinstance(value, int | float) and not abs(value) < 2**1000:
+        raise ValueError(f"{reprlib.repr(value)} is not a finite number")
+
+
+def read_json(file: Path, schema: Schema, remedy: str) -> dict[str, Any]:
+    """Read a JSON object, check it, and return it without its digest.
+
+    Args:
+      remedy: what the user can do about an invalid file; ends the error message.
+
+    Raises:
+      InputError: it is invalid, or does not match its digest. Files of older versions
+        have none.
+    """
+    text = read(file)
+    try:
+        content = parse_json(text)
+    except ValueError as error:  # from JSON or UTF-8
+        raise InputError(f"{file} is not valid JSON ({error}). {remedy}") from error
+    check(content, schema, str(file), remedy)
+    digest = content.pop(DIGEST, None)
+    if digest not in (None, digest_of(content)):
+        raise InputError(f"{file} has changed since it was written. {remedy}")
+    return content
+
+
+def check(value: Any, schema: Schema, file: str, remedy: str, name: str = "") -> None:
+    """Check a JSON value; ``name`` is its dotted name in the file.
+
+    Raises:
+      InputError: names the file, the field, what was found and what was expected.
+    """
+    if isinstance(schema, tuple):
+        if value is None:
+            return
+        schema = schema[0]
+    if not _is_kind(value, schema):
+        where = f"{file}: {name}" if name else file
+        found = f"must be {_expected(schema)}, got {reprlib.repr(value)}"
+        raise InputError(f"{where} {found}. {remedy}")
+    if isinstance(schema, list) and set(map(type, value)) - _fast(schema[0]):
+        for index, inner in enumerate(value):
+            check(inner, schema[0], file, remedy, f"{name}[{index}]")
+    if not isinstance(schema, dict):
+        return
+    named = {key.removesuffix("?"): key for key in schema if key is not str}
+    others = [field for field in value if field not in named and str in schema]
+    for field in [*named, *others]:
+        dotted, key = f"{name}.{field}".removeprefix("."), named.get(field, str)
+        if field in value:
+            check(value[field], schema[key], file, remedy, dotted)
+        elif key == field:  # it has no "?"
+            raise InputError(
+                f"{file} lacks {dotted!r}: another version of lt_jax may have written "
+                f"it. {remedy}"
+            )
+
+
+def _fast(schema: Schema) -> set[type]:
+    """Types whose values fit without a look at each: long lists are common."""
+    if schema == NUMBER:
+        return {float, int, type(None)}
+    return {schema} if schema in (str, float) else set()
+
+
+def _is_kind(value: Any, schema: Schema) -> bool:
+    if isinstance(schema, set):
+        return isinstance(value, str) and value in schema
+    if isinstance(schema, range):
+        return type(value) is int and value in schema
+    kind = schema if isinstance(schema, type) else type(schema)
+    if isinstance(schema, list) and schema[1:]:
+        return isinstance(value, list) and len(value) >= schema[1]
+    if isinstance(value, bool):  # which is an int in Python
+        return kind in (bool, object)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _expected(schema: Schema) -> str:
+    if isinstance(schema, set):
+        return f"one of {', '.join(sorted(schema))}"
+    if isinstance(schema, range):
+        return f"an integer of at least {schema.start}"
+    kind = schema if isinstance(schema, type) else type(schema)
+    least = ""
+    if isinstance(schema, list) and schema[1:]:
+        least = f" of at least {schema[1]}"
+    kinds = {dict: "a JSON object", list: f"a list{least}", str: "a string"}
+    return {**kinds, float: "a number", bool: "true or false"}[kind]
+
+
+def jsonable(value: Any) -> Any:
+    """Convert a value to JSON types; NaN and infinities become None."""
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def digest_of(content: dict[str, Any]) -> str:
+    """Hash a JSON object, in hex."""
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def sealed_json(content: dict[str, Any]) -> str:
+    """Format an object as JSON, with the digest that ``read_json`` checks."""
+    content = jsonable(content)
+    return as_json({**content, DIGEST: digest_of(content)})
+
+
+def as_json(content: dict[str, Any]) -> str:
+    """Format an object as the JSON text of a file, see `jsonable`."""
+    return json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n"
+
+
+def write(file: Path, content: str | bytes) -> None:
+    """Write a file completely or not at all."""
+    raw = (
+        content.encode(errors="backslashreplace")
+        if isinstance(content, str)
+        else content
+    )
+    with atomic_path(file) as draft:
+        draft.write_bytes(raw)
 
 
 @contextlib.contextmanager
 def atomic_path(file: Path) -> Iterator[Path]:
-    """Yield a temporary path to write to; rename it to ``file`` on success."""
+    """Yield a new, empty file to write to; rename it to ``file`` on success."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(file.name + ".tmp")
+    draft = file.with_name(f"{file.name}.{secrets.token_hex(4)}.tmp")
     try:
+        draft.open("xb").close()  # exclusively, so it is not a link
         yield draft
+        with draft.open("rb") as written:
+            os.fsync(written.fileno())
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def read_json(file: Path, fields: Mapping[str, type], remedy: str) -> dict[str, Any]:
-    """Read a JSON object and check its fields.
+def append(file: Path, text: str) -> None:
+    """Append to a text file."""
+    handle = open_regular(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    with open(handle, "a", encoding="utf-8", errors="backslashreplace") as opened:
+        opened.write(text)
 
-    Args:
-      file: path of the file.
-      fields: type of each required field, by dotted name.
-      remedy: what the user can do about an invalid file; ends the error message.
+
+def claim(folder: Path, root: Path) -> None:
+    """Make a folder, check that writing in it stays in ``root``, remove drafts.
+
+    Raises:
+      InputError: it is a link, or contains one, that leaves ``root``.
     """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:  # from JSON or UTF-8
-        raise InputError(f"{file} is not valid JSON ({error}). {remedy}") from error
-    check_fields(str(file), content, fields, remedy)
-    return content
-
-
-def check_fields(
-    where: str, content: Any, fields: Mapping[str, type], remedy: str
-) -> None:
-    """Check that a JSON value is an object with these fields; see ``read_json``."""
-    kinds = {dict: "a JSON object", list: "a list", str: "a string", int: "an integer"}
-    for dotted, kind in {"": dict, **fields}.items():
-        value = content
-        for key in filter(None, dotted.split(".")):
-            if not isinstance(value, dict) or key not in value:
-                raise InputError(
-                    f"{where} lacks {dotted!r}: another version of lt_jax may have "
-                    f"written it. {remedy}"
-                )
-            value = value[key]
-        if not isinstance(value, kind):
-            name = f"{where}: {dotted}" if dotted else where
-            expected = kinds.get(kind, kind.__name__)
-            found = reprlib.repr(value)
-            raise InputError(f"{name} must be {expected}, got {found}. {remedy}")
+    inside, pending = root.resolve(), [folder]
+    if folder.resolve().is_relative_to(inside):
+        folder.mkdir(parents=True, exist_ok=True)
+    while pending:
+        path = pending.pop()
+        if not path.resolve().is_relative_to(inside):
+            raise InputError(
+                f"{path} is a link to {path.resolve()}, outside of {root}: nothing is "
+                "written there. Replace it by a file or folder"
+            )
+        if path.is_symlink() and path != folder:
+            continue
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_symlink() or entry.is_dir():
+                    pending.append(path / entry.name)
+                elif DRAFT.fullmatch(entry.name):
+                    os.unlink(entry.path)

@@ -113,6 +113,7 @@ def row(
         "seeds": list(seeds),
         "index": 0,
         "diverged": diverged,
+        "seconds": 1.0,
         "metrics": {"valid": dict(valid)} | ({"test": dict(test)} if test else {}),
     }
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import json
 import math
 import resource
 import statistics
@@ -38,11 +37,11 @@ from lt_jax.experiment.config import UserConfig, make_method
 from lt_jax.experiment.session import Session, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.experiment.weights import Weights
+from lt_jax.files import as_json, write
 from lt_jax.methods import projection_steps
 from lt_jax.retraining.engine import HeadJob, fit_heads, plan_chunks
 from lt_jax.retraining.features import DTYPES, Features, plain_features
 from lt_jax.training import steps
-from lt_jax.training.log import jsonable, write_atomically
 from lt_jax.training.loop import (
     Stage,
     epoch_plan,
@@ -71,9 +70,9 @@ def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> N
         tempfile.TemporaryDirectory() as folder,
         open_session(config, Path(folder), writes=False) as session,
     ):
-        found = jsonable(_measure(session, seconds))
+        found = _measure(session, seconds)
     if file is not None:
-        write_atomically(file, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        write(file, as_json(found))
 
 
 def _measure(session: Session, seconds: float) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.experiment import stages
-    from lt_jax.training.log import jsonable
+    from lt_jax.files import jsonable
 
     found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
     if options.json:

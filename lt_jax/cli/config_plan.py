@@ -18,8 +18,9 @@ from lt_jax.experiment import results, weights
 from lt_jax.experiment.cached import Row, rows_of
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import Session, load_splits, open_session
+from lt_jax.files import jsonable
 from lt_jax.training import steps
-from lt_jax.training.log import duration, jsonable
+from lt_jax.training.log import duration
 
 SECONDS = 2.0  # per measurement
 

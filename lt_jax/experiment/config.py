@@ -39,7 +39,7 @@ from lt_jax.data.augment import randaugment
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError, first_few, located, one_of, suggest
-from lt_jax.experiment import results
+from lt_jax.files import Schema, read_json
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
 from lt_jax.retraining.features import DTYPES
@@ -472,15 +472,28 @@ def as_dict(config: Config) -> dict[str, Any]:
     return tree
 
 
+def read_config(workdir: Path) -> dict[str, Any]:
+    """Read ``config.json`` as it is, of another version too."""
+    file = workdir / "config.json"
+    if not file.exists():
+        raise InputError(
+            f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
+            "an earlier `lt-jax run`"
+        )
+    schema: Schema = {f"{name}?": {str: object} for name in GROUPS}
+    remedy = "Restore the file, or run the same command in another --workdir"
+    return read_json(file, {**schema, "method": {str: object}}, remedy)
+
+
 def workdir_config(workdir: Path) -> Config:
-    """Read and resolve ``config.json`` of a workdir, of version 0.1 too."""
+    """Read and resolve ``config.json``, of version 0.1 too."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    tree = tuples(results.read_config(workdir))
+    tree = tuples(read_config(workdir))
     with located(f"{workdir / 'config.json'}"):
         return resolve(tree)
 

@@ -17,24 +17,24 @@ import importlib.metadata
 import io
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lt_jax import metrics
+from lt_jax import files, metrics
 from lt_jax._version import __version__
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes, sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import tables
-from lt_jax.files import check_fields, read_json
+from lt_jax.experiment.schemas import ACCURACIES, MEASURED, OUTCOME, RESULT, ROWS
+from lt_jax.files import jsonable, read_json, sealed_json
 from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
 from lt_jax.retraining.selection import number, spread
 from lt_jax.training import checkpoint
-from lt_jax.training.log import jsonable, write_atomically
 from lt_jax.training.loop import FitResult, Task
 from lt_jax.types import Params
 
@@ -45,31 +45,9 @@ PACKAGES = (
     *("tensorflow-datasets", "ml-collections", "numpy"),
 )
 
-# Required fields of each file, with the type of their values.
-CONFIG = {"method": dict}
-OUTCOME = {"run": str, "seeds": list, "step": int, "fitted_on": str}
-PER_CLASS = (
-    *("class", "train_count", "accuracy", "loma_row", "loma_col"),
-    *(f"rsd_{part}" for part in metrics.RSD),
-    "weight_norm",
-)
-MEASURED = {
-    **OUTCOME,
-    "metrics": dict,
-    **{f"per_class.{name}": list for name in PER_CLASS},
-}
-ROWS = {"origin": dict, "rows": list}
-ROW = {"method": str, "hyper": dict, "seeds": list, "metrics": dict}
-RESULT = {
-    **dict.fromkeys(("dataset.name", "dataset.split_hash", "device"), str),
-    **dict.fromkeys(("dataset.num_train", "dataset.num_classes"), int),
-    **dict.fromkeys(("dataset.counts_max", "dataset.counts_min"), int),
-    **dict.fromkeys(("protocol.batch_norm", "protocol.features"), str),
-    **{"protocol.select": str, "protocol.flip": bool, "protocol.seeds": list},
-    **{"protocol.group_limits": dict, "methods": dict, "versions": dict},
-}
-RESUME = "Run the same command again: it rewrites the file"
-REFIT = "Delete the folder of this fit and run the same command again: it resumes"
+REWRITE = "Rerun the command that wrote it: it writes the file again"
+REFIT = "Delete it and rerun the command that wrote it: it measures the fit again"
+REROW = "Delete it and rerun the command that wrote it: it fits its heads again"
 
 Outcome = dict[str, Any]  # the content of an outcome.json
 StoredRow = dict[str, Any]  # an entry of a rows.json
@@ -137,9 +115,10 @@ def save_fit(
     title: str,
     seeds: list[int],
     hyper: dict[str, Any],
-    epochs: int,
+    epochs: int | None,
     keep: dict[str, Any] | None = None,
     analysis: dict[str, Any] | None = None,
+    origin: dict[str, str] | None = None,
 ) -> None:
     """Write the weights of a fit, then its outcome, which marks it as finished.
 
@@ -150,6 +129,7 @@ def save_fit(
       keep: weights to write; None if a checkpoint of the training loop has them. If
         only ``head`` is among its parameters, the backbone is that of stage 1.
       analysis: see ``analysis.analyse``.
+      origin: ``fitted_on`` and ``adopted_for`` of another workdir's stage 1.
     """
     directory = workdir / "checkpoints" / title
     file = directory / "outcome.json"
@@ -173,28 +153,29 @@ def save_fit(
         "left_out": len(task.splits.test) - int(tally.seen.sum()),
         **measured(task, tally, fitted.params["head"]),
         "analysis": analysis,
+        **(origin or {}),
     }
     save_outcome(directory, outcome)
 
 
 def save_outcome(directory: Path, outcome: Outcome) -> None:
     """Write ``outcome.json``: the fit in this directory is finished."""
-    text = json.dumps(jsonable(outcome), indent=1)
-    write_atomically(directory / "outcome.json", text + "\n")
+    _write(directory / "outcome.json", sealed_json(outcome))
 
 
-def outcome(directory: Path) -> Outcome | None:
+def outcome(directory: Path, remedy: str = REFIT) -> Outcome | None:
     """Read the outcome of the fit in this directory; None if it has not finished."""
     file = directory / "outcome.json"
-    return read_json(file, OUTCOME, REFIT) if file.exists() else None
+    return read_json(file, OUTCOME, remedy) if file.exists() else None
 
 
-def outcomes(
-    workdir: Path, folder: str, fields: Mapping[str, type] = OUTCOME
-) -> list[Outcome]:
-    """Read the outcomes in a folder such as ``stage1`` or ``chosen/los``, by seeds."""
-    files = (workdir / "checkpoints" / folder).glob("*/outcome.json")
-    found = [read_json(file, fields, REFIT) for file in files]
+def outcomes(workdir: Path, folder: str) -> list[Outcome]:
+    """Read the evaluated fits in a folder such as ``stage1`` or ``chosen/los``."""
+    found = []
+    for file in (workdir / "checkpoints" / folder).glob("*/outcome.json"):
+        found.append(read_json(file, MEASURED, REFIT))
+        if len({*map(len, found[-1]["per_class"].values())}) > 1:
+            raise InputError(f"{file}: per_class has lists of two lengths. {REFIT}")
     return sorted(found, key=lambda o: o["seeds"])
 
 
@@ -203,17 +184,26 @@ def outcomes(
 
 def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[StoredRow]) -> None:
     """Write ``rows.json``: the heads in this folder are finished."""
-    text = json.dumps({"origin": origin, "rows": made}, indent=1)
-    write_atomically(folder / "rows.json", text + "\n")
+    _write(folder / "rows.json", sealed_json({"origin": origin, "rows": made}))
 
 
-def rows(workdir: Path) -> list[StoredRow]:
-    """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
+def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[StoredRow]:
+    """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``.
+
+    Args:
+      report: gets a line per invalid file, which is skipped; None raises InputError.
+    """
     found: dict[str, StoredRow] = {}
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
-        chunk = read_json(file, ROWS, RESUME)
-        for index, row in enumerate(chunk["rows"]):
-            check_fields(f"{file}: rows[{index}]", row, ROW, RESUME)
+        remedy = "Fitting its heads again" if report else REROW
+        try:
+            chunk = read_json(file, ROWS, remedy)
+        except InputError as error:
+            if report is None:
+                raise
+            report(str(error))
+            continue
+        for row in chunk["rows"]:
             row = {**row, "origin": chunk["origin"], "folder": str(file.parent)}
             keys = ("method", "hyper", "seeds", "origin")
             name = json.dumps([row[key] for key in keys])
@@ -275,8 +265,8 @@ def _fits(
 ) -> list[Outcome]:
     """Read a method's outcomes; for a sweep only those with these values."""
     if name == "none":
-        return outcomes(workdir, "stage1", MEASURED)
-    found = outcomes(workdir, folder + name, MEASURED)
+        return outcomes(workdir, "stage1")
+    found = outcomes(workdir, folder + name)
     return [o for o in found if o["hyper"] == jsonable(hyper)] if folder else found
 
 
@@ -293,9 +283,8 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
         below = {part: over(f"{name}_{part}") for part in parts}
         return over_seeds([run[name] for run in runs]) | below
 
-    accuracies = ("all", *metrics.GROUPS, "balanced", "worst", "top5", "ece", "nll")
     return {
-        **{name: over(name) for name in accuracies},
+        **{name: over(name) for name in ACCURACIES},
         "loma_row": over("loma_row", *metrics.GROUPS, "spread"),
         "loma_col": over("loma_col", *metrics.GROUPS, "spread"),
         "rsd": {part: over(f"rsd_{part}") for part in metrics.RSD},
@@ -306,12 +295,16 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
 def write(workdir: Path, result: dict[str, Any]) -> Path:
     """Write ``result.json`` and the tables; return the folder of the tables."""
     result = jsonable(result)
-    content = json.dumps(result, indent=1, allow_nan=False)
-    write_atomically(workdir / "result.json", content + "\n")
+    _write(workdir / "result.json", sealed_json(result))
     report = workdir / "report"
-    write_atomically(report / "table.md", tables.text(result) + "\n")
-    write_atomically(report / "per_class.csv", _per_class(workdir, result))
+    _write(report / "table.md", tables.text(result) + "\n")
+    _write(report / "per_class.csv", _per_class(workdir, result))
     return report
+
+
+def _write(file: Path, text: str) -> None:
+    """Write a file in process 0; other processes wait."""
+    processes.on_process_zero(lambda: files.write(file, text))
 
 
 def _per_class(workdir: Path, result: dict[str, Any]) -> str:
@@ -332,18 +325,9 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:
-    """Read the ``result.json`` of a finished sweep; None if there is none."""
-    file = workdir / "result.json"
-    found = read_json(file, RESULT, RESUME) if file.exists() else {}
+    """Read the ``result.json`` of a finished sweep; None if there is no valid one."""
+    try:
+        found = read_json(workdir / "result.json", RESULT, REWRITE)
+    except (InputError, FileNotFoundError):
+        return None  # it will be written again
     return found if "sweep" in found else None
-
-
-def read_config(workdir: Path) -> dict[str, Any]:
-    """Read ``config.json`` as it is: ``config.workdir_config`` resolves it."""
-    file = workdir / "config.json"
-    if not file.is_file():
-        raise InputError(
-            f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
-            "an earlier `lt-jax run`"
-        )
-    return read_json(file, CONFIG, RESUME)

@@ -7,7 +7,6 @@ import errno
 import fcntl
 import fnmatch
 import hashlib
-import json
 import math
 import os
 import re
@@ -39,14 +38,16 @@ from lt_jax.experiment.config import (
     check_sweep,
     cut_batches,
     make_methods,
+    read_config,
     resolve,
     upgraded,
 )
+from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.heads import Head
 from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.training import optim
-from lt_jax.training.log import Logger, jsonable, write_atomically
+from lt_jax.training.log import Logger
 from lt_jax.training.loop import Task, evaluate
 from lt_jax.types import Params
 
@@ -81,7 +82,15 @@ class Session(NamedTuple):
     def finished(self, title: str) -> dict[str, Any] | None:
         """Return the outcome of a fit as process 0 reads it; None if not finished."""
         directory = self.workdir / "checkpoints" / title
-        found = processes.from_process_zero(lambda: results.outcome(directory))
+
+        def read() -> dict[str, Any] | None:
+            try:
+                return results.outcome(directory, "Measuring this fit again")
+            except InputError as error:
+                self.log.warning(str(error))
+                return None
+
+        found = processes.from_process_zero(read)
         examples = self.task.splits.train.hash
         before = found.get("adopted_for", found["fitted_on"]) if found else examples
         if before != examples:
@@ -200,7 +209,7 @@ def open_session(
     methods = make_methods(c, splits, task.backbone, grids=sweeps)
     loss = losses.cross_entropy(len(splits.full_class_counts))
     methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
-    text = json.dumps(jsonable(as_dict(given)), indent=1, sort_keys=True)
+    text = as_json(as_dict(given))
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
@@ -210,7 +219,7 @@ def open_session(
         if writes:
             # Another job may have run in the meantime.
             processes.on_process_zero(lambda: _check_same_config(given, workdir))
-            write_atomically(workdir / "config.json", text + "\n")
+            processes.on_process_zero(lambda: write(workdir / "config.json", text))
             _announce(session)
             for cut in cuts:
                 session.log.info(cut)
@@ -248,7 +257,7 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
 
     def lock() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = os.open(workdir / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        file = open_regular(workdir / "lock", os.O_RDWR | os.O_CREAT)
         held.append(file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -265,6 +274,7 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         os.ftruncate(file, 0)
         text = f"process {os.getpid()} on {socket.gethostname()}, since {now}\n"
         os.pwrite(file, text.encode(), 0)
+        claim(workdir, workdir)
 
     try:
         processes.on_process_zero(lock)
@@ -278,7 +288,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuse a config that would mix two experiments in one workdir."""
     if not (workdir / "config.json").exists():
         return
-    old = flatten_dict(upgraded(results.read_config(workdir)), sep=".")
+    old = flatten_dict(upgraded(read_config(workdir)), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
     lines = [
         f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now\n"

@@ -263,7 +263,7 @@ def evaluate_all(
         for source in fits:
             head, network = weights.load_fit(source, task.backbone, *sizes)
             tally = session.evaluate(head, network, dataset)
-            found[source.outcome["run"]] = {
+            found[source.title] = {
                 **results.summary(task, tally, network.params["head"]),
                 "lowest": _lowest(tally, dataset.classes),
             }

@@ -24,11 +24,11 @@ from lt_jax.experiment import cached, results, weights
 from lt_jax.experiment.cached import FeatureCache, FittedRows, Row
 from lt_jax.experiment.results import StoredRow
 from lt_jax.experiment.session import Session
+from lt_jax.files import jsonable
 from lt_jax.heads import Head
 from lt_jax.retraining import selection
 from lt_jax.retraining.features import fingerprint
 from lt_jax.training import checkpoint
-from lt_jax.training.log import jsonable
 from lt_jax.types import Params
 
 Stored = dict[str, StoredRow]  # by Row.name
@@ -119,9 +119,10 @@ def _origin(cache: FeatureCache) -> dict[str, Any]:
 def _stored(cache: FeatureCache, origin: dict[str, Any]) -> Stored:
     """Read the rows that were fitted on this stage 1 and these features."""
     workdir = cache.session.workdir
-    found = processes.from_process_zero(lambda: results.rows(workdir))
+    known, report = cache.session.config.method.entries, cache.session.log.warning
+    found = processes.from_process_zero(lambda: results.rows(workdir, report))
     own = (r for r in found if r["origin"] == origin and r["seeds"][0] == cache.seed)
-    return {_row(row).name: row for row in own}
+    return {_row(row).name: row for row in own if row["method"] in known}
 
 
 def _row(stored: StoredRow) -> Row:

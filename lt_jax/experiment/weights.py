@@ -6,7 +6,7 @@ others may see an older state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,11 +19,14 @@ from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
 from lt_jax.experiment.config import make_method
 from lt_jax.experiment.results import Outcome
+from lt_jax.experiment.schemas import HYPER, MEASURED
 from lt_jax.experiment.session import Session
+from lt_jax.files import check
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
+from lt_jax.retraining.selection import number
 from lt_jax.training import checkpoint
-from lt_jax.training.loop import Task
+from lt_jax.training.loop import FitResult, Task
 from lt_jax.types import Params
 
 
@@ -40,9 +43,30 @@ class Source(NamedTuple):
     directory: Path
     outcome: Outcome
 
-    def kept(self) -> Path:
-        """Folder of its weights, which may be in another workdir."""
-        return self.directory / self.outcome.get("weights", "")
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the fits of its workdir; its own parent if it is in none."""
+        named = (p for p in self.directory.parents if p.name == "checkpoints")
+        return next(named, self.directory.parent)
+
+    @property
+    def title(self) -> str:
+        """For example ``los/0.2``; never read from a file, as it is used in paths."""
+        return self.directory.relative_to(self.checkpoints).as_posix()
+
+    @property
+    def step(self) -> Path:
+        """Folder of its weights."""
+        kept = Path(self.outcome.get("weights", ""))
+        # Older versions named the weights of an adopted stage 1 by their place.
+        if str(kept) not in (".", results.FINAL) and not (
+            kept.is_absolute() and "adopted_for" in self.outcome
+        ):
+            raise InputError(
+                f"{self.directory}/outcome.json: weights must be '' or "
+                f"{results.FINAL!r}, got {str(kept)!r}"
+            )
+        return self.directory / kept / str(self.outcome["step"])
 
 
 def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
@@ -81,28 +105,26 @@ def blank(
 
 def finished(path: Path) -> list[Source]:
     """Find the finished stage 1 of a workdir, by seed, or the one in this folder."""
-    folders = [*(path / "checkpoints" / "stage1").glob("*"), path]
-    found = _sources(lambda: [(f, results.outcome(f)) for f in folders])
+    found = _sources(
+        lambda: [path, *(path / "checkpoints" / "stage1").glob("*")],
+    )
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
             "outcome.json. Run `lt-jax train` with this config first, or give a "
             "workdir that has one with --config.init.path=..."
         )
-    return sorted(found, key=lambda source: source.outcome["seeds"])
+    return found
 
 
 def fits(workdir: Path, folders: Sequence[str]) -> list[Source]:
     """Find the finished fits in these folders of the checkpoints, by seeds in each."""
-
-    def find() -> list[tuple[Path, Outcome | None]]:
-        return [
-            (workdir / "checkpoints" / outcome["run"], outcome)
-            for folder in folders
-            for outcome in results.outcomes(workdir, folder)
-        ]
-
-    return _sources(find)
+    points = workdir / "checkpoints"
+    return [
+        source
+        for folder in folders
+        for source in _sources(lambda at=points / folder: at.glob("*"))
+    ]
 
 
 def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
@@ -120,11 +142,13 @@ def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
     points = workdir / "checkpoints"
     for name in names:
         name = "stage1" if name == "none" else name
+        if not (points / name).resolve().is_relative_to(points.resolve()):
+            raise InputError(f"{name!r} is not the name of a fit: it leaves {points}")
         for folder in (f"chosen/{name}", name, f"fixed/{name}"):
             if found := fits(workdir, [folder]):
                 by_seeds = {source.directory.name: source for source in found}
                 return by_seeds[one_of("seeds", seeds, by_seeds)] if seeds else found[0]
-        if found := _sources(lambda at=points / name: [(at, results.outcome(at))]):
+        if found := _sources(lambda at=points / name: [at]):
             return found[0]
     there = {file.parents[1] for file in points.glob("**/outcome.json")}
     known = sorted(folder.relative_to(points).as_posix() for folder in there)
@@ -132,27 +156,31 @@ def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
     raise InputError(f"no finished fit of {names[0]!r} in {workdir}{hint}")
 
 
-def _sources(find: Callable[[], list[tuple[Path, Outcome | None]]]) -> list[Source]:
+def _sources(folders: Callable[[], Iterable[Path]]) -> list[Source]:
+    """Find the finished fits among folders that process 0 lists, by seeds."""
     found = processes.from_process_zero(
-        lambda: [(str(at), outcome) for at, outcome in find() if outcome is not None]
+        lambda: [(str(at), results.outcome(at)) for at in folders()]
     )
-    return [Source(Path(at), outcome) for at, outcome in found]
+    sources = [Source(Path(at), outcome) for at, outcome in found if outcome]
+    return sorted(sources, key=lambda source: source.outcome["seeds"])
 
 
-def head_of(outcome: Outcome) -> Head:
+def head_of(source: Source) -> Head:
     """Return the kind of head that a fit trained."""
-    *_, method, _ = outcome["run"].split("/")
-    if method == "stage1":
+    folder = Path(source.title).parent.name
+    if folder in ("stage1", ""):
         return linear
+    outcome, file = source.outcome, f"{source.directory / 'outcome.json'}"
+    check(outcome, {"hyper": HYPER, **MEASURED}, file, results.REFIT)
     counts = np.array(outcome["per_class"]["train_count"])
-    return make_method(method, counts, outcome["hyper"]).head
+    return make_method(folder, counts, outcome["hyper"]).head
 
 
 def load_fit(
     source: Source, backbone: Any, shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Head, Weights]:
     """Load a finished fit of any method; ``shape`` is H, W, C of the examples."""
-    head = head_of(source.outcome)
+    head = head_of(source)
     return head, load(source, blank(backbone, head, shape, num_classes))
 
 
@@ -167,37 +195,36 @@ def load(source: Source, like: Weights, skip: str = "") -> Weights:
     Raises:
       InputError: the weights are gone, or are those of another network.
     """
-    return checkpoint.merge_leaves(load_leaves(source), like, skip, str(source.kept()))
+    where = str(source.step.parent)
+    return checkpoint.merge_leaves(load_leaves(source), like, skip, where)
 
 
 def load_leaves(source: Source) -> dict[str, Any]:
     """Load parameters and batch statistics by name."""
     found = _read(source)
     if source.outcome.get("backbone"):  # a head alone, fitted on cached features
-        root = source.directory.parents[len(Path(source.outcome["run"]).parts) - 1]
-        directory = root / source.outcome["backbone"]
-        outcome = results.outcome(directory)
-        if outcome is None:
+        seed = source.outcome["seeds"][0]
+        directory = source.checkpoints / "stage1" / f"{seed}"
+        stage1 = results.outcome(directory)
+        if stage1 is None:
             raise InputError(
                 f"{source.directory} has only a head, and {directory}, which has its "
                 "backbone, is gone: move it back"
             )
-        stage1 = _read(Source(directory, outcome))
-        rest = {n: a for n, a in stage1.items() if not n.startswith("params/head/")}
-        found = {**rest, **found}
+        rest = _read(Source(directory, stage1)).items()
+        found |= {n: a for n, a in rest if not n.startswith("params/head/")}
     return found
 
 
 def _read(source: Source) -> dict[str, Any]:
-    step = source.kept() / str(source.outcome["step"])
-    if not step.is_dir():
+    if not source.step.is_dir():
         raise InputError(
-            f"the weights of {source.outcome['run']} are no longer in {step}: move "
-            "them back, or give their new place with --config.init.path=..."
+            f"the weights of {source.title} are no longer in {source.step}: move them "
+            "back, or give their new place with --config.init.path=..."
         )
     return {
         name: leaf
-        for name, leaf in checkpoint.load_leaves(step).items()
+        for name, leaf in checkpoint.load_leaves(source.step).items()
         if name.startswith(("params/", "batch_stats/"))
     }
 
@@ -215,34 +242,37 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
     if own or not c.init.path:
         path, skip = session.workdir, ""
     for source in finished(path):
-        (seed,) = source.outcome["seeds"]
+        seed = source.outcome["seeds"][0]
         network = load(source, fresh(task, c.model.init, (1, seed)), skip)
-        if path != session.workdir and not session.finished(source.outcome["run"]):
-            _adopt(session, source, network, skip)
+        if path != session.workdir and not session.finished(f"stage1/{seed}"):
+            _adopt(session, source, network)
         yield seed, network
 
 
-def _adopt(session: Session, source: Source, network: Weights, skip: str) -> None:
-    """Record another workdir's stage 1 in this one, evaluated by its protocol."""
+def _adopt(session: Session, source: Source, network: Weights) -> None:
+    """Copy another workdir's stage 1 to this one, evaluated by its protocol."""
     task, outcome = session.task, source.outcome
-    examples = task.splits.train.hash
+    examples, seed = task.splits.train.hash, outcome["seeds"][0]
     if outcome["fitted_on"] != examples:
         session.log.info(
             f"NOTE: {source.directory} was fitted on another training set "
             f"({outcome['fitted_on']}, here it is {examples}); its training data may "
             "overlap this validation split"
         )
-    tally = session.evaluate(linear, network, task.splits.test)
-    directory = session.workdir / "checkpoints" / outcome["run"]
-    kept = str(source.kept().resolve())
-    if skip:  # the skipped leaves are not in the source
-        kept = results.FINAL
-        checkpoint.save_tree(directory / kept, outcome["step"], network._asdict())
-    adopted = {
-        **outcome,
-        "weights": kept,
-        "adopted_for": examples,
-        **results.measured(task, tally, network.params["head"]),
-        "analysis": None,
-    }
-    results.save_outcome(directory, adopted)
+    results.save_fit(
+        session.workdir,
+        task,
+        FitResult(
+            *network,
+            step=outcome["step"],
+            seconds=number(outcome.get("seconds")),
+            images_per_second=number(outcome.get("images_per_second")),
+        ),
+        session.evaluate(linear, network, task.splits.test),
+        title=f"stage1/{seed}",
+        seeds=[seed],
+        hyper={},
+        epochs=outcome.get("epochs"),
+        keep=network._asdict(),
+        origin={"fitted_on": outcome["fitted_on"], "adopted_for": examples},
+    )

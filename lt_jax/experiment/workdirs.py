@@ -11,8 +11,9 @@ from flax import traverse_util
 
 from lt_jax.errors import InputError
 from lt_jax.experiment import results
-from lt_jax.experiment.config import FREE
-from lt_jax.experiment.results import MEASURED, RESULT, RESUME, Outcome, StoredRow
+from lt_jax.experiment.config import FREE, read_config
+from lt_jax.experiment.results import REWRITE, Outcome, StoredRow
+from lt_jax.experiment.schemas import RESULT
 from lt_jax.files import read_json
 from lt_jax.retraining.selection import spread
 
@@ -75,14 +76,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
 
 
 def _read(path: Path, label: str) -> Run:
-    config = results.read_config(path)
+    config = read_config(path)
     if not (path / "result.json").is_file():
         raise InputError(
             f"{path} has no result.json: nothing has finished yet. Wait for the run, "
             "or stop it with Ctrl-C"
         )
-    result = read_json(path / "result.json", RESULT, RESUME)
-    stage1 = results.outcomes(path, "stage1", MEASURED)
+    result = read_json(path / "result.json", RESULT, REWRITE)
+    stage1 = results.outcomes(path, "stage1")
     chosen, fixed = _by_method(path, "chosen/"), _by_method(path, "fixed/")
     fits = chosen or _by_method(path, "")
     if not stage1 and not fits:
@@ -107,7 +108,7 @@ def _by_method(workdir: Path, folder: str) -> dict[str, list[Outcome]]:
     """Read the outcomes of every method in a folder of the checkpoints."""
     files = (workdir / "checkpoints" / folder).glob("*/*/outcome.json")
     names = sorted({file.parts[-3] for file in files} - {"stage1", "chosen", "fixed"})
-    return {name: results.outcomes(workdir, folder + name, MEASURED) for name in names}
+    return {name: results.outcomes(workdir, folder + name) for name in names}
 
 
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:

@@ -16,15 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import export
 
-from lt_jax import models, trees
+from lt_jax import files, models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
 from lt_jax.errors import InputError
 from lt_jax.experiment import weights
 from lt_jax.experiment.config import workdir_config
-from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.weights import Weights
-from lt_jax.files import atomic_path, read_json
 from lt_jax.heads import Head
 from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.types import Params
@@ -33,15 +31,23 @@ SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 # Batches that a new artefact is checked on: number of images, least side in pixels.
 CHECKED = ((2, 32), (3, 40))
-# Fields of the note and their types; classes and images may be null.
-NOTE = {"input": str, "run": str, "dataset": str, "classes": object, "images": object}
+LARGEST = 2**31  # bytes of an artefact
+SIDE = range(1, 4097)  # pixels of an image
+NOTE: files.Schema = {
+    "input": str,
+    "run": str,
+    "dataset": str,
+    "classes": ([str], None),
+    "images": ({"size": [SIDE, 2], "resize": (SIDE, None), "flip": bool}, None),
+}
 REMEDY = "Convert the workdir again: `lt-jax convert WORKDIR FILE.stablehlo`"
 
 
 class Finished(NamedTuple):
     """A finished fit with what an artefact needs to know."""
 
-    outcome: Outcome
+    title: str  # such as los/0.2
+    classes: list[str] | None
     model: dict[str, Any]  # as in the config, or in the outcome of a converted file
     backbone: Any
     head: Head
@@ -65,15 +71,17 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
       InputError: there is none, or it has no head.
     """
     config, names = None, [method]
-    if not method or (workdir / "config.json").is_file():
+    if not method or (workdir / "config.json").exists():
         config = workdir_config(workdir)
         names = [method] if method else [*reversed(config.method.names), "stage1"]
     source = weights.find(workdir, names, seeds)
-    model = dict(vars(config.model)) if config else source.outcome["model"]
+    model = dict(vars(config.model)) if config else source.outcome.get("model")
     leaves = weights.load_leaves(source)
     if torch_names.KERNEL not in leaves:
         raise InputError(f"{workdir} has a backbone without a head")
-    num_features, num_classes = leaves[torch_names.KERNEL].shape
+    if model is None:
+        raise InputError(f"{workdir} has no config.json, which describes its network")
+    num_features, num_classes = np.atleast_2d(leaves[torch_names.KERNEL]).shape
     if model["name"] == "none":
         shape, backbone = (1, 1, num_features), models.Identity(num_features)
     else:
@@ -87,10 +95,12 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
             dtype=model.get("dtype", "float32"),
             axis_name=None,
         )
-        channels = leaves["params/backbone/stem_conv/kernel"].shape[2]
+        stem = leaves.get("params/backbone/stem_conv/kernel", np.zeros((1, 1, 3, 1)))
+        channels = np.atleast_3d(stem).shape[2]
         shape = *[8 * backbone.side_multiple] * 2, channels
     head, network = weights.load_fit(source, backbone, shape, num_classes)
-    fit = Finished(source.outcome, model, backbone, head, network)
+    classes = source.outcome.get("per_class", {}).get("class")
+    fit = Finished(source.title, classes, model, backbone, head, network)
     if config is None:
         return fit
     data, images = config.data, None
@@ -118,12 +128,12 @@ def write(fit: Finished, target: Path) -> None:
             f"or {SUFFIX}"
         )
     state = torch_names.to_torch(trees.leaves(fit.network._asdict()))
-    run = fit.outcome["run"]
-    notes = {"model": json.dumps(fit.model), "run": run, "written_by": "lt_jax"}
+    model = json.dumps(fit.model)
+    notes = {"model": model, "run": fit.title, "written_by": "lt_jax"}
     weight_files.write(target, state, notes)
     for name, leaf in state.items():
         print(f"{name:48s} {'x'.join(map(str, leaf.shape))}")
-    print(f"{len(state)} arrays of {run} in {target}")
+    print(f"{len(state)} arrays of {fit.title} in {target}")
 
 
 def _write_artefact(fit: Finished, target: Path) -> None:
@@ -138,10 +148,8 @@ def _write_artefact(fit: Finished, target: Path) -> None:
             f"network's by {error:.1e}"
         )
     note = note_of(fit, inputs)
-    with atomic_path(target) as draft:
-        draft.write_bytes(written)
-    with atomic_path(target.with_name(target.name + ".json")) as draft:
-        draft.write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
+    files.write(target, written)
+    files.write(target.with_name(target.name + ".json"), files.as_json(note))
     print(
         f"{note['run']}: {note['input']} -> logits, {len(written) / 2**20:.1f} MiB in "
         f"{target}; checked: its logits equal the network's to {error:.0e}"
@@ -198,8 +206,8 @@ def note_of(fit: Finished, inputs: Any) -> dict[str, Any]:
     """Describe the input and the classes of an artefact."""
     return {
         "input": f"{np.dtype(inputs.dtype)}[{', '.join(map(str, inputs.shape))}]",
-        "classes": fit.outcome.get("per_class", {}).get("class"),
-        "run": fit.outcome["run"],
+        "classes": fit.classes,
+        "run": fit.title,
         "model": fit.model,
         "dataset": fit.dataset,
         "images": fit.images,
@@ -214,12 +222,18 @@ def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
     """
     note = file.with_name(file.name + ".json")
     for path in (file, note):
-        if not path.is_file():
+        if not path.exists():
             raise InputError(f"no such file: {path}. {REMEDY}")
+    content = files.read(file, LARGEST)
     try:
-        artefact = export.deserialize(bytearray(file.read_bytes()))
+        artefact = export.deserialize(bytearray(content))
     except Exception as error:  # a damaged file may raise anything
         raise InputError(
             f"{file} is damaged or not an artefact ({type(error).__name__}). {REMEDY}"
         ) from error
-    return artefact, read_json(note, NOTE, REMEDY)
+    found = files.read_json(note, NOTE, REMEDY)
+    shapes = [value.shape for value in (*artefact.in_avals, *artefact.out_avals)]
+    classes = len(found["classes"] or shapes[-1][-1:])
+    if list(map(len, shapes)) not in ([2, 2], [4, 2]) or classes != shapes[1][1]:
+        raise InputError(f"{note} describes another program than {file}. {REMEDY}")
+    return artefact, found

@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 import jinja2
 
+from lt_jax import files
 from lt_jax.errors import InputError
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
 from lt_jax.report import figures, style, tables
 from lt_jax.report.tables import Part
-from lt_jax.training.log import write_atomically
 
 LARGEST_DOWNLOAD = 2_000_000  # characters of a CSV file that the page may embed
 
@@ -37,17 +37,16 @@ def write(paths: Sequence[Path], out: Path) -> Path:
     """Write the report on these workdirs and return the path of the page."""
     runs = workdirs.read(paths)
     try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
+        files.claim(out, out.parent if out.parent in paths else out)
         with style.style():
             chapters = _chapters(runs)
         for part in (part for chapter in chapters for part in chapter.parts):
             for kind, content in part.picture.items():
-                (out / "figures" / f"{part.name}.{kind}").write_bytes(content)
+                files.write(out / "figures" / f"{part.name}.{kind}", content)
             if part.numbers is not None:
-                file = out / "figures" / f"{part.name}.csv"
-                write_atomically(file, part.numbers.csv())
+                files.write(out / "figures" / f"{part.name}.csv", part.numbers.csv())
         title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
-        write_atomically(out / "index.html", render(title, chapters))
+        files.write(out / "index.html", render(title, chapters))
     except OSError as error:
         raise InputError(
             f"cannot write the report to {error.filename or out}: "

@@ -6,7 +6,6 @@ import collections
 import functools
 import hashlib
 import io
-import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,8 +20,9 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import never_stop, until_stopped
+from lt_jax.files import COUNT, jsonable, open_regular, read_json, sealed_json, write
 from lt_jax.training import steps
-from lt_jax.training.log import Logger, write_atomically
+from lt_jax.training.log import Logger
 from lt_jax.types import Params
 
 if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
@@ -34,6 +34,8 @@ DTYPES = {
     "float32": (np.dtype(np.float32), np.dtype(np.float32)),
     "bfloat16": (np.dtype(jnp.bfloat16), np.dtype(np.uint16)),
 }
+# The note next to a file, apart from its provenance.
+NOTE = {"sha256": str, "left_out?": [COUNT]}
 ROWS = 4096  # copied at a time
 QUEUED = 4  # batches that the devices may be ahead of the file
 
@@ -92,7 +94,7 @@ def cached_features(
         "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
         "split": dataset.hash,
         "order": hashlib.sha256("\n".join(map(str, dataset.ids)).encode()).hexdigest(),
-        "augmentation": json.loads(json.dumps(task.augment._asdict())),
+        "augmentation": jsonable(task.augment._asdict()),
         "views": list(request.views),
         "crops": list(request.run) if "random" in request.views else [],
         "dtype": request.dtype,
@@ -101,7 +103,8 @@ def cached_features(
         provenance["looks"] = dataset.decoder.settings
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    stale = processes.from_process_zero(lambda: _find_stale(file, note, provenance))
+    shape = len(request.views), len(dataset), models.features_of(task.backbone)
+    stale = processes.from_process_zero(lambda: _find_stale(file, shape, provenance))
     if stale is not None:
         if stale:
             log.info(f"cached features {file} are stale ({stale}); recomputing")
@@ -111,28 +114,37 @@ def cached_features(
             task, network, dataset, request, errors, log, stop_requested=stop_requested
         )
         blocks = (block.astype(memory).view(stored) for block in blocks)
-        shape = len(request.views), len(dataset), models.features_of(task.backbone)
         provenance |= _write(file, shape, stored, blocks, errors)
-        write_atomically(note, json.dumps(provenance, indent=1) + "\n")
+        processes.on_process_zero(lambda: write(note, sealed_json(provenance)))
     values = np.load(file, mmap_mode="r", allow_pickle=False).view(memory)
-    left_out = json.loads(note.read_text(encoding="utf-8")).get("left_out", [])
+    left_out = read_json(note, NOTE, f"Delete {file}").get("left_out", [])
     return Features(values, np.delete(dataset.labels, left_out))
 
 
-def _find_stale(file: Path, note: Path, provenance: dict[str, Any]) -> str | None:
+def _find_stale(
+    file: Path, shape: tuple[int, int, int], provenance: dict[str, Any]
+) -> str | None:
     """Explain why a file cannot be used: None if it can, "" if it does not exist."""
+    note = file.with_suffix(".json")
     if not file.exists():
         return ""
     try:
-        before = json.loads(note.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        before = read_json(note, NOTE, "")
+    except (OSError, ValueError):
         return f"cannot read {note.name}"
     changed = [key for key in provenance if before.get(key) != provenance[key]]
     if changed:
         return f"{', '.join(changed)} changed"
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    return None if digest == before.get("sha256") else "damaged"
+    left_out = before.get("left_out", [])
+    try:
+        with open(open_regular(file, os.O_RDONLY), "rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        found = np.load(file, mmap_mode="r", allow_pickle=False).shape
+        kept = len(np.delete(np.arange(shape[1]), left_out))
+    except (ValueError, IndexError):
+        return "damaged"
+    same = digest == before["sha256"] and found == (shape[0], kept, shape[2])
+    return None if same else "damaged"
 
 
 def _write(
@@ -153,12 +165,13 @@ def _write(
 
     def begin() -> None:
         # Without its provenance, the file of a killed run is not used.
-        file.with_suffix(".json").unlink(missing_ok=True)
+        for old in (file.with_suffix(".json"), draft, reduced):
+            old.unlink(missing_ok=True)
         file.parent.mkdir(parents=True, exist_ok=True)
 
-    processes.on_process_zero(begin)
     complete = draft = file.with_name(file.name + ".tmp")
     reduced = draft.with_suffix(".thin")
+    processes.on_process_zero(begin)
     try:
         digest, left_out = _stream(draft, shape, dtype, blocks), errors.all_indices()
         if left_out:
@@ -194,7 +207,7 @@ def _stream(
             opened.write(content)
         digest.update(content)
 
-    processes.on_process_zero(lambda: append(header.getvalue(), "wb"))
+    processes.on_process_zero(lambda: append(header.getvalue(), "xb"))
     for block in blocks:
         processes.on_process_zero(functools.partial(append, block.tobytes()))
     return digest.hexdigest()

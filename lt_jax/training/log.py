@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
-import math
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
 from lt_jax import trees
-from lt_jax.distributed import processes
-from lt_jax.files import atomic_path
+from lt_jax.files import COUNT, append, check, jsonable, parse_json, read, write
 from lt_jax.types import Params
+
+# A line of ``metrics.jsonl``, and the largest file of them that is read.
+RECORD = {"run": str, "step": COUNT}
+LARGEST = 2**30
 
 
 class Logger:
@@ -42,8 +41,7 @@ class Logger:
     def detail(self, text: str) -> None:
         """Write a line to ``log.txt`` only."""
         if self.enabled:
-            with self._text.open("a", encoding="utf-8") as file:
-                file.write(text + "\n")
+            append(self._text, text + "\n")
 
     def warning(self, text: str) -> None:
         """Write a line like ``info``; a disabled logger prints it to stderr."""
@@ -55,21 +53,26 @@ class Logger:
     def record(self, **values: Any) -> None:
         """Append a JSON line to ``metrics.jsonl``."""
         if self.enabled:
-            with self._lines.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(jsonable(values), allow_nan=False) + "\n")
+            line = json.dumps(jsonable(values), allow_nan=False)
+            append(self._lines, line + "\n")
 
     def rewind(self, run: str, step: int) -> None:
         """Drop the records of a run after this step; a resumed run repeats them."""
         if not self.enabled or not self._lines.exists():
             return
-        kept = []
-        for line in self._lines.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):  # cut off by a kill
-                record = json.loads(line)
-                if record["run"] != run or record["step"] <= step:
-                    kept.append(line + "\n")
-        with atomic_path(self._lines) as draft:
-            draft.write_text("".join(kept), encoding="utf-8")
+        kept, unknown = [], 0
+        for line in read(self._lines, LARGEST).splitlines():
+            try:
+                record = parse_json(line)
+                check(record, RECORD, str(self._lines), "")
+            except ValueError:  # such as a line that a kill cut off
+                unknown += 1
+                continue
+            if record["run"] != run or record["step"] <= step:
+                kept.append(line + b"\n")
+        if unknown:
+            self.warning(f"{self._lines}: removed {unknown:,} invalid line(s)")
+        write(self._lines, b"".join(kept))
 
     def bar(self, title: str, done: int, total: int) -> tqdm:
         """Make a progress bar over images, disabled unless stderr is a terminal."""
@@ -82,31 +85,6 @@ class Logger:
             leave=False,
             disable=not (self.enabled and sys.stderr.isatty()),
         )
-
-
-def jsonable(value: Any) -> Any:
-    """Convert a value to JSON types; NaN and infinities become None."""
-    if isinstance(value, dict):
-        return {str(k): jsonable(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [jsonable(v) for v in value]
-    if isinstance(value, np.ndarray | np.generic):
-        return jsonable(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file in process 0, all at once; other processes wait for it."""
-
-    def write() -> None:
-        with atomic_path(path) as draft, draft.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-
-    processes.on_process_zero(write)
 
 
 def parameter_table(params: Params, trained: Params) -> tuple[str, str]:

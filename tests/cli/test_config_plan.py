@@ -9,7 +9,7 @@ import tiny_digits
 
 from lt_jax.cli import main
 from lt_jax.experiment.config import as_dict, resolve
-from lt_jax.training.log import jsonable
+from lt_jax.files import jsonable
 
 CONFIG = ["--config", str(tiny_digits.CONFIGS / "digits_lt.py")]
 

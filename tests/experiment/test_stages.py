@@ -37,8 +37,7 @@ def arrays(workdir: Path, run: str) -> dict[str, np.ndarray]:
     directory = workdir / "checkpoints" / run
     outcome = results.outcome(directory)
     assert outcome is not None
-    kept = weights.Source(directory, outcome).kept()
-    return checkpoint.load_leaves(kept / str(outcome["step"]))
+    return checkpoint.load_leaves(weights.Source(directory, outcome).step)
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -73,7 +72,7 @@ def test_the_files_of_the_contract(finished):
         assert (workdir / name).exists(), name
     stored = json.loads((workdir / "result.json").read_text())
     assert set(stored) == {
-        "dataset", "protocol", "stage1", "methods", "versions", "device",
+        "dataset", "protocol", "stage1", "methods", "versions", "device", "digest",
     }  # fmt: skip
     assert stored["dataset"] == {
         "name": "digits",
@@ -536,6 +535,7 @@ def test_the_finished_are_those_that_process_0_sees(tmp_path, monkeypatch):
     """A shared file system may show the others an older state."""
     sees = [
         ["elsewhere/stage1/1", {"seeds": [1]}],
+        ["elsewhere/stage1/2", None],
         ["elsewhere/stage1/0", {"seeds": [0]}],
     ]
     monkeypatch.setattr(
@@ -569,14 +569,84 @@ def test_evaluate_writes_nothing(finished):
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
-def test_weights_that_moved_away(finished, tmp_path):
+def test_an_adopted_stage_1_outlives_its_source(finished, tmp_path):
     source, workdir = tmp_path / "source", tmp_path / "run"
     shutil.copytree(finished[0], source)
     config = tiny_digits.config(init__path=str(source), method__names=("ce",))
-    stages.retrain(config, workdir)
-    source.rename(tmp_path / "elsewhere")
+    result = stages.retrain(config, workdir)
+    shutil.rmtree(source)
+    found = stages.evaluate_all(config, workdir, "test")
+    assert found["ce/0.0"]["all"] == result["methods"]["ce"]["all"]["mean"]
+    shutil.rmtree(workdir / "checkpoints/stage1/0/final")
     with pytest.raises(InputError, match="no longer in"):
         stages.evaluate_all(config, workdir, "test")
+
+
+def test_weights_of_version_0_1_in_another_workdir(finished, tmp_path):
+    """It named an adopted stage 1 by its path, which is still read."""
+    source = finished[0] / "checkpoints/stage1/0"
+    outcome = json.loads((source / "outcome.json").read_text())
+    outcome.pop("digest")
+    outcome |= {"weights": str(source), "adopted_for": outcome["fitted_on"]}
+    _write_outcome(tmp_path / "checkpoints/stage1/0", outcome)
+    found = stages.evaluate_all(tiny_digits.config(), tmp_path, "test")
+    assert found["stage1/0"]["all"] == outcome["metrics"]["all"]
+
+
+def _write_outcome(directory: Path, outcome: dict) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "outcome.json").write_text(json.dumps(outcome))
+
+
+def _tree(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("skip", "absolute"), [("", False), ("head/.*", True)])
+def test_an_adopted_workdir_cannot_name_where_to_write(
+    finished, tmp_path, skip, absolute
+):
+    """The folder of an adopted fit is derived from its seed, not from ``run``."""
+    evil, victim, workdir = (tmp_path / name for name in ("evil", "victim", "run"))
+    shutil.copytree(finished[0], evil)
+    outcome = json.loads((evil / "checkpoints/stage1/0/outcome.json").read_text())
+    outcome.pop("digest")
+    run = str(victim) if absolute else "../../victim"
+    _write_outcome(evil / "checkpoints/stage1/0", outcome | {"run": run})
+    state = victim / "final" / str(outcome["step"]) / "state"
+    state.mkdir(parents=True)
+    (state / "precious").write_text("data")
+    before = _tree(victim), _tree(evil)
+    config = tiny_digits.config(init__path=str(evil), init__skip=skip, method__names=())
+    stages.retrain(config, workdir)
+    assert (_tree(victim), _tree(evil)) == before
+    assert (workdir / "checkpoints/stage1/0/outcome.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "../../../victim"}, "weights must be '' or 'final'"),
+        ({"weights": "/victim"}, "weights must be '' or 'final'"),
+        ({"step": "../0"}, "step must be an integer of at least 0, got '../0'"),
+        ({"step": -1}, "step must be an integer of at least 0, got -1"),
+        ({"seeds": ["../0"]}, r"seeds\[0\] must be an integer of at least 0"),
+        ({"seeds": []}, "seeds must be a list of at least 1"),
+    ],
+)
+def test_what_is_used_in_a_path_is_checked(finished, tmp_path, changes, message):
+    source = finished[0] / "checkpoints/stage1/0/outcome.json"
+    outcome = json.loads(source.read_text())
+    outcome.pop("digest")
+    _write_outcome(tmp_path / "checkpoints/stage1/0", outcome | changes)
+    with pytest.raises(InputError, match=message):
+        weights.load_leaves(weights.find(tmp_path, ["stage1"]))
+
+
+def test_a_fit_is_not_named_out_of_its_workdir(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "a")
+    with pytest.raises(InputError, match=r"victim' is not the name of a fit"):
+        weights.find(tmp_path / "a", ["../../../victim"])
 
 
 @pytest.mark.parametrize("protocol", ["clean", "paper"])

@@ -14,9 +14,9 @@ from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, stages, sweep, weights
 from lt_jax.experiment.config import resolve
+from lt_jax.files import jsonable
 from lt_jax.retraining import engine
 from lt_jax.training import checkpoint
-from lt_jax.training.log import jsonable
 
 NAMES = ("ce", "los", "ldam", "weight_balancing", "tau_norm", "ncm")
 GRIDS = {

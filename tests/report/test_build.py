@@ -423,18 +423,18 @@ def test_training_set_and_epochs_are_choices(plain: Path, tmp_path: Path):
     [
         ("config.json", None, "not a workdir"),
         ("result.json", None, "nothing has finished"),
-        ("result.json", "{}", "result.json lacks 'dataset.name'"),
+        ("result.json", "{}", "result.json lacks 'dataset'"),
         ("checkpoints/los/0.1/outcome.json", "{", "0.1/outcome.json is not valid JSON"),
         (
             "checkpoints/los/0.1/outcome.json",
             "[]",
             "0.1/outcome.json must be a JSON object, got []",
         ),
-        ("checkpoints/los/0.1/outcome.json", "{}", "outcome.json lacks 'run'"),
+        ("checkpoints/los/0.1/outcome.json", "{}", "outcome.json lacks 'seeds'"),
         (
             "sweep/0/0/rows.json",
             '{"origin": {}, "rows": [{}]}',
-            "rows[0] lacks 'method'",
+            "rows.json lacks 'rows[0].method'",
         ),
         (
             "sweep/0/0/rows.json",

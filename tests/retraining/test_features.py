@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import tiny_digits
 
-from lt_jax import models
+from lt_jax import files, models
 from lt_jax.data.augment import transforms
 from lt_jax.distributed import sharding
 from lt_jax.errors import Interrupted
@@ -23,6 +24,17 @@ from lt_jax.training import loop
 from lt_jax.training.log import Logger
 
 PLAIN = Request(("plain",), (2, 0), "float32")
+
+
+def _edit(note, file):
+    file.write_text(json.dumps(note | {"left_out": [0]}))
+    del note["digest"]  # do not write it again
+
+
+def _make_fifo(note, file):
+    del note["digest"]
+    file.unlink()
+    os.mkfifo(file)
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +126,13 @@ def test_matching_features_are_not_recomputed(
         (lambda note, file: note.update(split="x", order="x"), "split, order changed"),
         (lambda note, file: note.update(dtype="bfloat16"), "dtype changed"),
         (lambda note, file: note.update(views=["mirror"]), "views changed"),
+        (lambda note, file: note.update(left_out=[0]), "damaged"),
+        (lambda note, file: note.update(left_out=[10**9]), "damaged"),
+        (lambda note, file: note.update(left_out=["0"]), "cannot read f.json"),
+        (lambda note, file: note.update(sha256=1), "cannot read f.json"),
+        (lambda note, file: _edit(note, file.with_suffix(".json")), "cannot read"),
+        (lambda note, file: _make_fifo(note, file.with_suffix(".json")), "cannot read"),
+        (lambda note, file: _make_fifo({"digest": ""}, file), "damaged"),
         (lambda note, file: file.write_bytes(file.read_bytes()[:-9]), "damaged"),
         (lambda note, file: file.write_bytes(b"no array"), "damaged"),
         (lambda note, file: np.save(file, np.zeros((1, 2, 3))), "damaged"),
@@ -126,7 +145,8 @@ def test_stale_features_are_reported_and_recomputed(
     first = np.array(compute(task_and_network, file).values)
     note = json.loads(file.with_suffix(".json").read_text())
     spoil(note, file)
-    file.with_suffix(".json").write_text(json.dumps(note))
+    if note.pop("digest", None):
+        files.write(file.with_suffix(".json"), files.sealed_json(note))
     np.testing.assert_array_equal(compute(task_and_network, file).values, first)
     assert reason in capsys.readouterr().out
 

@@ -1,0 +1,84 @@
+"""How the JSON files of a workdir must look, see ``files.Schema``.
+
+The fields are those of version 0.1.0. A "?" marks those that not every file has.
+"""
+
+from __future__ import annotations
+
+from lt_jax.files import COUNT, NUMBER, Schema
+from lt_jax.metrics import CHOOSE, GROUPS, RSD
+
+ACCURACIES = ("all", *GROUPS, "balanced", "worst", "top5", "ece", "nll")
+RSD_METRICS = tuple(f"rsd_{part}" for part in RSD)
+METRICS = (
+    *ACCURACIES,
+    *(f"loma_row{end}" for end in ("", *(f"_{part}" for part in (*GROUPS, "spread")))),
+    *(f"loma_col{end}" for end in ("", *(f"_{part}" for part in (*GROUPS, "spread")))),
+    *RSD_METRICS,
+    *("weight_norm", "weight_norm_spread"),
+)
+PER_CLASS = ("accuracy", "loma_row", "loma_col", *RSD_METRICS, "weight_norm")
+
+HYPER: Schema = {"lr?": float, "delta?": float, str: object}
+BINS: Schema = {"seen": [float], "right": [float], "conf": [float]}
+ANALYSIS: Schema = {
+    "temperature": NUMBER,
+    "calibrated": ({"nll": NUMBER, "ece": NUMBER}, None),
+    "reliability": {"before": BINS, "after": (BINS, None)},
+    "confusion": {"groups": [str], "counts": [[float]]},
+}
+# A fit that can be loaded, as `lt-jax convert` writes it too.
+OUTCOME: Schema = {
+    "seeds": [COUNT, 1],
+    "step": COUNT,
+    "fitted_on": str,
+    "weights?": str,
+    "backbone?": str,
+    "adopted_for?": str,
+    "model?": {"name": str, "stem": str, "width": COUNT},
+    "hyper?": HYPER,
+    "epochs?": (COUNT, None),
+    "seconds?": NUMBER,
+    "images_per_second?": NUMBER,
+    "analysis?": (ANALYSIS, None),
+}
+# A fit that was evaluated.
+MEASURED: Schema = {
+    **OUTCOME,
+    "metrics": dict.fromkeys(METRICS, NUMBER),
+    "per_class": {
+        "class": [str],
+        "train_count": [COUNT],
+        **{name: [NUMBER] for name in PER_CLASS},
+        str: [NUMBER],
+    },
+}
+ROW: Schema = {
+    "method": str,
+    "hyper": HYPER,
+    "seeds": [COUNT, 2],
+    "index": COUNT,
+    "diverged": (COUNT, None),
+    "seconds": NUMBER,
+    "metrics": {"valid": {str: NUMBER}, str: {str: NUMBER}},
+}
+ROWS: Schema = {"origin": {str: object}, "rows": [ROW]}
+RESULT: Schema = {
+    "dataset": {
+        **dict.fromkeys(("name", "split_hash"), str),
+        **dict.fromkeys(("num_train", "num_classes"), COUNT),
+        **dict.fromkeys(("counts_max", "counts_min"), COUNT),
+    },
+    "protocol": {
+        **dict.fromkeys(("batch_norm", "features"), str),
+        "select": {"last", "validation", "test"},
+        "flip": bool,
+        "seeds": [[COUNT, 1]],
+        "group_limits": {"many": float, "few": float},
+        "interrupted?": bool,
+    },
+    "methods": {str: {"hyper?": HYPER}},
+    "sweep?": {"choose?": {*CHOOSE}},
+    "versions": {str: str},
+    "device": str,
+}
