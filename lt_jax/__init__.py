@@ -7,11 +7,13 @@ Experiments with configs and workdirs run through the ``lt-jax`` command.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from lt_jax._version import __version__
 
+# Type checkers take it for true; `typing` is slow to import.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from lt_jax.api import FittedHead, Recipe, evaluate, fit_head, fit_heads
 
 __all__ = [

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -11,8 +10,7 @@ from typing import Any
 class InputError(ValueError):
     """Invalid input; the message is written for the user.
 
-    The command line prints the message and exits with code 2. Any other exception is
-    a bug and keeps its traceback.
+    The command line prints the message and exits with code 2.
     """
 
 
@@ -43,6 +41,8 @@ def suggest(word: Any, choices: Iterable[str]) -> str:
     >>> suggest("lso", ["los", "ce"])
     ": expected one of los, ce; did you mean 'los'?"
     """
+    import difflib  # slow to import
+
     choices = list(choices)
     close = difflib.get_close_matches(str(word)[:100], choices, 3, cutoff=0.5)
     meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -6,11 +6,10 @@ Heavy imports are inside the functions, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
-import json
-import shlex
 import sys
 from typing import TYPE_CHECKING
 
+from lt_jax.distributed import cluster
 from lt_jax.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ if TYPE_CHECKING:
 
 def fit(config: UserConfig, options: argparse.Namespace) -> None:
     """Run ``run``, ``train``, ``retrain`` or ``sweep``; write the page of results."""
+    import shlex
+
     import jax
 
     from lt_jax.experiment import stages
@@ -37,6 +38,8 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
 
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
+    import json
+
     from lt_jax.experiment import stages
     from lt_jax.files import jsonable
 
@@ -58,6 +61,7 @@ def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
 def benchmark(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import benchmark
 
+    cluster.use_devices(cache=False)
     benchmark.benchmark(config, options.seconds, options.json)
 
 
@@ -65,6 +69,7 @@ def config(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import config_plan
 
     if options.plan:
+        cluster.use_devices()
         config_plan.show_plan(config, options.workdir, options.json)
     elif options.workdir:
         raise InputError("--workdir needs --plan")
@@ -84,6 +89,7 @@ def report(options: argparse.Namespace) -> None:
 def convert(options: argparse.Namespace) -> None:
     from lt_jax.export import convert
 
+    cluster.use_devices()
     convert.convert(
         options.source,
         options.target,
@@ -95,8 +101,11 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def predict(options: argparse.Namespace) -> None:
+    import json
+
     from lt_jax.export import predict
 
+    cluster.use_devices()
     images, method, top = options.images, options.method, options.top
     if top < 1:
         raise InputError(f"--top must be at least 1, got {top}")
@@ -128,7 +137,7 @@ def data_prepare(options: argparse.Namespace) -> None:
     build.prepare(
         options.name,
         options.archives,
-        options.dir,
+        str(options.dir or ""),
         lists=options.lists,
         checksum=options.checksum,
         partial=options.partial,

@@ -5,12 +5,8 @@ Heavy modules are imported inside functions so that ``--help`` is fast.
 
 from __future__ import annotations
 
-import ast
 import os
 import re
-import reprlib
-import runpy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lt_jax.errors import InputError, located, suggest
@@ -73,6 +69,9 @@ def read(flags: list[str]) -> ConfigDict:
 
 def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
     """Call ``get_config`` of ``FILE[:ARGUMENT]``; return its values by full key too."""
+    import reprlib
+    import runpy
+
     from flax.traverse_util import flatten_dict
     from ml_collections import ConfigDict
 
@@ -97,6 +96,8 @@ def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
 
 def _find(path: str) -> str:
     """Return the path if it exists, else that of the config shipped in the wheel."""
+    from pathlib import Path
+
     shipped = Path(__file__).parents[1] / "configs"
     for file in (path, str(shipped / path.removeprefix("configs/"))):
         if os.path.isfile(file):
@@ -108,6 +109,8 @@ def _find(path: str) -> str:
 
 def _parse(key: str, text: str, present: Any) -> Any:
     """Parse an override as the type of the present value."""
+    import ast
+
     truths = {"true": True, "1": True, "false": False, "0": False}
     try:
         if isinstance(present, bool):

@@ -49,7 +49,6 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
         with style.style():
             limits = c.data.many, c.data.few
             drawn = style.render(figures.sorted_counts(counts, *limits))
-        png.parent.mkdir(parents=True, exist_ok=True)
         png.write_bytes(drawn["png"])
         lines.append(f"curve: {png}")
     print("\n".join(lines))

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
+import signal
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
+from lt_jax import printing
 from lt_jax._version import __version__
 from lt_jax.cli import commands, config_flags
 from lt_jax.distributed import cluster
 from lt_jax.errors import Diverged, InputError, Interrupted
 
 if TYPE_CHECKING:
+    from pathlib import Path
+    from types import FrameType
+
     from lt_jax.experiment.config import UserConfig
 
+REDUCE = (
+    "lower optim.batch or raise optim.accumulate in stage 1 (method.* in stage 2), or "
+    "lower eval.batch, optim.resident or method.memory"
+)
 CONFIG_HELP = """\
 config flags:
   --config FILE[:ARG]      Python file that defines get_config(ARG). If it does not
@@ -40,18 +46,60 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
       0 on success; 1 if training diverged; 2 for invalid input or a file that cannot be
-      written; 69 if another process of the job was lost; 75 after SIGTERM and 130 after
-      Ctrl-C, with progress saved: rerun the same command to resume.
+      written; 69 if another process of the job was lost; 70 for a bug; 75 after SIGTERM
+      and 130 after Ctrl-C, with progress saved: rerun the same command to resume.
     """
-    try:
-        with _without_closed_loops():
-            code = _run(sys.argv[1:] if argv is None else list(argv))
-    except Exception:
-        if cluster.is_distributed():
-            traceback.print_exc()
-            cluster.leave(1)
-        raise
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with printing.safe_streams(), _without_closed_loops():
+        options = argparse.Namespace(computes=False, debug=False)
+        with _ctrl_c():
+            try:
+                _run(argv, options)
+                code = 0
+            except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                code = 0
+            except KeyboardInterrupt:
+                unsaved = " without saving a checkpoint" * options.computes
+                print(f"lt-jax: stopped{unsaved}", file=sys.stderr)
+                # Others may not have been interrupted, so do not wait for them.
+                return cluster.leave(130, alone=True)
+            except Exception as error:
+                if options.debug:
+                    import traceback
+
+                    traceback.print_exc()
+                code, message = _failure(error, argv, options)
+                print(f"lt-jax: {message}", file=sys.stderr)
     return cluster.leave(code)
+
+
+@contextlib.contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C, except where it would be lost: exit there.
+
+    C code that imports a module prints it; the garbage collector, which calls JAX,
+    ignores it.
+    """
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        inner = frame
+        while inner:
+            code = inner.f_code
+            importing = code.co_filename.startswith("<frozen importlib")
+            if importing or code.co_name == "_xla_gc_callback":
+                os.write(2, b"lt-jax: stopped\n")
+                os._exit(130)
+            inner = inner.f_back
+        signal.default_int_handler(number, frame)
+
+    before = signal.getsignal(signal.SIGINT)
+    if before in (signal.SIG_DFL, signal.default_int_handler):
+        signal.signal(signal.SIGINT, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
@@ -74,46 +122,36 @@ def _without_closed_loops() -> Iterator[None]:
         sys.unraisablehook = hook
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str], options: argparse.Namespace) -> None:
+    """Parse the flags into ``options`` and call the command."""
+    flags, rest = config_flags.split(argv)
+    parser = make_parser()
+    parser.parse_args(rest, options)
+    if options.command is None:
+        parser.print_help()
+        raise InputError("expected a COMMAND")
+    import logging
+
     # Orbax raises its errors; its threads also log them, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    flags, rest = config_flags.split(argv)
-    options = make_parser().parse_args(rest)
-    if options.command is None:
-        make_parser().print_help()
-        return 2
-    try:
-        if options.computes:
-            cluster.join(
-                options.coordinator,
-                options.num_processes,
-                options.process_id,
-                options.join_timeout,
-            )
-            cluster.enable_compilation_cache()
-        if options.computes:
-            options.call(_config(flags, options), options)
-        elif options.configured:
-            options.call(config_flags.read(flags), options)
-        elif flags:
-            raise InputError(f"{options.command} does not take --config")
-        else:
-            options.call(options)
-    except BrokenPipeError:  # the reader of a pipe, such as head, has closed it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        unsaved = " without saving a checkpoint" if options.computes else ""
-        print(f"lt-jax: stopped{unsaved}", file=sys.stderr)
-        # Other processes may not have been interrupted, so do not wait for them.
-        return cluster.leave(130, alone=True)
-    except Exception as error:
-        failure = _failure(error, options)
-        if failure is None:
-            raise
-        code, message = failure
-        print(f"lt-jax: {message}", file=sys.stderr)
-        return code
-    return 0
+    cluster.import_jax()
+    if options.computes:
+        cluster.join(
+            options.coordinator,
+            options.num_processes,
+            options.process_id,
+            options.join_timeout,
+        )
+        cluster.use_devices()
+        options.call(_config(flags, options), options)
+    elif options.configured:
+        options.call(config_flags.read(flags), options)
+    elif flags:
+        raise InputError(f"{options.command} does not take --config")
+    else:
+        options.call(options)
+    if sys.stdout:
+        sys.stdout.flush()  # a full disk is an error here, not at the end
 
 
 def _config(flags: list[str], options: argparse.Namespace) -> UserConfig:
@@ -125,13 +163,11 @@ def _config(flags: list[str], options: argparse.Namespace) -> UserConfig:
     return processes.together(lambda: config_flags.read(flags), lambda _: given)
 
 
-def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] | None:
-    """Return the exit code and message of an expected error; None for a bug."""
-    if isinstance(error, InputError):
-        return 2, str(error)
-    if isinstance(error, OSError):
-        file = f" ({error.filename})" if error.filename else ""
-        return 2, f"{error.strerror or error}{file}"
+def _failure(
+    error: Exception, argv: list[str], options: argparse.Namespace
+) -> tuple[int, str]:
+    """Return the exit code and message of an error."""
+    text = str(error)
     if isinstance(error, Interrupted):
         from lt_jax.distributed.interrupt import EXIT_CODES
 
@@ -139,6 +175,13 @@ def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] |
         if options.call is commands.fit:
             resume = "; checkpoint saved; rerun the same command to resume"
         return EXIT_CODES[error.by], f"stopped at {error}{resume}"
+    if isinstance(error, InputError):
+        return 2, text
+    if isinstance(error, OSError):
+        file = f" ({error.filename})" if error.filename else ""
+        return 2, f"{error.strerror or error}{file}"
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
+        return 2, (f"out of memory ({text.partition(chr(10))[0] or 'host'}): {REDUCE}")
     if isinstance(error, Diverged):
         return 1, (
             f"{error}. Earlier checkpoints are in {options.workdir}/checkpoints. Try a "
@@ -146,16 +189,27 @@ def _failure(error: Exception, options: argparse.Namespace) -> tuple[int, str] |
             "a new workdir"
         )
     # A failed collective is a ValueError on CPUs, a JaxRuntimeError on GPUs.
-    if cluster.is_distributed() and any(w in str(error) for w in ("Gloo", "NCCL")):
+    if cluster.is_distributed() and any(w in text for w in ("Gloo", "NCCL")):
         return 69, (  # EX_UNAVAILABLE
             "another process of this job was lost. Progress is saved in "
             f"{options.workdir}; rerun the same command to resume"
         )
-    return None
+    from lt_jax.cli import bug_report
+
+    file = bug_report.write(error, argv, getattr(options, "workdir", None))
+    summary = f"{type(error).__name__}: {text}".partition("\n")[0]
+    return 70, f"internal error: {summary}; please report it with {file}"  # EX_SOFTWARE
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="lt-jax",
         description="Long-tailed recognition: train a representation, re-train its "
         "classifier, compare methods.",
@@ -186,7 +240,7 @@ def make_parser() -> argparse.ArgumentParser:
     text = "time per measurement (default: %(default)g)"
     command.add_argument("--seconds", type=float, default=5.0, help=text)
     text = "write one JSON object to FILE"
-    command.add_argument("--json", type=_path, metavar="FILE", help=text)
+    command.add_argument("--json", type=_new_file, metavar="FILE", help=text)
 
     text = "print every value of a config, or what it would run"
     command = _add(group, "config", commands.config, text, configured=True)
@@ -223,6 +277,8 @@ def _add(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.set_defaults(call=call, configured=configured, computes=False)
+    text = "print the traceback of an error"
+    command.add_argument("--debug", action="store_true", help=text)
     return command
 
 
@@ -290,7 +346,7 @@ def _add_data(group: Any) -> None:
     text = "show counts, groups, imbalance and split hash"
     command = _add(inner, "info", commands.data_info, text, configured=True)
     text = "also write the curve of class counts as an image"
-    command.add_argument("--png", type=_path, metavar="FILE", help=text)
+    command.add_argument("--png", type=_new_file, metavar="FILE", help=text)
     _add_json(command)
 
     text = "build a TFDS dataset from its original archives"
@@ -301,7 +357,7 @@ def _add_data(group: Any) -> None:
     text = "folder with ImageNet_LT_train.txt etc.; default: that of the archives"
     add("--lists", help=text, **folder)
     text = "TFDS data folder; default: TFDS_DATA_DIR, else ~/tensorflow_datasets"
-    add("--dir", default="", help=text)
+    add("--dir", help=text, **folder)
     text = "check SHA-256 sums, not only sizes"
     add("--checksum", action="store_true", help=text)
     text = "accept archives of other sizes and other numbers of examples"
@@ -313,4 +369,19 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 
 def _path(text: str) -> Path:
+    """Return a path; an empty one would be the current folder."""
+    from pathlib import Path
+
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return Path(text).expanduser()
+
+
+def _new_file(text: str) -> Path:
+    """Return the path of a file to write, in a folder that exists."""
+    path = _path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"expected a file in an existing folder, got {text}"
+        )
+    return path

@@ -1,24 +1,19 @@
 """Multi-process setup (wraps jax.distributed) and the compilation cache.
 
-Importing this module does not import JAX.
+Importing this module does not import JAX, nor what only some commands need.
 """
 
 from __future__ import annotations
 
 import contextlib
-import glob
-import importlib.util
 import os
 import re
 import signal
-import socket
-import stat
 import sys
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from lt_jax import printing
 from lt_jax._version import __version__
 from lt_jax.errors import InputError
 
@@ -93,7 +88,7 @@ def join(
                 heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
                 shutdown_timeout_seconds=SHUTDOWN_SECONDS,
             )
-    except (ValueError, RuntimeError, OSError) as error:
+    except (ValueError, LookupError, RuntimeError, OSError) as error:
         pod = "JOB_COMPLETION_INDEX" in os.environ
         if "should be defined" in str(error) and not arguments and not pod:
             return False  # a single TPU host, where JAX has nothing to join
@@ -105,7 +100,7 @@ def join(
     here = jax.local_devices()
     print(
         f"process {jax.process_index()} of {jax.process_count()} on "
-        f"{socket.gethostname()}: {len(here)} x {here[0].device_kind} of "
+        f"{os.uname().nodename}: {len(here)} x {here[0].device_kind} of "
         f"{jax.device_count()}, coordinator {where}",
         file=sys.stderr,
         flush=True,
@@ -116,6 +111,7 @@ def join(
 def _code() -> dict[str, str]:
     """Return versions and settings that must not differ between processes."""
     import hashlib
+    from pathlib import Path
 
     import jax
     import jaxlib
@@ -165,13 +161,15 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
 
 def _check_address(address: str) -> None:
     """Check that process 0 can listen on an address; otherwise JAX would crash."""
+    import socket
+
     host, _, port = address.rpartition(":")
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
         socket.create_server(place[:2], family=family).close()
     except OSError as error:
         raise InputError(
-            f"process 0 on {socket.gethostname()} cannot listen on {address}: "
+            f"process 0 on {os.uname().nodename} cannot listen on {address}: "
             f"{error.strerror}. Choose a free port and the address of this host, or "
             "behind a gateway set JAX_COORDINATOR_BIND_ADDRESS"
         ) from error
@@ -180,11 +178,13 @@ def _check_address(address: str) -> None:
 @contextlib.contextmanager
 def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[None]:
     """Exit with a message after ``seconds``; let Ctrl-C end the wait."""
+    import threading
+
     who = "this process" if process_id is None else f"process {process_id}"
 
     def give_up() -> None:
         print(
-            f"lt-jax: {who} on {socket.gethostname()} did not reach all others within "
+            f"lt-jax: {who} on {os.uname().nodename} did not reach all others within "
             f"{seconds:.0f} s (coordinator {where}). Check that all processes run, "
             "with one --coordinator and --num_processes, and each with its own "
             "--process_id. Process 0 must run on the coordinator's host, reachable.",
@@ -212,7 +212,8 @@ def _protect_stdout(first: bool) -> None:
     sys.stdout.flush()
     own = os.dup(1) if first else os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if first else own, 1)
-    sys.stdout = os.fdopen(own, "w", encoding="utf-8", buffering=1)
+    stream = os.fdopen(own, "w", encoding="utf-8", buffering=1)
+    sys.stdout = printing.Stream(stream)
 
 
 def is_distributed() -> bool:
@@ -232,6 +233,8 @@ def leave(code: int, alone: bool = False) -> int:
     """
     if not is_distributed() or (code in COMMON_EXIT_CODES and not alone):
         return code
+    import threading
+
     import jax
 
     sys.stdout.flush()
@@ -246,18 +249,24 @@ def _scheduled() -> dict[str, Any]:
     """Return arguments of jax.distributed.initialize from SLURM or Open MPI, or {}."""
     env, mpi = os.environ, "OMPI_COMM_WORLD_"
     # The shell of `salloc` has the job's task count, but is a step of one task.
-    steps = int(env.get("SLURM_STEP_NUM_TASKS", 1)) if "SLURM_JOB_ID" in env else 1
-    if (tasks := min(int(env.get("SLURM_NTASKS", 1)), steps)) > 1:
-        here = -(-tasks // int(env["SLURM_STEP_NUM_NODES"]))
-        number, local = int(env["SLURM_PROCID"]), int(env["SLURM_LOCALID"])
+    steps = _number("SLURM_STEP_NUM_TASKS", 1) if "SLURM_JOB_ID" in env else 1
+    all_steps = _number("SLURM_NTASKS", None if steps > 1 else 1)
+    if (tasks := min(all_steps, steps)) > 1:
+        here = -(-tasks // max(_number("SLURM_STEP_NUM_NODES"), 1))
+        number, local = _number("SLURM_PROCID"), _number("SLURM_LOCALID")
         method = "slurm"
-    elif (tasks := int(env.get(f"{mpi}SIZE", 1))) > 1:
+    elif (tasks := _number(f"{mpi}SIZE", None if f"{mpi}RANK" in env else 1)) > 1:
         keys = "RANK", "LOCAL_SIZE", "LOCAL_RANK"
-        number, here, local = (int(env[mpi + key]) for key in keys)
+        number, here, local = (_number(mpi + key) for key in keys)
         # Open MPI 5 has no address in the environment, so JAX needs mpi4py for it.
         method = "ompi" if "OMPI_MCA_orte_hnp_uri" in env else "mpi4py"
     else:
         return {}
+    if not (0 <= number < tasks and 0 <= local < here):
+        raise InputError(
+            f"the scheduler's variables contradict each other: process {number} of "
+            f"{tasks}, {local} of {here} on this host: {HINT}"
+        )
     return {
         "num_processes": tasks,
         "process_id": number,
@@ -266,8 +275,22 @@ def _scheduled() -> dict[str, Any]:
     }
 
 
+def _number(name: str, default: int | None = None) -> int:
+    """Read a variable of a scheduler, which must be a number."""
+    text = os.environ.get(name, "" if default is None else str(default))
+    if not re.fullmatch(r"\d{1,9}", text):
+        found = f"is {text!r}" if name in os.environ else "is missing"
+        raise InputError(
+            f"{name} {found}, but other variables of the scheduler are set: {HINT}"
+        )
+    return int(text)
+
+
 def _managed() -> bool:
     """Check for an indexed Kubernetes Job or a Cloud TPU, which JAX joins by itself."""
+    import glob
+    import importlib.util
+
     if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
         return True
     return (
@@ -296,11 +319,46 @@ def local_devices(here: int, local: int, visible: str | None) -> list[int] | Non
         return []
     if num % here:
         raise InputError(
-            f"{here} processes on {socket.gethostname()} cannot share {num} GPUs "
+            f"{here} processes on {os.uname().nodename} cannot share {num} GPUs "
             "evenly: start one process per GPU or one per node"
         )
     each = num // here
     return list(range(local * each, (local + 1) * each))
+
+
+def import_jax() -> None:
+    """Import JAX and check what it read from its environment variables."""
+    try:
+        import jax
+    except ValueError as error:
+        raise InputError(f"JAX does not start: {error}: correct or unset it") from error
+    for name, reason in (
+        ("jax_enable_x64", "lt_jax computes in float32 and bfloat16"),
+        ("jax_disable_jit", "lt_jax runs compiled programs only"),
+    ):
+        if getattr(jax.config, name):
+            raise InputError(f"{name.upper()} is set, but {reason}: unset it")
+
+
+def use_devices(cache: bool = True) -> None:
+    """Start JAX's devices, which must exist.
+
+    Args:
+      cache: keep compiled programs on disk.
+    """
+    import jax
+
+    try:
+        jax.local_devices()
+    except (RuntimeError, AssertionError) as error:
+        wanted = os.environ.get("JAX_PLATFORMS")
+        reason = str(error).partition("\n")[0] or "there is no such device"
+        raise InputError(
+            f"JAX finds no device with JAX_PLATFORMS={wanted or ''}: {reason}. Unset "
+            "JAX_PLATFORMS, or set it to cpu"
+        ) from error
+    if cache:
+        enable_compilation_cache()
 
 
 def enable_compilation_cache() -> None:
@@ -310,6 +368,9 @@ def enable_compilation_cache() -> None:
     (XDG_CACHE_HOME). JAX executes the files in it. So it must be the user's own, and
     not in the workdir, which is shared.
     """
+    import stat
+    from pathlib import Path
+
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:

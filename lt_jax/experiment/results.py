@@ -12,9 +12,7 @@ split over several commands, therefore gives the same result.
 
 from __future__ import annotations
 
-import csv
 import importlib.metadata
-import io
 import json
 import platform
 from collections.abc import Callable, Sequence
@@ -23,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import files, metrics
+from lt_jax import files, metrics, printing
 from lt_jax._version import __version__
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes, sharding
@@ -309,19 +307,16 @@ def _write(file: Path, text: str) -> None:
 
 def _per_class(workdir: Path, result: dict[str, Any]) -> str:
     """Format one CSV line per method, fit and class."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    header: list[str] = []
+    rows: list[list[Any]] = []
     folder = "chosen/" if "sweep" in result else ""
     for name, entry in result["methods"].items():
         for run in _fits(workdir, folder, name, entry["hyper"]):
-            if not header:
-                header = list(run["per_class"])
-                writer.writerow(["method", "seeds", *header])
+            if not rows:
+                rows.append(["method", "seeds", *run["per_class"]])
             seeds = ".".join(map(str, run["seeds"]))
-            columns = (run["per_class"][key] for key in header)
-            writer.writerows([name, seeds, *row] for row in zip(*columns, strict=True))
-    return file.getvalue()
+            columns = (run["per_class"][key] for key in rows[0][2:])
+            rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
+    return printing.csv_text(rows)
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:

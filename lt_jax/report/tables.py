@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 import re
@@ -17,6 +15,7 @@ from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.tables import COLUMNS, cell
 from lt_jax.experiment.workdirs import Run
 from lt_jax.metrics import GROUPS
+from lt_jax.printing import csv_text
 from lt_jax.retraining.selection import number, spread
 
 LOS = "los"
@@ -31,11 +30,7 @@ class Table(NamedTuple):
 
     def csv(self) -> str:
         """Return the table as CSV, floats with eight significant digits."""
-        file = io.StringIO()
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(self.header)
-        writer.writerows([_csv_cell(cell) for cell in row] for row in self.rows)
-        return file.getvalue()
+        return csv_text([self.header, *([*map(_csv_cell, row)] for row in self.rows)])
 
 
 class Part(NamedTuple):

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from lt_jax import trees
 from lt_jax.files import COUNT, append, check, jsonable, parse_json, read, write
+from lt_jax.printing import printable
 from lt_jax.types import Params
 
 # A line of ``metrics.jsonl``, and the largest file of them that is read.
@@ -34,14 +35,14 @@ class Logger:
     def info(self, text: str) -> None:
         """Write a line to the terminal and ``log.txt``."""
         if self.enabled:
-            tqdm.write(text, file=sys.stdout)
+            tqdm.write(printable(text), file=sys.stdout)
             sys.stdout.flush()
             self.detail(text)
 
     def detail(self, text: str) -> None:
         """Write a line to ``log.txt`` only."""
         if self.enabled:
-            append(self._text, text + "\n")
+            append(self._text, printable(text) + "\n")
 
     def warning(self, text: str) -> None:
         """Write a line like ``info``; a disabled logger prints it to stderr."""

@@ -78,7 +78,10 @@ def documented(part: str) -> list[str]:
     [
         (["--seconds=0"], "--seconds must be a positive number, got 0"),
         (["--seconds=nan"], "--seconds must be a positive number, got nan"),
-        (["--json=missing/speed.json"], "--json must be a file in an existing folder"),
+        (
+            ["--json=missing/speed.json"],
+            "--json: expected a file in an existing folder",
+        ),
         (["--config.optim.batch=0"], "optim.batch"),
         (["--config.optim.bach=1"], "did you mean"),
     ],

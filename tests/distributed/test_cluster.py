@@ -150,6 +150,45 @@ def test_unknown_coordinator(monkeypatch):
         cluster.join()
 
 
+@pytest.mark.parametrize(
+    ("env", "name"),
+    [(STEP, f"SLURM_{n}") for n in ("PROCID", "LOCALID", "STEP_NUM_NODES", "NTASKS")]
+    + [(MPI, name) for name in MPI if name.startswith("OMPI_COMM_WORLD")],
+)
+@pytest.mark.parametrize("value", [None, "", "x", "-1", "9" * 20])
+def test_half_set_variables_of_a_scheduler(initialize, monkeypatch, env, name, value):
+    env = {k: v for k, v in env.items() if k != name}
+    if value is not None:
+        env[name] = value
+    found = "is missing" if value is None else f"is {value!r}"
+    with pytest.raises(InputError, match=f"{name} {found}.* run alone"):
+        initialize(env)
+
+
+@pytest.mark.parametrize(
+    "env",
+    [
+        STEP | {"SLURM_PROCID": "4"},
+        STEP | {"SLURM_LOCALID": "2"},
+        MPI | {"OMPI_COMM_WORLD_LOCAL_SIZE": "0"},
+    ],
+)
+def test_variables_of_a_scheduler_that_contradict_each_other(initialize, env):
+    with pytest.raises(InputError, match="contradict each other: process"):
+        initialize(env)
+
+
+def test_a_variable_that_only_jax_reads(monkeypatch):
+    def fail(**_):
+        raise KeyError("SLURM_STEP_NODELIST")
+
+    monkeypatch.setattr("jax.distributed.initialize", fail)
+    for name, value in STEP.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match=r"SLURM_STEP_NODELIST.*pass --coordinator"):
+        cluster.join()
+
+
 def test_code_must_agree(initialize, monkeypatch):
     compared = []
 
