@@ -197,7 +197,13 @@ def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
 
 
 def evaluate(
-    logits: Any, labels: Any, counts: Any, *, many: int = 100, few: int = 20
+    logits: Any,
+    labels: Any,
+    counts: Any,
+    *,
+    many: int = 100,
+    few: int = 20,
+    group_average: str = "classes",
 ) -> dict[str, float]:
     """Compute every metric of ``metrics.summary`` for the logits of any classifier.
 
@@ -211,6 +217,8 @@ def evaluate(
       counts: int[K], training examples per class, which define the groups.
       many: classes with more training examples are many-shot.
       few: classes with fewer are few-shot.
+      group_average: what the accuracy of a group averages over: ``classes``, as in the
+        literature, or ``examples``.
 
     Returns:
       Fractions, not per cent; NaN for an empty group. See docs/reference/metrics.md.
@@ -228,7 +236,8 @@ def evaluate(
     for rows in samplers.batch_indices(np.arange(len(labels)), min(ROWS, len(labels))):
         chosen, mask = np.maximum(rows, 0), (rows >= 0).astype(np.float32)
         total = metrics.merge(total, _tally(logits[chosen], labels[chosen], mask))
-    return metrics.summary(jax.device_get(total), metrics.groups(counts, many, few))
+    groups = metrics.groups(counts, many, few)
+    return metrics.summary(jax.device_get(total), groups, group_average)
 
 
 _tally = jax.jit(metrics.tally)

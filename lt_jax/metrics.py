@@ -15,7 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lt_jax.errors import one_of
+
 GROUPS = ("many", "medium", "few")
+GROUP_AVERAGES = ("classes", "examples")
 RSD = ("row_true", "row_false", "col_true", "col_false")  # see ``per_class``
 # Criteria of a sweep, and whether the highest (1) or the lowest (-1) is best.
 CHOOSE = {
@@ -164,22 +167,29 @@ def _moments(
     return mean, np.sqrt(np.maximum(squares / count - mean**2, 0.0))
 
 
-def summary(tally: Tally, groups: Mapping[str, np.ndarray]) -> dict[str, float]:
+def summary(
+    tally: Tally, groups: Mapping[str, np.ndarray], group_average: str = "classes"
+) -> dict[str, float]:
     """Compute every metric of an evaluation, in float64; fractions, not per cent.
 
-    ``all`` is the accuracy over examples, ``many`` etc. over those of a group.
-    ``balanced`` is the mean and ``worst`` the lowest of the class accuracies, over
-    classes with examples. ``loma_*`` and ``rsd_*`` are means over classes,
-    ``loma_*_many`` etc. over the classes of a group. ``loma_*_spread`` is the standard
-    deviation over classes divided by the mean: 0 is perfectly balanced. An empty group
-    is NaN.
+    ``all`` is the accuracy over examples. ``many`` etc. are the mean accuracy of the
+    group's ``classes``, as ``shot_acc`` of Decoupling's code, or the accuracy over its
+    ``examples``; both are equal on a balanced set. ``balanced`` is the mean and
+    ``worst`` the lowest of the class accuracies, over classes with examples. ``loma_*``
+    and ``rsd_*`` are means over classes, ``loma_*_many`` etc. over the classes of a
+    group. ``loma_*_spread`` is the standard deviation over classes divided by the mean:
+    0 is perfectly balanced. An empty group is NaN.
     """
     t = Tally(*(np.asarray(a, np.float64) for a in tally))
     classes = per_class(tally)
     held = t.seen > 0
+    # float[K] each: the numerator and the divisor of an accuracy.
+    right, seen = t.right, t.seen
+    if one_of("group average", group_average, GROUP_AVERAGES) == "classes":
+        right, seen = np.where(held, classes["accuracy"], 0.0), held
     result = {
         "all": _ratio(t.right.sum(), t.seen.sum()),
-        **{g: _ratio(t.right[w].sum(), t.seen[w].sum()) for g, w in groups.items()},
+        **{g: _ratio(right[w].sum(), seen[w].sum()) for g, w in groups.items()},
         "balanced": _mean(classes["accuracy"][held]),
         "worst": float(np.min(classes["accuracy"][held])) if held.any() else np.nan,
         "top5": _ratio(t.right5.sum(), t.seen.sum()),

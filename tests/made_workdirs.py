@@ -198,6 +198,7 @@ def write(
             "select": made["eval"]["select"],
             "flip": made["eval"]["flip"],
             "group_limits": {"many": 100, "few": 20},
+            "group_average": "classes",
             "interrupted": False,
             "seeds": seeds,
         },

@@ -83,7 +83,11 @@ def test_evaluate_does_not_depend_on_the_block_size(monkeypatch):
     monkeypatch.setattr("lt_jax.api.ROWS", 16)
     right = logits.argmax(1) == labels
     assert expected["all"] == right.mean()
-    assert expected["medium"] == right[(labels == 1) | (labels == 2)].mean()
+    medium = [right[labels == 1].mean(), right[labels == 2].mean()]
+    assert expected["medium"] == pytest.approx(np.mean(medium))
+    over_examples = evaluate(logits, labels, counts, group_average="examples")
+    medium = right[(labels == 1) | (labels == 2)].mean()
+    assert over_examples["medium"] == pytest.approx(medium)
     assert evaluate(logits, labels, counts) == pytest.approx(expected, rel=1e-5)
 
 

@@ -290,6 +290,9 @@ def test_docstrings_hold_the_command():
         assert f"lt-jax run --config configs/{name}.py" in text
 
 
+CLASS_BALANCED = ("class_balanced", "weight_balancing")
+
+
 def store(workdir: Path, tree: dict[str, Any]) -> Path:
     """Write config.json, as a run does, and return the workdir."""
     (workdir / "config.json").write_text(json.dumps(tree))
@@ -311,6 +314,28 @@ def test_config_json_of_version_0_1(tmp_path):
     tree["optim"]["nesterov"] = True
     with pytest.raises(InputError, match=r"config\.json: unknown config key 'optim"):
         configs.workdir_config(store(tmp_path, tree))
+
+
+def test_config_json_without_the_newer_keys(tmp_path):
+    """It keeps what its version did, and continues with a config that states so."""
+    earlier = {
+        "eval__group_average": "examples",
+        "method__disalign__form": "segmentation",
+    }
+    earlier |= {f"method__{m}__mean": "weights" for m in CLASS_BALANCED}
+    config = configs.resolve(tiny_digits.config(**earlier))
+    tree = configs.as_dict(config)
+    del tree["eval"]["group_average"], tree["method"]["disalign"]["form"]
+    for name in CLASS_BALANCED:
+        del tree["method"][name]["mean"]
+    found = configs.workdir_config(store(tmp_path, tree))
+    assert found.eval.group_average == "examples"
+    session._check_same_config(config, tmp_path)
+    with pytest.raises(
+        InputError, match=r"group_average.*\n.*class_balanced.mean"
+    ) as e:
+        session._check_same_config(configs.resolve(tiny_digits.config()), tmp_path)
+    assert "disalign.form: 'segmentation' there, 'classification' now" in str(e.value)
 
 
 @pytest.mark.parametrize(

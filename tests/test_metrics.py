@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lt_jax import heads, metrics
+from lt_jax.errors import InputError
 from lt_jax.metrics import NUM_BINS, Tally
 
 K = 7
@@ -125,12 +126,34 @@ def summary_by_hand(logits, labels, groups):
         found[f"{name}_spread"] = np.nanstd(classes[name]) / abs(found[name])
     for group, members in groups.items():
         inside = members[labels]
-        found[group] = right[inside].mean() if inside.any() else np.nan
+        accuracies = classes["accuracy"][members & ~np.isnan(classes["accuracy"])]
+        found[group] = accuracies.mean() if accuracies.size else np.nan
         for name in ("loma_row", "loma_col"):
             values = classes[name][members]
             values = values[~np.isnan(values)]
             found[f"{name}_{group}"] = values.mean() if values.size else np.nan
     return found
+
+
+@pytest.mark.parametrize(("average", "few"), [("classes", 0.5), ("examples", 0.8)])
+def test_average_of_a_group(average, few):
+    """Two few-shot classes: 4 of 4 and 0 of 1 right; a third one has no example."""
+    logits = np.eye(4, dtype=np.float32)[[0, 0, 0, 0, 3, 3]]
+    labels = np.array([0, 0, 0, 0, 1, 3])
+    few_shot = {"few": np.array([True, True, True, False]), "many": np.zeros(4, bool)}
+    found = metrics.summary(tally_of(logits, labels), few_shot, average)
+    assert found["few"] == pytest.approx(few)
+    assert np.isnan(found["many"])
+    assert found["all"] == pytest.approx(5 / 6)
+    assert found["balanced"] == pytest.approx(2 / 3)
+    with pytest.raises(InputError, match=r"group average 'class'.*did you mean"):
+        metrics.summary(tally_of(logits, labels), few_shot, "class")
+
+
+def test_averages_of_groups_agree_on_a_balanced_set():
+    found = tally_of(*any_batch(70, balanced=True))
+    one, other = (metrics.summary(found, GROUPS, a) for a in metrics.GROUP_AVERAGES)
+    assert one == pytest.approx(other, rel=1e-12)
 
 
 def assert_same(found, expected, rtol=1e-5, atol=1e-4):
@@ -391,15 +414,6 @@ def test_groups_include_their_limits_in_medium():
         "few": [5, 6],  # 19 is few
     }
     assert (sum(w.astype(int) for w in GROUPS.values()) == 1).all()
-
-
-def test_groups_average_over_examples_and_balanced_over_classes():
-    # Class 0: 3 of 3 right; class 1: 0 of 1. Both are in one group.
-    logits = np.array([[1, 0]] * 4, np.float32)
-    found = tally_of(logits, np.array([0, 0, 0, 1]))
-    values = metrics.summary(found, {"few": np.array([True, True])})
-    assert values["few"] == values["all"] == 0.75
-    assert values["balanced"] == 0.5
 
 
 def test_right_equals_argmax_if_logits_are_computed_in_the_same_program():

@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from lt_jax import (
     heads,
     initializers,
+    losses,
     methods,
     metrics,
     models,
@@ -58,6 +59,12 @@ MAX_STEPS = 20_000_000
 # keys that it did not have, by group.
 DROPPED = ("nesterov", False)
 ADDED = {"model": {"pool": "token"}}
+
+# Keys that ``config.json`` of earlier versions lacks, with what those versions did.
+ADDED = {
+    "eval.group_average": "examples",
+    **{f"method.*.{key}": value for key, value in methods.ADDED.items()},
+}
 
 # May change between two commands in one workdir: no result depends on these keys.
 FREE = (
@@ -161,6 +168,7 @@ class EvalConfig:
     flip: bool
     choose: str
     curves: str
+    group_average: str = "examples"  # of workdirs without the key, see ADDED
 
 
 @dataclass(frozen=True)
@@ -280,6 +288,9 @@ CHOICES: dict[str, Iterable[str]] = {
     "optim.batch_norm": steps.BATCH_NORM,
     "optim.schedule": ("step", "epoch"),
     "optim.sampler": samplers.POWERS,
+    "method.*.mean": losses.MEANS,
+    "method.*.form": heads.ALIGNED,
+    "eval.group_average": metrics.GROUP_AVERAGES,
     "eval.select": ("last", "validation", "test"),
     "eval.choose": metrics.CHOOSE,
     "eval.curves": ("valid", "test"),

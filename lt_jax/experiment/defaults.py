@@ -61,6 +61,8 @@ def base_config() -> Any:
     evaluation.every = 5  # epochs between evaluations on validation
     evaluation.select = "last"  # checkpoint: "last", or best on "validation" or "test"
     evaluation.flip = False  # average logits over the mirror image
+    # Accuracy of a group: mean over its "classes", or over its "examples".
+    evaluation.group_average = "classes"
     # Validation metric that a sweep chooses by: "balanced", "all", "many", "medium",
     # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
     evaluation.choose = "balanced"

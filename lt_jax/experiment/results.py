@@ -98,7 +98,7 @@ def summary(task: Task, tally: Tally, head: Params) -> dict[str, float]:
     """Compute ``metrics.summary`` and the mean and spread of the class norms."""
     norms = np.asarray(effective_norms(head), np.float64)
     return {
-        **metrics.summary(tally, task.groups),
+        **metrics.summary(tally, task.groups, task.group_average),
         "weight_norm": float(norms.mean()),
         "weight_norm_spread": float(norms.std() / norms.mean()),
     }

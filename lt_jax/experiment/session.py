@@ -29,6 +29,7 @@ from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import results
 from lt_jax.experiment.config import (
+    ADDED,
     FREE,
     Config,
     FitConfig,
@@ -159,6 +160,7 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
     return Task(
         splits=splits,
         groups=groups,
+        group_average=c.eval.group_average,
         backbone=_make_backbone(c, splits.train.shape),
         augment=Augment(
             pad=c.data.pad,
@@ -290,10 +292,11 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         return
     old = flatten_dict(upgraded(read_config(workdir)), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
+    old |= {key: _earlier(key) for key in now.keys() - old.keys()}
     lines = [
-        f"  {key}: {old.get(key)!r} there, {now.get(key)!r} now\n"
-        for key in sorted(old.keys() | now.keys())
-        if old.get(key) != now.get(key)
+        f"  {key}: {old[key]!r} there, {now.get(key)!r} now\n"
+        for key in sorted(old)
+        if old[key] != now.get(key)
         and not any(fnmatch.fnmatch(key, free) for free in FREE)
     ]
     if lines:
@@ -301,6 +304,11 @@ def _check_same_config(config: Config, workdir: Path) -> None:
             f"{workdir} holds a run of another config:\n{''.join(lines)}"
             "Use another --workdir; a stage 1 is shared by --config.init.path."
         )
+
+
+def _earlier(key: str) -> Any:
+    """Return what versions without a key of the config did."""
+    return next((v for name, v in ADDED.items() if fnmatch.fnmatch(key, name)), None)
 
 
 def _announce(session: Session) -> None:
@@ -314,7 +322,8 @@ def _announce(session: Session) -> None:
     many, medium, few = (d["groups"][name] for name in metrics.GROUPS)
     info(
         f"groups by training images: many > {c.data.many} ({many} classes), medium "
-        f"({medium}), few < {c.data.few} ({few})"
+        f"({medium}), few < {c.data.few} ({few}); accuracy of a group: mean over "
+        f"{c.eval.group_average}"
     )
     kept = {
         "last": "the last checkpoint is kept",

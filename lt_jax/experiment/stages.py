@@ -210,6 +210,7 @@ def _finish(
         "select": c.eval.select,
         "flip": c.eval.flip,
         "group_limits": {"many": c.data.many, "few": c.data.few},
+        "group_average": c.eval.group_average,
         "interrupted": interrupted,
     }
     given = workdir, session.dataset, protocol

@@ -68,8 +68,13 @@ def caption(result: dict[str, Any]) -> str:
         f"{d['name']}, split {d['split_hash']}, test set; per cent except LoMa; {runs}"
         f"\n{kept[p['select']]}; {views}; stage 2 {p['features']}, batch norm "
         f"{p['batch_norm']}; many > {limits['many']} training images, few < "
-        f"{limits['few']}"
+        f"{limits['few']}, mean over {group_average(p)}"
     )
+
+
+def group_average(protocol: dict[str, Any]) -> str:
+    """Return what the accuracy of a group averages over; old results lack the key."""
+    return protocol.get("group_average", "examples")
 
 
 def table(methods: dict[str, Any]) -> str:

@@ -20,7 +20,7 @@ from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.results import Outcome
-from lt_jax.experiment.tables import cell
+from lt_jax.experiment.tables import cell, group_average
 from lt_jax.experiment.workdirs import Run
 from lt_jax.losses import smoothing_gap
 from lt_jax.metrics import GROUPS, RSD
@@ -144,13 +144,14 @@ def groups(run: Run) -> Part:
             axis.set_xticks([])
         axis.set_xlim(0, 1.28 * top)
     group_limits = run.result["protocol"]["group_limits"]
+    average = group_average(run.result["protocol"])
     return Part(
         "groups",
         "Accuracy by group",
-        "Accuracy on all test images and on those of the many-shot (more than "
+        "Accuracy on all test images, and of the many-shot (more than "
         f"{group_limits['many']} training images), medium-shot and few-shot (fewer "
-        f"than {group_limits['few']}) classes. Whiskers: standard deviation over "
-        "seeds. Dashed line: the stage-1 head.",
+        f"than {group_limits['few']}) classes, as the mean over {average}. Whiskers: "
+        "standard deviation over seeds. Dashed line: the stage-1 head.",
         picture=style.render(figure),
         alt=f"Bar chart of accuracy, on all classes and by group, for {listed(names)}.",
         numbers=Table(

@@ -48,6 +48,7 @@ class Task(NamedTuple):
 
     splits: Splits
     groups: dict[str, np.ndarray]  # bool[K] by name
+    group_average: str  # of the accuracy of a group: over "classes" or "examples"
     backbone: Any  # a Backbone, which pyright considers unhashable
     augment: Augment
     flip: bool  # whether evaluation averages over the mirror image
@@ -281,7 +282,7 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
     if len(dataset):
         network = run.state.params, run.state.batch_stats
         tally = evaluate(task, stage.method.head, *network, dataset, log=run.log)
-        values = metrics.summary(tally, task.groups)
+        values = metrics.summary(tally, task.groups, task.group_average)
         if task.select == "test":
             score = values["all"]
             line += f" | test {score:.1%}"
