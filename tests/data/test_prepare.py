@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gzip
 import hashlib
 import io
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -283,15 +286,87 @@ def test_an_archive_of_another_size(archives, tmp_path):
     assert nothing_left(tmp_path)
 
 
-@pytest.mark.parametrize("content", [[1], {"categories": None}, {"categories": [{}]}])
-def test_a_json_file_of_another_dataset(archives, tmp_path, content):
+ROWS = {"categories": [], "images": [], "annotations": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "it holds None"),
+        ([1], r"it holds \[1\]"),
+        ({}, "categories is not a list, got None"),
+        (ROWS | {"categories": [1]}, r"categories\[0\] lacks 'id' and 'supercategory'"),
+        (ROWS | {"categories": [{}]}, r"categories\[0\] lacks .*, got {}"),
+        (ROWS | {"images": [{"id": 1, "file_name": 5}]}, r"images\[0\] lacks"),
+        (ROWS | {"annotations": [{"image_id": 9, "category_id": 9}]}, "unknown 9"),
+        (b"[" * 1500 + b"]" * 1500, "recursion"),
+        (b'"\xff"', "utf-8"),
+        (b"9" * 5000, "digits"),
+    ],
+)
+def test_a_json_file_of_another_dataset(archives, tmp_path, content, message):
     folder = tmp_path / "archives"
     shutil.copytree(archives, folder)
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
     file = folder / "train2018.json.tar.gz"
-    tiny_archives.write_json(file, "train2018.json", content)
-    with pytest.raises(InputError, match="is not that of iNaturalist"):
+    file.write_bytes(tiny_archives.tar([("train2018.json", text)], "w:gz"))
+    with pytest.raises(InputError, match=rf"train2018\.json\.tar\.gz is .*{message}"):
         build.prepare("i_naturalist2018", folder, str(tmp_path / "out"), partial=True)
-    assert nothing_left(tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def member(type: bytes, size: int, **headers: str) -> bytes:
+    """The header of a member of this size, without its content."""
+    made = tarfile.TarInfo("x/data_batch_1.bin")
+    made.type, made.size, made.pax_headers = type, size, headers
+    return made.tobuf(tarfile.PAX_FORMAT if headers else tarfile.GNU_FORMAT)
+
+
+HUGE = {
+    "a file": member(tarfile.REGTYPE, 2**42),
+    "a sparse file": member(tarfile.GNUTYPE_SPARSE, 0),
+    "a sparse file of pax": member(
+        tarfile.REGTYPE, 0, **{"GNU.sparse.size": str(2**42), "GNU.sparse.map": "0,0"}
+    ),
+    "a long name": member(tarfile.GNUTYPE_LONGNAME, 2**40),
+    "extended attributes": member(tarfile.XHDTYPE, 2**40),
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+@pytest.mark.parametrize("gzipped", [False, True])
+def test_huge_members_take_no_memory(tmp_path, what, gzipped):
+    content = gzip.compress(HUGE[what]) if gzipped else HUGE[what]
+    (tmp_path / "cifar-10-binary.tar.gz").write_bytes(content)
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match=r"is truncated.*(bytes|sparse file)\)"):
+        build.prepare("cifar10", tmp_path, str(out), partial=True)
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        (
+            "test_batch.bin",
+            b"\xc8" + bytes(3072),
+            r"larger than \[9\]",
+        ),
+        ("test_batch.bin", bytes(3000), r"test_batch\.bin has another size"),
+        ("batches.meta.txt", b"", "10 different names"),
+        ("batches.meta.txt", b"cat\n" * 10, "10 different names"),
+        ("batches.meta.txt", b"".join(b"\xff%d\n" % i for i in range(10)), "in UTF-8"),
+    ],
+)
+def test_bad_content_of_cifar(archives, tmp_path, file, content, message):
+    name = "cifar-10-binary.tar.gz"
+    with tarfile.open(archives / name) as tar:
+        held = {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}
+    held[f"cifar-10-batches-bin/{file}"] = content
+    (tmp_path / name).write_bytes(tiny_archives.tar([*held.items()], "w:gz"))
+    with pytest.raises(InputError, match=message):
+        build.prepare("cifar10", tmp_path, str(tmp_path / "out"), partial=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_wrong_checksum(archives, tmp_path, monkeypatch):
@@ -393,8 +468,16 @@ def test_bad_lists(archives, tmp_path, split, line, message):
     with pytest.raises(InputError, match=message):
         build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
     assert nothing_left(out)
+    file = lists / "ImageNet_LT_train.txt"
+    file.write_bytes(b"\xff\n")
+    with pytest.raises(InputError, match=r"cannot be read .*utf-8.*--lists"):
+        build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(InputError, match="is not a regular file"):
+        build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
     shutil.rmtree(lists)
-    with pytest.raises(InputError, match=r"no list .*ImageNet_LT_train.txt.*--lists"):
+    with pytest.raises(InputError, match=r"ImageNet_LT_train.txt does not .*--lists"):
         build.prepare("imagenet_lt", archives, str(out), lists=lists, partial=True)
 
 
@@ -402,10 +485,22 @@ def test_a_leftover_is_removed(archives, tmp_path, capsys):
     left = tmp_path / "cifar10/3.0.2.incomplete"
     left.mkdir(parents=True)
     (left / "half").write_text("x")
+    (left / "folder/in it").mkdir(parents=True)
     folder = build.prepare("cifar10", archives, str(tmp_path), partial=True)
     assert "left by an interrupted command" in capsys.readouterr().out
     assert not left.exists()
     assert not (folder / "half").exists()
+
+
+def test_a_link_in_place_of_the_draft_is_not_followed(archives, tmp_path):
+    kept = tmp_path / "elsewhere/kept"
+    kept.parent.mkdir()
+    kept.write_text("x")
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10/3.0.2.incomplete").symlink_to(kept.parent)
+    with pytest.raises(InputError, match="is a link, which is not followed"):
+        build.prepare("cifar10", archives, str(tmp_path), partial=True)
+    assert kept.exists()
 
 
 def test_two_processes_at_once(archives, tmp_path):

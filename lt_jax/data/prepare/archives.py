@@ -12,9 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, brief
 
 BUFFER = 2**20  # bytes
+MAX_FILE = 2**29  # bytes; ImageNet's largest class has 200 MB
+MAX_HEADER = 2**20  # bytes of a long name or of extended attributes
 
 # Base names and contents; read a content before advancing to the next one.
 Files = Iterator[tuple[str, IO[bytes]]]
@@ -35,18 +37,45 @@ def opened(path: Path) -> Iterator[Files]:
             # Python 3.11, the buffer saves a third of the time.
             raw: Any = gzip.open(path)
             with io.BufferedReader(raw, BUFFER) as unzipped:
-                yield members(tarfile.open(fileobj=unzipped, mode="r|", bufsize=BUFFER))
+                stream: Any = {"fileobj": unzipped, "mode": "r|", "bufsize": BUFFER}
+                yield members(tarfile.open(**stream, tarinfo=_Header))
         else:
-            with tarfile.open(path, "r:") as tar:
+            with tarfile.open(path, "r:", tarinfo=_Header) as tar:
                 yield members(tar)
-    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise damaged(path, error) from error
+    except InputError:
+        raise
+    except (gzip.BadGzipFile, OverflowError, MemoryError, RecursionError) as error:
+        raise damaged(path, brief(error)) from error
+    except (tarfile.TarError, EOFError, zlib.error, ValueError) as error:
+        raise damaged(path, brief(error)) from error
+
+
+class _Header(tarfile.TarInfo):
+    """A header of which only real files may be long, and no file has holes."""
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: Any, errors: Any) -> _Header:
+        found = super().frombuf(buf, encoding, errors)
+        regular = found.type in tarfile.REGULAR_TYPES
+        if found.type == tarfile.GNUTYPE_SPARSE:
+            raise tarfile.ReadError(f"{found.name!r} is stored as a sparse file")
+        if found.size > (MAX_FILE if regular else MAX_HEADER):
+            raise tarfile.ReadError(f"{found.name!r:.100} has {found.size:,} bytes")
+        return found
+
+
+def inner(content: IO[bytes]) -> Files:
+    """Iterate over the files of an archive within an archive."""
+    with tarfile.open(fileobj=content, mode="r:", tarinfo=_Header) as tar:
+        yield from members(tar)
 
 
 def members(tar: tarfile.TarFile) -> Files:
     """Iterate over the files of an open tar archive."""
     while (member := tar.next()) is not None:
         tar.members.clear()  # type: ignore[attr-defined] # half a gigabyte otherwise
+        if member.sparse is not None or member.size > MAX_FILE:  # extended attributes
+            raise tarfile.ReadError(f"{member.name!r:.100} has {member.size:,} bytes")
         if member.isfile():
             content: Any = tar.extractfile(member)
             yield Path(member.name).name, content
@@ -57,16 +86,13 @@ def read_json(path: Path, name: str) -> Any:
     with opened(path) as files:
         for found, content in files:
             if found == name:
-                try:
-                    return json.load(content)
-                except ValueError as error:
-                    raise damaged(path, error) from error
+                return json.load(content)
     raise InputError(f"{path} does not contain {name}: it is another archive")
 
 
 def damaged(path: Path, error: object) -> InputError:
     """Make the error for an archive that cannot be read to its end."""
     return InputError(
-        f"{path} is truncated or damaged ({error}): compare its size and checksum with "
-        "its source, and download it again"
+        f"{path} is truncated, damaged or another file ({error}): compare its size and "
+        "checksum with its source, and download it again"
     )

@@ -120,20 +120,27 @@ def _check_archives(
 def _draft_of(final: Path) -> Iterator[Path]:
     """Make a folder that is renamed to ``final`` on success and removed on failure."""
     draft = final.with_name(final.name + ".incomplete")
+    if draft.is_symlink():
+        raise InputError(f"{draft} is a link, which is not followed: remove it")
+    created = [path for path in draft.parents if not path.exists()]
     draft.mkdir(parents=True, exist_ok=True)
     with _locked(draft):
         try:
             if leftovers := list(draft.iterdir()):
                 print(f"removing {draft}, left by an interrupted command")
-            for file in leftovers:
-                file.unlink()
+            for path in leftovers:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
             yield draft
             draft.rename(final)
         except BaseException as error:
             full = _disk_is_full(draft, error)
             shutil.rmtree(draft, ignore_errors=True)
             with contextlib.suppress(OSError):
-                draft.parent.rmdir()  # only if it is empty
+                for folder in created or [draft.parent]:
+                    folder.rmdir()  # only if it is empty
             if full:
                 raise InputError(
                     f"the disk of {final.parent} is full: free some space, or set "
@@ -196,7 +203,10 @@ class SplitWriter:
     def finish(self) -> None:
         """Close and check the shards, rename them to TFDS's names, write the index."""
         if not self.lengths:
-            raise InputError(f"{self._stem}: found no example of {self.split}")
+            raise InputError(
+                f"found no example of the split {self.split} for {self._stem}: use the "
+                "published archives and lists"
+            )
         self._close()
         shards = []
         for i, length in enumerate(self.lengths):

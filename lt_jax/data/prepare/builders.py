@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import itertools
-import tarfile
-from collections.abc import Callable, Iterable, Iterator
+import reprlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -17,7 +17,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from lt_jax.data.prepare.archives import damaged, members, opened, read_json
+from lt_jax.data import arrays
+from lt_jax.data.prepare.archives import damaged, inner, opened, read_json
 from lt_jax.errors import InputError, first_few
 
 
@@ -97,29 +98,46 @@ def _inat_targets(
     """Read the split, label and supercategory of every image id of a JSON file."""
     labels = {name: i for i, name in enumerate(_inat_names("labels"))}
     supers = {name: i for i, name in enumerate(_inat_names("supercategories"))}
-    categories = read_json(folder / "categories.json.tar.gz", "categories.json")
-    names = {c["id"]: c["name"] for c in categories}
-    content = read_json(folder / f"{stem}.json.tar.gz", f"{stem}.json")  # 0.5 GB
-    groups = {c["id"]: supers[c["supercategory"]] for c in content["categories"]}
-    ids = {image["id"]: Path(image["file_name"]).stem for image in content["images"]}
-    return {
-        ids[found["image_id"]]: (split, labels[names[category]], groups[category])
-        for found in content["annotations"]
-        for category in [found["category_id"]]
-    }
+    file = folder / "categories.json.tar.gz"
+    found = read_json(file, "categories.json")
+    names = dict(_fields(file, "", found, id=int, name=str))
+    file = folder / f"{stem}.json.tar.gz"
+    content = read_json(file, f"{stem}.json")
+    if not isinstance(content, dict):
+        raise damaged(file, f"it holds {reprlib.repr(content)}")
+
+    def fields(key: str, **kinds: type) -> Iterator[tuple[Any, ...]]:
+        return _fields(file, key, content.get(key), **kinds)
+
+    groups = dict(fields("categories", id=int, supercategory=str))
+    paths = dict(fields("images", id=int, file_name=str))
+    try:
+        return {
+            Path(paths[i]).stem: (split, labels[names[c]], supers[groups[c]])
+            for i, c in fields("annotations", image_id=int, category_id=int)
+        }
+    except KeyError as error:
+        raise damaged(file, f"it refers to an unknown {error}") from error
+
+
+def _fields(file: Path, key: str, rows: Any, **kinds: type) -> Iterator[tuple]:
+    """Iterate over these fields of JSON objects in a list, checked."""
+    expected = " and ".join(f"{name!r}" for name in kinds)
+    if not isinstance(rows, list):
+        raise damaged(file, f"{key or 'it'} is not a list, got {reprlib.repr(rows)}")
+    for number, row in enumerate(rows):
+        values = tuple(row.get(name) for name in kinds) if isinstance(row, dict) else ()
+        if not values or not all(map(isinstance, values, kinds.values())):
+            found = f"{key}[{number}] lacks {expected}, got {reprlib.repr(row)}"
+            raise damaged(file, found)
+        yield values
 
 
 def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
     """Read both splits in one pass over the 128 GB, without the unlabelled test set."""
     wanted: dict[str, tuple[str, int, int]] = {}
-    try:
-        for split, stem in (("train", "train2018"), ("validation", "val2018")):
-            wanted |= _inat_targets(folder, split, stem)
-    except (KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder}: a JSON file of its archives is not that of iNaturalist 2018 "
-            f"({error!r}); download *.json.tar.gz again"
-        ) from error
+    for split, stem in (("train", "train2018"), ("validation", "val2018")):
+        wanted |= _inat_targets(folder, split, stem)
     source = folder / "train_val2018.tar.gz"
     with opened(source) as files:
         for name, file in files:
@@ -134,6 +152,7 @@ def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:
 # ImageNet-LT
 
 LIST = "ImageNet_LT_{}.txt"
+MAX_LIST = 2**26  # bytes; the list of training images has 5 MB
 IMAGENET_TRAIN, IMAGENET_VAL = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 
 
@@ -166,16 +185,15 @@ def _imagenet_examples(folder: Path, lists: Path) -> Iterator[Example]:
                 raise InputError(
                     f"{path}, line {number}: expected an image that is listed once, as "
                     "'train/SYNSET/SYNSET_NUMBER.JPEG LABEL', where LABEL is the "
-                    f"position of SYNSET in sorted order, got {line!r}"
+                    f"position of SYNSET in sorted order, got {reprlib.repr(line)}"
                 )
             wanted[name] = (split, int(label))
     source = folder / IMAGENET_TRAIN
     with opened(source) as files:
         for _, synset in files:
-            with tarfile.open(fileobj=synset, mode="r:") as tar:
-                for name, image in members(tar):
-                    if name in wanted:
-                        yield _imagenet_example(*wanted.pop(name), name, image)
+            for name, image in inner(synset):
+                if name in wanted:
+                    yield _imagenet_example(*wanted.pop(name), name, image)
     _require_all_found(wanted, source)
 
     tested = _tfds_lines("datasets/imagenet2012/validation_labels.txt")
@@ -190,13 +208,12 @@ def _imagenet_examples(folder: Path, lists: Path) -> Iterator[Example]:
 
 
 def _read_list(path: Path) -> list[str]:
-    try:
+    names = f"{LIST.format('train')} and {LIST.format('val')}"
+    expected = f"{names} of OLTR (Liu et al. 2019) in the folder --lists"
+    with arrays.reading(path, expected):
+        if path.stat().st_size > MAX_LIST:
+            raise ValueError(f"more than {MAX_LIST:,} bytes")
         return path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise InputError(
-            f"no list {path}: set --lists to the folder of {LIST.format('train')} and "
-            f"{LIST.format('val')}, published with OLTR (Liu et al. 2019)"
-        ) from error
 
 
 # CIFAR
@@ -205,32 +222,47 @@ SIDE = 32
 
 
 def _cifar(
-    name: str, archive: Archive, labels: dict[str, str], files: dict[str, list[str]]
+    name: str,
+    archive: Archive,
+    labels: dict[str, tuple[str, int]],
+    files: dict[str, list[str]],
 ) -> Builder:
     """Make the builder of CIFAR-10 or CIFAR-100.
 
     Args:
-      labels: the file of class names for each label byte of a record, in order.
+      labels: the file of class names and their number, for each label byte of a record,
+        in order.
       files: the files of records for each split.
     """
     length = len(labels) + 3 * SIDE**2  # labels, then pixels plane by plane
 
     def features(folder: Path) -> dict[str, Any]:
-        content = contents(folder, labels.values())
-        found: dict[str, Any] = {
-            feature: tfds.features.ClassLabel(names=content[file].decode().split())
-            for feature, file in labels.items()
-        }
+        content = contents(folder, [file for file, _ in labels.values()])
+        found: dict[str, Any] = {}
+        for feature, (file, count) in labels.items():
+            names = content[file].decode(errors="replace").split()
+            if (
+                len(set(names)) != count
+                or len(names) != count
+                or "\ufffd" in str(names)
+            ):
+                reason = f"{file} does not hold {count} different names in UTF-8"
+                raise damaged(folder / archive.name, reason)
+            found[feature] = tfds.features.ClassLabel(names=names)
         image = tfds.features.Image(shape=(SIDE, SIDE, 3))
         return {"id": tfds.features.Text(), "image": image, **found}
 
     def examples(folder: Path, lists: Path) -> Iterator[Example]:
-        content = contents(folder, itertools.chain(*files.values()))
+        content = contents(folder, [*itertools.chain(*files.values())])
+        highest = [count - 1 for _, count in labels.values()]
         for split, names in files.items():
             data = b"".join(content[file] for file in names)
             if len(data) % length:
                 raise damaged(folder / archive.name, f"{names[0]} has another size")
             rows = np.frombuffer(data, np.uint8).reshape(-1, length)
+            if (rows[:, : len(labels)] > highest).any():
+                reason = f"a label in {', '.join(names)} is larger than {highest}"
+                raise damaged(folder / archive.name, reason)
             for index, row in enumerate(rows):
                 pixels = row[len(labels) :].reshape(3, SIDE, SIDE).transpose(1, 2, 0)
                 png = io.BytesIO()
@@ -240,10 +272,12 @@ def _cifar(
                 encoded = {"id": id, "image": png.getvalue(), **found}
                 yield Example(split, id, found["label"], encoded)
 
-    def contents(folder: Path, names: Iterable[str]) -> dict[str, bytes]:
+    def contents(folder: Path, names: list[str]) -> dict[str, bytes]:
         path = folder / archive.name
         with opened(path) as opened_files:
-            content = {name: file.read() for name, file in opened_files}
+            content = {
+                name: file.read() for name, file in opened_files if name in names
+            }
         if missing := set(names) - set(content):
             raise damaged(path, f"{', '.join(sorted(missing))} is missing")
         return content
@@ -292,13 +326,16 @@ _ALL = (
     _cifar(
         "cifar100",
         ARCHIVES["cifar-100-binary.tar.gz"],
-        {"coarse_label": "coarse_label_names.txt", "label": "fine_label_names.txt"},
+        {
+            "coarse_label": ("coarse_label_names.txt", 20),
+            "label": ("fine_label_names.txt", 100),
+        },
         {"train": ["train.bin"], "test": ["test.bin"]},
     ),
     _cifar(
         "cifar10",
         ARCHIVES["cifar-10-binary.tar.gz"],
-        {"label": "batches.meta.txt"},
+        {"label": ("batches.meta.txt", 10)},
         {
             "train": [f"data_batch_{i}.bin" for i in range(1, 6)],
             "test": ["test_batch.bin"],

@@ -32,6 +32,8 @@ class Part(NamedTuple):
 
 def data_dir(dir: str) -> Path:
     """The folder of prepared datasets; "" is TFDS's default."""
+    if "\0" in dir:
+        raise InputError(f"a folder cannot have a NUL in its name, got {dir!r:.100}")
     default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return Path(dir or default).expanduser()
 
