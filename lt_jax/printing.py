@@ -31,6 +31,19 @@ def printable(text: str) -> str:
     return CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
+def one_line(text: str, limit: int = 3000) -> str:
+    r"""Join the lines of a message; cut out the middle of a very long one.
+
+    >>> one_line("two keys differ:\n  a\n  b\nUse another.")
+    'two keys differ: a; b; Use another.'
+    """
+    text = re.sub(
+        r"([:;,.])?\s*\n\s*", lambda found: f"{found[1] or ';'} ", text.strip()
+    )
+    cut = limit // 2
+    return text if len(text) <= limit else f"{text[:cut]} ... {text[-cut:]}"
+
+
 class Stream:
     """A stream of ``printable`` text, in which a progress bar returns the carriage.
 

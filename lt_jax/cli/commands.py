@@ -128,6 +128,8 @@ def predict(options: argparse.Namespace) -> None:
 def data_info(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import data_info
 
+    if options.png and options.png.suffix.lower() != ".png":
+        raise InputError(f"--png must end in .png, got {options.png}")
     data_info.show(config, options.json, options.png)
 
 

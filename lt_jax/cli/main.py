@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                     traceback.print_exc()
                 code, message = _failure(error, argv, options)
-                print(f"lt-jax: {message}", file=sys.stderr)
+                print(f"lt-jax: {printing.one_line(message)}", file=sys.stderr)
     return cluster.leave(code)
 
 

@@ -118,6 +118,8 @@ def test_out_of_memory_names_what_to_reduce(error, capsys, monkeypatch):
             "file in an existing folder",
         ),
         (f"data info --config {DIGITS} --png {ROOT}", "file in an existing folder"),
+        (f"data info --config {DIGITS} --png {DIGITS}", "--png must end in .png"),
+        (f"report {'x' * 5000}", " ... "),
         ("nonsense", "invalid choice: 'nonsense'"),
         ("list", "the following arguments are required: what; see lt-jax list --help"),
     ],
