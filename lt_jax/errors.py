@@ -59,14 +59,14 @@ def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     return name
 
 
-def first_few(names: list[str], limit: int = 5) -> str:
+def first_few(names: list[str], limit: int = 5, between: str = ", ") -> str:
     """List the first names, and how many more there are.
 
     >>> first_few(["a", "b", "c"], 2)
     'a, b and 1 more'
     """
     more = f" and {len(names) - limit:,} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
+    return between.join(names[:limit]) + more
 
 
 def brief(error: BaseException) -> str:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from flax import traverse_util
 
 from lt_jax import models, trees
-from lt_jax.errors import InputError, first_few, one_of
+from lt_jax.errors import InputError, first_few, located, one_of
 from lt_jax.experiment import results, weights
 from lt_jax.export import stablehlo
 from lt_jax.heads import linear
-from lt_jax.pretrained import torch_names, weight_files
+from lt_jax.pretrained import torch_names, vit_names, weight_files
 from lt_jax.training import checkpoint
+
+MAX_SIZE = 10**6  # of a width, of channels, of classes
 
 
 class Shape(NamedTuple):
@@ -55,12 +57,19 @@ def convert(
         raise InputError(f"{target} exists already: expected the name of a new folder")
     state = weight_files.read(source)
     shape = _shape(state, part)
-    try:
-        found = torch_names.from_torch(state, _expected(arch, shape), part)
-    except InputError as error:
-        raise InputError(
-            f"{source} does not hold a {arch}: {error}{_guess(state, shape, part)}"
-        ) from error
+    with located(f"{source} does not hold a {arch}"):
+        if not all(1 <= size <= MAX_SIZE for size in shape[1:]):
+            raise InputError(f"sizes from 1 to {MAX_SIZE:,} expected, got {shape}")
+        expected = _expected(arch, shape)
+        try:
+            torch_names.match(state, expected, part)
+        except InputError as error:
+            raise InputError(f"{error}. {_guess(state, shape, part)}") from error
+        # A few bytes may claim any shape; a number takes at least one.
+        numbers, there = sum(a.size for a in expected.values()), source.stat().st_size
+        if numbers > there:
+            raise InputError(f"{there:,} bytes cannot be {numbers:,} numbers")
+        found = torch_names.from_torch(state, expected, part)
     _write_stage1(target, source, arch, shape, found)
     for line in found.lines:
         sizes = "x".join(map(str, found.leaves[line.name].shape))
@@ -104,13 +113,13 @@ def _write_stage1(
     results.save_outcome(directory, outcome)
 
 
-def _shape(state: dict[str, np.ndarray], part: str) -> Shape:
+def _shape(state: dict[str, weight_files.Array], part: str) -> Shape:
     """Read sizes from the first convolution and the classifier.
 
     Without them, `from_torch` reports every array that differs.
     """
     heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
-    num_classes = next((len(leaf) for leaf in heads), 1)
+    num_classes = next((leaf.shape[0] for leaf in heads), 1)
     for name, leaf in state.items():
         stems = ".conv1.weight", ".patch_embed.proj.weight"
         is_stem = f".{name}".endswith(stems) and ".layer" not in f".{name}"
@@ -128,12 +137,14 @@ def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     return trees.leaves(network._asdict())
 
 
-def _guess(state: dict[str, np.ndarray], shape: Shape, part: str) -> str:
+def _guess(state: dict[str, weight_files.Array], shape: Shape, part: str) -> str:
     """End an error message with the architecture that fits, if one does."""
-    for arch in models.ARCHS:
-        try:
-            torch_names.from_torch(state, _expected(arch, shape), part)
-        except InputError:
-            continue
-        return f"\nIt is a {arch}: --arch {arch}"
-    return "\nNo known architecture fits: check --arch and --part"
+    names = [name for name in state if name.startswith(part)]
+    counts = torch_names.stages(names)
+    if counts or any(name.endswith(vit_names.TOKEN) for name in names):
+        for arch, fields in models.ARCHS.items():
+            with contextlib.suppress(InputError):
+                if fields.get("stages", ()) == counts:
+                    torch_names.match(state, _expected(arch, shape), part)
+                    return f"It is a {arch}: --arch {arch}"
+    return "No known architecture fits: check --arch and --part"

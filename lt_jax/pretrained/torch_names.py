@@ -9,21 +9,26 @@ as [K, D]; we store them as [height, width, in, out] and [D, K].
 
 from __future__ import annotations
 
+import collections
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from lt_jax import trees
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, first_few
 from lt_jax.pretrained import vit_names
+from lt_jax.pretrained.weight_files import Array
 
 KERNEL, BIAS = "params/head/kernel", "params/head/bias"
 # Our names in a batch norm -> PyTorch's.
 NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
+# Order of the axes of a convolution and a linear layer of PyTorch in our layout.
+OUR_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
+FLOATS = ("float16", "bfloat16", "float32", "float64")
 # Dotted words before the name of a layer: module. or state_dict_best.feat_model.
 _PREFIX = r"(?P<prefix>(?:\w+\.)*?)"
 _LAYER = re.compile(
@@ -59,6 +64,18 @@ class Found(NamedTuple):
 def is_head(name: str) -> bool:
     """Check whether a PyTorch name belongs to a classifier."""
     return _HEAD.fullmatch(name) is not None
+
+
+def stages(state: Iterable[str]) -> tuple[int, ...]:
+    """Count the blocks of each stage that PyTorch names mention.
+
+    >>> stages(["layer1.0.conv1.weight", "layer1.1.conv1.weight", "layer2.0.bn1.bias"])
+    (2, 1)
+    """
+    layers = filter(None, map(_LAYER.fullmatch, state))
+    blocks = {m["block"] for m in layers if m["block"]}
+    counts = collections.Counter(block.split(".")[0] for block in blocks)
+    return tuple(counts[stage] for stage in sorted(counts))
 
 
 def torch_name(name: str) -> str:
@@ -104,8 +121,14 @@ def to_torch_layout(array: Any) -> np.ndarray:
 
 def to_our_layout(array: np.ndarray) -> np.ndarray:
     """Transpose an array from PyTorch's layout to ours."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(array.ndim)
-    return np.ascontiguousarray(np.transpose(array, axes) if axes else array)
+    axes = OUR_AXES.get(array.ndim, range(array.ndim))
+    return np.ascontiguousarray(array.transpose(axes))
+
+
+def _our_shape(array: Array) -> jax.ShapeDtypeStruct:
+    """Return the shape of an array of PyTorch in our layout; loads nothing."""
+    axes = OUR_AXES.get(array.ndim, range(array.ndim))
+    return jax.ShapeDtypeStruct([array.shape[axis] for axis in axes], np.float32)
 
 
 def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -142,28 +165,35 @@ def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {KERNEL: kernel, BIAS: bias}
 
 
-def from_torch(
-    state: Mapping[str, np.ndarray], expected: Mapping[str, Any], part: str = ""
-) -> Found:
-    """Find the arrays of a network in a state dict, under any prefix.
+class Match(NamedTuple):
+    """Which entries of a file are the leaves of a network; nothing is loaded."""
 
-    Floats of other precisions become float32. A head without a bias gets zeros; a file
-    without a head gives only a backbone.
+    sources: dict[str, str]  # names in the file by ours; "" for a bias of zeros
+    scale: str  # name of the learned scales of the head, or ""
+    skipped: list[str]  # names in the file that are not weights
+
+
+def match(
+    state: Mapping[str, Array], expected: Mapping[str, Any], part: str = ""
+) -> Match:
+    """Find a network in a state dict by names and shapes, under any prefix.
+
+    A file without a head gives only a backbone.
 
     Args:
-      state: arrays by PyTorch's names, nested names joined by dots.
+      state: arrays by PyTorch's names, as ``weight_files.read`` gives them.
       expected: arrays, or their shapes, by our names.
       part: prefix of the names to read, for a file with several networks.
 
     Raises:
       InputError: there is no such network, or several; arrays are missing, unexpected
-        or of another shape; values are not floats or not finite.
+        or of another shape.
     """
     state = {name: leaf for name, leaf in state.items() if name.startswith(part)}
     prefix = _prefix(state, _is_vit(expected))
     ours = {theirs: name for name, theirs in torch_names(expected).items()}
     sources: dict[str, str] = {}
-    skipped, unexpected, scale = [], {}, None
+    skipped, unexpected, scale = [], {}, ""
     for source, leaf in state.items():
         head = _HEAD.fullmatch(source)
         name = {"weight": KERNEL, "bias": BIAS}[head["leaf"]] if head else None
@@ -173,32 +203,49 @@ def from_torch(
         if name in expected and name not in sources:
             sources[name] = source
         elif _SCALE.fullmatch(source):
-            scale = np.asarray(leaf, np.float32).ravel()
-        elif _NOT_WEIGHTS.fullmatch(source) or np.size(leaf) == 1:
+            scale = source
+        elif _NOT_WEIGHTS.fullmatch(source) or leaf.size == 1:
             skipped.append(source)
         else:
             unexpected[source] = leaf
-    found = {name: to_our_layout(state[source]) for name, source in sources.items()}
+    found = {name: _our_shape(state[source]) for name, source in sources.items()}
     if KERNEL in found and BIAS not in found:
-        found[BIAS] = np.zeros(found[KERNEL].shape[-1], np.float32)
+        found[BIAS], sources[BIAS] = expected[BIAS], ""
     absent = () if KERNEL in found else (KERNEL, BIAS)
     wanted = {n: leaf for n, leaf in expected.items() if n not in absent}
     if errors := trees.differences(found | unexpected, wanted):
-        more = [f"and {len(errors) - 12} more"] if len(errors) > 12 else []
-        raise InputError("\n  ".join(["", *errors[:12], *more]))
+        raise InputError(first_few(errors, 5, "; "))
+    if scale and state[scale].size not in (1, expected[BIAS].size):
+        raise InputError(f"{scale} must have one value per class")
+    return Match({name: sources[name] for name in wanted}, scale, skipped)
+
+
+def from_torch(
+    state: Mapping[str, Array], expected: Mapping[str, Any], part: str = ""
+) -> Found:
+    """Load the arrays that ``match`` finds.
+
+    Floats of other precisions become float32. A head without a bias gets zeros.
+
+    Raises:
+      InputError: as ``match``; or values are not floats or not finite.
+    """
+    sources, scale, skipped = match(state, expected, part)
+    scales = _float32(state[scale], scale)[0].ravel() if scale else 1
     leaves, lines = {}, []
-    for name in wanted:
-        source = sources.get(name, "")
-        leaves[name], note = _float32(found[name], source)
-        if not source:
+    for name, source in sources.items():
+        if source:
+            leaves[name], note = _float32(state[source], source)
+        else:
+            leaves[name] = np.zeros(expected[name].shape, np.float32)
             note = "zeros: the file has none"
-        if scale is not None and name in (KERNEL, BIAS):
-            leaves[name], note = leaves[name] * scale, "times learned_norm"
+        if scale and name in (KERNEL, BIAS):
+            leaves[name], note = leaves[name] * scales, "times learned_norm"
         lines.append(Line(name, source, note))
     return Found(leaves, lines, skipped)
 
 
-def _prefix(state: Mapping[str, np.ndarray], is_vit: bool) -> str:
+def _prefix(state: Iterable[str], is_vit: bool) -> str:
     """Return the prefix of the only network of this family in a file."""
     if is_vit:
         kind, example, token = "vision transformer", "blocks.0.", vit_names.TOKEN
@@ -215,24 +262,24 @@ def _prefix(state: Mapping[str, np.ndarray], is_vit: bool) -> str:
         )
     if len(prefixes) > 1:
         raise InputError(
-            f"it holds {len(prefixes)} networks, under {', '.join(map(repr, prefixes))}"
-            ": choose one with --part"
+            f"it holds {len(prefixes)} networks, under "
+            f"{first_few(list(map(repr, prefixes)))}: choose one with --part"
         )
     return prefixes[0]
 
 
-def _float32(array: np.ndarray, source: str) -> tuple[np.ndarray, str]:
-    """Convert to float32; return the array and a note on its former dtype."""
-    if not jnp.issubdtype(array.dtype, jnp.floating):
+def _float32(stored: Array, source: str) -> tuple[np.ndarray, str]:
+    """Load as float32 in our layout; return the array and a note on its former type."""
+    if (kind := str(stored.dtype)) not in FLOATS:
         raise InputError(
-            f"{source} has dtype {array.dtype}, expected floats: restore a quantised "
-            "network first"
+            f"{source} has dtype {kind}, expected one of {', '.join(FLOATS)}: restore "
+            "a quantised or sparse network first"
         )
     with np.errstate(over="ignore"):
-        converted = array.astype(np.float32)
-    if bad := int((~np.isfinite(converted)).sum()):
+        array = np.asarray(stored).astype(np.float32)
+    if bad := int((~np.isfinite(array)).sum()):
         raise InputError(
-            f"{source} ({array.dtype}) has {bad} values that are not finite in "
-            "float32: the network diverged, or overflows"
+            f"{source} ({kind}) has {bad} values that are not finite in float32: the "
+            "network diverged, or overflows"
         )
-    return converted, "" if array.dtype == np.float32 else f"was {array.dtype}"
+    return to_our_layout(array), "" if kind == "float32" else f"was {kind}"

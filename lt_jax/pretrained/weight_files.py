@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import math
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, located
 from lt_jax.files import atomic_path
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
 SAFETENSORS = ".safetensors"
 SUFFIXES = (*PYTORCH, SAFETENSORS)
+# A file may claim anything: what is read before its sizes are known is bounded.
+MAX_HEADER = 2**24  # bytes of names and shapes
+MAX_ENTRIES, MAX_DEPTH, MAX_NAME = 100_000, 20, 500
+# Types of numbers by their names in safetensors; others are listed but not loaded.
+FLOATS = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64"}
 
 
-def read(file: Path) -> dict[str, np.ndarray]:
-    """Read arrays by name; names of nested dicts are joined by dots.
+class Stored(NamedTuple):
+    """An array in a file, which ``np.asarray`` loads."""
 
-    Never runs code from the file. Skips entries that are not arrays.
+    shape: tuple[int, ...]
+    dtype: str  # such as float32, or a description of what cannot be loaded
+    load: Callable[[], np.ndarray]
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.load(), dtype)
+
+
+Array = np.ndarray | Stored
+
+
+def read(file: Path) -> dict[str, Array]:
+    """List the arrays of a file by name; names of nested dicts are joined by dots.
+
+    Never runs code from the file, and loads no array. Skips entries of other kinds.
 
     Raises:
       InputError: the file is missing, damaged or of another kind, or a pickle holds
@@ -33,15 +62,38 @@ def read(file: Path) -> dict[str, np.ndarray]:
     """
     if not file.is_file():
         raise InputError(f"no such file: {file}")
-    if file.suffix.lower() == SAFETENSORS:
+    with located(f"{file}"):
+        if file.suffix.lower() != SAFETENSORS:
+            return dict(_arrays(_read_pytorch(file)))
         try:
-            return safetensors.numpy.load_file(file)
-        except (safetensors.SafetensorError, AttributeError) as error:
-            # AttributeError: a type without a NumPy dtype, such as float8.
-            raise InputError(
-                f"{file} is not a safetensors file that NumPy can read: {error}"
-            ) from error
-    return dict(_flat(_read_pytorch(file)))
+            return dict(_read_safetensors(file))
+        except safetensors.SafetensorError as error:
+            raise InputError(f"not a safetensors file: {error}") from error
+
+
+def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:
+    with file.open("rb") as opened:
+        header = int.from_bytes(opened.read(8), "little")
+    if header > MAX_HEADER:
+        raise InputError(
+            f"not a safetensors file: a header of {header:,} bytes, expected at most "
+            f"{MAX_HEADER:,}"
+        )
+    opened = safetensors.safe_open(file, "numpy")
+    for name in opened.keys():
+        _check_name(name)
+        found = opened.get_slice(name)
+        kind = FLOATS.get(found.get_dtype(), found.get_dtype())
+        load = functools.partial(opened.get_tensor, name)
+        yield name, Stored(tuple(found.get_shape()), kind, load)
+
+
+def _check_name(name: str) -> None:
+    if len(name) > MAX_NAME or not name.isprintable():
+        raise InputError(
+            f"a name is not printable text of at most {MAX_NAME} characters: "
+            f"{name!a:.100}"
+        )
 
 
 def _read_pytorch(file: Path) -> Any:
@@ -53,17 +105,36 @@ def _read_pytorch(file: Path) -> Any:
     for call in calls:
         harmless += [call, (call, f"numpy.core.multiarray.{call.__name__}")]
     try:
+        with file.open("rb") as opened:
+            mapped = opened.read(4) == b"PK\3\4"  # since PyTorch 1.6
+        if mapped:
+            _check_zip(file)
         # PyTorch warns about pickles that torch.save did not write.
         with torch.serialization.safe_globals(harmless), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.load(file, map_location="cpu", weights_only=True)
+            # Mapped, so that arrays take memory only when they are used.
+            return torch.load(file, "cpu", weights_only=True, mmap=mapped)
+    except InputError:
+        raise
     except pickle.UnpicklingError as error:
         raise InputError(_refusal(file, str(error))) from error
     except Exception as error:  # a damaged pickle may raise anything
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"{file} is damaged or not a file of weights from PyTorch: {first}"
+            f"damaged or not a file of weights from PyTorch: {first:.300}"
         ) from error
+
+
+def _check_zip(file: Path) -> None:
+    """Check that nothing in a zip file expands, and that its pickle is small."""
+    with zipfile.ZipFile(file) as opened:
+        for member in opened.infolist():
+            limit = MAX_HEADER if member.filename.endswith(".pkl") else math.inf
+            if member.compress_type != zipfile.ZIP_STORED or member.file_size > limit:
+                raise InputError(
+                    f"not a file of weights from PyTorch: {member.filename!r:.100} is "
+                    f"compressed or has more than {limit:,} bytes"
+                )
 
 
 def _refusal(file: Path, error: str) -> str:
@@ -76,33 +147,54 @@ def _refusal(file: Path, error: str) -> str:
         why = error.partition("WeightsUnpickler error: ")[2].strip()
         first = (why or "a pickle of something else").splitlines()[0]
         return (
-            f"{file} is not a file of weights from PyTorch ({first}): expected what "
+            f"not a file of weights from PyTorch ({first:.300}): expected what "
             "torch.save(model.state_dict(), FILE) writes, or .safetensors"
         )
     return (
-        f"{file} is a pickle that holds more than weights ({refused[0]}), and opening "
-        "it would run its code. If you trust it, save only its weights, in a folder "
-        "with the code that wrote it:\n"
-        "  python -c \"import torch; m = torch.load('"
+        f"a pickle that holds more than weights ({refused[0]:.100}), and opening it "
+        "would run its code. If you trust it, save only its weights, in a folder with "
+        "the code that wrote it: "
+        "python -c \"import torch; m = torch.load('"
         f"{file.name}', weights_only=False, map_location='cpu'); "
         "torch.save(m.state_dict(), 'weights.pth')\""
     )
 
 
-def _flat(value: Any, name: str = "") -> Iterator[tuple[str, np.ndarray]]:
-    """Yield the arrays of nested dicts by dotted name."""
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flat(inner, f"{name}.{key}" if name else str(key))
-    elif isinstance(value, np.ndarray):
-        yield name, value
-    elif hasattr(value, "detach"):
-        tensor = value.detach()
-        if str(tensor.dtype) == "torch.bfloat16":
-            yield name, tensor.float().numpy().astype(ml_dtypes.bfloat16)
-        else:
-            tensor = tensor.int_repr() if tensor.is_quantized else tensor
-            yield name, tensor.numpy()
+def _arrays(content: Any) -> Iterator[tuple[str, Array]]:
+    """Yield the arrays of nested dicts by dotted name, in order."""
+    entries, waiting = 0, [(content, "", 0)]
+    while waiting:
+        value, name, depth = waiting.pop()
+        entries += 1
+        if entries > MAX_ENTRIES or depth > MAX_DEPTH:  # in a cycle, both are
+            raise InputError(
+                f"dicts more than {MAX_DEPTH} deep or with more than {MAX_ENTRIES:,} "
+                "entries: expected a state dict"
+            )
+        if isinstance(value, Mapping):
+            inner = [(v, str(k), depth + 1) for k, v in value.items() if _is_name(k)]
+            prefix = f"{name}." if name else ""
+            waiting += [(v, prefix + k, d) for v, k, d in reversed(inner)]
+        elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
+            _check_name(name)
+            yield name, value if isinstance(value, np.ndarray) else _stored(value)
+
+
+def _is_name(key: Any) -> bool:
+    return isinstance(key, (str, int))
+
+
+def _stored(tensor: Any) -> Stored:
+    kind = str(tensor.dtype).removeprefix("torch.")
+    shape, layout = tuple(tensor.shape), str(tensor.layout).removeprefix("torch.")
+    if tensor.device.type != "cpu" or layout != "strided":
+        kind = f"{kind} ({tensor.device.type}, {layout})"
+
+    def load() -> np.ndarray:
+        plain = tensor.detach()
+        return (plain.float() if kind == "bfloat16" else plain).numpy()
+
+    return Stored(shape, kind, load)
 
 
 def _import_torch(file: Path) -> Any:
