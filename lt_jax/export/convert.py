@@ -132,7 +132,8 @@ def _shape(state: dict[str, weight_files.Array], part: str) -> Shape:
 def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     """Return the shapes of a network's leaves by our names."""
     backbone = models.create(arch, shape.stem, shape.width)
-    size = *[8 * backbone.side_multiple] * 2, shape.channels
+    side = 8 * backbone.side_multiple
+    size = side, side, shape.channels
     network = weights.blank(backbone, linear, size, shape.num_classes)
     return trees.leaves(network._asdict())
 

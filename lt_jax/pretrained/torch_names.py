@@ -196,10 +196,10 @@ def match(
     skipped, unexpected, scale = [], {}, ""
     for source, leaf in state.items():
         head = _HEAD.fullmatch(source)
-        name = {"weight": KERNEL, "bias": BIAS}[head["leaf"]] if head else None
+        name = {"weight": KERNEL, "bias": BIAS}[head["leaf"]] if head else ""
         if not head and source.startswith(prefix):
             short = source.removeprefix(prefix).replace("shortcut", "downsample")
-            name = ours.get(short)
+            name = ours.get(short, "")
         if name in expected and name not in sources:
             sources[name] = source
         elif _SCALE.fullmatch(source):

@@ -507,7 +507,8 @@ def test_a_pickled_module_is_refused_with_what_to_do(tmp_path, capsys):
     output = capsys.readouterr().err
     assert "pickle that holds more than weights (torch_networks.Network)" in output
     (command,) = re.findall(r'python -c "(.*)"', output)
-    env = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
+    paths = [str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     subprocess.run(
         [sys.executable, "-c", command], cwd=tmp_path, env=env, check=True, timeout=200
     )
