@@ -143,8 +143,8 @@ def check(value: Any, schema: Schema, file: str, remedy: str, name: str = "") ->
             check(value[field], schema[key], file, remedy, dotted)
         elif key == field:  # it has no "?"
             raise InputError(
-                f"{file} lacks {dotted!r}: another version of lt_jax may have written "
-                f"it. {remedy}"
+                f"{file} lacks {dotted!r}: it is another file, or of another version. "
+                f"{remedy}"
             )
 
 

@@ -18,7 +18,8 @@ from test_longtail import cao_oracle, first_oracle
 
 from lt_jax.data import catalogue, longtail
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.sources import cifar, digits, tfds
+from lt_jax.data.images.decode import Undecodable
+from lt_jax.data.sources import cifar, digits, records, tfds
 from lt_jax.errors import InputError
 
 LOAD = {"imbalance": 10, "split": "first", "valid": 0.0, "seed": 0}
@@ -262,7 +263,7 @@ def test_cifar_uses_the_highest_version(copy, tmp_path):
     assert len(cifar.cifar100(str(tmp_path))[0]) == 2000
     (copy.parent / "3.0.10").mkdir()  # above 3.0.2, though not as text
     with pytest.raises(
-        InputError, match=r"3\.0\.10 is incomplete: .*dataset_info.json"
+        InputError, match=r"3\.0\.10 is incomplete or damaged: .*dataset_info.json"
     ):
         cifar.cifar100(str(tmp_path))
 
@@ -327,7 +328,7 @@ def test_cifar_converted_in_place(copy, tmp_path):
 
 def test_cifar_without_a_file(copy, tmp_path):
     os.remove(copy / "cifar100-test.array_record-00000-of-00001")
-    with pytest.raises(InputError, match=r"is incomplete: .*cifar100-test\.array"):
+    with pytest.raises(InputError, match=r"is incomplete .*cifar100-test\.array"):
         cifar.cifar100(str(tmp_path))
 
 
@@ -335,7 +336,8 @@ def test_cifar_with_a_cut_file(copy, tmp_path):
     path = copy / "cifar100-train.array_record-00000-of-00001"
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(
-        InputError, match=r"(?s)is incomplete: .*lt-jax data prepare cifar100"
+        InputError,
+        match=r"is incomplete .*lt-jax data prepare cifar100",
     ):
         cifar.cifar100(str(tmp_path))
 
@@ -363,6 +365,104 @@ def test_cifar_with_bad_images(tmp_path):
             full.read(np.arange(i, 20))
     with pytest.raises(InputError, match=r"train_00003 has shape \(32, 31, 3\)"):
         full.read(np.arange(3, 20))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_info.json", b"", "is not valid JSON"),
+        ("dataset_info.json", b"\xff", "is not valid JSON"),
+        ("dataset_info.json", b"[" * 9999, "nested deeper than"),
+        ("dataset_info.json", b"null", "must be a JSON object"),
+        ("dataset_info.json", b"{}", "holds tfrecord files"),
+        ("dataset_info.json", b'{"splits": [{}]}', r"lacks 'splits\[0\]\.name'"),
+        ("label.labels.txt", b"\xff", "is incomplete or damaged: 'utf-8'"),
+        ("label.labels.txt", b"x\nx\n", "holds a class name twice"),
+        ("label.labels.txt", b"\n", "has 0 classes"),
+        ("label.labels.txt", b"a\nb\n", "expected 0 to 1"),
+        ("label.labels.txt", b"x\n" * 3_000_000, "has more than 4,194,304 bytes"),
+    ],
+)
+def test_cifar_with_other_metadata(copy, tmp_path, file, content, message):
+    (copy / file).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        catalogue.load("cifar100", dir=str(tmp_path), **LOAD)
+    assert "\n" not in str(caught.value)
+
+
+def test_shards_are_named_by_us_not_by_the_metadata(copy, tmp_path):
+    splits = json.loads((copy / "dataset_info.json").read_text())["splits"]
+    for split in splits:
+        split["filepathTemplate"] = "../../../{DATASET}-{SPLIT}"
+    edit_info(copy, splits=splits, name="../evil")
+    assert len(cifar.cifar100(str(tmp_path))[1]) == 300
+    splits[0]["shardLengths"] = ["-5", "2005"]
+    edit_info(copy, splits=splits)
+    with pytest.raises(InputError, match=r"00000-of-00002 is missing or not a regular"):
+        cifar.cifar100(str(tmp_path))
+    splits[0]["shardLengths"] = ["many"]
+    edit_info(copy, splits=splits)
+    with pytest.raises(InputError, match="is incomplete or damaged: invalid literal"):
+        cifar.cifar100(str(tmp_path))
+
+
+def test_metadata_imports_no_module(copy, tmp_path, monkeypatch):
+    """TFDS imports the classes that features.json names."""
+    features = (copy / "features.json").read_text()
+    features = features.replace("tensorflow_datasets.core.features", "evil_module")
+    (copy / "features.json").write_text(features)
+    (tmp_path / "evil_module.py").write_text("raise SystemExit('executed')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert len(cifar.cifar100(str(tmp_path))[1]) == 300
+    assert "evil_module" not in sys.modules
+
+
+def record(**features: int | bytes) -> bytes:
+    from tensorflow_datasets.proto import tf_example_pb2
+
+    made = tf_example_pb2.Example()
+    for name, value in features.items():
+        feature = made.features.feature[name]
+        values = feature.int64_list if isinstance(value, int) else feature.bytes_list
+        values.value.append(value)
+    return made.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\xff rubbish", r"a record is not a tf\.train\.Example"),
+        (b"", r"no label or no 'id' \(features: none\)"),
+        (record(id=b"x"), r"\(features: id\)"),
+        (record(id=b"x", label=b"x"), r"no label"),
+        (record(id=7, label=7), "no 'id'"),
+        (record(id=b"x" * 5000, label=7), "no 'id'"),
+        (record(id=b"\xff", label=7), "utf-8"),
+        (record(id=b"x", label=2_000_000_000), "x has label 2000000000, expected"),
+        (record(id=b"x", label=2**60), "x has label 2147483647, expected"),
+        (record(id=b"x", label=-5), "x has label -1, expected"),
+        (record(id=b"train_00001", label=7), "two examples of train are train_00001"),
+    ],
+)
+def test_records_of_another_dataset(tmp_path, content, message):
+    from array_record.python import array_record_module
+
+    folder = tiny_cifar.write(tmp_path, per_class=2, num_classes=10)
+    shard = str(folder / "cifar10-train.array_record-00000-of-00001")
+    writer = array_record_module.ArrayRecordWriter(shard, "group_size:1,uncompressed")
+    for i in range(20):
+        good = record(id=b"train_%05d" % i, label=i % 10)
+        writer.write(content if i == 3 else good)
+    writer.close()
+    with pytest.raises(InputError, match=message):
+        catalogue.load("cifar10", dir=str(tmp_path), **LOAD | {"imbalance": 2})
+
+
+def test_a_record_without_an_image(tmp_path):
+    found = records.image(record(id=b"x", label=1))
+    assert isinstance(found, Undecodable)
+    assert records.image(record(image=b"PNG")) == b"PNG"
+    assert isinstance(records.image(b"\xff rubbish"), Undecodable)
 
 
 # The real CIFAR-100

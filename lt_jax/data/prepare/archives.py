@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import gzip
 import io
-import json
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from lt_jax import files
 from lt_jax.errors import InputError, brief
 
 BUFFER = 2**20  # bytes
@@ -81,12 +81,15 @@ def members(tar: tarfile.TarFile) -> Files:
             yield Path(member.name).name, content
 
 
-def read_json(path: Path, name: str) -> Any:
-    """Read the JSON file of this name in an archive."""
-    with opened(path) as files:
-        for found, content in files:
+def read_json(path: Path, name: str, schema: Any) -> Any:
+    """Read the JSON file of this name in an archive, and check it; see ``files``."""
+    with opened(path) as members:
+        for found, content in members:
             if found == name:
-                return json.load(content)
+                value = files.parse_json(content.read())
+                where = f"{name} in {path}"
+                files.check(value, schema, where, "Download the archive again")
+                return value
     raise InputError(f"{path} does not contain {name}: it is another archive")
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from lt_jax.data import arrays
 from lt_jax.data.prepare.archives import damaged, inner, opened, read_json
 from lt_jax.errors import InputError, first_few
+from lt_jax.files import COUNT
 
 
 class Archive(NamedTuple):
@@ -77,6 +78,13 @@ def _require_all_found(missing: dict[str, Any], archive: Path) -> None:
 
 # iNaturalist 2018
 
+# What is read of train2018.json and val2018.json.
+TARGETS = {
+    "categories": [{"id": COUNT, "supercategory": str}],
+    "images": [{"id": COUNT, "file_name": str}],
+    "annotations": [{"image_id": COUNT, "category_id": COUNT}],
+}
+
 
 def _inat_names(what: str) -> list[str]:
     folder = "image_classification/i_naturalist2018"
@@ -99,38 +107,20 @@ def _inat_targets(
     labels = {name: i for i, name in enumerate(_inat_names("labels"))}
     supers = {name: i for i, name in enumerate(_inat_names("supercategories"))}
     file = folder / "categories.json.tar.gz"
-    found = read_json(file, "categories.json")
-    names = dict(_fields(file, "", found, id=int, name=str))
+    found = read_json(file, "categories.json", [{"id": COUNT, "name": str}])
+    names = {row["id"]: row["name"] for row in found}
     file = folder / f"{stem}.json.tar.gz"
-    content = read_json(file, f"{stem}.json")
-    if not isinstance(content, dict):
-        raise damaged(file, f"it holds {reprlib.repr(content)}")
-
-    def fields(key: str, **kinds: type) -> Iterator[tuple[Any, ...]]:
-        return _fields(file, key, content.get(key), **kinds)
-
-    groups = dict(fields("categories", id=int, supercategory=str))
-    paths = dict(fields("images", id=int, file_name=str))
+    content = read_json(file, f"{stem}.json", TARGETS)
+    groups = {row["id"]: row["supercategory"] for row in content["categories"]}
+    ids = {row["id"]: Path(row["file_name"]).stem for row in content["images"]}
     try:
         return {
-            Path(paths[i]).stem: (split, labels[names[c]], supers[groups[c]])
-            for i, c in fields("annotations", image_id=int, category_id=int)
+            ids[row["image_id"]]: (split, labels[names[i]], supers[groups[i]])
+            for row in content["annotations"]
+            for i in [row["category_id"]]
         }
     except KeyError as error:
         raise damaged(file, f"it refers to an unknown {error}") from error
-
-
-def _fields(file: Path, key: str, rows: Any, **kinds: type) -> Iterator[tuple]:
-    """Iterate over these fields of JSON objects in a list, checked."""
-    expected = " and ".join(f"{name!r}" for name in kinds)
-    if not isinstance(rows, list):
-        raise damaged(file, f"{key or 'it'} is not a list, got {reprlib.repr(rows)}")
-    for number, row in enumerate(rows):
-        values = tuple(row.get(name) for name in kinds) if isinstance(row, dict) else ()
-        if not values or not all(map(isinstance, values, kinds.values())):
-            found = f"{key}[{number}] lacks {expected}, got {reprlib.repr(row)}"
-            raise damaged(file, found)
-        yield values
 
 
 def _inat_examples(folder: Path, lists: Path) -> Iterator[Example]:

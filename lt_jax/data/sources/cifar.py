@@ -51,6 +51,8 @@ def _split(name: str, dir: str, split: str) -> Dataset:
         images = np.empty((len(rows), *SHAPE), np.uint8)
         for i, png in enumerate(part.encoded(rows)):
             try:
+                if isinstance(png, Undecodable):
+                    raise png
                 image = decode_all(png)
             except Undecodable as error:
                 raise InputError(

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from lt_jax.data import arrays
+from lt_jax.data.images.decode import Undecodable
+from lt_jax.data.sources.table import LONGEST
 from lt_jax.errors import InputError
 
 
@@ -80,9 +82,35 @@ def _index_files(folder: Path, split: str) -> tuple[Path, Path]:
     return file, cache / "lt_jax" / f"{digest}-{file.name}"
 
 
-def example(record: bytes) -> Mapping[str, Any]:
+def label_and_id(record: bytes, id: str) -> tuple[int, str]:
+    """Read the label of a record, and the feature that identifies it.
+
+    Raises:
+      ValueError: the record lacks them, or it belongs to another dataset.
+    """
+    found = _example(record)
+    names = ", ".join(sorted(found)) or "none"  # before a look-up adds one
+    labels, ids = found["label"].int64_list.value, found[id].bytes_list.value
+    if len(labels) != 1 or len(ids) != 1 or not 0 < len(ids[0]) <= LONGEST:
+        raise ValueError(f"a record has no label or no {id!r} (features: {names})")
+    return labels[0], ids[0].decode()
+
+
+def image(record: bytes) -> bytes | Undecodable:
+    """Read the encoded image of a record."""
+    try:
+        return _example(record)["image"].bytes_list.value[0]
+    except (IndexError, ValueError):
+        return Undecodable("its record has no image")
+
+
+def _example(record: bytes) -> Mapping[str, Any]:
     """Parse a record into its features by name, each a protocol message."""
+    from google.protobuf.message import DecodeError
     from tensorflow_datasets.proto import tf_example_pb2
 
     messages: Any = tf_example_pb2
-    return messages.Example.FromString(record).features.feature
+    try:
+        return messages.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError("a record is not a tf.train.Example") from error

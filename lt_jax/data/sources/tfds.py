@@ -1,24 +1,33 @@
-"""Datasets in TFDS format, read without TensorFlow or network.
+"""Datasets in TFDS format, read without TFDS's builders, TensorFlow or network.
 
-Only array_record files can be read at random positions. The folder is opened with
-``tfds.builder_from_directory``; ``tfds.builder`` would download a missing dataset.
+Only array_record files can be read at random positions. TFDS would import the modules
+that ``features.json`` names, and download a missing dataset.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from lt_jax import files
+from lt_jax.data.images.photos import Encoded
 from lt_jax.data.sources import records
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, brief
 
 CHUNK = 1000  # records in memory at a time
 INDEX_FROM = 2**28  # bytes; for smaller splits, an index saves little time
+
+# What is read of dataset_info.json.
+INFO = {
+    "fileFormat?": str,
+    "alternativeFileFormats?": [str],
+    "splits?": [{"name": str, "shardLengths": [str]}],
+}
 
 
 class Part(NamedTuple):
@@ -27,7 +36,7 @@ class Part(NamedTuple):
     classes: tuple[str, ...]  # K names
     labels: np.ndarray  # int32[N]; -1 if unknown
     ids: np.ndarray  # str[N], ascending
-    encoded: Callable[[np.ndarray], list[bytes]]  # rows int[n] -> encoded images
+    encoded: Encoded
 
 
 def data_dir(dir: str) -> Path:
@@ -49,7 +58,7 @@ def find(name: str, dir: str) -> Path:
     if not found:
         raise InputError(
             f"{name} is not prepared: {root / name}/<version> does not exist. Set the "
-            "data folder (config.data.dir or TFDS_DATA_DIR), or prepare the dataset:\n"
+            "data folder (config.data.dir or TFDS_DATA_DIR), or prepare the dataset: "
             f"{_how_to_prepare(name, root)}"
         )
     return found[max(found)]
@@ -66,88 +75,111 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
       id: feature that identifies an example.
 
     Raises:
-      InputError: the dataset is missing, incomplete or in another file format.
+      InputError: the dataset is missing, incomplete, damaged or in another format.
     """
     folder = find(name, dir)
-    import tensorflow_datasets as tfds  # imported here because it takes 0.8 s
-
     try:
-        # Any: the type checker cannot follow TFDS's decorators and feature trees.
-        builder: Any = tfds.builder_from_directory(folder)
-        formats = sorted(f.value for f in builder.info.available_file_formats())
-        if "array_record" not in formats:
-            raise InputError(
-                f"{name} in {folder} holds {' and '.join(formats)} files, which cannot "
-                "be read at random positions: convert them (docs/howto/prepare_data.md)"
-                f" with\n  tfds convert_format --dataset_version_dir={folder} "
-                "--out_file_format=array_record"
-            )
-        if split not in builder.info.splits:
-            found = ", ".join(builder.info.splits) or "none"
-            raise _incomplete(name, folder, f"no split {split!r} (found: {found})")
-        info = builder.info.splits[split]
-        template = info.filename_template.replace(filetype_suffix="array_record")
-        shards = template.sharded_filepaths(len(info.shard_lengths))
-        stamp = records.stamp(map(Path, shards))
-        source = builder.as_data_source(
-            split=split,
-            file_format="array_record",
-            deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES,
-        )
-        if len(source) != info.num_examples:
-            reason = f"{split} holds {len(source)} of {info.num_examples} examples"
-            raise _incomplete(name, folder, reason)
-        index = records.load_index(folder, split, stamp, len(source))
+        shards, count = _shards(name, folder, split)
+        from array_record.python import array_record_data_source
+
+        source: Any = array_record_data_source.ArrayRecordDataSource(shards)
+        if len(source) != count:
+            raise ValueError(f"{split} holds {len(source)} of {count} examples")
+        stamp = records.stamp(shards)
+        index = records.load_index(folder, split, stamp, count)
         if index is None:
             index = _read_labels_and_ids(source, id)
-            if info.num_bytes >= INDEX_FROM:
+            if sum(path.stat().st_size for path in shards) >= INDEX_FROM:
                 records.save_index(folder, split, stamp, *index)
-    except (OSError, RuntimeError) as error:  # a missing, cut or damaged file
+        labels, ids = index
+        order = np.argsort(ids)
+        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
+        if twice.size:
+            raise ValueError(f"two examples of {split} are {ids[order][twice[0]]}")
+        classes = _class_names(folder)
+    except InputError:
+        raise
+    except Exception as error:  # array_record and protocol buffers raise anything
         raise _incomplete(name, folder, error) from error
-    labels, ids = index
-    order = np.argsort(ids)
 
-    def encoded(rows: np.ndarray) -> list[bytes]:
-        found: list[bytes] = []
+    def encoded(rows: np.ndarray) -> list[Any]:
+        found = []
         for start in range(0, len(rows), CHUNK):
             positions = order[rows[start : start + CHUNK]].tolist()
-            for record in source.__getitems__(positions):
-                found.append(records.example(record)["image"].bytes_list.value[0])
+            try:
+                found += map(records.image, source.__getitems__(positions))
+            except (OSError, RuntimeError) as error:
+                raise _incomplete(name, folder, error) from error
         return found
 
-    return Part(
-        classes=tuple(builder.info.features["label"].names),
-        labels=labels[order],
-        ids=ids[order],
-        encoded=encoded,
-    )
+    return Part(classes=classes, labels=labels[order], ids=ids[order], encoded=encoded)
+
+
+def _shards(name: str, folder: Path, split: str) -> tuple[list[Path], int]:
+    """Return the files of a split, and its number of examples."""
+    remedy = f"Remove {folder} and prepare the dataset again"
+    info = files.read_json(folder / "dataset_info.json", INFO, remedy)
+    formats = [
+        info.get("fileFormat", "tfrecord"),
+        *info.get("alternativeFileFormats", []),
+    ]
+    if "array_record" not in formats:
+        raise InputError(
+            f"{name} in {folder} holds {' and '.join(formats)} files, which cannot be "
+            "read at random positions: convert them (docs/howto/prepare_data.md): "
+            f"tfds convert_format --dataset_version_dir={folder} "
+            "--out_file_format=array_record"
+        )
+    splits = {found["name"]: found["shardLengths"] for found in info.get("splits", [])}
+    if split not in splits:
+        raise ValueError(f"no split {split!r} (found: {', '.join(splits) or 'none'})")
+    lengths, stem = [*map(int, splits[split])], f"{name}-{split}.array_record"
+    shards = [
+        folder / f"{stem}-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))
+    ]
+    for path in shards:
+        if not path.is_file():
+            raise ValueError(f"{path.name} is missing or not a regular file")
+    return shards, sum(lengths)
+
+
+def _class_names(folder: Path) -> tuple[str, ...]:
+    """Read the names as TFDS does: without blanks at their ends and empty lines."""
+    text = files.read(folder / "label.labels.txt", limit=2**22).decode("utf-8")
+    names = tuple(filter(None, map(str.strip, text.split("\n"))))
+    if len(set(names)) < len(names):
+        raise ValueError("label.labels.txt holds a class name twice")
+    return names
 
 
 def _read_labels_and_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
     """int32[N] and str[N] in the order of the files."""
-    labels, ids = [], []
-    for start in range(0, len(source), CHUNK):
-        stop = min(start + CHUNK, len(source))
-        for record in source.__getitems__(range(start, stop)):
-            features = records.example(record)
-            labels.append(features["label"].int64_list.value[0])
-            ids.append(features[id].bytes_list.value[0].decode())
-    return np.array(labels, np.int32), np.array(ids, np.str_)
+
+    def found() -> Iterator[tuple[int, str]]:
+        for start in range(0, len(source), CHUNK):
+            rows = range(start, min(start + CHUNK, len(source)))
+            for record in source.__getitems__(rows):
+                yield records.label_and_id(record, id)
+
+    labels, ids = zip(*found(), strict=True)
+    return np.clip(np.array(labels), -1, 2**31 - 1).astype(np.int32), np.array(ids)
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
-    own = f"  lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
+    own = f"lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
     if not name.startswith("cifar"):
         return own
     # Not the command `tfds build`: it also needs apache-beam and mlcroissant.
-    return f"""{own}
-or let TFDS download it, which needs pip install 'lt_jax[prepare]':
-  python -c "import tensorflow_datasets as tfds; tfds.builder('{name}', \
-data_dir='{root}', file_format='array_record').download_and_prepare()\""""
+    return (
+        f"{own}; or let TFDS download it, which needs pip install 'lt_jax[prepare]': "
+        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
+        f"data_dir='{root}', file_format='array_record').download_and_prepare()\""
+    )
 
 
-def _incomplete(name: str, folder: Path, reason: object) -> InputError:
+def _incomplete(name: str, folder: Path, error: BaseException) -> InputError:
     return InputError(
-        f"{name} in {folder} is incomplete: {reason}. Remove that folder and prepare "
-        f"the dataset again:\n{_how_to_prepare(name, folder.parent.parent)}"
+        f"{name} in {folder} is incomplete or damaged: {brief(error)}. Remove that "
+        f"folder and prepare the dataset again: "
+        f"{_how_to_prepare(name, folder.parent.parent)}"
     )
