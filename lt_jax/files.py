@@ -266,5 +266,7 @@ def claim(folder: Path, root: Path) -> None:
             for entry in entries:
                 if entry.is_symlink() or entry.is_dir():
                     pending.append(path / entry.name)
+                elif not entry.is_file():
+                    raise InputError(f"{entry.path} is a pipe or a device: remove it")
                 elif DRAFT.fullmatch(entry.name):
                     os.unlink(entry.path)

@@ -184,7 +184,11 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
 
 @contextlib.contextmanager
 def open_session(
-    config: UserConfig, workdir: Path, writes: bool = True, sweeps: bool = False
+    config: UserConfig,
+    workdir: Path,
+    writes: bool = True,
+    sweeps: bool = False,
+    check: Callable[[Config, Task], None] | None = None,
 ) -> Iterator[Session]:
     """Check a command completely, then open its workdir, locked if it writes.
 
@@ -193,6 +197,7 @@ def open_session(
       writes: whether the command logs and writes. If not, Ctrl-C stops it at once, and
         SIGTERM, which may reach one of several processes, at the next batch.
       sweeps: whether the command tries the methods' grids.
+      check: raises InputError if the command cannot start in a new workdir.
     """
     c = processes.together(lambda: resolve(config), _shared_values)
     if scheme := re.match(r"(\w+):/", str(workdir)):  # Path has removed a slash
@@ -211,12 +216,20 @@ def open_session(
     methods = make_methods(c, splits, task.backbone, grids=sweeps)
     loss = losses.cross_entropy(len(splits.full_class_counts))
     methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
+    new = not (workdir / "config.json").exists()
+    if check and processes.from_process_zero(lambda: new):
+        check(c, task)
     text = as_json(as_dict(given))
-    lock = workdir_lock(workdir) if writes else contextlib.nullcontext()
+    lock = workdir_lock(workdir) if writes else contextlib.nullcontext(lambda: None)
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
     opened = c, workdir, task, dataset, Logger(workdir, writes), methods
-    with lock, catch_signals(*signals) as stop_requested:
+    with lock as check_workdir, catch_signals(*signals) as signalled:
+
+        def stop_requested() -> str:
+            check_workdir()
+            return signalled()
+
         session = Session(*opened, stop_requested)
         if writes:
             # Another job may have run in the meantime.
@@ -246,20 +259,23 @@ def _split_digests(loaded: tuple[Splits, Any]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def workdir_lock(workdir: Path) -> Iterator[None]:
+def workdir_lock(workdir: Path) -> Iterator[Callable[[], None]]:
     """Keep a second job out of a workdir.
 
     The operating system releases the lock when process 0 ends, however it ends. A file
     system without locks is not protected.
 
+    Yields:
+      A function that raises InputError if the workdir was deleted or moved since.
+
     Raises:
       InputError: another job is running there.
     """
-    held: list[int] = []
+    path, held = workdir / "lock", list[int]()
 
     def lock() -> None:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = open_regular(workdir / "lock", os.O_RDWR | os.O_CREAT)
+        file = open_regular(path, os.O_RDWR | os.O_CREAT)
         held.append(file)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -278,9 +294,20 @@ def workdir_lock(workdir: Path) -> Iterator[None]:
         os.pwrite(file, text.encode(), 0)
         claim(workdir, workdir)
 
+    def check() -> None:
+        try:
+            same = all(os.path.samestat(os.fstat(f), os.stat(path)) for f in held)
+        except FileNotFoundError:
+            same = False
+        if processes.max_over_processes(not same):
+            raise InputError(
+                f"{workdir} was deleted or moved while this job worked in it. Rerun "
+                "the same command"
+            )
+
     try:
         processes.on_process_zero(lock)
-        yield
+        yield check
     finally:
         for file in held:
             os.close(file)

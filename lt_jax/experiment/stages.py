@@ -21,14 +21,14 @@ from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.config import UserConfig
+from lt_jax.experiment.config import Config, UserConfig
 from lt_jax.experiment.session import Session, open_session, workdir_lock
 from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import duration, parameter_table
-from lt_jax.training.loop import Stage, fit
+from lt_jax.training.loop import Stage, Task, fit
 from lt_jax.training.optim import Sgd
 
 
@@ -59,7 +59,12 @@ def _command(
     sweeps: bool = False,
 ) -> dict[str, Any]:
     """Run stages one after the other, then write ``result.json`` and the tables."""
-    with open_session(config, workdir, sweeps=sweeps) as session:
+
+    def check(c: Config, task: Task) -> None:
+        alone = isinstance(task.backbone, models.Identity) and not c.init.path
+        weights.check_start(c, task, workdir, stage1=alone or _stage1 in stages)
+
+    with open_session(config, workdir, sweeps=sweeps, check=check) as session:
         try:
             found = [stage(session) for stage in stages]
         except Interrupted:

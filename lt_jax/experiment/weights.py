@@ -6,6 +6,7 @@ others may see an older state.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ from lt_jax import models, seeds
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
-from lt_jax.experiment.config import make_method
+from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.schemas import HYPER, MEASURED
 from lt_jax.experiment.session import Session
@@ -229,6 +230,35 @@ def _read(source: Source) -> dict[str, Any]:
     }
 
 
+def _origin(config: Config, workdir: Path) -> tuple[Path, str]:
+    """Where stage 2 finds stage 1, and what it skips there."""
+    own = (s for s in fits(workdir, ["stage1"]) if "adopted_for" not in s.outcome)
+    if any(own) or not config.init.path:
+        return workdir, ""
+    return Path(config.init.path).expanduser(), config.init.skip
+
+
+def check_start(config: Config, task: Task, workdir: Path, stage1: bool) -> None:
+    """Load what a command starts from, before it writes a config to its workdir.
+
+    Args:
+      stage1: whether it trains stage 1.
+
+    Raises:
+      InputError: there is none, or it is that of another network.
+    """
+    if stage1 and not config.init.path:
+        return
+    path, skip = Path(config.init.path).expanduser(), config.init.skip
+    if not stage1:
+        path, skip = _origin(config, workdir)
+    sources = finished(path)
+    num_classes = len(task.splits.full_class_counts)
+    like = blank(task.backbone, linear, task.splits.train.shape, num_classes)
+    for source in sources[:1] if stage1 else sources:
+        processes.together(functools.partial(load, source, like, skip))
+
+
 def representations(session: Session) -> Iterator[tuple[int, Weights]]:
     """Load the networks that stage 2 starts from, with the seed of their stage 1.
 
@@ -236,11 +266,7 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
     by this workdir's protocol and recorded in it.
     """
     c, task = session.config, session.task
-    stage1 = fits(session.workdir, ["stage1"])
-    own = any("adopted_for" not in source.outcome for source in stage1)
-    path, skip = Path(c.init.path).expanduser(), c.init.skip
-    if own or not c.init.path:
-        path, skip = session.workdir, ""
+    path, skip = _origin(c, session.workdir)
     for source in finished(path):
         seed = source.outcome["seeds"][0]
         network = load(source, fresh(task, c.model.init, (1, seed)), skip)

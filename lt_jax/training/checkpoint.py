@@ -9,9 +9,11 @@ alone misses some flipped bits.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import operator
 import re
+import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from lt_jax import trees
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError
+from lt_jax.files import LARGEST, parse_json, read
 
 NO_SCORE = -1.0  # Orbax needs a score for every checkpoint; accuracies are above it
 DIGEST = "digest"  # the leaf with the SHA-256 of all others
@@ -37,6 +40,8 @@ UNWRITABLE = (
     "Read-only file system",
     "Permission denied",
 )
+# ... and those of a folder that was deleted or moved.
+GONE = ("No such file or directory", "NOT_FOUND")
 
 
 class Damaged(InputError):
@@ -89,13 +94,11 @@ class Checkpoints:
     def resume(self, like: Any, report: Callable[[str], None]) -> Any:
         """Load the newest intact checkpoint and delete damaged ones after it.
 
+        If none is intact, they are moved aside: the fit starts again.
         ``like`` is that of ``restore``; ``report`` gets a line per damaged checkpoint.
 
         Returns:
-          ``(step, tree, notes)``, or None if nothing has been saved.
-
-        Raises:
-          InputError: all checkpoints are damaged; or see ``restore``.
+          ``(step, tree, notes)``, or None if nothing intact has been saved.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -112,11 +115,12 @@ class Checkpoints:
                 report(f"{reason}: deleted it, using step {step:,}")
                 self._manager.delete(newer)
             return found
-        if damaged:
-            raise InputError(
-                f"{'; '.join(damaged.values())}. None is left: remove "
-                f"{self.directory} to start this fit again"
-            )
+        for step, reason in damaged.items():
+            place = self.directory / str(step)
+            aside = place.with_name(f"{step}.damaged.{secrets.token_hex(2)}")
+            processes.on_process_zero(functools.partial(place.rename, aside))
+            report(f"{reason}: moved to {aside.name}, this fit starts again")
+        self._manager.reload()
         return None
 
     def best(self) -> int | None:
@@ -164,8 +168,9 @@ def load_leaves(step: str | Path) -> dict[str, np.ndarray]:
     path = Path(step).resolve()
     notes_file = path / "notes" / "metadata"
     with _detect_damage(path), ocp.StandardCheckpointer() as checkpointer:
+        _check_files(path)
         found = trees.leaves(checkpointer.restore(path / "state"))
-        notes = json.loads(notes_file.read_text()) if notes_file.exists() else {}
+        notes = parse_json(read(notes_file)) if notes_file.exists() else {}
     return _verified(found, notes, path)
 
 
@@ -205,6 +210,11 @@ def _explain_unwritable(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
+        if any(text in str(error) for text in GONE):
+            raise InputError(
+                f"{directory} was deleted or moved while this job wrote to it. Rerun "
+                "the same command"
+            ) from error
         reason = next((text for text in UNWRITABLE if text in str(error)), None)
         if reason is None:
             raise
@@ -227,6 +237,16 @@ def _detect_damage(where: Path) -> Iterator[None]:
         if isinstance(error, OSError | MemoryError) and not missing:
             raise  # caused by this machine, not by the checkpoint
         raise Damaged(where, str(error).partition("\n")[0][:200]) from error
+
+
+def _check_files(folder: Path) -> None:
+    """Raise ValueError for files that Orbax would wait for or read without limit."""
+    for path in folder.rglob("*"):
+        if not (path.is_file() or path.is_dir()):  # a pipe, or a link to a device
+            raise ValueError(f"{path.name} is not a regular file")
+        # Arrays are in folders d, everything else is small.
+        if path.parent.name != "d" and path.is_file() and path.stat().st_size > LARGEST:
+            raise ValueError(f"{path.name} has more than {LARGEST:,} bytes")
 
 
 def _nested(state: Any, notes: dict[str, Any]) -> dict[str, Any]:

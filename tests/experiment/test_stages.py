@@ -290,15 +290,47 @@ def test_retrain_notes_a_stage_1_fitted_on_other_examples(finished, tmp_path, ca
     assert "may overlap this validation split" in capsys.readouterr().out
 
 
-def test_retrain_without_stage_1(tmp_path):
-    with pytest.raises(InputError, match=r"no finished stage 1 in .*lt-jax train"):
-        stages.retrain(tiny_digits.config(), tmp_path)
+def test_a_command_that_cannot_start_writes_nothing(finished, tmp_path):
+    """The corrected command is therefore not refused."""
+    workdir, path = tmp_path / "run", str(finished[0])
+    for command, message, changes in (
+        (stages.retrain, r"no finished stage 1 in .*lt-jax train", {}),
+        (stages.retrain, "no finished stage 1 in .*x", {"init__path": path + "x"}),
+        (stages.train, "no finished stage 1 in .*x", {"init__path": path + "x"}),
+        (
+            stages.retrain,
+            "! params/head/kernel",
+            {"init__path": path, "model__width": 8},
+        ),
+        (
+            stages.run,
+            r"'fc.\*' matches no parameter.*head/kernel",
+            {"init__path": path, "init__skip": "fc.*"},
+        ),
+    ):
+        with pytest.raises(InputError, match=message):
+            command(tiny_digits.config(**changes), workdir)
+        assert not workdir.exists()
 
 
-def test_retrain_on_another_network(finished, tmp_path):
-    config = tiny_digits.config(init__path=str(finished[0]), model__width=8)
-    with pytest.raises(InputError, match="! params/head/kernel"):
-        stages.retrain(config, tmp_path)
+def test_a_workdir_deleted_under_a_job(finished, tmp_path, monkeypatch):
+    """The job ends, and the same command starts again whatever is left."""
+    add, workdir = Meter.add, tmp_path / "run"
+
+    def deleting(self, step, *measured):
+        add(self, step, *measured)
+        if (self._title, step) == ("ce/0.0", STEPS + 2):
+            shutil.rmtree(workdir, ignore_errors=True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Meter, "add", deleting)
+        with pytest.raises(InputError, match=r"run.* was deleted or moved while this"):
+            stages.run(tiny_digits.config(), workdir)
+    assert not (workdir / "result.json").exists()
+    (workdir / "checkpoints/los/0.0/10").mkdir(parents=True)  # of a late write
+    again = stages.run(tiny_digits.config(), workdir)
+    for name, found in finished[1]["methods"].items():
+        assert again["methods"][name]["nll"] == found["nll"]
 
 
 def test_stage_1_from_given_weights(finished, tmp_path):
@@ -554,12 +586,6 @@ def test_what_corrects_no_features_makes_none(several, tmp_path, monkeypatch):
     for name in ("tau_norm", "logit_adjust_posthoc", "los_tau_norm"):
         (tmp_path / "again/checkpoints" / name / "0.0/outcome.json").unlink()
     stages.run(config, tmp_path / "again")
-
-
-def test_init_skip_that_matches_nothing(finished, tmp_path):
-    config = tiny_digits.config(init__path=str(finished[0]), init__skip="fc.*")
-    with pytest.raises(InputError, match=r"'fc.\*' matches no parameter.*head/kernel"):
-        stages.train(config, tmp_path)
 
 
 def test_evaluate_writes_nothing(finished):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -176,14 +178,32 @@ def test_changed_values_are_damage_even_if_the_file_is_valid(saved, monkeypatch)
     store.close()
 
 
-def test_no_intact_checkpoint_is_an_error_and_nothing_is_deleted(saved):
-    for step in ("2", "4", "5"):
-        spoil(saved / step / "notes" / "metadata", 0.5, cut=True)
+def test_without_an_intact_checkpoint_the_fit_starts_again(saved):
+    """Such as the remnants of a workdir that was deleted under a job."""
+    spoil(saved / "2" / "notes" / "metadata", 0.5, cut=True)
+    shutil.rmtree(saved / "4")
+    (saved / "4").mkdir()
+    (saved / "5/state/manifest.ocdbt").unlink()
+    lines: list[str] = []
     store = Checkpoints(saved)
-    with pytest.raises(InputError, match="None is left: remove"):
-        store.resume(state(0.0), print)
+    assert store.resume(state(0.0), lines.append) is None
+    assert store.latest() is None
+    store.save(2, state(2.0), {"examples": "x"}, score=None)
     store.close()
-    assert {p.name for p in saved.iterdir()} == {"2", "4", "5"}
+    assert all("is damaged" in line and "starts again" in line for line in lines)
+    names = sorted(p.name[:9] for p in saved.iterdir())
+    assert names == ["2", "2.damaged", "4.damaged", "5.damaged"]
+
+
+@pytest.mark.parametrize("name", ["state/manifest.ocdbt", "notes/metadata"])
+def test_pipes_and_huge_files_are_damage(saved, name):
+    (saved / "5" / name).unlink()
+    os.mkfifo(saved / "5" / name)
+    with pytest.raises(InputError, match=r"5 is damaged .*is not a regular file"):
+        checkpoint.load_leaves(saved / "5")
+    os.truncate(saved / "4" / name, 10 * 2**30)
+    with pytest.raises(InputError, match=r"4 is damaged .*more than 67,108,864 bytes"):
+        checkpoint.load_leaves(saved / "4")
 
 
 def test_loading_damaged_leaves_is_an_error(tmp_path):
