@@ -42,7 +42,7 @@ def read(content: str | bytes, tmp_path: Path) -> dict:
         ("[" * 51 + "]" * 51, "is not valid JSON .nested deeper than 50 levels"),
         ("[1]", r"x\.json must be a JSON object, got \[1\]\. Try again"),
         ("null", r"x\.json must be a JSON object, got None\. Try again"),
-        ("{}", r"x\.json lacks 'name': .*another version .* Try again"),
+        ("{}", r"x\.json lacks 'name': .*another version\. Try again"),
         ('{"name": "a", "metrics": {}}', "lacks 'metrics.all'"),
         ('{"name": 1}', r"x\.json: name must be a string, got 1\. Try again"),
     ],
