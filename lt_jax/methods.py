@@ -157,8 +157,8 @@ def lade(
     """Balanced Softmax plus alpha times the LADE regulariser, see ``losses.lade``.
 
     ``square`` is the paper's lambda, the weight of T ** 2 (CVPR 2021). The official
-    weights are 0.1 and 0.1 for CIFAR100-LT and ImageNet-LT, 0.05 and 0.5 for
-    iNaturalist 2018.
+    commands set alpha and lambda to 0.1 and 0.01 for CIFAR100-LT at IR 100, and to 0.05
+    and 0.5 for ImageNet-LT and iNaturalist 2018.
     """
     extra = in_range("alpha", alpha, 0, np.inf), in_range("square", square, 0, np.inf)
     adjust = losses.logit_adjust(counts, 1.0)
@@ -252,11 +252,13 @@ def label_aware_smoothing(
 ) -> Method:
     """Label-aware smoothing, stage 2 of MiSLAS ("Improving Calibration", CVPR 2021).
 
-    Smoothing rises from ``tail`` to ``head`` along a sine of the count; the logits are
-    ``s_k (w_k f + b_k)``. The official code trains s at the learning rate and W, b at a
-    fraction of it (0.2 for CIFAR), under a class-balanced sampler, and lets the batch
-    norms shift. Here one rate trains the head, and the config decides about batch norm.
-    CIFAR100-LT at IR 100: head 0.4, tail 0.1.
+    Smoothing rises from ``tail`` to ``head`` along a sine of the count, the concave
+    shape of all official configs; their code also has linear, convex and power shapes.
+    The logits are ``s_k (w_k f + b_k)``. The official code trains s at the rate 0.1 and
+    W, b at a fraction of it: for CIFAR100-LT 0.2 at IR 100 and 0.1 at IR 50 and 10, for
+    CIFAR10-LT 0.5 and 0.2, for ImageNet-LT and iNaturalist 2018 0.05. It has a
+    class-balanced sampler and lets the batch norms shift, except for CIFAR10-LT. Here
+    one rate trains the head, that of W and b, and the config decides about batch norm.
     """
     adjust = losses.label_aware_smoothing(counts, head, tail)
     return Method(adjust, sampler, head=heads.scaled_all)

@@ -157,13 +157,13 @@ RECIPES: dict[str, RecipeFunction] = {
         tau=1.2,
         grid=dict(lr=LR[1:], gamma=(0.05, 0.1, 0.2), tau=(0.5, 0.8, 1.2)),
     ),
-    # lr not published; alpha and square: official code.
+    # lr not published; alpha and square: commands of the official code.
     "lade": lambda c: dict(
         USUAL,
         lr=0.05,
-        alpha=c.pick(0.1, 0.1, 0.05),
-        square=c.pick(0.1, 0.1, 0.5),
-        grid=dict(lr=LR, alpha=(0.05, 0.1), square=(0.1, 0.5)),
+        alpha=c.pick(0.1, 0.05, 0.05),
+        square=c.pick(0.01, 0.5, 0.5),
+        grid=dict(lr=LR, alpha=(0.05, 0.1), square=(0.01, 0.1, 0.5)),
     ),
     # Not published.
     "cosine": lambda c: dict(
@@ -207,10 +207,13 @@ RECIPES: dict[str, RecipeFunction] = {
         sampler="instance",
         grid=dict(lr=LR, power=(0.0, 0.5, 1.0, 1.2)),
     ),
-    # MiSLAS's code, whose head has a lower lr than its scale; here they share one.
-    # CIFAR: head and tail are those of IR 100; at IR 10 they are 0.2 and 0.
+    # MiSLAS's code: the lr of W and b, a fraction of the scale's 0.1, which is another
+    # one at other IRs (see methods.py). CIFAR100: head and tail are those of IR 100; at
+    # IR 50 they are 0.3 and 0, at IR 10 0.2 and 0.
     "label_aware_smoothing": lambda c: dict(
-        lr=c.pick(c.lr(0.02, batch=128), c.lr(0.1, batch=256), c.lr(0.1, batch=256)),
+        lr=c.pick(
+            c.lr(0.02, batch=128), c.lr(0.005, batch=256), c.lr(0.005, batch=256)
+        ),
         epochs=10,
         decay=c.pick(2e-4, 5e-4, 1e-4),
         sampler="class",

@@ -28,6 +28,8 @@ def plan(
         ``sqrt`` draw N examples: classes equally often (class-aware sampling: Shen et
         al., ECCV 2016, as in Decoupling, ICLR 2020), or in proportion to the square
         root of their counts. No example is drawn twice before all of its class are.
+        Official class-aware samplers draw 4 examples of a class in a row; here the
+        order of classes is uniformly random.
       batch: B, the global batch size.
       run: integers that identify the run, see ``seeds``.
       epoch: epoch number.

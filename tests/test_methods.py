@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -85,6 +86,12 @@ def test_cites_a_paper(name):
         METHODS[name].__doc__ or "",
     )
     assert found, "name the paper of the method in its docstring"
+
+
+def test_official_code_is_named(name):
+    """In the table of the page about parity."""
+    page = Path(__file__).parents[1] / "docs" / "benchmarks" / "parity.md"
+    assert f"`{name}`" in page.read_text(encoding="utf-8")
 
 
 def test_five_float32_vectors(name):
