@@ -58,7 +58,7 @@ MAX_STEPS = 20_000_000
 # A key of version 0.1, ignored at the value that it had everywhere, and the values of
 # keys that it did not have, by group.
 DROPPED = ("nesterov", False)
-ADDED = {"model": {"pool": "token"}}
+ADDED = {"model": {"pool": "token"}, "init": {"sha256": ""}}
 
 # Keys that ``config.json`` of earlier versions lacks, with what those versions did.
 ADDED = {
@@ -120,6 +120,7 @@ class ModelConfig:
 class InitConfig:
     path: str
     skip: str
+    sha256: str
 
 
 @dataclass(frozen=True)

@@ -49,9 +49,12 @@ def base_config() -> Any:
     model.dtype = "float32"  # of the computation; parameters are float32
 
     config.init = init = ConfigDict()
-    # Workdir of a finished stage 1: initial weights of stage 1 (its first seed), and of
-    # stage 2 if this workdir has no stage 1; "": random weights.
+    # Initial weights of stage 1; "": random. A workdir of a finished stage 1 (its first
+    # seed), which stage 2 uses too if this workdir has no stage 1. Or a backbone of the
+    # architecture model.name under PyTorch's names: a file, a folder with
+    # model.safetensors and timm's config.json, or hf:OWNER/NAME[@REVISION].
     init.path = ""
+    init.sha256 = ""  # expected SHA-256 of the file of such a backbone; "": any
     init.skip = ""  # regex of parameters not loaded from it, such as "head/.*"
 
     _add_stages(config)

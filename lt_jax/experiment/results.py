@@ -116,7 +116,7 @@ def save_fit(
     epochs: int | None,
     keep: dict[str, Any] | None = None,
     analysis: dict[str, Any] | None = None,
-    origin: dict[str, str] | None = None,
+    origin: dict[str, Any] | None = None,
 ) -> None:
     """Write the weights of a fit, then its outcome, which marks it as finished.
 
@@ -127,7 +127,8 @@ def save_fit(
       keep: weights to write; None if a checkpoint of the training loop has them. If
         only ``head`` is among its parameters, the backbone is that of stage 1.
       analysis: see ``analysis.analyse``.
-      origin: ``fitted_on`` and ``adopted_for`` of another workdir's stage 1.
+      origin: ``fitted_on`` and ``adopted_for`` of another workdir's stage 1, or the
+        ``initial`` weights that it started from.
     """
     directory = workdir / "checkpoints" / title
     file = directory / "outcome.json"

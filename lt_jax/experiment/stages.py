@@ -80,17 +80,13 @@ def _stage1(session: Session) -> None:
     due = [title for title in titles if not session.finished(title)]
     for title in due:
         stage = first_stage(session, int(title.removeprefix("stage1/")))
-        start = weights.fresh(session.task, c.model.init, stage.run)
-        if c.init.path:
-            source = weights.finished(Path(c.init.path).expanduser())[0]
-            log.info(f"{title} starts from {source.directory}")
-            start = weights.load(source, start, c.init.skip)
+        start, origin = weights.initial(session, stage.run)
         if title == due[0]:
             trained, _ = trees.partition(start.params, c.optim.trains)
             table, total = parameter_table(start.params, trained)
             log.detail(table)
             log.info(f"{total} (details: {session.workdir / 'log.txt'})")
-        _fit(session, stage, start, {})
+        _fit(session, stage, start, {}, origin)
 
 
 def first_stage(session: Session, seed: int) -> Stage:
@@ -155,8 +151,17 @@ def _second_stage(session: Session, row: cached.Row) -> Stage:
     )
 
 
-def _fit(session: Session, stage: Stage, start: Weights, hyper: dict[str, Any]) -> None:
-    """Train, evaluate on the test set, and save the fit as finished."""
+def _fit(
+    session: Session,
+    stage: Stage,
+    start: Weights,
+    hyper: dict[str, Any],
+    origin: dict[str, Any] | None = None,
+) -> None:
+    """Train, evaluate on the test set, and save the fit as finished.
+
+    For ``origin`` see `results.save_fit`.
+    """
     session.raise_if_stopped(f"before {stage.title}")
     task, log = session.task, session.log
     fitted = fit(
@@ -195,6 +200,7 @@ def _fit(session: Session, stage: Stage, start: Weights, hyper: dict[str, Any]) 
         hyper=hyper,
         epochs=stage.epochs,
         keep=keep,
+        origin=origin,
     )
 
 

@@ -25,6 +25,7 @@ from lt_jax.experiment.session import Session
 from lt_jax.files import check
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
+from lt_jax.pretrained import load as pretrained
 from lt_jax.retraining.selection import number
 from lt_jax.training import checkpoint
 from lt_jax.training.loop import FitResult, Task
@@ -76,6 +77,36 @@ def fresh(task: Task, init: str, run: tuple[int, ...]) -> Weights:
     params, batch_stats = models.init(task.backbone, key, task.splits.train.shape)
     head = _new_head(task, linear, None, init, run)
     return Weights({"backbone": params, "head": head}, batch_stats)
+
+
+def initial(
+    session: Session, run: tuple[int, ...]
+) -> tuple[Weights, dict[str, Any] | None]:
+    """Make the network that stage 1 starts from; return it with its provenance."""
+    c, task = session.config, session.task
+    start = fresh(task, c.model.init, run)
+    if not c.init.path:
+        return start, None
+    if pretrained.is_weights(c.init.path):
+        network, notes = _pretrained(c, task, start)
+        session.log.info(
+            f"stage 1 starts from {c.init.path}, SHA-256 {notes['sha256']}"
+        )
+        return network, {"initial": notes}
+    source = finished(Path(c.init.path).expanduser())[0]
+    session.log.info(f"stage 1 starts from {source.directory}")
+    return load(source, start, c.init.skip), None
+
+
+def _pretrained(
+    config: Config, task: Task, like: Weights
+) -> tuple[Weights, dict[str, Any]]:
+    """Replace the backbone by the pre-trained one of ``init.path``; add its notes."""
+    path, channels = config.init.path, task.splits.train.shape[2]
+    found = pretrained.find(path, config.init.sha256)
+    leaves = pretrained.backbone(found, config.model.name, task.backbone, channels)
+    skip = "|".join(filter(None, ["head/.*", config.init.skip]))
+    return checkpoint.merge_leaves(leaves, like, skip, path), found.notes
 
 
 def with_head(
@@ -235,6 +266,12 @@ def _origin(config: Config, workdir: Path) -> tuple[Path, str]:
     own = (s for s in fits(workdir, ["stage1"]) if "adopted_for" not in s.outcome)
     if any(own) or not config.init.path:
         return workdir, ""
+    if pretrained.is_weights(config.init.path):
+        raise InputError(
+            f"{config.init.path} is a backbone without a trained head: use `lt-jax run`,"
+            " whose stage 1 trains one (and no more, with "
+            "--config.optim.trains='head/.*')"
+        )
     return Path(config.init.path).expanduser(), config.init.skip
 
 
@@ -249,12 +286,15 @@ def check_start(config: Config, task: Task, workdir: Path, stage1: bool) -> None
     """
     if stage1 and not config.init.path:
         return
+    num_classes = len(task.splits.full_class_counts)
+    like = blank(task.backbone, linear, task.splits.train.shape, num_classes)
+    if stage1 and pretrained.is_weights(config.init.path):
+        processes.together(functools.partial(_pretrained, config, task, like))
+        return
     path, skip = Path(config.init.path).expanduser(), config.init.skip
     if not stage1:
         path, skip = _origin(config, workdir)
     sources = finished(path)
-    num_classes = len(task.splits.full_class_counts)
-    like = blank(task.backbone, linear, task.splits.train.shape, num_classes)
     for source in sources[:1] if stage1 else sources:
         processes.together(functools.partial(load, source, like, skip))
 

@@ -120,13 +120,8 @@ def _shape(state: dict[str, weight_files.Array], part: str) -> Shape:
     """
     heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
     num_classes = next((leaf.shape[0] for leaf in heads), 1)
-    for name, leaf in state.items():
-        stems = ".conv1.weight", ".patch_embed.proj.weight"
-        is_stem = f".{name}".endswith(stems) and ".layer" not in f".{name}"
-        if name.startswith(part) and is_stem and leaf.ndim == 4:
-            stem = "imagenet" if leaf.shape[-1] == 7 else "cifar"
-            return Shape(stem, leaf.shape[0], leaf.shape[1], num_classes)
-    return Shape("cifar", 64, 3, num_classes)
+    width, channels, side, _ = torch_names.stem(state, part) or (64, 3, 3, 3)
+    return Shape("imagenet" if side == 7 else "cifar", width, channels, num_classes)
 
 
 def _expected(arch: str, shape: Shape) -> dict[str, Any]:

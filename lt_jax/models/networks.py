@@ -45,7 +45,7 @@ def create(
     if jax.dtypes.canonicalize_dtype(number) != number:
         raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
     init_name = one_of("initialiser", init, initializers.NAMES)
-    if name in VITS:
+    if "patch" in fields:
         return ViT(**fields, pool=pool, init_name=init_name, dtype=number)
     least = 64 // fields.get("group_width", 64)
     if width < least:

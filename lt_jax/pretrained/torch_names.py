@@ -78,6 +78,16 @@ def stages(state: Iterable[str]) -> tuple[int, ...]:
     return tuple(counts[stage] for stage in sorted(counts))
 
 
+def stem(state: Mapping[str, Array], part: str = "") -> tuple[int, ...] | None:
+    """Return the shape of the first convolution in a state dict: [out, in, h, w]."""
+    stems = ".conv1.weight", ".patch_embed.proj.weight"
+    for name, leaf in state.items():
+        is_stem = f".{name}".endswith(stems) and ".layer" not in f".{name}"
+        if name.startswith(part) and is_stem and leaf.ndim == 4:
+            return leaf.shape
+    return None
+
+
 def torch_name(name: str) -> str:
     """Translate one of our names of a residual network to torchvision's.
 

@@ -1,0 +1,47 @@
+"""Files from the Hugging Face hub, through huggingface-hub (the extra ``hub``).
+
+It keeps a cache (``HF_HOME``), resumes broken downloads and obeys ``HF_HUB_OFFLINE``
+and ``HF_ENDPOINT``.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from lt_jax.errors import InputError
+
+
+def endpoint() -> str:
+    """Return the address of the hub."""
+    return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+
+
+def fetch(repository: str, file: str, revision: str = "") -> Path:
+    """Return the path of a file in the hub's cache; download it if it is not there.
+
+    Args:
+      repository: OWNER/NAME.
+      revision: a commit, branch or tag; "" is ``main``.
+
+    Raises:
+      InputError: it cannot be fetched; the message says how to do without the hub.
+    """
+    url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
+    remedy = (
+        f"download {url} by another way, and give its path instead of hf:{repository}"
+    )
+    try:
+        import huggingface_hub  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise InputError(
+            f"hf:{repository} needs huggingface-hub: pip install 'lt_jax[hub]', or "
+            + remedy
+        ) from error
+    try:
+        return Path(
+            huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
+        )
+    except Exception as error:  # whose class depends on the version of the hub
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"cannot fetch {url}: {first} Otherwise {remedy}") from error
