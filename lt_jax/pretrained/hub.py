@@ -25,7 +25,7 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
       revision: a commit, branch or tag; "" is ``main``.
 
     Raises:
-      InputError: it cannot be fetched; the message says how to do without the hub.
+      InputError: it cannot be fetched; the message explains what to do without it.
     """
     url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
     remedy = (

@@ -280,7 +280,7 @@ def test_a_broken_download_is_resumed(served, monkeypatch):
     monkeypatch.setattr(file_download.constants, "DOWNLOAD_CHUNK_SIZE", 1000)
     file, served.breaks = served.folder / load.FILE, 2
     assert load.find("hf:a/b").notes["sha256"] == sha256(file)
-    ranges = [asked for name, asked in served.requests if name == load.FILE]
+    ranges = [span for name, span in served.requests if name == load.FILE]
     kept = file.stat().st_size // 2 // 1000 * 1000
     assert ranges[:2] == ["", f"bytes={kept}-"]
     assert len(ranges) == 3
