@@ -268,8 +268,8 @@ def _origin(config: Config, workdir: Path) -> tuple[Path, str]:
         return workdir, ""
     if pretrained.is_weights(config.init.path):
         raise InputError(
-            f"{config.init.path} is a backbone without a trained head: use `lt-jax run`,"
-            " whose stage 1 trains one (and no more, with "
+            f"{config.init.path} is a backbone without a trained head: use `lt-jax "
+            "run`, whose stage 1 trains one (and no more, with "
             "--config.optim.trains='head/.*')"
         )
     return Path(config.init.path).expanduser(), config.init.skip
