@@ -6,6 +6,7 @@ It runs without this package. A note next to it, FILE.json, describes input and 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +20,7 @@ from jax import export
 from lt_jax import files, models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, brief
 from lt_jax.experiment import weights
 from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.weights import Weights
@@ -37,7 +38,8 @@ NOTE: files.Schema = {
     "input": str,
     "run": str,
     "dataset": str,
-    "classes": ([str], None),
+    "classes": [str],
+    "sha256?": str,
     "images": ({"size": [SIDE, 2], "resize": (SIDE, None), "flip": bool}, None),
 }
 REMEDY = "Convert the workdir again: `lt-jax convert WORKDIR FILE.stablehlo`"
@@ -147,7 +149,7 @@ def _write_artefact(fit: Finished, target: Path) -> None:
             f"{target} was not written: the artefact's logits differ from the "
             f"network's by {error:.1e}"
         )
-    note = note_of(fit, inputs)
+    note = note_of(fit, inputs) | {"sha256": hashlib.sha256(written).hexdigest()}
     files.write(target, written)
     files.write(target.with_name(target.name + ".json"), files.as_json(note))
     print(
@@ -225,15 +227,23 @@ def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
         if not path.exists():
             raise InputError(f"no such file: {path}. {REMEDY}")
     content = files.read(file, LARGEST)
-    try:
-        artefact = export.deserialize(bytearray(content))
-    except Exception as error:  # a damaged file may raise anything
-        raise InputError(
-            f"{file} is damaged or not an artefact ({type(error).__name__}). {REMEDY}"
-        ) from error
     found = files.read_json(note, NOTE, REMEDY)
-    shapes = [value.shape for value in (*artefact.in_avals, *artefact.out_avals)]
-    classes = len(found["classes"] or shapes[-1][-1:])
-    if list(map(len, shapes)) not in ([2, 2], [4, 2]) or classes != shapes[1][1]:
+    digest = hashlib.sha256(content).hexdigest()
+    if found.get("sha256", digest) != digest:
+        raise InputError(f"{file} has changed since it was written. {REMEDY}")
+    images = found["images"] or {"size": [], "resize": None}
+    size, resize = images["size"], images["resize"]
+    try:  # a damaged file may raise anything
+        artefact = export.deserialize(bytearray(content))
+        kind = artefact.in_avals[0]
+        given = jax.ShapeDtypeStruct((1, *size, kind.shape[-1]), kind.dtype)
+        fits = jax.eval_shape(artefact.call, given).shape == (1, len(found["classes"]))
+        if resize is not None:  # photographs, cropped to a square
+            fits &= kind.shape[-1] == 3 and size[0] == size[1] <= resize
+    except Exception as error:
+        raise InputError(
+            f"{file} is damaged or not an artefact ({brief(error)}). {REMEDY}"
+        ) from error
+    if not fits:
         raise InputError(f"{note} describes another program than {file}. {REMEDY}")
     return artefact, found

@@ -20,6 +20,7 @@ from test_stages import arrays
 
 from lt_jax import models, trees
 from lt_jax.cli import main
+from lt_jax.data.augment.transforms import Augment
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages, weights
 from lt_jax.export import predict, stablehlo
@@ -399,6 +400,49 @@ def test_the_artefact_of_features_takes_features(tmp_path):
         np.testing.assert_allclose(again.call(given), program(given), rtol=1e-5)
     with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
         predict.predict_by_artefact(file, [], 1)
+
+
+def test_a_damaged_artefact_and_a_note_of_another_program(tmp_path):
+    backbone = models.create("resnet8", "cifar", 4)
+    like = trees.rebuild(weights.blank(backbone, linear, (8, 8, 1), 10), ours())
+    fit = stablehlo.Finished(
+        title="los/0.0",
+        classes=[str(k) for k in range(10)],
+        model={"name": "resnet8"},
+        backbone=backbone,
+        head=linear,
+        network=weights.Weights(*like),
+        dataset="digits",
+        augment=Augment(0, False, (0.3,), (0.3,)),
+        images={"size": [8, 8], "resize": None, "flip": False},
+    )
+    file, note = tmp_path / "net.stablehlo", tmp_path / "net.stablehlo.json"
+    stablehlo.write(fit, file)
+    content, found = file.read_bytes(), json.loads(note.read_text())
+    assert stablehlo.read(file)[1] == found
+    images = found["images"]
+    for changes in (
+        {"classes": ["a"]},
+        {"classes": None},
+        {"images": None},
+        {"images": {**images, "size": [100_000, 100_000]}},
+        {"images": {**images, "size": [8, 8, 8]}},
+        {"images": {**images, "size": [7, 9]}},
+        {"images": {**images, "resize": 8}},
+        {"images": {**images, "flip": "yes"}},
+    ):
+        note.write_text(json.dumps(found | changes))
+        with pytest.raises(InputError, match="Convert the workdir again"):
+            stablehlo.read(file)
+    note.write_text(json.dumps(found))
+    file.write_bytes(content[:-1] + b"x")
+    with pytest.raises(InputError, match="has changed since it was written"):
+        stablehlo.read(file)
+    del found["sha256"]  # of an older version
+    note.write_text(json.dumps(found))
+    file.write_bytes(content[:1000])
+    with pytest.raises(InputError, match="is damaged or not an artefact"):
+        stablehlo.read(file)
 
 
 def test_safetensors_of_every_float(tmp_path):
