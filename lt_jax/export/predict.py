@@ -5,6 +5,7 @@ Neither needs the dataset: both hold the names of the classes.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,8 @@ def predict(
     fit = stablehlo.finished(workdir, method)
     compute, inputs = stablehlo.program(fit)
     note = stablehlo.note_of(fit, inputs)
-    return _classify(jax.jit(compute), inputs.shape[-1], note, images, top)
+    logits_of = functools.partial(jax.jit(compute), fit.network)
+    return _classify(logits_of, inputs.shape[-1], note, images, top)
 
 
 def predict_by_artefact(file: Path, images: Sequence[Path], top: int) -> dict[str, Any]:

@@ -6,6 +6,7 @@ It runs without this package. A note next to it, FILE.json, describes input and 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable
@@ -26,7 +27,6 @@ from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.weights import Weights
 from lt_jax.heads import Head
 from lt_jax.pretrained import torch_names, weight_files
-from lt_jax.types import Params
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -140,6 +140,7 @@ def write(fit: Finished, target: Path) -> None:
 
 def _write_artefact(fit: Finished, target: Path) -> None:
     compute, inputs = program(fit)
+    compute = functools.partial(compute, fit.network)
     exported = export.export(jax.jit(compute), platforms=PLATFORMS)(inputs)
     written = bytes(exported.serialize())
     multiple = fit.backbone.side_multiple
@@ -176,30 +177,34 @@ def _largest_error(
     return worst
 
 
-def program(fit: Finished) -> tuple[Callable[[jax.Array], jax.Array], Any]:
-    """Return what the artefact computes, and the shape and dtype of its input."""
-    params, batch_stats = fit.network
+def program(fit: Finished) -> tuple[Callable[[Weights, jax.Array], jax.Array], Any]:
+    """Return what the artefact computes, and the shape and dtype of its input.
 
-    def logits(features: jax.Array) -> jax.Array:
-        return fit.head.apply(params["head"], features)
+    It takes the network, so that compiled programs do not depend on its values.
+    """
+    head, backbone, augment = fit.head, fit.backbone, fit.augment
+    if isinstance(backbone, models.Identity):
 
-    if isinstance(fit.backbone, models.Identity):
-        shape = export.symbolic_shape(f"b, {fit.backbone.size}")
+        def logits(network: Weights, features: jax.Array) -> jax.Array:
+            return head.apply(network.params["head"], features)
+
+        shape = export.symbolic_shape(f"b, {backbone.size}")
         return logits, jax.ShapeDtypeStruct(shape, jnp.float32)
-    augment = fit.augment
     if augment is None:
         raise InputError(
             "a converted file does not define how images are normalised: run retrain "
             "on it first (--config.init.path), and convert that workdir"
         )
-    variables: Params = {"params": params["backbone"], "batch_stats": batch_stats}
 
-    def compute(images: jax.Array) -> jax.Array:
+    def compute(network: Weights, images: jax.Array) -> jax.Array:
+        params, batch_stats = network
+        variables = {"params": params["backbone"], "batch_stats": batch_stats}
         pixels = normalise(augment, images)
         mask = jnp.ones(images.shape[0], jnp.float32)
-        return logits(fit.backbone.apply(variables, pixels, mask, False))
+        features = backbone.apply(variables, pixels, mask, False)
+        return head.apply(params["head"], features)
 
-    sides = [f"{fit.backbone.side_multiple}*{side}" for side in "hw"]
+    sides = [f"{backbone.side_multiple}*{side}" for side in "hw"]
     shape = export.symbolic_shape(f"b, {', '.join(sides)}, {len(augment.mean)}")
     return compute, jax.ShapeDtypeStruct(shape, jnp.uint8)
 

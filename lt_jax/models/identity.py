@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -11,6 +13,7 @@ class Identity(nn.Module):
     """Return the examples flattened, without parameters or statistics."""
 
     size: int  # D
+    side_multiple: ClassVar[int] = 1  # see `ResNet`
 
     @property
     def num_features(self) -> int:

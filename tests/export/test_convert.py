@@ -379,10 +379,24 @@ def test_the_artefact_runs_without_the_package(run, tmp_path, method):
     fit = stablehlo.finished(workdir, method)
     program, _ = stablehlo.program(fit)
     found = np.load(tmp_path / "logits.npy")
-    np.testing.assert_allclose(found, program(images), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        found, program(fit.network, images), rtol=1e-4, atol=1e-5
+    )
     assert json.loads((tmp_path / "net.stablehlo.json").read_text())["classes"] == [
         str(k) for k in range(10)
     ]
+
+
+def test_fits_share_one_compiled_program(run):
+    """`predict` finds it in the cache, whatever the values of the weights are."""
+    workdir, *_ = run
+    images = np.zeros((1, 8, 8, 1), np.uint8)
+    texts = set()
+    for method in ("los", "none"):
+        fit = stablehlo.finished(workdir, method)
+        compute, _ = stablehlo.program(fit)
+        texts.add(jax.jit(compute).lower(fit.network, images).as_text())
+    assert len(texts) == 1
 
 
 def test_the_artefact_of_features_takes_features(tmp_path):
@@ -392,12 +406,14 @@ def test_the_artefact_of_features_takes_features(tmp_path):
     file = tmp_path / "head.stablehlo"
     arguments = ["convert", str(tmp_path / "run"), str(file), "--method=los"]
     assert main.main(arguments) == 0
-    program, spec = stablehlo.program(stablehlo.finished(tmp_path / "run", "los"))
+    fit = stablehlo.finished(tmp_path / "run", "los")
+    program, spec = stablehlo.program(fit)
     assert str(spec.shape) == "(b, 8)"
     again = jax.export.deserialize(bytearray(file.read_bytes()))
     for size in (1, 7):
         given = np.ones((size, 8), np.float32)
-        np.testing.assert_allclose(again.call(given), program(given), rtol=1e-5)
+        expected = program(fit.network, given)
+        np.testing.assert_allclose(again.call(given), expected, rtol=1e-5)
     with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
         predict.predict_by_artefact(file, [], 1)
 
