@@ -64,7 +64,8 @@ def open_regular(file: Path, flags: int) -> int:
 def read(file: Path, limit: int = LARGEST) -> bytes:
     """Read a regular file of at most ``limit`` bytes."""
     with open(open_regular(file, os.O_RDONLY), "rb") as opened:
-        content = opened.read(limit + 1)
+        size = os.fstat(opened.fileno()).st_size  # read(n) takes n bytes of memory
+        content = opened.read(min(size, limit) + 1)
     if len(content) > limit:
         raise InputError(f"{file} has more than {limit:,} bytes: it is not a valid one")
     return content
