@@ -1,0 +1,22 @@
+"""One fork server and one workdir for all hostile cases of a session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import harness
+import pytest
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[harness.Server]:
+    started = harness.Server(tmp_path_factory.mktemp("compiled"))
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="session")
+def made(server: harness.Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir with every kind of file; cases copy it."""
+    return harness.make_workdir(server, tmp_path_factory.mktemp("made") / "workdir")
