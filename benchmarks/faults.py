@@ -1,24 +1,35 @@
-"""Crash test: kill runs at random times, damage their files, compare the results.
+"""Crash test: kill runs, damage their files, compare the results.
 
-    python benchmarks/faults.py [--kills N] [--json] [--quick]
+    python benchmarks/faults.py [--points N] [--kills N] [--damages N] [--json]
 
-Runs stage 1, features, cached stage 2 and a sweep on the digits, in one process and in
-two. Each command is killed with SIGKILL at a random time and rerun, several times. The
-times fall into training steps, saves, extraction, evaluation and the writing of
-results. Parameters, features and metrics must equal those of undisturbed runs, bit by
-bit. Then files of checkpoints and of the feature cache are truncated or get a flipped
-bit, and the command runs again. It must detect the damage or not depend on it.
+Runs stage 1, features, cached stage 2, a sweep and an evaluation on the digits, in one
+process and in two, and the preparation of a dataset. What an interrupted command leaves
+is given to the same command again. Parameters, features, metrics and tables must equal
+those of undisturbed runs, bit by bit.
 
-JSON keys: `kills`, `resumes`, `mismatches`, `steps_redone`, `damages`, `harmless`,
-`mended`, `refused`, `undetected`.
+1. At system calls: a command sends itself SIGKILL before or after its k-th rename,
+   mkdir, unlink, rmdir or fsync in the workdir. Each kind of call on each kind of file
+   (checkpoint, features, outcome, result, report, ...) is chosen equally often.
+2. At random times, which fall into training steps, saves, extraction and evaluation.
+3. Damages: files of checkpoints and of the feature cache are truncated or get a flipped
+   bit. The command must detect the damage or not depend on it.
+
+JSON keys: `points` of 1, with `kills`, `mismatches`, `kinds`, `where`, `calls`,
+`wrong`; `kills`, `resumes`, `mismatches`, `steps_redone`, `where` of 2; `damages`,
+`harmless`, `mended`, `refused`, `undetected` of 3.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
+import importlib
+import io
+import itertools
 import json
 import os
+import pkgutil
 import random
 import re
 import shutil
@@ -26,11 +37,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
-from collections import Counter
+import traceback
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import kill_points
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "digits_lt.py"
@@ -50,8 +66,18 @@ FLAGS = {
     "method.features": "cached",
 }
 COMMANDS = ("train", "retrain", "sweep", "evaluate")
-# Times differ between runs.
-TIMES = ("seconds", "images_per_second")
+# Shorter, as the kills at system calls need no long runs.
+POINT_FLAGS = FLAGS | {
+    "optim.epochs": 2,
+    "eval.every": 1,
+    "method.names": ("los", "ncm"),
+    "method.repeats": 1,
+    "method.los.grid.lr": (5e-4, 5e-2),
+    "method.los.grid.delta": (0.5,),
+}
+PREPARE = "data prepare"
+# Times differ between runs, and with them the digests of the files that hold them.
+TIMES = ("seconds", "images_per_second", "digest")
 LIMIT = 600  # seconds after which a command counts as hung
 
 
@@ -157,6 +183,287 @@ def essence(workdir: Path) -> dict[str, str]:
 def compare(workdir: Path, expected: dict[str, str]) -> list[str]:
     found = essence(workdir)
     return [n for n in sorted(found | expected) if found.get(n) != expected.get(n)]
+
+
+class Kind(NamedTuple):
+    """Calls that are alike: the same call of a command on the same kind of file."""
+
+    processes: int
+    command: str
+    call: str  # such as rename
+    file: str  # see file_kind
+
+
+def file_kind(path: str) -> str:
+    """Name the kind of a file by its path in a workdir or a data folder."""
+    name = path.removesuffix(".tmp").rpartition("/")[2]
+    if name in ("outcome.json", "rows.json", "result.json", "config.json"):
+        return name
+    folder = path.partition("/")[0]
+    named = ("checkpoints", "features", "sweep", "report")
+    return folder if folder in named else "workdir"
+
+
+def start(
+    words: Sequence[str],
+    processes: int,
+    log: Path,
+    kill: tuple[Path, int, bool] | None = None,
+) -> list[int]:
+    """Fork a command, which starts faster than a new Python; return its processes.
+
+    Args:
+      log: what process 0 prints; its calls go to the same name with ".calls".
+      kill: the folder, the number of the call and whether to kill after it, for
+        process 0; see ``kill_points.install``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    parts = []
+    for i in range(processes):
+        job: list[str] = []
+        if processes > 1:
+            job = ["--coordinator", f"127.0.0.1:{port}", "--process_id", f"{i}"]
+            job += ["--num_processes", f"{processes}"]
+        if child := os.fork():
+            parts.append(child)
+            continue
+        code = 1
+        try:
+            os.setsid()
+            file = os.open(log if i == 0 else os.devnull, os.O_WRONLY | os.O_CREAT)
+            os.dup2(file, 1)
+            os.dup2(file, 2)
+            flag = "--xla_force_host_platform_device_count"
+            os.environ["XLA_FLAGS"] = f"{flag}={2 // processes}"
+            if i == 0 and kill is not None:
+                root, at, after = kill
+                kill_points.install(root, log.with_suffix(".calls"), at, after)
+            from lt_jax.cli import main
+
+            code = main.main([*words, *job])
+            sys.stdout.flush()
+        except SystemExit as error:
+            code = error.code if isinstance(error.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    return parts
+
+
+def wait(parts: Sequence[int]) -> list[int]:
+    """Return the exit codes, negative for signals.
+
+    If SIGKILL ends process 0, as when its machine fails, the others get it too.
+    """
+    codes: dict[int, int] = {}
+    began = time.monotonic()
+    while len(codes) < len(parts):
+        for part in set(parts) - codes.keys():
+            ended, status = os.waitpid(part, os.WNOHANG)
+            if ended:
+                codes[part] = os.waitstatus_to_exitcode(status)
+        lost = codes.get(parts[0]) == -signal.SIGKILL
+        if lost or time.monotonic() - began > LIMIT:
+            for part in set(parts) - codes.keys():
+                os.kill(part, signal.SIGKILL)
+        time.sleep(0.01)
+    return [codes[part] for part in parts]
+
+
+class Points:
+    """Kills at system calls: commands, their states before and their results."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.before: dict[tuple[int, str], Path] = {}
+        self.expected: dict[tuple[int, str], dict[str, str]] = {}
+        self.calls: dict[Kind, list[int]] = defaultdict(list)
+        self.words = [f"--config.{key}={value}" for key, value in POINT_FLAGS.items()]
+        self._log = folder / "log"
+
+    def record(self, processes: int, command: str, workdir: Path) -> None:
+        """Run a command undisturbed and note its calls and its result."""
+        place = processes, command
+        self.before[place] = self.folder / f"before {command} {processes}"
+        if workdir.exists():
+            shutil.copytree(workdir, self.before[place])
+        codes = self.run(processes, command, workdir, -1, False)
+        if any(codes):
+            sys.exit(f"{command} does not even run undisturbed:\n{self.text()}")
+        self.expected[place] = self.essence(command, workdir)
+        for number, (call, file) in enumerate(self.made()):
+            self.calls[Kind(*place, call, file_kind(file))].append(number)
+
+    def run(
+        self, processes: int, command: str, workdir: Path, at: int, after: bool
+    ) -> list[int]:
+        """Run a command that is killed at a call; return the exit codes."""
+        if command == PREPARE:
+            words = ["data", "prepare", "cifar10", "--from", f"{self.folder}"]
+            words += ["--dir", f"{workdir}", "--partial"]
+        else:
+            words = [command, "--config", f"{CONFIG}", "--workdir", f"{workdir}"]
+            words += self.words
+        self._log.unlink(missing_ok=True)
+        return wait(start(words, processes, self._log, (workdir, at, after)))
+
+    def text(self) -> str:
+        """What the last command printed."""
+        return self._log.read_text(encoding="utf-8")
+
+    def made(self) -> list[tuple[str, str]]:
+        """The calls of the last command, with their paths."""
+        lines = self._log.with_suffix(".calls").read_text(encoding="utf-8").splitlines()
+        return [(call, file) for call, _, file in (x.partition(" ") for x in lines)]
+
+    def essence(self, command: str, workdir: Path) -> dict[str, str]:
+        """Return the digests of a result, computed in a fork that may start JAX."""
+        file = self.folder / "essence.json"
+        if os.fork() == 0:
+            try:
+                compute = prepared_files if command == PREPARE else essence
+                file.write_text(json.dumps(compute(workdir)), encoding="utf-8")
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(0)
+        os.wait()
+        found = json.loads(file.read_text(encoding="utf-8"))
+        file.unlink()
+        return found
+
+    def kill(self, kind: Kind, after: bool, trial: int) -> dict[str, Any] | None:
+        """Kill a command at one call, run it to its end, and compare.
+
+        Returns:
+          ``call`` and ``different``; None if the command ended without the call.
+        """
+        place = kind.processes, kind.command
+        workdir = self.folder / f"trial {trial}"
+        if self.before[place].exists():
+            shutil.copytree(self.before[place], workdir)
+        at = random.choice(self.calls[kind])
+        codes = self.run(*place, workdir, at, after)
+        if codes[0] != -signal.SIGKILL:
+            shutil.rmtree(workdir)
+            return None
+        call = " ".join(self.made()[at])
+        codes = self.run(*place, workdir, -1, False)
+        found = {} if any(codes) else self.essence(kind.command, workdir)
+        wanted = self.expected[place]
+        different = [n for n in sorted(found | wanted) if found.get(n) != wanted.get(n)]
+        if any(codes):
+            different = [f"ended with {codes}: {self.text()[-1000:]}"]
+        shutil.rmtree(workdir)
+        return {"call": call, "different": different}
+
+
+def prepared_files(folder: Path) -> dict[str, str]:
+    """Return the digests of all files of a data folder."""
+    return {
+        str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def tiny_cifar(folder: Path) -> None:
+    """Write an archive like that of CIFAR-10, with a few images of noise."""
+    rng = random.Random(0)
+    files = {"batches.meta.txt": "".join(f"class{i}\n" for i in range(10)).encode()}
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        rows = [bytes([i]) + rng.randbytes(3072) for i in range(10)]
+        files[f"{name}.bin"] = b"".join(rows)
+    with tarfile.open(folder / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def prepare_environment(cache: Path) -> None:
+    """Set what JAX and its libraries read when they are imported."""
+    os.environ |= {
+        "JAX_PLATFORMS": "cpu",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "MPLBACKEND": "agg",
+        "NPROC": "16",
+        # A process with one thread may fork.
+        "OPENBLAS_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": "1",
+        "JE_ARROW_MALLOC_CONF": "background_thread:false",
+    }
+
+
+def import_package() -> None:
+    """Import everything once, without starting JAX's devices; children are forks."""
+    sys.path.insert(0, str(ROOT))
+    import lt_jax
+
+    for module in pkgutil.walk_packages(lt_jax.__path__, "lt_jax."):
+        if not module.name.endswith("__main__") and ".configs" not in module.name:
+            importlib.import_module(module.name)
+    importlib.import_module("matplotlib.pyplot")
+    gc.collect()
+    gc.freeze()
+
+
+def points(folder: Path, number: int, seed: int) -> dict[str, Any]:
+    """Kill commands ``number`` times at system calls, in one process and in two."""
+    random.seed(seed)
+    folder.mkdir()
+    import_package()
+    tiny_cifar(folder)
+    campaign = Points(folder)
+    for processes in (1, 2):
+        workdir = folder / f"whole {processes}"
+        for command in COMMANDS[:-1]:  # an evaluation makes no such calls
+            campaign.record(processes, command, workdir)
+    campaign.record(1, PREPARE, folder / "data")
+    calls = Counter[str]()
+    for kind, numbers in campaign.calls.items():
+        calls[f"{kind.command}, {kind.processes}"] += len(numbers)
+    where: Counter[str] = Counter()
+    wrong: list[dict[str, Any]] = []
+    # All kinds of calls, before and after, in random order, again and again; those of
+    # two processes, which are slow, half as often.
+    places = list(itertools.product(campaign.calls, (False, True)))
+    queue: list[tuple[Kind, bool]] = []
+    trial = kills = 0
+    while kills < number:
+        if not queue:
+            queue = [p for p in places if p[0].processes == 1] + places
+            random.shuffle(queue)
+        kind, after = queue.pop()
+        trial += 1
+        found = campaign.kill(kind, after, trial)
+        if found is None:
+            continue
+        kills += 1
+        where[f"{kind.command}, {kind.processes}"] += 1
+        side = "after" if after else "before"
+        for name in found["different"]:
+            print(f"{kind.command}, {side} {found['call']}: {name}", file=sys.stderr)
+        if found["different"]:
+            wrong.append({**kind._asdict(), "side": side, **found})
+        print(
+            f"{kills}: {kind.command}, {kind.processes}, {side} {found['call']}: "
+            f"{len(found['different'])} differences",
+            file=sys.stderr,
+            flush=True,
+        )
+    return {
+        "kills": kills,
+        "mismatches": len(wrong),
+        "kinds": len(places),  # of calls, before and after counted apart
+        "where": dict(sorted(where.items())),
+        "calls": dict(sorted(calls.items())),
+        "wrong": wrong,
+    }
 
 
 def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
@@ -286,21 +593,29 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="one JSON object, last")
+    parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--kills", type=int, default=60)
     parser.add_argument("--damages", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--quick", action="store_true", help="4 kills, 2 damages")
+    parser.add_argument("--quick", action="store_true", help="4 of each, 2 damages")
     options = parser.parse_args()
     if options.quick:
-        options.kills, options.damages = 4, 2
-    with tempfile.TemporaryDirectory() as folder:
-        result = campaign(Path(folder), options.kills, options.seed)
-        result |= damages(Path(folder), options.damages, options.seed)
+        options.points, options.kills, options.damages = 4, 4, 2
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if options.points:  # first: this process must not have started JAX
+            prepare_environment(folder / "compiled")
+            result["points"] = points(folder / "points", options.points, options.seed)
+        if options.kills or options.damages:
+            result |= campaign(folder, options.kills, options.seed)
+            result |= damages(folder, options.damages, options.seed)
     for name, value in result.items():
         print(f"{name:14s} {value}")
     if options.json:
         print(json.dumps(result))
-    sys.exit(bool(result["mismatches"] or result["undetected"]))
+    wrong = result.get("points", {}).get("mismatches", 0)
+    sys.exit(bool(wrong or result.get("mismatches") or result.get("undetected")))
 
 
 if __name__ == "__main__":
