@@ -6,6 +6,7 @@ features: both use the engine of stage 2 on cached features.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from lt_jax import metrics, samplers, seeds
 from lt_jax.data.sources.features import checked
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, in_range, located
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
 from lt_jax.retraining import engine
@@ -47,9 +48,10 @@ class FittedHead(NamedTuple):
         """Compute float32[N, K] from float[N, D]."""
         features = np.asarray(features)
         width = self.params["kernel"].shape[0]
-        if features.ndim != 2 or features.shape[1] != width:
+        if features.shape[1:] != (width,) or features.dtype.kind not in "fiu":
             raise InputError(
-                f"features have the shape {list(features.shape)}; expected [N, {width}]"
+                f"features are {features.dtype}{list(features.shape)}; expected "
+                f"numbers [N, {width}]"
             )
         starts, apply = range(0, max(len(features), 1), ROWS), jax.jit(self.head.apply)
         parts = [features[i : i + ROWS].astype(np.float32) for i in starts]
@@ -115,15 +117,16 @@ def fit_heads(
       The fitted heads, by the same names.
     """
     features, labels = checked("input", np.asarray(features), np.asarray(labels))
-    if batch < 1 or not memory > 0:
-        raise InputError(f"batch and memory must be positive, got {batch} and {memory}")
+    if labels.min() == labels.max():
+        raise InputError(f"labels must hold at least 2 classes, all are {labels[0]}")
+    batch = min(in_range("batch", batch, 1, 10**9, integer=True), len(labels))
+    memory = in_range("memory", memory, 1e-6, 10**9)
+    in_range("seed", seed, 0, 2**32 - 1, integer=True)
     linear = None if start is None else _linear(start, features.shape[1])
     jobs = []
     for name, recipe in recipes.items():
-        try:
+        with located(f"recipe {name!r}" if name else "recipe"):
             jobs.append(_job(name, recipe, features, labels, linear, batch, seed=seed))
-        except InputError as error:
-            raise InputError(f"recipe {name!r}: {error}" if name else error) from error
     half = memory * 2**30 / 2
     chunks = engine.plan_chunks(jobs, batch, half)
     cached = Features(features[None], labels)
@@ -146,9 +149,11 @@ def _job(
     seed: int,
 ) -> engine.HeadJob:
     """Check a recipe against the data and the start, and make its initial head."""
+    if not isinstance(recipe, Recipe) or not isinstance(recipe.method, Method):
+        raise InputError(f"expected a Recipe with a Method, got {recipe!r:.100}")
     method, classes = recipe.method, len(recipe.method.adjust.weight)
-    if not (recipe.decay >= 0 and np.isfinite(recipe.decay)):
-        raise InputError(f"decay must be at least 0, got {recipe.decay}")
+    decay = in_range("decay", recipe.decay, 0, 10**6)
+    momentum = in_range("momentum", recipe.momentum, 0, 1)
     if labels.max() >= classes:
         raise InputError(
             f"the method was made with {classes} counts, but a label is "
@@ -172,7 +177,7 @@ def _job(
         rates=optim.rates(recipe.lr, recipe.epochs, steps, 0.0, "epoch"),
         projects=projection_steps(method, recipe.epochs, steps),
         epochs=recipe.epochs,
-        sgd=Sgd(recipe.momentum, recipe.decay, ".*"),
+        sgd=Sgd(momentum, decay, ".*"),
         order=order,
     )
 
@@ -180,10 +185,10 @@ def _job(
 def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
     """Copy the kernel and bias of a linear head, and check their shapes."""
     params = start.params if isinstance(start, FittedHead) else start
-    if set(params) != {"kernel", "bias"}:
+    if not isinstance(params, Mapping) or set(params) != {"kernel", "bias"}:
+        found = reprlib.repr(list(params) if isinstance(params, Mapping) else params)
         raise InputError(
-            f"start holds {', '.join(sorted(params))}; expected the kernel and bias of "
-            "a linear head"
+            f"start holds {found}; expected the kernel and bias of a linear head"
         )
     # A copy, because the compiled program donates its inputs.
     kernel, bias = (np.array(params[k], np.float32) for k in ("kernel", "bias"))
@@ -193,6 +198,8 @@ def _linear(start: FittedHead | Mapping[str, Any], num_features: int) -> Params:
             f"start has a kernel {list(kernel.shape)} and a bias {list(bias.shape)}; "
             f"expected [{num_features}, K] and [K]"
         )
+    if not (np.isfinite(kernel).all() and np.isfinite(bias).all()):
+        raise InputError("start holds values that are not finite")
     return {"kernel": kernel, "bias": bias}
 
 
@@ -226,6 +233,10 @@ def evaluate(
     logits, labels = checked("logits", np.asarray(logits), np.asarray(labels))
     counts = np.asarray(counts)
     num_classes = logits.shape[1]
+    in_range("many", many, 0, 10**9)
+    in_range("few", few, 0, many)
+    if counts.dtype.kind not in "iuf" or not (counts >= 0).all():
+        raise InputError(f"counts must be at least 0, got {reprlib.repr(counts)}")
     if counts.shape != (num_classes,) or labels.max() >= num_classes:
         raise InputError(
             f"logits have {num_classes} classes, counts the shape "

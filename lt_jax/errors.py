@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -24,6 +26,20 @@ class Interrupted(Exception):
 
 class Diverged(Exception):
     """A loss, a parameter or a logit became NaN or infinite."""
+
+
+def in_range(
+    name: str, value: Any, low: float, high: float, integer: bool = False
+) -> Any:
+    """Return a finite number in [low, high] as a Python one, or raise InputError."""
+    plain = value.item() if getattr(value, "ndim", None) == 0 else value
+    kinds = (int,) if integer else (int, float)
+    if type(plain) not in kinds or not low <= plain <= high or abs(plain) > 1e300:
+        bounded = math.isfinite(low) or math.isfinite(high)
+        where = f" in [{low}, {high}]" if bounded else ""
+        kind = "an integer" if integer else "a number"
+        raise InputError(f"{name} must be {kind}{where}, got {reprlib.repr(value)}")
+    return plain
 
 
 @contextlib.contextmanager

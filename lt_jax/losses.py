@@ -15,6 +15,7 @@ more numbers.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -24,7 +25,7 @@ import numpy as np
 import optax
 from jax import Array
 
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError, in_range, one_of
 
 MEANS = ("examples", "weights")
 
@@ -166,7 +167,7 @@ def over_smooth(num_classes: int, delta: float) -> Adjust:
 
     Reference: "Label Over-Smooth Can Balance", ICLR 2025.
     """
-    if not 0 <= delta < 1:
+    if in_range("delta", delta, -np.inf, np.inf) >= 1 or delta < 0:
         raise InputError(
             f"delta must be in [0, 1), got {delta}: at 1 every label has the same "
             "target; the paper's value for CIFAR100-LT is 0.98"
@@ -196,7 +197,7 @@ def class_balanced(counts: np.ndarray, beta: float, mean: str = "examples") -> A
     eq. 2.
     """
     by_weight = jnp.float32(one_of("mean of the loss", mean, MEANS) == "weights")
-    if not 0 <= beta < 1:
+    if in_range("beta", beta, -np.inf, np.inf) >= 1 or beta < 0:
         raise InputError(f"beta must be in [0, 1), got {beta}; usual is 0.9999")
     adjust = _weighted((1 - beta) / (1 - beta ** require_examples(counts)))
     return adjust._replace(by_weight=by_weight)
@@ -258,21 +259,15 @@ def label_aware_smoothing(counts: np.ndarray, head: float, tail: float) -> Adjus
 
 def require_examples(counts: np.ndarray) -> np.ndarray:
     """Return the counts as float64[K], or raise InputError if a class has none."""
-    if np.min(counts) < 1:
-        empty = np.flatnonzero(np.asarray(counts) < 1).tolist()
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or not counts.size or counts.dtype.kind not in "iuf":
+        raise InputError(f"counts must be numbers [K], got {reprlib.repr(counts)}")
+    if not (counts >= 1).all():
         raise InputError(
             "a method that reads class counts needs an example of every class: "
-            f"classes {empty} have none"
+            f"classes {np.flatnonzero(~(counts >= 1)).tolist()} have none"
         )
-    return np.asarray(counts, np.float64)
-
-
-def in_range(name: str, value: float, low: float, high: float) -> float:
-    """Return the value, or raise InputError if it is not finite or out of range."""
-    if not (low <= value <= high and np.isfinite(value)):
-        where = f" in [{low}, {high}]" if np.isfinite([low, high]).any() else ""
-        raise InputError(f"{name} must be a number{where}, got {value}")
-    return value
+    return counts.astype(np.float64)
 
 
 def _weighted(weight: np.ndarray) -> Adjust:

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from lt_jax import heads, losses
-from lt_jax.errors import InputError, one_of, suggest
+from lt_jax.errors import InputError, in_range, one_of, suggest
 from lt_jax.heads import Blocks, Head, linear
-from lt_jax.losses import Adjust, Loss, adjusted_xent, in_range, require_examples
+from lt_jax.losses import Adjust, Loss, adjusted_xent, require_examples
 from lt_jax.samplers import POWERS
 from lt_jax.types import Params
 

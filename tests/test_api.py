@@ -103,13 +103,26 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
         ({"start": {"weight": np.zeros(3)}}, "expected the kernel and bias"),
         ({"start": START | {"kernel": np.zeros((4, 8))}}, "expected \\[8, K\\]"),
         ({"start": {"kernel": np.zeros((8, 3)), "bias": np.zeros(3)}}, "3 classes"),
-        ({"labels": np.full(76, 4)}, "a label is 4"),
+        ({"labels": np.arange(76) % 5}, "a label is 4"),
+        ({"labels": np.zeros(76, int)}, "at least 2 classes, all are 0"),
+        ({"labels": np.arange(76) / 2}, "labels must be integers, got float64"),
+        ({"labels": np.full(76, 2**40)}, "labels must be integers from 0, got 1099"),
         ({"labels": np.zeros(3, int)}, "one label per example"),
         ({"features": np.full((76, 8), np.nan)}, "features must be finite"),
         ({"recipe": LOS._replace(lr=0.0)}, "must be positive"),
-        ({"recipe": LOS._replace(epochs=-1)}, "epochs must be at least 0"),
-        ({"recipe": LOS._replace(decay=-1.0)}, "at least 0"),
-        ({"batch": 0}, "batch"),
+        ({"recipe": LOS._replace(epochs=-1)}, "epochs must be an integer in"),
+        ({"recipe": LOS._replace(epochs=10**9)}, "are more than 20,000,000 steps"),
+        ({"recipe": LOS._replace(decay=-1.0)}, "decay must be a number in"),
+        ({"recipe": LOS._replace(momentum=2.0)}, r"number in \[0, 1\], got 2.0"),
+        ({"recipe": LOS._replace(lr="a")}, "rate must be a number, got 'a'"),
+        ({"recipe": LOS._replace(method="los")}, "expected a Recipe with a Method"),
+        ({"recipe": None}, "expected a Recipe with a Method, got None"),
+        ({"start": START | {"bias": np.full(4, np.nan)}}, "that are not finite"),
+        ({"start": [1]}, r"start holds \[1\]; expected the kernel and bias"),
+        ({"batch": 0}, "batch must be an integer in"),
+        ({"batch": 1.5}, "batch must be an integer in .*, got 1.5"),
+        ({"seed": 2**32}, "seed must be an integer in .*, got 4294967296"),
+        ({"memory": np.inf}, "memory must be a number in .*, got inf"),
     ],
 )
 def test_invalid_input(changes, message):
@@ -122,15 +135,18 @@ def test_invalid_input(changes, message):
 def test_errors_name_the_recipe():
     features, labels = arrays()
     bad = {"good": LOS, "bad": LOS._replace(decay=-1.0)}
-    with pytest.raises(InputError, match=r"^recipe 'bad': decay must be at least 0"):
+    with pytest.raises(InputError, match=r"^recipe 'bad': decay must be a number"):
         fit_heads(features, labels, bad, start=START)
 
 
 def test_invalid_logits():
     with pytest.raises(InputError, match="logits have 2 classes"):
         evaluate(np.zeros((3, 2)), np.zeros(3, int), np.ones(3))
+    for wrong in (-np.ones(2), ["a", "b"], [1, np.nan]):
+        with pytest.raises(InputError, match="counts must be at least 0"):
+            evaluate(np.zeros((3, 2)), np.zeros(3, int), wrong)
     head = lt_jax.FittedHead(methods.linear, {"kernel": np.zeros((8, 4))}, None)
-    with pytest.raises(InputError, match="expected \\[N, 8\\]"):
+    with pytest.raises(InputError, match="expected numbers \\[N, 8\\]"):
         head.logits(np.zeros((2, 3)))
 
 

@@ -458,8 +458,14 @@ def test_values_out_of_range(changes, message):
         ({"data__pad": 1000}, "data.pad must be smaller than the images, 8 pixels"),
         ({"model__width": 3}, "width must be even for resnet8, got 3"),
         ({"model__width": 100_000}, "at least 32,186.6 GiB per device.*model.width"),
-        ({"optim__epochs": 10**6, "optim__batch": 1}, "optim.epochs gives 307,000,000"),
-        ({"method__ce__epochs": 10**6, "method__batch": 1}, "ce: epochs gives 307,000"),
+        (
+            {"optim__epochs": 10**6, "optim__batch": 1},
+            "optim.epochs: 1,000,000 epochs of 307 steps",
+        ),
+        (
+            {"method__ce__epochs": 10**6, "method__batch": 1},
+            "method.ce: 1,000,000 epochs of 307",
+        ),
         ({"optim__batch": 10**6, "optim__accumulate": 400}, "at most .*, 307, got 400"),
     ],
 )

@@ -274,15 +274,15 @@ def test_weights_have_mean_one_and_decrease_with_the_count(adjust):
     assert weight[0] < weight[-1]
 
 
-@pytest.mark.parametrize("delta", [1, 1.5, -0.1, float("nan")])
+@pytest.mark.parametrize("delta", [1, 1.5, -0.1, float("nan"), None])
 def test_delta_out_of_range(delta):
-    with pytest.raises(InputError, match=rf"delta must be in \[0, 1\), got {delta}"):
+    with pytest.raises(InputError, match=rf"delta must be .*, got {delta}"):
         losses.over_smooth(10, delta)
 
 
 @pytest.mark.parametrize("beta", [1, 1.5, -0.1, float("nan")])
 def test_beta_out_of_range(beta):
-    with pytest.raises(InputError, match=rf"beta must be in \[0, 1\), got {beta}"):
+    with pytest.raises(InputError, match=rf"beta must be .*, got {beta}"):
         losses.class_balanced(COUNTS, beta)
 
 

@@ -52,9 +52,6 @@ UserConfig = ConfigDict  # what config files return and `resolve` takes
 # The values of a method's entry that belong to its optimiser, not to the method.
 OPTIMISER = ("lr", "epochs", "decay")
 
-# Steps per fit, whose learning rates take about 50 bytes each while they are made.
-MAX_STEPS = 20_000_000
-
 # A key of version 0.1, ignored at the value that it had everywhere, and the values of
 # keys that it did not have, by group.
 DROPPED = ("nesterov", False)
@@ -564,15 +561,6 @@ def cut_batches(config: Config, splits: Splits) -> tuple[Config, list[str]]:
     return config, notes
 
 
-def _check_steps(key: str, epochs: int, batch: int, splits: Splits) -> None:
-    """Check that the learning rates of all steps of a fit can be held in memory."""
-    if (steps := epochs * -(-len(splits.train) // batch)) > MAX_STEPS:
-        raise InputError(
-            f"{key} gives {steps:,} steps, expected at most {MAX_STEPS:,}: lower the "
-            "epochs or raise the batch"
-        )
-
-
 def _check_memory(config: Config, splits: Splits, params: Any, trained: Any) -> None:
     """Refuse what cannot fit: less than this no step of stage 1 can use."""
 
@@ -617,7 +605,7 @@ def make_methods(
       InputError: names the method, and the row of its grid.
     """
     o, init, shape = config.optim, config.model.init, splits.train.shape
-    counts = splits.train.class_counts
+    counts, size = splits.train.class_counts, len(splits.train)
     sizes = models.features_of(backbone), len(counts)
 
     @functools.cache
@@ -631,12 +619,13 @@ def make_methods(
     with located("optim.decay_on"):
         Sgd(o.momentum, o.decay, o.decay_on).check(trained)
     _check_memory(config, splits, network, trained)
-    _check_steps("optim.epochs", o.epochs, o.batch, splits)
+    with located("optim.epochs"):
+        optim.rates(o.lr, o.epochs, -(-size // o.batch), o.warmup, o.schedule)
 
     def checked(name: str, hyper: Mapping[str, Any]) -> Method:
         method, m = make_method(name, counts, hyper), config.method
-        _check_steps("epochs", hyper["epochs"], m.batch, splits)
-        optim.rates(hyper["lr"], hyper["epochs"], 1, m.warmup, m.schedule)
+        steps = -(-size // m.batch)
+        optim.rates(hyper["lr"], hyper["epochs"], steps, m.warmup, m.schedule)
         trains = f"head/(?:{method.head.trains})"
         trained, _ = trees.partition({"head": shapes(method.head)}, trains)
         with located("method.decay_on"):

@@ -10,8 +10,11 @@ import numpy as np
 import optax
 
 from lt_jax import trees
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError, in_range, one_of
 from lt_jax.types import Params
+
+# Steps per fit, whose learning rates take about 50 bytes each while they are made.
+MAX_STEPS = 20_000_000
 
 
 class Sgd(NamedTuple):
@@ -78,14 +81,16 @@ def rates(
     [2.0, 1.5, 0.5]
     """
     one_of("schedule", per, ("step", "epoch"))
-    if epochs == 0:
+    if in_range("epochs", epochs, 0, np.inf, integer=True) == 0:
         return np.zeros(0, np.float32)
-    if epochs < 0 or not 0 <= warmup < epochs:
+    if epochs * steps_per_epoch > MAX_STEPS:
         raise InputError(
-            f"epochs must be at least 0 and warmup shorter than epochs, got {epochs} "
-            f"epochs and a warmup of {warmup}"
+            f"{epochs:,} epochs of {steps_per_epoch:,} steps are more than "
+            f"{MAX_STEPS:,} steps: lower the epochs or raise the batch"
         )
-    if not lr > 0:
+    if in_range("warmup", warmup, 0, np.inf) >= epochs:
+        raise InputError(f"warmup must be below {epochs} epochs, got {warmup}")
+    if in_range("the learning rate", lr, -np.inf, np.inf) <= 0:
         raise InputError(f"the learning rate must be positive, got {lr}")
     step = np.arange(epochs * steps_per_epoch)
     now = step / steps_per_epoch

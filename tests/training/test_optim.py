@@ -59,13 +59,14 @@ def test_warm_up_of_part_of_an_epoch():
     ("numbers", "message"),
     [
         ({"per": "steps"}, r"schedule 'steps'.*did you mean 'step'"),
-        ({"epochs": -1}, "-1 epochs"),
-        ({"warmup": 5}, "shorter than epochs, got 5 epochs and a warmup of 5"),
-        ({"warmup": -1}, "a warmup of -1"),
-        ({"warmup": float("nan")}, "a warmup of nan"),
+        ({"epochs": -1}, "epochs must be an integer in .*, got -1"),
+        ({"warmup": 5}, "warmup must be below 5 epochs, got 5"),
+        ({"warmup": -1}, "warmup must be a number in .*, got -1"),
+        ({"warmup": float("nan")}, "warmup must be a number in .*, got nan"),
+        ({"steps_per_epoch": 10**7}, "more than 20,000,000 steps"),
         ({"lr": 0}, "must be positive, got 0"),
         ({"lr": -0.1}, "must be positive, got -0.1"),
-        ({"lr": float("nan")}, "must be positive, got nan"),
+        ({"lr": float("nan")}, "rate must be a number, got nan"),
     ],
 )
 def test_errors_of_rates(numbers, message):
