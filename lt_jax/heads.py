@@ -87,21 +87,15 @@ def _scaled(params: Params, features: Array) -> Array:
 
 
 def _aligned(params: Params, features: Array) -> Array:
-    confidence = _confidence(params, features) + params["confidence_bias"]
+    confidence = jnp.dot(features, params["confidence"])
+    confidence = confidence + params.get("confidence_bias", 0.0)
     confidence = jax.nn.sigmoid(confidence)[:, None]
     factor = 1 + confidence * params["scale"][None, :]
     return factor * _linear(params, features) + confidence * params["offset"][None, :]
 
 
 def _blended(params: Params, features: Array) -> Array:
-    logits = _linear(params, features)
-    aligned = params["scale"][None, :] * logits + params["offset"][None, :]
-    confidence = jax.nn.sigmoid(_confidence(params, features))[:, None]
-    return confidence * aligned + (1 - confidence) * logits
-
-
-def _confidence(params: Params, features: Array) -> Array:
-    return jnp.dot(features, params["confidence"])
+    return _aligned({**params, "scale": params["scale"] - 1}, features)
 
 
 def _marc(params: Params, features: Array) -> Array:
@@ -129,7 +123,7 @@ aligned = Head(
         ("confidence_bias", "", 0.0),
     ),
 )
-# c (s_k z_k + o_k) + (1 - c) z_k with c = sigma(v f)
+# c (s_k z_k + o_k) + (1 - c) z_k, which is (1 + c (s_k - 1)) z_k + c o_k
 blended = Head(
     _blended,
     "scale|offset|confidence",
@@ -160,10 +154,8 @@ def effective_norms(params: Params) -> Array:
     norms, scale = class_norms(params), params.get("scale", 1.0)
     if "omega" in params:  # marc
         scale = params["omega"]
-    elif "confidence_bias" in params:  # aligned
-        scale = 1 + scale / 2
-    elif "confidence" in params:  # blended
-        scale = (1 + scale) / 2
+    elif "confidence" in params:  # aligned, blended
+        scale = 1 + (scale - ("confidence_bias" not in params)) / 2
     elif "bias" not in params:  # cosine
         return jnp.full_like(norms, scale)
     return jnp.abs(scale) * norms

@@ -31,7 +31,7 @@ MEANS = ("examples", "weights")
 
 
 class Adjust(NamedTuple):
-    """The five vectors of a loss, each float32[K], its mean and two extra numbers."""
+    """The five vectors of a loss, each float32[K], two extra numbers, and its mean."""
 
     scale: Array
     offset: Array
@@ -67,11 +67,7 @@ def divisors(adjust: Adjust, labels: Array) -> Array:
 
 
 def adjusted_xent(
-    logits: Array,
-    labels: Array,
-    mask: Array,
-    adjust: Adjust,
-    across: Across = one_device,
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, over: Across = one_device
 ) -> Array:
     """Compute the cross-entropy that the five vectors define; see ``Loss``.
 
@@ -87,11 +83,7 @@ def adjusted_xent(
 
 
 def focal(
-    logits: Array,
-    labels: Array,
-    mask: Array,
-    adjust: Adjust,
-    across: Across = one_device,
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, over: Across = one_device
 ) -> Array:
     """Compute ``(1 - p_y) ** gamma`` times the cross-entropy; gamma is ``extra[0]``.
 
@@ -104,16 +96,12 @@ def focal(
     adjusted = _adjusted(logits, onehot, adjust)
     others = jnp.where(onehot > 0, -jnp.inf, adjusted)
     log_miss = jax.nn.logsumexp(others, axis=1) - jax.nn.logsumexp(adjusted, axis=1)
-    xent = adjusted_xent(logits, labels, mask, adjust, across)
+    xent = adjusted_xent(logits, labels, mask, adjust, over)
     return jnp.exp(adjust.extra[0] * log_miss) * xent
 
 
 def lade(
-    logits: Array,
-    labels: Array,
-    mask: Array,
-    adjust: Adjust,
-    across: Across = one_device,
+    logits: Array, labels: Array, mask: Array, adjust: Adjust, over: Across = one_device
 ) -> Array:
     """Compute cross-entropy plus ``alpha`` times the LADE regulariser of the batch.
 
@@ -132,18 +120,17 @@ def lade(
     alpha, square = adjust.extra[0], adjust.extra[1]
     log_prior = jax.nn.log_softmax(adjust.offset)
     own = mask[:, None] * jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    seen = across.sum(jnp.sum(mask))
-    each = jnp.maximum(across.sum(own.sum(0)), 1)
-    first = across.sum(jnp.sum(own * logits, axis=0)) / each
+    seen = over.sum(jnp.sum(mask))
+    first = over.sum(jnp.sum(own * logits, axis=0))
+    first = first / jnp.maximum(over.sum(own.sum(0)), 1)
     # Exponents are relative to the largest logit of the class, so none overflows.
     real = jnp.where(mask[:, None] > 0, logits, -jnp.inf)
-    top = across.max(jnp.max(jax.lax.stop_gradient(real), axis=0))
-    second = jnp.log(across.sum(jnp.sum(jnp.exp(real - top[None, :]), axis=0)) / seen)
-    second = second + top - log_prior
-    second = second - jnp.log(logits.shape[-1])
+    top = over.max(jnp.max(jax.lax.stop_gradient(real), axis=0))
+    second = jnp.log(over.sum(jnp.sum(jnp.exp(real - top[None, :]), axis=0)) / seen)
+    second = second + top - log_prior - jnp.log(logits.shape[-1])
     terms = jnp.exp(log_prior) * (second + square * second**2 - first)
     regulariser = jnp.where(seen > 0, jnp.sum(terms), 0.0)
-    xent = adjusted_xent(logits, labels, mask, adjust, across)
+    xent = adjusted_xent(logits, labels, mask, adjust, over)
     return xent + divisors(adjust, labels) * alpha * regulariser
 
 
@@ -190,8 +177,7 @@ def class_balanced(counts: np.ndarray, beta: float, mean: str = "examples") -> A
 
     Args:
       mean: what the mean over a batch divides by: the number of ``examples``, as in the
-        official code, or the sum of their ``weights``, as in that of LDAM-DRW. Rare
-        classes have large weights and few examples, so the first is smaller.
+        official code, or the sum of their ``weights``, as in that of LDAM-DRW.
 
     Reference: "Class-Balanced Loss Based on Effective Number of Samples", CVPR 2019,
     eq. 2.

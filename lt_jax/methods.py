@@ -222,15 +222,12 @@ def lws(counts: np.ndarray) -> Method:
 def disalign(counts: np.ndarray, *, power: float, form: str, sampler: str) -> Method:
     """DisAlign, CE of ``(1 + c s_k) z_k + c o_k`` (CVPR 2021).
 
-    With the confidence ``c = sigma(v f + b)`` and weights ``counts ** -power``, over
-    which the loss is averaged ("Distribution Alignment", whose ImageNet-LT config has
-    power 1.2). s, o, v and b are trained, from 1, 0, 0.1 and 0. These are the form and
-    start of the official ImageNet-LT code, except that its b starts at random. Its
-    decay pulls the factor of a logit to 1.
-
-    The form ``segmentation`` is that of its segmentation code, ``c (s_k z_k + o_k) + (1
-    - c) z_k`` with ``c = sigma(v f)``. Decay pulls its factor to 1 - c. It computes the
-    same logits where its s is 1 plus the other one's, and starts as the linear head.
+    With the confidence ``c = sigma(v f + b)`` and weights ``counts ** -power``
+    ("Distribution Alignment", whose ImageNet-LT config has power 1.2). s, o, v and b
+    are trained, from 1, 0, 0.1 and 0; in the official code b starts at random. Decay
+    pulls the factor of a logit to 1. The form ``segmentation`` of the official code is
+    ``c (s_k z_k + o_k) + (1 - c) z_k`` without b, which has the same logits where its s
+    is 1 larger. Decay pulls its factor to 1 - c, and it starts as the linear head.
     """
     head = heads.ALIGNED[one_of("form of DisAlign", form, heads.ALIGNED)]
     return Method(losses.reweight(counts, power), sampler, head=head)
@@ -240,9 +237,8 @@ def marc(counts: np.ndarray, *, power: float, sampler: str) -> Method:
     """MARC, CE of ``omega_k z_k + beta_k |w_k|`` (ACML 2022).
 
     "Margin Calibration for Long-Tailed Visual Recognition": omega and beta are trained,
-    from 1 and 0. Weights are ``counts ** -power``, over which the loss is averaged, as
-    in DisAlign; the official configs have power 1.2 for every dataset. Power 0 switches
-    them off.
+    from 1 and 0. Weights ``counts ** -power`` as in DisAlign; all official configs have
+    power 1.2. Power 0 switches them off.
     """
     return Method(losses.reweight(counts, power), sampler, head=heads.marc)
 
@@ -278,19 +274,16 @@ def weight_balancing(
 ) -> Method:
     """Weight balancing: class-balanced loss, weight decay and max-norm (CVPR 2022).
 
-    After every ``step`` or ``epoch``, class vectors are shortened to the radius ``min +
-    quantile (max - min)`` of the class norms of the start head. The official code does
-    so after every epoch. As there, the bias is decayed but not constrained.
+    After every ``step`` or ``epoch`` (official), class vectors are shortened to the
+    radius ``min + quantile (max - min)`` of the class norms of the start head. As in
+    the official code, the bias is decayed but not constrained.
 
-    The loss is the paper's, softmax cross-entropy times weight. The official code has a
-    *binary* cross-entropy of the softmax, and divides by examples times classes. With
-    the ``mean`` over ``examples`` and small probabilities of the other classes, ours is
-    about K times larger. Its lr 0.01 and decay 0.1 at K = 100 are then lr 1e-4 and
-    decay 10 here. A mean over ``weights`` cannot be rescaled to it: its divisor changes
-    from batch to batch.
-
-    The official schedule steps before each epoch, so its last epoch has the rate 0;
-    ours has not.
+    The loss is the paper's softmax cross-entropy. The official code has a *binary*
+    cross-entropy of the softmax, averaged over examples and classes. Its lr 0.01 and
+    decay 0.1 at K = 100 are lr 1e-4 and decay 10 here, with the ``mean`` over
+    ``examples``. No rate makes up for a mean over ``weights``, whose divisor changes
+    from batch to batch. The official schedule steps before each epoch, so its last
+    epoch has the rate 0; ours has not.
     """
     adjust = losses.class_balanced(counts, beta, mean)
     project = _max_norm(quantile)
