@@ -14,9 +14,9 @@ from lt_jax.experiment.config import UserConfig, resolve
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
 ORDER = {
-    True: "as in the original archive: `first` picks the authors' images",
-    False: "not as in the original archive: `first` picks other images than the "
-    "authors'; a copy made by `lt-jax data prepare` has the original order",
+    True: "as in the original archive: `first` and `cao` pick the authors' images",
+    False: "not as in the original archive: `first` and `cao` pick other images than "
+    "the authors'; a copy made by `lt-jax data prepare` has the original order",
 }
 
 

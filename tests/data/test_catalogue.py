@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ import pytest
 import tiny_cifar
 from PIL import Image
 from test_longtail import cao_oracle, first_oracle
+from tiny_digits import CONFIGS
 
+from lt_jax.cli import main
 from lt_jax.data import catalogue, longtail
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import Undecodable
@@ -290,6 +293,13 @@ def test_original_order():
     assert cifar.original_order(part(archive, [0, 1], "cifar10")) is None
     held = part([29, 28, 0, 73], [1])
     assert cifar.original_order(part(archive, [0, 2]), held) is False
+
+
+def test_info_names_both_splits_that_depend_on_the_order(tiny, capsys):
+    config = [f"--config={CONFIGS}/cifar100_lt.py:ir=10", f"--config.data.dir={tiny}"]
+    assert main.main(["data", "info", *config]) == 0
+    (line,) = re.findall("id order .*", capsys.readouterr().out)
+    assert "`first` and `cao` pick other images than the authors'" in line
 
 
 # Missing and damaged CIFAR files

@@ -27,7 +27,8 @@ def cifar100(dir: str) -> tuple[Dataset, Dataset]:
 def original_order(*parts: Dataset) -> bool | None:
     """Check whether the ids number the images as in the original archive.
 
-    If they do, the split ``first`` has the same images as the LOS authors' code.
+    If they do, the splits ``first`` and ``cao`` have the same images as the code of LOS
+    and of LDAM.
 
     Args:
       parts: one dataset, or the parts it was split into.
