@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,12 @@ class Decoder(NamedTuple):
     workers: int  # threads
     max_broken: float  # share of undecodable images that a run tolerates
     settings: dict[str, Any]  # everything the pixels depend on, JSON-compatible
+
+
+def _digest(ids: Iterable[str]) -> str:
+    # File names may have bytes that are not UTF-8.
+    text = "\n".join(ids).encode("utf-8", "surrogateescape")
+    return hashlib.sha256(text).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +54,12 @@ class Dataset:
     @functools.cached_property
     def hash(self) -> str:
         """16 hex digits of the SHA-256 of the sorted ids; identifies the examples."""
-        text = "\n".join(sorted(str(i) for i in self.ids))
-        # File names may be bytes that are not UTF-8.
-        return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+        return _digest(sorted(self.ids))[:16]
+
+    @property
+    def hash_of_order(self) -> str:
+        """SHA-256 of the ids in their order, in hex."""
+        return _digest(self.ids)
 
     def __len__(self) -> int:
         return len(self.labels)

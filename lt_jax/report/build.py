@@ -19,6 +19,7 @@ from lt_jax.errors import InputError
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
+from lt_jax.printing import printable
 from lt_jax.report import figures, style, tables
 from lt_jax.report.tables import Part
 
@@ -66,11 +67,12 @@ def render(title: str, chapters: Sequence[Chapter]) -> str:
     )
     environment.filters["data_uri"] = _data_uri
     page = environment.get_template("page.html.j2")
-    return page.render(title=title, chapters=chapters, largest=LARGEST_DOWNLOAD)
+    text = page.render(title=title, chapters=chapters, largest=LARGEST_DOWNLOAD)
+    return printable(text)  # XML has no control characters
 
 
 def _data_uri(content: str | bytes, kind: str) -> str:
-    raw = content.encode() if isinstance(content, str) else content
+    raw = printable(content).encode() if isinstance(content, str) else content
     return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
 
 

@@ -93,7 +93,7 @@ def cached_features(
     provenance = {
         "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
         "split": dataset.hash,
-        "order": hashlib.sha256("\n".join(map(str, dataset.ids)).encode()).hexdigest(),
+        "order": dataset.hash_of_order,
         "augmentation": jsonable(task.augment._asdict()),
         "views": list(request.views),
         "crops": list(request.run) if "random" in request.views else [],

@@ -287,7 +287,7 @@ def test_names_are_escaped(tmp_path: Path):
     runs = fits()
     for outcomes in runs.values():
         for one in outcomes:
-            one["per_class"]["class"][0] = "<b>&"
+            one["per_class"]["class"][0] = "<b>&\x1b[31m\udce9"  # ESC; not UTF-8
     runs["<i>$x$"] = runs.pop("ce")
     folder = made.write(tmp_path / "a<u>&", runs, made.config({"los": LOS}))
     result = json.loads((folder / "result.json").read_text())
@@ -299,7 +299,7 @@ def test_names_are_escaped(tmp_path: Path):
     words = "".join(root.itertext())
     for word in ("<i>$x$", "a<u>&", "<script>&"):
         assert word in words
-    assert numbers(folder, "accuracy")[0]["class"] == "<b>&"
+    assert numbers(folder, "accuracy")[0]["class"].startswith("<b>&")
 
 
 # Missing data.
