@@ -327,10 +327,12 @@ def test_config_json_without_the_newer_keys(tmp_path):
     config = configs.resolve(tiny_digits.config(**earlier))
     tree = configs.as_dict(config)
     del tree["eval"]["group_average"], tree["method"]["disalign"]["form"]
+    del tree["model"]["pool"], tree["init"]["sha256"]
     for name in CLASS_BALANCED:
         del tree["method"][name]["mean"]
     found = configs.workdir_config(store(tmp_path, tree))
     assert found.eval.group_average == "examples"
+    assert (found.model.pool, found.init.sha256) == ("token", "")
     session._check_same_config(config, tmp_path)
     with pytest.raises(
         InputError, match=r"group_average.*\n.*class_balanced.mean"

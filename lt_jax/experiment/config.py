@@ -52,13 +52,12 @@ UserConfig = ConfigDict  # what config files return and `resolve` takes
 # The values of a method's entry that belong to its optimiser, not to the method.
 OPTIMISER = ("lr", "epochs", "decay")
 
-# A key of version 0.1, ignored at the value that it had everywhere, and the values of
-# keys that it did not have, by group.
+# A key of version 0.1, ignored at the value that it had everywhere.
 DROPPED = ("nesterov", False)
-ADDED = {"model": {"pool": "token"}, "init": {"sha256": ""}}
-
 # Keys that ``config.json`` of earlier versions lacks, with what those versions did.
 ADDED = {
+    "model.pool": "token",
+    "init.sha256": "",
     "eval.group_average": "examples",
     **{f"method.*.{key}": value for key, value in methods.ADDED.items()},
 }
@@ -166,7 +165,7 @@ class EvalConfig:
     flip: bool
     choose: str
     curves: str
-    group_average: str = "examples"  # of workdirs without the key, see ADDED
+    group_average: str
 
 
 @dataclass(frozen=True)
@@ -349,7 +348,7 @@ GROUPS: dict[str, Any] = {
 def resolve(config: UserConfig | Mapping[str, Any]) -> Config:
     """Return the checked, frozen values of a config."""
     plain: Any = config.to_dict() if isinstance(config, ConfigDict) else config
-    tree = upgraded(_group("the config", plain))
+    tree = without_dropped(_group("the config", plain))
     groups: dict[str, Any] = {}
     for name, group in GROUPS.items():
         values = dict(_group(name, tree.pop(name, {})))
@@ -425,7 +424,8 @@ def _typed(
         if key not in fields:
             hint = suggest(key, fields)
             raise InputError(f"unknown config key {prefix + key!r:.100}{hint}")
-    found = {}
+    added = {name.removeprefix(prefix): value for name, value in ADDED.items()}
+    values, found = {**added, **values}, {}
     for key, field in fields.items():
         if key not in values:
             if field.default is dataclasses.MISSING:
@@ -460,11 +460,10 @@ def _value(key: str, value: Any, kind: str) -> Any:
     return float(value) if kind == "float" else value
 
 
-def upgraded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested config, of version 0.1 too, with the keys of this version."""
+def without_dropped(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a nested config without the key of ``DROPPED``."""
     return {
-        name: ADDED.get(name, {})
-        | {key: value for key, value in group.items() if (key, value) != DROPPED}
+        name: {key: value for key, value in group.items() if (key, value) != DROPPED}
         if isinstance(group, Mapping)
         else group
         for name, group in tree.items()

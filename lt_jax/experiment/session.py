@@ -41,7 +41,7 @@ from lt_jax.experiment.config import (
     make_methods,
     read_config,
     resolve,
-    upgraded,
+    without_dropped,
 )
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.heads import Head
@@ -317,7 +317,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
     """Refuse a config that would mix two experiments in one workdir."""
     if not (workdir / "config.json").exists():
         return
-    old = flatten_dict(upgraded(read_config(workdir)), sep=".")
+    old = flatten_dict(without_dropped(read_config(workdir)), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
     old |= {key: _earlier(key) for key in now.keys() - old.keys()}
     lines = [
