@@ -14,6 +14,7 @@ from lt_jax.experiment import results
 from lt_jax.experiment.config import FREE, read_config
 from lt_jax.experiment.results import REWRITE, Outcome, StoredRow
 from lt_jax.experiment.schemas import RESULT
+from lt_jax.experiment.tables import group_average
 from lt_jax.files import read_json
 from lt_jax.retraining.selection import spread
 
@@ -150,7 +151,8 @@ def _choices(run: Run, method: str) -> dict[str, Any]:
     protocol = run.result["protocol"]
     named = {name: protocol[name] for name, key in PROTOCOL.items() if key in values}
     named["training set"] = run.result["dataset"]["split_hash"]
-    skipped = {*NEUTRAL, *PROTOCOL.values()}
+    named["group_average"] = group_average(protocol)
+    skipped = {*NEUTRAL, *PROTOCOL.values(), "eval.group_average"}
     for key, value in values.items():
         if not any(fnmatch.fnmatch(key, pattern) for pattern in skipped):
             named[key] = value

@@ -403,13 +403,19 @@ def test_training_set_and_epochs_are_choices(plain: Path, tmp_path: Path):
     )
     result = json.loads((folder / "result.json").read_text())
     result["dataset"]["split_hash"] = "f" * 16
+    del result["protocol"]["group_average"]  # as in version 0.1
     (folder / "result.json").write_text(json.dumps(result))
     one, other = workdirs.read([plain, folder])
     assert workdirs.differences(one, other, "none") == {
         "training set": ("0123456789abcdef", "f" * 16),
+        "group_average": ("classes", "examples"),
         "optim.epochs": (2, 4),
     }
     build.write([plain, folder], tmp_path / "out")
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    for average in ("classes", "examples"):
+        assert f"few &lt; 20, mean over {average}" in page
+        assert f"classes, as the mean over {average}." in page
     with (tmp_path / "out" / "figures" / "protocol.csv").open() as stream:
         (line,) = csv.DictReader(stream)
     assert (line["pairs"], line["all"], line["all_std"]) == ("0", "10", "")
