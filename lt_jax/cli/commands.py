@@ -37,6 +37,23 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
         print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
 
 
+def features(config: UserConfig, options: argparse.Namespace) -> None:
+    from lt_jax.distributed import cluster
+    from lt_jax.experiment import extraction
+
+    for name, least in (("size", 0), ("batch", 1)):
+        if (value := getattr(options, name)) < least:
+            raise InputError(f"--{name} must be at least {least}, got {value}")
+    cluster.use_devices()
+    names = extraction.Options._fields
+    given = extraction.Options(**{name: getattr(options, name) for name in names})
+    extraction.write_features(config, given, options.out)
+    print(
+        "use them with: lt-jax run --config "
+        f"configs/features.py:path={options.out} --workdir DIR"
+    )
+
+
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
     import json
 

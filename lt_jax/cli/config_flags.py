@@ -39,6 +39,13 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
     return config, rest
 
 
+def of_data(data: str) -> list[str]:
+    """Return the flags of a config file, or of a folder of photographs."""
+    if os.path.isdir(data):
+        return ["--config=configs/folder.py", f"--config.data.dir={data}"]
+    return [f"--config={data}"]
+
+
 def read(flags: list[str]) -> ConfigDict:
     """Return the locked config of a file, with the overrides of the other flags.
 

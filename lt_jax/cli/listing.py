@@ -32,6 +32,15 @@ def networks() -> Lines:
     return [*lines, ("none", "no network: for features as input")]
 
 
+def pretrained() -> Lines:
+    from lt_jax.pretrained.table import TABLE
+
+    return [
+        (name, f"{entry.arch}, {entry.recipe.size} pixels, {entry.recipe.licence}")
+        for name, entry in TABLE.items()
+    ]
+
+
 def data() -> Lines:
     from lt_jax.data.catalogue import PHOTOS, SOURCES
 

@@ -135,6 +135,8 @@ def _run(argv: list[str], options: argparse.Namespace) -> None:
     # Orbax raises its errors; its threads also log them, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     cluster.import_jax()
+    if options.call is commands.features:
+        flags = config_flags.of_data(options.data) + flags
     if options.computes:
         cluster.join(
             options.coordinator,
@@ -174,6 +176,8 @@ def _failure(
         resume = ""
         if options.call is commands.fit:
             resume = "; checkpoint saved; rerun the same command to resume"
+        elif options.call is commands.features:
+            resume = "; parts saved; rerun the same command to resume"
         return EXIT_CODES[error.by], f"stopped at {error}{resume}"
     if isinstance(error, InputError):
         return 2, text
@@ -256,12 +260,14 @@ def make_parser() -> argparse.ArgumentParser:
     text = "default: FIRST_RUN/report"
     command.add_argument("--out", type=_path, metavar="DIR", help=text)
 
+    _add_features(group)
     _add_predict(group)
     _add_convert(group)
     _add_data(group)
-    text = "list the available methods, networks, datasets or configs"
+    text = "list methods, networks, pre-trained weights, datasets or configs"
     command = _add(group, "list", commands.list_names, text, configured=False)
-    command.add_argument("what", choices=("methods", "networks", "data", "configs"))
+    whats = ("methods", "networks", "pretrained", "data", "configs")
+    command.add_argument("what", choices=whats)
     return parser
 
 
@@ -303,6 +309,36 @@ def _add_computing(
     seconds = cluster.JOIN_SECONDS
     add("--join_timeout", type=float, default=seconds, metavar="SECONDS", help=text)
     return command
+
+
+def _add_features(group: Any) -> None:
+    text = "compute features of a pre-trained backbone, for configs/features.py"
+    command = _add(group, "features", commands.features, text, configured=True)
+    add = command.add_argument
+    text = (
+        "a name of `lt-jax list pretrained`, hf:OWNER/NAME[@REVISION], a folder with "
+        "model.safetensors and config.json, torch:timm/NAME or "
+        "torch:open_clip/NAME/WEIGHTS"
+    )
+    add("--model", required=True, help=text)
+    text = "a config file, or a folder of photographs"
+    add("--data", required=True, metavar="CONFIG_OR_FOLDER", help=text)
+    add("--out", required=True, type=_path, metavar="DIR", help="folder to write")
+    text = "the weights of a listed name, instead of the hub's: a file or a folder"
+    add("--weights", metavar="PATH", default="", help=text)
+    add("--sha256", default="", help="expected of the file of weights")
+    text = "default: %(default)s"
+    choices = ("float32", "bfloat16")
+    add("--dtype", choices=choices, default="float32", help=text)
+    text = (
+        "features of a ViT: class token, or mean of the patches (default: %(default)s)"
+    )
+    add("--pool", choices=("token", "mean"), default="token", help=text)
+    text = "side of the images in pixels (default: that of the model)"
+    add("--size", type=int, default=0, metavar="N", help=text)
+    add("--mirror", action="store_true", help="average over mirror images")
+    text = "images per step, all devices together (default: %(default)s)"
+    add("--batch", type=int, default=64, metavar="N", help=text)
 
 
 def _add_predict(group: Any) -> None:

@@ -16,8 +16,9 @@ from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
 from lt_jax.errors import InputError, one_of
 
-# Datasets whose images have one size: name -> loader(dir) -> training and test set.
-SOURCES: dict[str, Callable[[str], tuple[Dataset, Dataset]]] = {
+# Datasets whose images have one size: name -> loader(dir) -> training set, perhaps a
+# validation set or None, and test set.
+SOURCES: dict[str, Callable[[str], tuple[Any, ...]]] = {
     "digits": digits.load,
     "cifar10": cifar.cifar10,
     "cifar100": cifar.cifar100,
@@ -78,7 +79,8 @@ def load(
         assert photos is not None
         full, own_valid, test = PHOTOS[name].load(dir, photos, **(extra or {}))
     else:
-        full, test = SOURCES[name](dir)
+        full, *others, test = SOURCES[name](dir)
+        own_valid = others[0] if others else None
     num_classes = len(full.classes)
     if not 2 <= num_classes <= len(full):
         raise InputError(

@@ -59,7 +59,7 @@ def write(folder, form="npz", train=None, test=None):
 
 @pytest.mark.parametrize("form", ["npz", "npy", "parquet", "fixed"])
 def test_every_format_gives_the_same_datasets(tmp_path, form):
-    full, test = vectors.load(write(tmp_path, form))
+    full, _, test = vectors.load(write(tmp_path, form))
     features, labels = arrays()
     assert full.shape == (1, 1, 8)
     assert full.classes == ("0", "1", "2", "3")
@@ -73,8 +73,8 @@ def test_every_format_gives_the_same_datasets(tmp_path, form):
 
 def test_the_hash_identifies_the_content(tmp_path):
     features, labels = arrays()
-    one, _ = vectors.load(write(tmp_path / "a"))
-    other, _ = vectors.load(write(tmp_path / "b", train=(features * 1.5, labels)))
+    one, *_ = vectors.load(write(tmp_path / "a"))
+    other, *_ = vectors.load(write(tmp_path / "b", train=(features * 1.5, labels)))
     assert one.hash != other.hash
 
 
@@ -82,7 +82,7 @@ def test_the_hash_identifies_the_content(tmp_path):
 def test_other_numbers_become_float32(tmp_path, dtype):
     features, labels = arrays()
     given = np.abs(features).astype(dtype)
-    full, _ = vectors.load(write(tmp_path, train=(given, labels)))
+    full, *_ = vectors.load(write(tmp_path, train=(given, labels)))
     found = full.read(np.arange(len(full)))[:, 0, 0]
     np.testing.assert_array_equal(found, given.astype(np.float32))
 

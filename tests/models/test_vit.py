@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import timm_library
 
 from lt_jax import models, trees
 from lt_jax.errors import InputError
@@ -40,15 +41,7 @@ def features(module, params, images):
 
 @pytest.fixture(scope="module")
 def timm():
-    torch = pytest.importorskip("torch", reason="pip install 'lt_jax[parity]'")
-    # torchvision's operators, which timm does not use, fit one version of PyTorch.
-    library = torch.library.Library("torchvision", "DEF")
-    arguments = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-    for name in ("nms", "qnms"):
-        if not hasattr(torch.ops.torchvision, name):
-            library.define(name + arguments)
-    yield pytest.importorskip("timm", reason="pip install 'lt_jax[parity]'")
-    del library
+    return timm_library.load()
 
 
 def compare(timm, name, depth, sizes):

@@ -9,54 +9,25 @@ import re
 import threading
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 import tiny_digits
+import tiny_vit
+from tiny_vit import CONFIG, drawn, save
+from tiny_vit import NAME as ARCH
 
 from lt_jax import models, trees
 from lt_jax.errors import InputError
 from lt_jax.experiment import session, weights
-from lt_jax.heads import linear
-from lt_jax.pretrained import hub, load, torch_names
+from lt_jax.pretrained import hub, load
 from lt_jax.pretrained.table import TABLE
 
-ARCH = "vit_test"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CONFIG = {
-    "architecture": ARCH,
-    "pretrained_cfg": {
-        "mean": [0.5, 0.5, 0.5],
-        "std": [0.2, 0.2, 0.2],
-        "input_size": [3, 8, 8],
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "license": "mit",
-    },
-}
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch):
-    """A ViT of two blocks, for images of 8 x 8 pixels."""
-    sizes = {"patch": 4, "grid": 2, "width": 6, "depth": 2, "heads": 2}
-    monkeypatch.setitem(models.ARCHS, ARCH, sizes)
-
-
-def drawn(channels=3):
-    """Random leaves of the tiny network and a head of seven classes."""
-    rng = np.random.default_rng(0)
-    like = weights.blank(models.create(ARCH), linear, (8, 8, channels), 7)
-    draw = lambda leaf: rng.normal(size=leaf.shape).astype(np.float32)  # noqa: E731
-    return trees.leaves(jax.tree.map(draw, like)._asdict())
-
-
-def save(file: Path, channels=3) -> dict[str, np.ndarray]:
-    """Write random weights under timm's names; return their backbone."""
-    leaves = drawn(channels)
-    safetensors.numpy.save_file(torch_names.to_torch(leaves), file)
-    return {n: leaf for n, leaf in leaves.items() if "/head/" not in n}
+    tiny_vit.register(monkeypatch)
 
 
 def sha256(file: Path) -> str:

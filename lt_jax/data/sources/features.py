@@ -1,6 +1,7 @@
 """Features computed by another program, such as CLIP, DINOv2, a ViT or PCA.
 
-A folder with a training and a test set, each in one of three formats:
+A folder with a training, a test and optionally a validation set (``val``), each in one
+of three formats:
 
     train.npz       arrays ``features`` [N, D] and ``labels`` [N]
     train.npy       features, with ``train_labels.npy``
@@ -23,11 +24,12 @@ from lt_jax.errors import InputError
 Arrays = tuple[np.ndarray, np.ndarray]  # features, labels
 
 
-def load(dir: str) -> tuple[Dataset, Dataset]:
-    """Load the training and test set; ``shape`` is (1, 1, D), ``read`` gives float32.
+def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
+    """Load the training, validation (or None) and test set.
 
-    K is the largest training label plus one. The ids start with a digest of features
-    and labels, so the hash of a split identifies the content of the files.
+    ``shape`` is (1, 1, D), ``read`` gives float32. K is the largest training label plus
+    one. The ids start with a digest of features and labels, so the hash of a split
+    identifies the content of the files.
 
     Raises:
       InputError: a missing folder or file, or arrays that ``checked`` rejects.
@@ -39,12 +41,9 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
         )
     folder = Path(dir).expanduser()
     train, test = (_read(folder, split) for split in ("train", "test"))
-    width, other = train[0].shape[1], test[0].shape[1]
-    if width != other:
-        raise InputError(
-            f"{folder}: training and test features must have the same width, got "
-            f"{width} numbers each in train, {other} in test"
-        )
+    parts = {"test": test}
+    if any((folder / f"val{suffix}").is_file() for suffix in FORMATS):
+        parts["val"] = _read(folder, "val")
     num_classes = int(train[1].max()) + 1
     if num_classes > len(train[1]):
         raise InputError(
@@ -52,15 +51,21 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
             "examples: expected labels 0 to K - 1, each with an example. Ids must be "
             "numbered"
         )
-    if (wrong := test[1] >= num_classes).any():
-        raise InputError(
-            f"{folder}: test has label {test[1].max()}, but the largest in train is "
-            f"{num_classes - 1} ({wrong.sum()} such examples)"
-        )
-    return (
-        _dataset("train", *train, num_classes),
-        _dataset("test", *test, num_classes),
-    )
+    for split, (features, labels) in parts.items():
+        if features.shape[1] != train[0].shape[1]:
+            raise InputError(
+                f"{folder}: all features must have the same width, got "
+                f"{train[0].shape[1]} numbers each in train, {features.shape[1]} in "
+                f"{split}"
+            )
+        if (wrong := labels >= num_classes).any():
+            raise InputError(
+                f"{folder}: {split} has label {labels.max()}, but the largest in train "
+                f"is {num_classes - 1} ({wrong.sum()} such examples)"
+            )
+    made = {name: _dataset(name, *part, num_classes) for name, part in parts.items()}
+    full = _dataset("train", *train, num_classes)
+    return full, made.get("val"), made["test"]
 
 
 def _dataset(

@@ -1,0 +1,296 @@
+"""``lt-jax features``: features of a pre-trained backbone, in the form of features.py.
+
+OUT/train.npz, val.npz, test.npz  features [N, D], the mean over views, and labels
+OUT/features.json                 provenance
+OUT/parts/                        finished parts of an unfinished extraction
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import traverse_util
+
+from lt_jax import models, samplers
+from lt_jax.data import catalogue
+from lt_jax.data.augment.transforms import Augment
+from lt_jax.data.dataset import Dataset
+from lt_jax.data.images.decode import resized
+from lt_jax.data.loader import DecodeErrors, load_batches
+from lt_jax.distributed import sharding
+from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals, until_stopped
+from lt_jax.errors import InputError, one_of
+from lt_jax.experiment import results
+from lt_jax.experiment.config import UserConfig, resolve
+from lt_jax.experiment.session import load_splits, make_task, workdir_lock
+from lt_jax.files import as_json, atomic_path, jsonable, read_json, write
+from lt_jax.pretrained import load as pretrained
+from lt_jax.pretrained import torch_backbones
+from lt_jax.pretrained.table import TABLE, Recipe
+from lt_jax.retraining.features import Request, extract
+from lt_jax.training.log import Logger, duration
+from lt_jax.training.loop import Task
+
+PART = 2048  # images whose features are written at a time
+REMEDY = "Remove it, or use another --out"
+
+
+class Options(NamedTuple):
+    """Which features to compute."""
+
+    model: str  # a name of TABLE, hf:OWNER/NAME, a folder, or torch:LIBRARY/NAME
+    weights: str = ""  # file or folder of the weights of a name of TABLE
+    sha256: str = ""  # expected of the file of weights
+    pool: str = "token"  # of a ViT, see models.POOLS
+    dtype: str = "float32"  # of the computation
+    size: int = 0  # side of the images in pixels; 0: that of the model
+    mirror: bool = False  # average over mirror images
+    batch: int = 64  # images per step, all devices together
+
+
+# (dataset, errors, stop_requested) -> float32[n, D], view after view, in order
+Compute = Callable[[Dataset, DecodeErrors, Callable[[], str]], Iterator[np.ndarray]]
+
+
+class Backbone(NamedTuple):
+    """A loaded backbone."""
+
+    recipe: Recipe  # how to prepare images
+    notes: dict[str, Any]  # provenance
+    make: Callable[[Task, tuple[str, ...], Logger], Compute]
+
+
+def write_features(config: UserConfig, options: Options, out: Path) -> None:
+    """Write the features of every split of a config's data.
+
+    Raises:
+      InputError: the model, its weights or the data are invalid, or ``out`` holds other
+        features. Nothing is written then.
+      Interrupted: a signal; finished parts are kept.
+    """
+    backbone = _torch(options) if options.model.startswith("torch:") else _flax(options)
+    recipe = backbone.recipe
+    size = options.size or recipe.size
+    resize = round(recipe.resize * size / recipe.size)
+    c = resolve(config)
+    looks: Any = {"mean": recipe.colours[0], "std": recipe.colours[1]}
+    if c.data.name in catalogue.PHOTOS:
+        looks |= {"size": size, "resize": resize}
+    c = dataclasses.replace(c, data=dataclasses.replace(c.data, **looks))
+    splits, groups = load_splits(c)
+    named = {"train": splits.train, "val": splits.valid, "test": splits.test}
+    datasets = {n: _resized(data, size) for n, data in named.items() if len(data)}
+    views = ("plain", "mirror") if options.mirror else ("plain",)
+    request = jsonable(
+        {
+            "model": options.model,
+            **backbone.notes,
+            "dtype": options.dtype,
+            "views": views,
+            "images": {**looks, "size": size, "resize": resize},
+            "data": {"name": c.data.name, **{n: d.hash for n, d in datasets.items()}},
+        }
+    )
+    with workdir_lock(out) as check, catch_signals(*EXIT_CODES) as signalled:
+        log, augment = Logger(out), Augment(0, False, *recipe.colours)
+        task = make_task(c, splits, groups)
+        task = task._replace(augment=augment, eval_batch=options.batch)
+        compute = backbone.make(task, views, log)
+
+        def stop_requested() -> str:
+            check()
+            return signalled()
+
+        if _is_finished(out, request):
+            log.info(f"{out} has these features already")
+            return
+        _compute_parts(compute, datasets, out / "parts", log, stop_requested)
+        left_out = {name: _join(out, name, data) for name, data in datasets.items()}
+        provenance = {
+            "request": request,
+            "examples": {name: len(data) for name, data in datasets.items()},
+            "left_out": left_out,
+            "classes": splits.train.classes,
+            "versions": results.versions(),
+        }
+        write(out / "features.json", as_json(provenance))
+        shutil.rmtree(out / "parts")
+        log.info(f"features of {', '.join(datasets)}: {out}")
+
+
+def _resized(dataset: Dataset, size: int) -> Dataset:
+    """Resize the images of a dataset, unless its decoder does."""
+    *sides, channels = dataset.shape
+    if channels != 3 or sides == [1, 1]:
+        raise InputError(
+            f"{dataset.name} has examples of shape {list(dataset.shape)}: expected "
+            "colour images, of 3 channels"
+        )
+    if dataset.decoder is not None:
+        return dataset
+    read = dataset.read
+    return dataclasses.replace(
+        dataset,
+        shape=(size, size, 3),
+        read=lambda rows: np.stack([resized(image, size) for image in read(rows)]),
+    )
+
+
+def _flax(options: Options) -> Backbone:
+    """Load a backbone that this package computes."""
+    entry, source = TABLE.get(options.model), options.weights or options.model
+    if entry is None and (options.weights or not pretrained.is_weights(source)):
+        one_of("model", options.model, [*TABLE, "torch:timm/NAME", "hf:OWNER/NAME"])
+    if entry is not None and not options.weights:
+        source = f"{pretrained.HUB}{entry.repository}"
+    found = pretrained.find(source, options.sha256)
+    described = entry or found.described
+    if described is None:
+        raise InputError(
+            f"{source} does not state its architecture: use --model NAME --weights "
+            f"{source}, or a folder with timm's config.json"
+        )
+    arch, size = described.arch, options.size or described.recipe.size
+    module = models.create(
+        arch,
+        pool=options.pool,
+        dtype=options.dtype,
+        axis_name=sharding.AXIS,
+        engine=models.fastest_engine(),
+    )
+    models.shapes(module, (size, size, 3))  # refuses a size that patches do not cover
+    found = found._replace(described=described)
+    leaves = pretrained.backbone(found, arch, module, 3)
+    tree = traverse_util.unflatten_dict(leaves, sep="/")
+    network = tree["params"], tree.get("batch_stats", {})
+    notes = {"weights": found.notes, "arch": arch, "pool": options.pool}
+
+    def make(task: Task, views: tuple[str, ...], log: Logger) -> Compute:
+        request, task = Request(views, (), "float32"), task._replace(backbone=module)
+        return lambda dataset, errors, stop: extract(
+            task, network, dataset, request, errors, log, stop_requested=stop
+        )
+
+    return Backbone(described.recipe, notes, make)
+
+
+def _torch(options: Options) -> Backbone:
+    """Load a backbone that PyTorch computes."""
+    loaded = torch_backbones.load(options.model, options.dtype, options.size)
+
+    def make(task: Task, views: tuple[str, ...], log: Logger) -> Compute:
+        mean, std = (np.float32(values) for values in loaded.recipe.colours)
+
+        def compute(
+            dataset: Dataset, errors: DecodeErrors, stop_requested: Callable[[], str]
+        ) -> Iterator[np.ndarray]:
+            rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
+            for view in views:
+                batches = load_batches(dataset, rows, lambda b: b, errors=errors)
+                doing = f"the features of {dataset.name}"
+                batches = until_stopped(batches, stop_requested, doing)
+                for row, batch in zip(rows, batches, strict=True):
+                    images = (np.float32(batch["image"]) / 255 - mean) / std
+                    images = images[:, :, ::-1] if view == "mirror" else images
+                    yield loaded.apply(images)[: (row >= 0).sum()]
+
+        return compute
+
+    return Backbone(loaded.recipe, loaded.notes, make)
+
+
+def _is_finished(out: Path, request: dict[str, Any]) -> bool:
+    """Check that a folder holds these features or none; start them if it has none."""
+    for file in (out / "features.json", out / "parts" / "request.json"):
+        if not file.is_file():
+            continue
+        before = read_json(file, {"request": dict}, REMEDY)["request"]
+        keys = before.keys() | request.keys()
+        if other := sorted(k for k in keys if before.get(k) != request.get(k)):
+            names = ", ".join(other)
+            raise InputError(f"{out} has other features: {names} differ. {REMEDY}")
+        return file.name == "features.json"
+    if any(out.glob("*.np[yz]")):
+        raise InputError(f"{out} has features of unknown origin. {REMEDY}")
+    write(out / "parts" / "request.json", as_json({"request": request}))
+    return False
+
+
+def _compute_parts(
+    compute: Compute,
+    datasets: dict[str, Dataset],
+    folder: Path,
+    log: Logger,
+    stop_requested: Callable[[], str],
+) -> None:
+    """Write the features of every part of every split that is not there yet."""
+    parts = [
+        (name, first)
+        for name, dataset in datasets.items()
+        for first in range(0, len(dataset), PART)
+        if not _part(folder, name, first).is_file()
+    ]
+    sizes = [min(PART, len(datasets[name]) - first) for name, first in parts]
+    done, begun = 0, time.monotonic()
+    for (name, first), size in zip(parts, sizes, strict=True):
+        rows = np.arange(first, first + size)
+        part = datasets[name].take(rows)
+        if part.decoder is not None:  # judged over the split, when it is complete
+            decoder = part.decoder._replace(max_broken=1.0)
+            part = dataclasses.replace(part, decoder=decoder)
+        errors = DecodeErrors(part)
+        values = np.concatenate(list(compute(part, errors, stop_requested)))
+        values = values.reshape(-1, size, values.shape[-1]).mean(0, np.float32)
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"the features of {name} are not finite: use --dtype float32, or other "
+                "weights"
+            )
+        left_out = errors.all_indices()
+        _save(
+            _part(folder, name, first),
+            features=np.delete(values, left_out, axis=0),
+            labels=np.delete(part.labels, left_out),
+            left_out=np.asarray(part.ids)[left_out].astype(str),
+        )
+        done += size
+        rate = done / (time.monotonic() - begun)
+        log.info(
+            f"{name}: {first + size:,} of {len(datasets[name]):,} images | "
+            f"{rate:,.1f} img/s | {duration((sum(sizes) - done) / rate)} left"
+        )
+
+
+def _part(folder: Path, name: str, first: int) -> Path:
+    return folder / f"{name}-{first:09d}.npz"
+
+
+def _join(out: Path, name: str, dataset: Dataset) -> list[str]:
+    """Write the features of a split from its parts; return the images left out."""
+    files = [_part(out / "parts", name, at) for at in range(0, len(dataset), PART)]
+    parts = []
+    for file in files:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
+            parts.append({key: found[key] for key in found})
+    left_out = [str(id) for part in parts for id in part["left_out"]]
+    decoder = dataset.decoder
+    if decoder is not None and len(left_out) > decoder.max_broken * len(dataset):
+        raise InputError(
+            f"{len(left_out):,} of {len(dataset):,} images of {name} cannot be decoded,"
+            f" such as {left_out[0]}: restore or remove them, or raise "
+            "--config.data.broken"
+        )
+    arrays = {k: np.concatenate([p[k] for p in parts]) for k in ("features", "labels")}
+    _save(out / f"{name}.npz", **arrays)
+    return left_out
+
+
+def _save(file: Path, **arrays: np.ndarray) -> None:
+    with atomic_path(file) as draft, draft.open("wb") as opened:
+        np.savez(opened, **arrays)
