@@ -1,4 +1,4 @@
-"""timm, for parity tests, beside any build of torchvision."""
+"""timm, for parity tests, with any build of torchvision."""
 
 from __future__ import annotations
 
