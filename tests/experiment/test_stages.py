@@ -643,7 +643,7 @@ def test_an_adopted_workdir_cannot_name_where_to_write(
     state.mkdir(parents=True)
     (state / "precious").write_text("data")
     before = _tree(victim), _tree(evil)
-    config = tiny_digits.config(init__path=str(evil), init__skip=skip, method__names=())
+    config = tiny_digits.config(init__path=str(evil), init__skip=skip, method__names=("ce",))
     stages.retrain(config, workdir)
     assert (_tree(victim), _tree(evil)) == before
     assert (workdir / "checkpoints/stage1/0/outcome.json").exists()
