@@ -245,21 +245,27 @@ def append(file: Path, text: str) -> None:
         opened.write(text)
 
 
+def is_inside(path: Path, root: Path) -> bool:
+    """Return whether a path, its links followed, is in ``root``."""
+    real = Path(os.path.realpath(path))  # Path.resolve fails for a loop of links
+    return real.is_relative_to(os.path.realpath(root))
+
+
 def claim(folder: Path, root: Path) -> None:
     """Make a folder, check that writing in it stays in ``root``, remove drafts.
 
     Raises:
       InputError: it is a link, or contains one, that leaves ``root``.
     """
-    inside, pending = root.resolve(), [folder]
-    if folder.resolve().is_relative_to(inside):
+    pending = [folder]
+    if is_inside(folder, root):
         folder.mkdir(parents=True, exist_ok=True)
     while pending:
         path = pending.pop()
-        if not path.resolve().is_relative_to(inside):
+        if not is_inside(path, root):
             raise InputError(
-                f"{path} is a link to {path.resolve()}, outside of {root}: nothing is "
-                "written there. Replace it by a file or folder"
+                f"{path} is a link to {os.path.realpath(path)}, outside of {root}: "
+                "nothing is written there. Replace it by a file or folder"
             )
         if path.is_symlink() and path != folder:
             continue

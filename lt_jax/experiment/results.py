@@ -81,19 +81,6 @@ def versions() -> dict[str, str]:
 # Finished fits.
 
 
-def measured(task: Task, tally: Tally, head: Params) -> dict[str, Any]:
-    """Make the ``metrics`` and ``per_class`` objects of an outcome."""
-    return {
-        "metrics": summary(task, tally, head),
-        "per_class": {
-            "class": list(task.splits.train.classes),
-            "train_count": task.splits.full_class_counts,
-            **metrics.per_class(tally),
-            "weight_norm": np.asarray(effective_norms(head), np.float64),
-        },
-    }
-
-
 def summary(task: Task, tally: Tally, head: Params) -> dict[str, float]:
     """Compute ``metrics.summary`` and the mean and spread of the class norms."""
     norms = np.asarray(effective_norms(head), np.float64)
@@ -130,7 +117,7 @@ def save_fit(
       origin: ``fitted_on`` and ``adopted_for`` of another workdir's stage 1, or the
         ``initial`` weights that it started from.
     """
-    directory = workdir / "checkpoints" / title
+    directory, head = workdir / "checkpoints" / title, fitted.params["head"]
     file = directory / "outcome.json"
     # New weights must never be next to the outcome of old ones.
     processes.on_process_zero(lambda: file.unlink(missing_ok=True))
@@ -150,7 +137,13 @@ def save_fit(
         "images_per_second": fitted.images_per_second,
         # Test images that could not be decoded and are in no metric.
         "left_out": len(task.splits.test) - int(tally.seen.sum()),
-        **measured(task, tally, fitted.params["head"]),
+        "metrics": summary(task, tally, head),
+        "per_class": {
+            "class": list(task.splits.train.classes),
+            "train_count": task.splits.full_class_counts,
+            **metrics.per_class(tally),
+            "weight_norm": np.asarray(effective_norms(head), np.float64),
+        },
         "analysis": analysis,
         **(origin or {}),
     }

@@ -22,7 +22,7 @@ from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.schemas import HYPER, MEASURED
 from lt_jax.experiment.session import Session
-from lt_jax.files import check
+from lt_jax.files import check, is_inside
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
 from lt_jax.pretrained import load as pretrained
@@ -174,7 +174,7 @@ def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
     points = workdir / "checkpoints"
     for name in names:
         name = "stage1" if name == "none" else name
-        if not (points / name).resolve().is_relative_to(points.resolve()):
+        if not is_inside(points / name, points):
             raise InputError(f"{name!r} is not the name of a fit: it leaves {points}")
         for folder in (f"chosen/{name}", name, f"fixed/{name}"):
             if found := fits(workdir, [folder]):

@@ -228,11 +228,7 @@ def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
       InputError: one of them is missing or invalid.
     """
     note = file.with_name(file.name + ".json")
-    for path in (file, note):
-        if not path.exists():
-            raise InputError(f"no such file: {path}. {REMEDY}")
-    content = files.read(file, LARGEST)
-    found = files.read_json(note, NOTE, REMEDY)
+    content, found = files.read(file, LARGEST), files.read_json(note, NOTE, REMEDY)
     digest = hashlib.sha256(content).hexdigest()
     if found.get("sha256", digest) != digest:
         raise InputError(f"{file} has changed since it was written. {REMEDY}")

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jinja2
 
 from lt_jax import files
-from lt_jax.errors import InputError
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
@@ -37,22 +36,16 @@ class Chapter(NamedTuple):
 def write(paths: Sequence[Path], out: Path) -> Path:
     """Write the report on these workdirs and return the path of the page."""
     runs = workdirs.read(paths)
-    try:
-        files.claim(out, out.parent if out.parent in paths else out)
-        with style.style():
-            chapters = _chapters(runs)
-        for part in (part for chapter in chapters for part in chapter.parts):
-            for kind, content in part.picture.items():
-                files.write(out / "figures" / f"{part.name}.{kind}", content)
-            if part.numbers is not None:
-                files.write(out / "figures" / f"{part.name}.csv", part.numbers.csv())
-        title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
-        files.write(out / "index.html", render(title, chapters))
-    except OSError as error:
-        raise InputError(
-            f"cannot write the report to {error.filename or out}: "
-            f"{error.strerror or error}. Choose another folder with --out"
-        ) from error
+    files.claim(out, out.parent if out.parent in paths else out)
+    with style.style():
+        chapters = _chapters(runs)
+    for part in (part for chapter in chapters for part in chapter.parts):
+        for kind, content in part.picture.items():
+            files.write(out / "figures" / f"{part.name}.{kind}", content)
+        if part.numbers is not None:
+            files.write(out / "figures" / f"{part.name}.csv", part.numbers.csv())
+    title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
+    files.write(out / "index.html", render(title, chapters))
     return out / "index.html"
 
 

@@ -16,6 +16,7 @@ import pytest
 import tiny_cifar
 import tiny_digits
 
+from lt_jax.cli import main
 from lt_jax.data import catalogue
 from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.experiment import results, stages, weights
@@ -588,6 +589,26 @@ def test_what_corrects_no_features_makes_none(several, tmp_path, monkeypatch):
     stages.run(config, tmp_path / "again")
 
 
+def test_an_edited_outcome_is_measured_again(finished, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished[0], workdir)
+    edits = {"ce/0.0": {"metrics": {"all": 0.987}}, "los/0.0": {"step": 10}}
+    for title, edit in edits.items():
+        file = workdir / "checkpoints" / title / "outcome.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | edit))
+        for command in (
+            ["convert", str(workdir), str(tmp_path / "x.pth"), "--method", title],
+            ["predict", "--workdir", str(workdir), "--method", title, "image.png"],
+            ["report", str(workdir)],
+        ):
+            assert main.main(command) == 2
+            assert "outcome.json" in capsys.readouterr().err
+    result = stages.run(tiny_digits.config(), workdir)
+    assert capsys.readouterr().out.count("Measuring this fit again") == 2
+    for name, found in finished[1]["methods"].items():
+        assert result["methods"][name]["all"] == found["all"]
+
+
 def test_evaluate_writes_nothing(finished):
     workdir = finished[0]
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
@@ -643,7 +664,9 @@ def test_an_adopted_workdir_cannot_name_where_to_write(
     state.mkdir(parents=True)
     (state / "precious").write_text("data")
     before = _tree(victim), _tree(evil)
-    config = tiny_digits.config(init__path=str(evil), init__skip=skip, method__names=("ce",))
+    config = tiny_digits.config(
+        init__path=str(evil), init__skip=skip, method__names=("ce",)
+    )
     stages.retrain(config, workdir)
     assert (_tree(victim), _tree(evil)) == before
     assert (workdir / "checkpoints/stage1/0/outcome.json").exists()

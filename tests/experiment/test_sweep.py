@@ -207,6 +207,20 @@ def test_a_killed_sweep_goes_on_with_its_finished_chunks(swept, tmp_path, monkey
         assert one["all"]["values"] == other["all"]["values"]
 
 
+def test_edited_rows_are_fitted_again(swept, tmp_path):
+    shutil.copytree(swept[0] / "sweep", tmp_path / "sweep")
+    edited = next((tmp_path / "sweep").glob("*/*/rows.json"))
+    content, lines = json.loads(edited.read_text()), list[str]()
+    content["rows"][0]["metrics"]["valid"]["all"] = 1.0
+    edited.write_text(json.dumps(content))
+    found = results.rows(tmp_path, lines.append)
+    assert len(found) == len(results.rows(swept[0])) - len(content["rows"])
+    (line,) = lines
+    assert line == f"{edited} has changed since it was written. Fitting its heads again"
+    with pytest.raises(InputError, match=r"rows\.json has changed since"):
+        results.rows(tmp_path)
+
+
 def test_a_larger_grid_fits_only_what_is_new(swept, tmp_path, monkeypatch, capsys):
     workdir, result = swept
     shutil.copytree(workdir, tmp_path / "copy")

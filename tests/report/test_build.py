@@ -481,7 +481,7 @@ def test_missing_or_repeated_workdir_and_unwritable_output(
     assert "duplicate workdir" in capsys.readouterr().err
     (tmp_path / "file").write_text("")
     assert main.main(["report", str(plain), "--out", str(tmp_path / "file")]) == 2
-    assert "Choose another folder with --out" in capsys.readouterr().err
+    assert "File exists" in capsys.readouterr().err
 
 
 def test_command_does_not_take_a_config(plain: Path, capsys: Any):
