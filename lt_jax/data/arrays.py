@@ -112,13 +112,14 @@ def parquet(file: Path, names: Sequence[str], optional: Sequence[str] = ()) -> A
     kinds = {name: schema.field(name).type for name in wanted}
     text = [n for n, k in kinds.items() if types.is_string(k)]
     with parquet.ParquetFile(file, read_dictionary=text) as opened:
-        size = 0
-        for group in range(opened.metadata.num_row_groups):
-            row_group = opened.metadata.row_group(group)
-            for number in range(row_group.num_columns):
-                column = row_group.column(number)
-                if column.path_in_schema.split(".")[0] in wanted:
-                    size += 8 * column.num_values + column.total_uncompressed_size
+        found = opened.metadata
+        groups = [found.row_group(i) for i in range(found.num_row_groups)]
+        columns = [g.column(i) for g in groups for i in range(g.num_columns)]
+        size = sum(
+            8 * column.num_values + column.total_uncompressed_size
+            for column in columns
+            if column.path_in_schema.split(".")[0] in wanted
+        )
         check_expansion(size, file.stat().st_size)
         return opened.read(columns=wanted)
 

@@ -356,19 +356,3 @@ def test_the_centre_crop_agrees_with_torchvision():
         )
         found = dataset([encoded(image)], view).read(np.array([0]))[0]
         assert away(found, np.asarray(expected, np.float64)) < 2
-
-
-@pytest.mark.parametrize(
-    ("change", "key"),
-    [
-        ({"size": 300}, "size"),
-        ({"scale": (0.5, 0.2)}, "scale"),
-        ({"scale": (0.0, 1.0)}, "scale"),
-        ({"ratio": (2.0, 1.0)}, "ratio"),
-        ({"broken": 1.5}, "broken"),
-        ({"workers": 0}, "workers"),
-    ],
-)
-def test_invalid_options(change, key):
-    with pytest.raises(InputError, match=rf"data\.{key}.*, got"):
-        dataset([JPEG], VIEW._replace(**change))

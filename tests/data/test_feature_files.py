@@ -115,7 +115,7 @@ def with_nan(features):
             changed(labels=lambda y: y.astype(float)),
             "labels must be integers, got float64",
         ),
-        (changed(labels=lambda y: y % 3), r"test has label 3, .* train is 2 \(10"),
+        (changed(labels=lambda y: y % 3), r"has label 3, expected 0 to 2 \(10 such"),
         (
             changed(features=lambda f: f[:, :0]),
             r"features must be numbers .*, got float32\[76, 0\]",
@@ -139,8 +139,9 @@ def with_nan(features):
     ],
 )
 def test_invalid_arrays(tmp_path, train, message):
+    given = {"imbalance": 1.0, "split": "whole", "valid": 0.0, "seed": 0}
     with pytest.raises(InputError, match=message):
-        vectors.load(write(tmp_path, train=train))
+        catalogue.load("features", dir=write(tmp_path, train=train), **given)
 
 
 def test_invalid_files(tmp_path):

@@ -13,20 +13,19 @@ def i_naturalist2018(dir: str, photos: PhotoOptions) -> tuple[Dataset, None, Dat
     As in the literature, the test set is the split ``validation``: the labels of the
     split ``test`` were never published.
     """
-    name = "i_naturalist2018"
-    train = _split(name, dir, "train", "id", photos)
-    return train, None, _split(name, dir, "validation", "id", photos)
+    train, test = _splits("i_naturalist2018", "id", dir, photos, "train", "validation")
+    return train, None, test
 
 
 def imagenet_lt(dir: str, photos: PhotoOptions) -> tuple[Dataset, Dataset, Dataset]:
     """Load ImageNet-LT: 115,846 training, 20,000 validation, 50,000 test images."""
-    train, valid, test = (
-        _split("imagenet_lt", dir, split, "file_name", photos)
-        for split in ("train", "validation", "test")
-    )
+    names = "train", "validation", "test"
+    train, valid, test = _splits("imagenet_lt", "file_name", dir, photos, *names)
     return train, valid, test
 
 
-def _split(name: str, dir: str, split: str, id: str, photos: PhotoOptions) -> Dataset:
-    part = tfds.load(name, dir, split, id)
-    return photographs(name, part.classes, part.labels, part.ids, part.encoded, photos)
+def _splits(
+    name: str, id: str, dir: str, photos: PhotoOptions, *splits: str
+) -> list[Dataset]:
+    parts = (tfds.load(name, dir, split, id) for split in splits)
+    return [photographs(name, *part, photos) for part in parts]

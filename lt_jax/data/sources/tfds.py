@@ -166,14 +166,9 @@ def _read_labels_and_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _how_to_prepare(name: str, root: Path) -> str:
-    own = f"lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root}"
-    if not name.startswith("cifar"):
-        return own
-    # Not the command `tfds build`: it also needs apache-beam and mlcroissant.
     return (
-        f"{own}; or let TFDS download it, which needs pip install 'lt_jax[prepare]': "
-        f"python -c \"import tensorflow_datasets as tfds; tfds.builder('{name}', "
-        f"data_dir='{root}', file_format='array_record').download_and_prepare()\""
+        f"lt-jax data prepare {name} --from=FOLDER_OF_ARCHIVES --dir={root} "
+        "(docs/howto/prepare_data.md)"
     )
 
 
