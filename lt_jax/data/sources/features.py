@@ -50,7 +50,7 @@ def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
             f"{folder}: train has label {num_classes - 1}, but only {len(train[1])} "
             "examples: expected labels 0 to K - 1, each with an example"
         )
-    for split, (features, labels) in parts.items():
+    for split, (features, _) in parts.items():
         if features.shape[1] != train[0].shape[1]:
             raise InputError(
                 f"{folder}: all features must have the same width, got "
