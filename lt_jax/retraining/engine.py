@@ -30,6 +30,8 @@ from lt_jax.types import Params
 # Arrays as large as a head and its logits on a batch that are in memory at a time:
 # parameters, start, momentum, gradient, temporaries.
 ARRAYS_PER_HEAD = 6
+# Of a program on a CPU: more no longer fit its caches, and each takes longer.
+HEADS_PER_CPU = 32
 
 
 class HeadJob(NamedTuple):
@@ -84,6 +86,8 @@ def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chun
         groups = list(orders.values())
         largest = max(map(len, groups))
         limit = max_heads(memory, groups[0][0].start, batch)
+        if jax.default_backend() == "cpu":
+            limit = min(limit, HEADS_PER_CPU * sharding.padded_size(1))
         width = sharding.padded_size(-(-largest // -(-largest // limit)))
         chunks += [
             Chunk(tuple(group[i : i + width]), width)

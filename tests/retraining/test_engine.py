@@ -65,7 +65,9 @@ def test_features_of_another_network_are_recomputed(cached, capsys):
     note = workdir / "features/0/train.json"
     provenance = json.loads(note.read_text())
     values = np.load(note.with_suffix(".npy"))
-    note.write_text(json.dumps({**provenance, "network": "another"}))
+    changed = {**provenance, "network": "another"}
+    del changed["digest"]  # as version 0.1 wrote it
+    note.write_text(json.dumps(changed))
     np.save(note.with_suffix(".npy"), np.zeros_like(values))
     for directory in (workdir / "checkpoints/los").iterdir():
         (directory / "outcome.json").unlink()
@@ -207,6 +209,15 @@ def test_less_memory_means_more_chunks_and_the_same_heads():
     together, apart = fitted(several, features), fitted(several, features, 1.5 * one)
     for job in several:
         assert_close(apart[job.run], together[job.run])
+
+
+def test_on_a_cpu_a_grid_is_cut_into_chunks_that_fit_the_caches():
+    most = engine.HEADS_PER_CPU * jax.local_device_count()
+    grid = [i / (10 * most) for i in range(3 * most)]
+    several, _ = jobs(grid)
+    chunks = engine.plan_chunks([*several, *jobs([0.5], seed=1)[0]], 16, GIB)
+    assert [len(chunk.jobs) for chunk in chunks] == [most, most, most, 1]
+    assert {chunk.width for chunk in chunks} == {most}
 
 
 def test_features_that_do_not_fit_are_streamed(monkeypatch):
