@@ -250,13 +250,16 @@ def faults(ended: Ended, codes: Sequence[int] = (0, REFUSED)) -> list[str]:
     if CONTROL.search(ended.out + ended.err):
         found.append("prints control characters")
     if ended.code == REFUSED and not found:
-        lines = [line for line in ended.err.splitlines() if "lt-jax" in line]
+        # Progress may come before the message, and warnings have its form.
+        lines = ended.err.splitlines()
+        while lines and not lines[0].startswith("lt-jax"):
+            del lines[0]
         if not lines:
             found.append(f"no message: {_end(ended.err)}")
         if len(ended.err) > LONGEST:
             found.append(f"a message of {len(ended.err):,} characters")
-        if len(ended.err.splitlines()) > 1:
-            found.append(f"{len(ended.err.splitlines())} lines: {ended.err[:300]!r}")
+        if not all(line.startswith("lt-jax") for line in lines):
+            found.append(f"{len(lines)} lines: {lines!r:.300}")
     return found
 
 

@@ -67,7 +67,7 @@ def test_the_harness_finds_faults(server: harness.Server, tmp_path: Path):
         right._replace(code=1),
         right._replace(timed_out=True),
         right._replace(err=""),
-        right._replace(err=2 * right.err),
+        right._replace(err=right.err + "more\n"),
         right._replace(err=f"lt-jax: {'x' * harness.LONGEST}\n"),
         right._replace(err="lt-jax: \x1b[31m\n"),
         right._replace(err="lt-jax: internal error\n"),
