@@ -169,7 +169,7 @@ def essence(workdir: Path) -> dict[str, str]:
         if file.name in ("outcome.json", "rows.json", "result.json"):
             content = without_times(json.loads(file.read_text()))
             found[name] = digest(json.dumps(content).replace(str(workdir), "").encode())
-        elif file.suffix == ".npy":
+        elif file.suffix == ".npy" or file.name in ("table.md", "per_class.csv"):
             found[name] = digest(file.read_bytes())
         elif file.name == "state" and file.is_dir():
             if not file.parent.name.isdigit():  # an unfinished save
@@ -196,7 +196,7 @@ class Kind(NamedTuple):
 
 def file_kind(path: str) -> str:
     """Name the kind of a file by its path in a workdir or a data folder."""
-    name = path.removesuffix(".tmp").rpartition("/")[2]
+    name = re.sub(r"\.[0-9a-f]{8}\.tmp$", "", path).rpartition("/")[2]
     if name in ("outcome.json", "rows.json", "result.json", "config.json"):
         return name
     folder = path.partition("/")[0]
