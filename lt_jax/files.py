@@ -40,6 +40,15 @@ DIGEST = "digest"  # the field with the SHA-256 of all others
 Schema = Any
 COUNT = range(2**53)  # steps, seeds and sizes
 NUMBER = (float, None)  # null is NaN
+# Types of the values that fit a type, and its name.
+KINDS: dict[type, tuple[tuple[type, ...], str]] = {
+    dict: ((dict,), "a JSON object"),
+    list: ((list,), "a list"),
+    str: ((str,), "a string"),
+    bool: ((bool,), "true or false"),
+    float: ((float, int), "a number"),
+    object: ((dict, list, str, bool, float, int, type(None)), "a value"),
+}
 
 
 def open_regular(file: Path, flags: int) -> int:
@@ -127,11 +136,12 @@ def check(value: Any, schema: Schema, file: str, remedy: str, name: str = "") ->
         if value is None:
             return
         schema = schema[0]
-    if not _is_kind(value, schema):
-        where = f"{file}: {name}" if name else file
-        found = f"must be {_expected(schema)}, got {reprlib.repr(value)}"
-        raise InputError(f"{where} {found}. {remedy}")
-    if isinstance(schema, list) and set(map(type, value)) - _fast(schema[0]):
+    if expected := _problem(value, schema):
+        where, found = f"{file}: {name}" if name else file, reprlib.repr(value)
+        raise InputError(f"{where} must be {expected}, got {found}. {remedy}")
+    # Long lists of numbers are common: look at their types alone.
+    fast = schema == [NUMBER] and {*map(type, value)} <= {float, int, type(None)}
+    if isinstance(schema, list) and not fast:
         for index, inner in enumerate(value):
             check(inner, schema[0], file, remedy, f"{name}[{index}]")
     if not isinstance(schema, dict):
@@ -149,37 +159,19 @@ def check(value: Any, schema: Schema, file: str, remedy: str, name: str = "") ->
             )
 
 
-def _fast(schema: Schema) -> set[type]:
-    """Types whose values fit without a look at each: long lists are common."""
-    if schema == NUMBER:
-        return {float, int, type(None)}
-    return {schema} if schema in (str, float) else set()
-
-
-def _is_kind(value: Any, schema: Schema) -> bool:
+def _problem(value: Any, schema: Schema) -> str | None:
+    """Return what a value must be; None if it is, apart from its fields and items."""
     if isinstance(schema, set):
-        return isinstance(value, str) and value in schema
+        fits = isinstance(value, str) and value in schema
+        return None if fits else f"one of {', '.join(sorted(schema))}"
     if isinstance(schema, range):
-        return type(value) is int and value in schema
+        fits = type(value) is int and value in schema
+        return None if fits else f"an integer of at least {schema.start}"
     kind = schema if isinstance(schema, type) else type(schema)
-    if isinstance(schema, list) and schema[1:]:
-        return isinstance(value, list) and len(value) >= schema[1]
-    if isinstance(value, bool):  # which is an int in Python
-        return kind in (bool, object)
-    return isinstance(value, (int, float) if kind is float else kind)
-
-
-def _expected(schema: Schema) -> str:
-    if isinstance(schema, set):
-        return f"one of {', '.join(sorted(schema))}"
-    if isinstance(schema, range):
-        return f"an integer of at least {schema.start}"
-    kind = schema if isinstance(schema, type) else type(schema)
-    least = ""
-    if isinstance(schema, list) and schema[1:]:
-        least = f" of at least {schema[1]}"
-    kinds = {dict: "a JSON object", list: f"a list{least}", str: "a string"}
-    return {**kinds, float: "a number", bool: "true or false"}[kind]
+    if type(value) not in KINDS[kind][0]:
+        return KINDS[kind][1]
+    few = isinstance(schema, list) and len(value) < sum(schema[1:])
+    return f"a list of at least {schema[1]}" if few else None
 
 
 def jsonable(value: Any) -> Any:

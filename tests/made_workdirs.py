@@ -170,6 +170,7 @@ def write(
     for folder, methods in groups.items():
         for name, outcomes in methods.items():
             for one in outcomes:
+                one = {"hyper": made["method"].get(name, {}), **one}
                 place = "stage1" if name == "none" else folder + name
                 seeds = ".".join(map(str, one["seeds"]))
                 _json(workdir / "checkpoints" / place / seeds / "outcome.json", one)

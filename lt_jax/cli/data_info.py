@@ -10,6 +10,7 @@ import numpy as np
 from lt_jax.data.sources.cifar import original_order
 from lt_jax.experiment import results, session
 from lt_jax.experiment.config import UserConfig, resolve
+from lt_jax.files import write
 
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
@@ -49,7 +50,7 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
         with style.style():
             limits = c.data.many, c.data.few
             drawn = style.render(figures.sorted_counts(counts, *limits))
-        png.write_bytes(drawn["png"])
+        write(png, drawn["png"])
         lines.append(f"curve: {png}")
     print("\n".join(lines))
 

@@ -10,12 +10,11 @@ from lt_jax.metrics import CHOOSE, GROUPS, RSD
 
 ACCURACIES = ("all", *GROUPS, "balanced", "worst", "top5", "ece", "nll")
 RSD_METRICS = tuple(f"rsd_{part}" for part in RSD)
+ENDS = ("", *(f"_{part}" for part in (*GROUPS, "spread")))
 METRICS = (
     *ACCURACIES,
-    *(f"loma_row{end}" for end in ("", *(f"_{part}" for part in (*GROUPS, "spread")))),
-    *(f"loma_col{end}" for end in ("", *(f"_{part}" for part in (*GROUPS, "spread")))),
-    *RSD_METRICS,
-    *("weight_norm", "weight_norm_spread"),
+    *(name + end for name in ("loma_row", "loma_col") for end in ENDS),
+    *(*RSD_METRICS, "weight_norm", "weight_norm_spread"),
 )
 PER_CLASS = ("accuracy", "loma_row", "loma_col", *RSD_METRICS, "weight_norm")
 
@@ -45,6 +44,7 @@ OUTCOME: Schema = {
 # A fit that was evaluated.
 MEASURED: Schema = {
     **OUTCOME,
+    "hyper": HYPER,
     "metrics": dict.fromkeys(METRICS, NUMBER),
     "per_class": {
         "class": [str],

@@ -20,7 +20,7 @@ from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
 from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.results import Outcome
-from lt_jax.experiment.schemas import HYPER, MEASURED
+from lt_jax.experiment.schemas import MEASURED
 from lt_jax.experiment.session import Session
 from lt_jax.files import check, is_inside
 from lt_jax.heads import Head, linear
@@ -203,7 +203,7 @@ def head_of(source: Source) -> Head:
     if folder in ("stage1", ""):
         return linear
     outcome, file = source.outcome, f"{source.directory / 'outcome.json'}"
-    check(outcome, {"hyper": HYPER, **MEASURED}, file, results.REFIT)
+    check(outcome, MEASURED, file, results.REFIT)
     counts = np.array(outcome["per_class"]["train_count"])
     return make_method(folder, counts, outcome["hyper"]).head
 

@@ -117,13 +117,9 @@ def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
     return spread(fit["metrics"].get(metric) for fit in fits)
 
 
-def hyper(run: Run, method: str, fits: Sequence[Outcome]) -> dict[str, Any]:
-    """Return the hyperparameters of a method's fits; empty if there are none."""
-    if not fits:
-        return {}
-    return (
-        fits[0].get("hyper") or run.result["methods"].get(method, {}).get("hyper") or {}
-    )
+def hyper(fits: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the hyperparameters of fits; empty if there are none."""
+    return fits[0]["hyper"] if fits else {}
 
 
 def differences(one: Run, other: Run, method: str) -> dict[str, tuple[Any, Any]]:
@@ -156,6 +152,6 @@ def _choices(run: Run, method: str) -> dict[str, Any]:
     for key, value in values.items():
         if not any(fnmatch.fnmatch(key, pattern) for pattern in skipped):
             named[key] = value
-    used = hyper(run, method, run.fits.get(method, []))
+    used = hyper(run.fits.get(method, []))
     taken = {f"{method}.{k}": used[k] for k in ("start", "sampler") if k in used}
     return named | taken

@@ -321,7 +321,7 @@ def delta(run: Run) -> Part:
 
 def _delta_curves(run: Run, tried: list[Setting], split: str) -> list[Curve]:
     """Curves at the best and at the config's learning rate; others as in the config."""
-    fixed = workdirs.hyper(run, LOS, run.fixed.get(LOS, []))
+    fixed = workdirs.hyper(run.fixed.get(LOS, []))
     free = {"lr": None, "delta": None}
     tried = [s for s in tried if s.hyper | free == fixed | free] or tried
     by_label = {"best learning rate on validation": tried}
@@ -432,7 +432,7 @@ def learning_rate(run: Run) -> Part:
             elif same:
                 numbers.append([name, rate, None, None, "diverged"])
     chosen, fixed = (
-        {n: workdirs.hyper(run, n, fits[n]).get("lr", 0.0) for n in names if n in fits}
+        {n: workdirs.hyper(fits[n]).get("lr", 0.0) for n in names if n in fits}
         for fits in (run.fits, run.fixed)
     )
     return part._replace(

@@ -66,7 +66,7 @@ def main(run: Run) -> Part:
                 mean, std = workdirs.over(fits, column.metric)
                 cells.append(cell(mean, std, column.factor, column.decimals))
                 values += [column.factor * mean, column.factor * std]
-            hyper = json.dumps(workdirs.hyper(run, name, fits))
+            hyper = json.dumps(workdirs.hyper(fits))
             shown.append([name, label, *cells])
             numbers.append([name, label, len(fits), *values, hyper])
     header = ["method", "values", *(column.title for column in COLUMNS)]
@@ -98,8 +98,8 @@ def hyper(run: Run) -> Part:
     part = Part("hyper", "Hyperparameters")
     rows = []
     for name in (name for name in _methods(run) if name != "none"):
-        chosen = workdirs.hyper(run, name, run.fits.get(name, []))
-        fixed = workdirs.hyper(run, name, run.fixed.get(name, []))
+        chosen = workdirs.hyper(run.fits.get(name, []))
+        fixed = workdirs.hyper(run.fixed.get(name, []))
         changed = {k: v for k, v in chosen.items() if k in fixed and fixed[k] != v}
         rows.append([name, _settings(chosen), _settings(changed) or "as in the config"])
     if not rows:

@@ -20,6 +20,7 @@ from lt_jax.data import arrays
 from lt_jax.data.images.decode import Undecodable
 from lt_jax.data.sources.table import LONGEST
 from lt_jax.errors import InputError
+from lt_jax.files import atomic_path
 
 
 def index_file(folder: Path, split: str) -> Path:
@@ -56,22 +57,16 @@ def save_index(
     folder: Path, split: str, stamp: str, labels: np.ndarray, ids: np.ndarray
 ) -> None:
     """Save labels and ids for ``load_index``, if a folder is writable."""
+    found = {
+        "labels": labels.astype(np.int32),
+        "ids": np.char.encode(ids, "utf-8"),
+        "stamp": np.array(stamp),
+    }
     for file in _index_files(folder, split):
-        draft = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as out:
-                np.savez(
-                    out,
-                    labels=labels.astype(np.int32),
-                    ids=np.char.encode(ids, "utf-8"),
-                    stamp=np.array(stamp),
-                )
-            draft.replace(file)
+        with contextlib.suppress(OSError):
+            with atomic_path(file) as draft, draft.open("wb") as out:
+                np.savez(out, **found)
             return
-        except OSError:
-            with contextlib.suppress(OSError):
-                draft.unlink()
 
 
 def _index_files(folder: Path, split: str) -> tuple[Path, Path]:
