@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       and 130 after Ctrl-C, with progress saved: rerun the same command to resume.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    with printing.safe_streams(), _without_closed_loops():
+    with printing.safe_streams():
         options = argparse.Namespace(computes=False, debug=False)
         with _ctrl_c():
             try:
@@ -100,26 +100,6 @@ def _ctrl_c() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-@contextlib.contextmanager
-def _without_closed_loops() -> Iterator[None]:
-    """Hide tracebacks of Orbax's threads about a damaged checkpoint.
-
-    Orbax raises the first error and closes its event loop. Each other file that it was
-    reading then fails in a thread.
-    """
-    hook = sys.unraisablehook
-
-    def print_others(unraisable: sys.UnraisableHookArgs) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
-
-    sys.unraisablehook = print_others
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
 
 
 def _run(argv: list[str], options: argparse.Namespace) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import tiny_digits
 from lt_jax import printing
 from lt_jax.cli import commands, main
 from lt_jax.distributed import cluster
+from lt_jax.experiment import stages
 from lt_jax.training.log import Logger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -179,9 +181,12 @@ def test_variables_of_jax_in_a_real_process(variable, message):
     assert message in line
 
 
-def run_python(*arguments: str, env: dict[str, str]) -> subprocess.CompletedProcess:
+def run_python(
+    *arguments: str, env: dict[str, str], cwd: Path | None = None
+) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *arguments],
+        cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(ROOT), **env},
         capture_output=True,
         text=True,
@@ -218,6 +223,39 @@ def test_an_ignored_ctrl_c_stays_ignored(monkeypatch):
         assert main.main(["list", "methods"]) == 0
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+# Damaged checkpoints: Orbax's threads print what they find after the first error, some
+# when the command has ended.
+
+DAMAGES = {
+    "cut": lambda content: content[: len(content) // 2],
+    "empty": lambda content: b"",
+    "zeros": lambda content: bytes(len(content)),
+    "flipped": lambda content: bytes(byte ^ 255 for byte in content),
+    "gone": None,
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("trained")
+    stages.train(tiny_digits.config(optim__epochs=1), workdir)
+    return workdir
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize("command", ["convert W o.pth", "predict --workdir W x"])
+def test_a_damaged_checkpoint_is_one_line(trained, tmp_path, kind, command):
+    shutil.copytree(trained, tmp_path / "W")
+    for file in (tmp_path / "W").glob("checkpoints/stage1/0/*/state/**/d/*"):
+        change = DAMAGES[kind]
+        file.write_bytes(change(file.read_bytes())) if change else file.unlink()
+    done = run_python("-m", "lt_jax", *command.split(), env={}, cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "is damaged (" in line
 
 
 # Names on the terminal.
