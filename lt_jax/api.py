@@ -119,9 +119,9 @@ def fit_heads(
     features, labels = checked("input", np.asarray(features), np.asarray(labels))
     if labels.min() == labels.max():
         raise InputError(f"labels must hold at least 2 classes, all are {labels[0]}")
-    batch = min(in_range("batch", batch, 1, 10**9, integer=True), len(labels))
-    memory = in_range("memory", memory, 1e-6, 10**9)
-    in_range("seed", seed, 0, 2**32 - 1, integer=True)
+    batch = min(in_range("batch", batch, "[1, 1e9]", integer=True), len(labels))
+    memory = in_range("memory", memory, "[1e-6, 1e9]")
+    in_range("seed", seed, "[0, 4294967295]", integer=True)
     linear = None if start is None else _linear(start, features.shape[1])
     jobs = []
     for name, recipe in recipes.items():
@@ -152,8 +152,8 @@ def _job(
     if not isinstance(recipe, Recipe) or not isinstance(recipe.method, Method):
         raise InputError(f"expected a Recipe with a Method, got {recipe!r:.100}")
     method, classes = recipe.method, len(recipe.method.adjust.weight)
-    decay = in_range("decay", recipe.decay, 0, 10**6)
-    momentum = in_range("momentum", recipe.momentum, 0, 1)
+    decay = in_range("decay", recipe.decay, "[0, 1e6]")
+    momentum = in_range("momentum", recipe.momentum, "[0, 1)")
     if labels.max() >= classes:
         raise InputError(
             f"the method was made with {classes} counts, but a label is "
@@ -233,8 +233,8 @@ def evaluate(
     logits, labels = checked("logits", np.asarray(logits), np.asarray(labels))
     counts = np.asarray(counts)
     num_classes = logits.shape[1]
-    in_range("many", many, 0, 10**9)
-    in_range("few", few, 0, many)
+    in_range("many", many, "[0, 1e9]")
+    in_range("few", few, f"[0, {many}]")
     if counts.dtype.kind not in "iuf" or not (counts >= 0).all():
         raise InputError(f"counts must be at least 0, got {reprlib.repr(counts)}")
     if counts.shape != (num_classes,) or labels.max() >= num_classes:

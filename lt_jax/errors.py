@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import reprlib
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -28,17 +27,23 @@ class Diverged(Exception):
     """A loss, a parameter or a logit became NaN or infinite."""
 
 
-def in_range(
-    name: str, value: Any, low: float, high: float, integer: bool = False
-) -> Any:
-    """Return a finite number in [low, high] as a Python one, or raise InputError."""
+def in_range(name: str, value: Any, interval: str, integer: bool = False) -> Any:
+    """Return a number as a Python one; raise InputError if it is not in an interval.
+
+    >>> in_range("delta", 0.98, "[0, 1)")
+    0.98
+    """
     plain = value.item() if getattr(value, "ndim", None) == 0 else value
-    kinds = (int,) if integer else (int, float)
-    if type(plain) not in kinds or not low <= plain <= high or abs(plain) > 1e300:
-        bounded = math.isfinite(low) or math.isfinite(high)
-        where = f" in [{low}, {high}]" if bounded else ""
-        kind = "an integer" if integer else "a number"
-        raise InputError(f"{name} must be {kind}{where}, got {reprlib.repr(value)}")
+    low, high = map(float, interval[1:-1].split(","))
+    if (
+        type(plain) not in ((int,) if integer else (int, float))
+        or not low <= plain <= high
+        or (plain == low and interval[0] == "(")
+        or (plain == high and interval[-1] == ")")
+    ):
+        kind = "an integer in" if integer else "in"
+        found = f"got {reprlib.repr(value)}"
+        raise InputError(f"{name} must be {kind} {interval}, {found}")
     return plain
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 
 from lt_jax import initializers
-from lt_jax.errors import InputError, in_range
+from lt_jax.errors import in_range
 from lt_jax.types import Params
 
 # Iterates over the features of all examples in blocks, float[n, D] each: they may be
@@ -77,8 +77,7 @@ def cosine(scale: float) -> Head:
 
     The scale is a leaf, so that heads with different scales share one program.
     """
-    if in_range("scale", scale, -np.inf, np.inf) <= 0:
-        raise InputError(f"scale must be a positive number, got {scale}; usual is 30")
+    scale = in_range("scale", scale, "(0, inf)")
     return Head(_cosine, "kernel", more=(("scale", "", scale),), bias=False)
 
 

@@ -62,7 +62,7 @@ def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
 
 @functools.cache  # equal quantiles give the same function, and so the same program
 def _max_norm(quantile: float) -> Project:
-    in_range("quantile", quantile, 0, 1)
+    in_range("quantile", quantile, "[0, 1]")
 
     def project(params: Params, start: Params) -> Params:
         return heads.max_norm(params, heads.max_norm_radius(start, quantile))
@@ -125,7 +125,7 @@ def focal(counts: np.ndarray, *, gamma: float, start: str, sampler: str) -> Meth
     This is the softmax form, as in the code of LDAM-DRW, which uses gamma 1. There a
     class weight enters p_y as well; here there is none.
     """
-    extra = jnp.array([in_range("gamma", gamma, 0, np.inf), 0], jnp.float32)
+    extra = jnp.array([in_range("gamma", gamma, "[0, inf)"), 0], jnp.float32)
     adjust = losses.cross_entropy(len(counts))._replace(extra=extra)
     return Method(adjust, sampler, start, loss=losses.focal)
 
@@ -160,7 +160,7 @@ def lade(
     commands set alpha and lambda to 0.1 and 0.01 for CIFAR100-LT at IR 100, and to 0.05
     and 0.5 for ImageNet-LT and iNaturalist 2018.
     """
-    extra = in_range("alpha", alpha, 0, np.inf), in_range("square", square, 0, np.inf)
+    extra = in_range("alpha", alpha, "[0, inf)"), in_range("square", square, "[0, inf)")
     adjust = losses.logit_adjust(counts, 1.0)
     adjust = adjust._replace(extra=jnp.array(extra, jnp.float32))
     return Method(adjust, sampler, start, loss=losses.lade)
@@ -200,7 +200,7 @@ def ldam(
     adjust = losses.ldam(counts, max_margin, scale)
     weight = losses.class_balanced(counts, beta, "weights").weight
     cosine = Method(adjust, sampler, start, heads.cosine(scale))
-    defer = in_range("defer", defer, 0, 1)
+    defer = in_range("defer", defer, "[0, 1]")
     return cosine._replace(deferred=adjust._replace(weight=weight), defer=defer)
 
 
@@ -295,7 +295,7 @@ def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
 
     The code of weight balancing (CVPR 2022) keeps the bias; we do not.
     """
-    in_range("tau", tau, -np.inf, np.inf)
+    in_range("tau", tau, "(-inf, inf)")
     return Method(
         losses.cross_entropy(len(counts)),
         correct=lambda params, blocks, labels: heads.tau_norm(params, tau),
@@ -323,7 +323,7 @@ def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
 
     The correction shifts the bias of the stage-1 head.
     """
-    in_range("tau", tau, -np.inf, np.inf)
+    in_range("tau", tau, "(-inf, inf)")
 
     def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
         seen = jnp.bincount(jnp.asarray(labels), length=len(params["bias"]))

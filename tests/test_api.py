@@ -109,12 +109,15 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
         ({"labels": np.full(76, 2**40)}, "labels must be integers from 0, got 1099"),
         ({"labels": np.zeros(3, int)}, "one label per example"),
         ({"features": np.full((76, 8), np.nan)}, "features must be finite"),
-        ({"recipe": LOS._replace(lr=0.0)}, "must be positive"),
+        ({"recipe": LOS._replace(lr=0.0)}, "rate must be in .0, inf., got 0.0"),
         ({"recipe": LOS._replace(epochs=-1)}, "epochs must be an integer in"),
         ({"recipe": LOS._replace(epochs=10**9)}, "are more than 20,000,000 steps"),
-        ({"recipe": LOS._replace(decay=-1.0)}, "decay must be a number in"),
-        ({"recipe": LOS._replace(momentum=2.0)}, r"number in \[0, 1\], got 2.0"),
-        ({"recipe": LOS._replace(lr="a")}, "rate must be a number, got 'a'"),
+        ({"recipe": LOS._replace(decay=-1.0)}, "decay must be in"),
+        (
+            {"recipe": LOS._replace(momentum=2.0)},
+            "momentum must be in .*, got 2.0",
+        ),
+        ({"recipe": LOS._replace(lr="a")}, "rate must be in .*, got 'a'"),
         ({"recipe": LOS._replace(method="los")}, "expected a Recipe with a Method"),
         ({"recipe": None}, "expected a Recipe with a Method, got None"),
         ({"start": START | {"bias": np.full(4, np.nan)}}, "that are not finite"),
@@ -122,7 +125,7 @@ START = {"kernel": np.zeros((8, 4)), "bias": np.zeros(4)}
         ({"batch": 0}, "batch must be an integer in"),
         ({"batch": 1.5}, "batch must be an integer in .*, got 1.5"),
         ({"seed": 2**32}, "seed must be an integer in .*, got 4294967296"),
-        ({"memory": np.inf}, "memory must be a number in .*, got inf"),
+        ({"memory": np.inf}, "memory must be in .*, got inf"),
     ],
 )
 def test_invalid_input(changes, message):
@@ -135,7 +138,7 @@ def test_invalid_input(changes, message):
 def test_errors_name_the_recipe():
     features, labels = arrays()
     bad = {"good": LOS, "bad": LOS._replace(decay=-1.0)}
-    with pytest.raises(InputError, match=r"^recipe 'bad': decay must be a number"):
+    with pytest.raises(InputError, match=r"^recipe 'bad': decay must be in"):
         fit_heads(features, labels, bad, start=START)
 
 

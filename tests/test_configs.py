@@ -440,7 +440,7 @@ def test_values_that_resolve_are_checked_against_the_data():
         ({"optim__mixup": 1e29}, "optim.mixup must be in .0, 100., got 1e.29"),
         ({"optim__resident": float("nan")}, "optim.resident must be a number, got nan"),
         ({"data__std": ("a",)}, "each value of data.std must be a number, got 'a'"),
-        ({"data__std": (0.0,)}, "data.std must be in .1e-6, 1e6., got .0.0,."),
+        ({"data__std": (0.0,)}, "data.std must be in .1e-6, 1e6., got 0.0"),
         ({"data__dir": "a\0b"}, r"data.dir must be a string, got 'a\\x00b'"),
         ({"data__name": "folder"}, "data.size, which data.name=folder needs"),
         ({"method__names": ()}, "method.names must hold at least one method"),

@@ -104,7 +104,7 @@ def test_cosine_by_hand():
     np.testing.assert_allclose(logits, [[6, 10], [0, 8]], rtol=1e-6, atol=1e-6)
     assert heads.cosine(10.0) == head
     for scale in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(InputError, match="scale must be a"):
+        with pytest.raises(InputError, match="scale must be in"):
             heads.cosine(scale)
 
 

@@ -304,8 +304,11 @@ def test_smoothing_gap_without_smoothing_is_infinite():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: losses.vs(COUNTS, -0.1, 1.0), r"gamma must be a number in \[0, inf\]"),
-        (lambda: losses.vs(COUNTS, 0.1, float("nan")), "tau must be a number, got nan"),
+        (
+            lambda: losses.vs(COUNTS, -0.1, 1.0),
+            "gamma must be in .*, got -0.1",
+        ),
+        (lambda: losses.vs(COUNTS, 0.1, float("nan")), "tau must be in .*, got nan"),
         (lambda: losses.ldam(COUNTS, -1.0, 30.0), "max_margin must be"),
         (lambda: losses.ldam(COUNTS, 0.5, -1.0), "scale must be"),
         (lambda: losses.label_aware_smoothing(COUNTS, 1.4, 0.1), r"head .*in \[0, 1\]"),

@@ -15,16 +15,6 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
 
-PARSING_ERRORS = (
-    KeyError,
-    ValueError,
-    SyntaxError,
-    TypeError,
-    MemoryError,
-    RecursionError,
-)
-
-
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Separate config flags, written as ``--config=FILE``, from all others."""
     config, rest, words = [], [], list(argv)
@@ -128,6 +118,6 @@ def _parse(key: str, text: str, present: Any) -> Any:
             value = ast.literal_eval(text)
             return tuple(value) if isinstance(value, (tuple, list)) else (value,)
         return type(present)(text)
-    except PARSING_ERRORS as error:
+    except Exception as error:  # ast may raise anything, and so may a type
         kind = type(present).__name__
         raise InputError(f"{key} must be of type {kind}, got {text!r:.100}") from error

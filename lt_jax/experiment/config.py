@@ -39,7 +39,7 @@ from lt_jax.data import catalogue, longtail
 from lt_jax.data.augment import randaugment
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import sharding
-from lt_jax.errors import InputError, first_few, located, one_of, suggest
+from lt_jax.errors import InputError, first_few, in_range, located, one_of, suggest
 from lt_jax.files import Schema, read_json
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
@@ -214,20 +214,11 @@ class Config:
                     one_of(key, part, CHOICES[rule])
                 elif rule in PATTERNS:
                     _check_pattern(key, part)
-                elif rule in RANGES and not _is_within(part, RANGES[rule]):
-                    found = f"got {reprlib.repr(value)}"
-                    raise InputError(f"{key} must be in {RANGES[rule]}, {found}")
+                elif rule in RANGES:
+                    in_range(key, part, RANGES[rule])
         for problem, holds in ACROSS.items():
             if not holds(self):
                 raise InputError(problem.format(c=self))
-
-
-def _is_within(value: Any, interval: str) -> bool:
-    low, high = map(float, interval[1:-1].split(","))
-    if isinstance(value, (bool, str)):
-        return False
-    above = low < value if interval[0] == "(" else low <= value
-    return above and (value < high if interval[-1] == ")" else value <= high)
 
 
 def _check_pattern(key: str, pattern: str) -> None:
@@ -251,9 +242,11 @@ INTERVALS = {
     "[0, 10000]": "data.pad optim.at_once",
     "[1, 1000]": "data.workers",
     "[1, 1e6]": "model.width optim.epochs",
-    "[0, 1e6]": "optim.decay method.warmup method.*.lr method.*.epochs method.*.decay "
+    "[0, 1e38]": "method.*.lr",
+    "(0, 1e38]": "optim.lr",
+    "[0, 1e6]": "optim.decay method.warmup method.*.epochs method.*.decay "
     "method.*.scale method.*.alpha method.*.square method.*.max_margin",
-    "(0, 1e6]": "optim.lr data.ratio",
+    "(0, 1e6]": "data.ratio",
     "[-1e6, 1e6]": "data.mean",
     "[1e-6, 1e6]": "data.std",
     "[0, 1)": "data.valid data.test data.broken optim.momentum method.momentum "
@@ -396,6 +389,11 @@ def _entry(where: str, values: Mapping[str, Any]) -> dict[str, Any]:
         key: _value(f"{where}.{key}", values, "tuple[entry, ...]")
         for key, values in _group(where, grid).items()
     }
+    for key, values in tried.items():
+        if key not in entry:
+            raise InputError(f"{where} has an unknown key {key!r}{suggest(key, entry)}")
+        if not values:
+            raise InputError(f"{where}.{key} must have at least one value, got ()")
     if (rows := math.prod(map(len, tried.values()))) > MAX_ROWS:
         raise InputError(f"{where} has {rows:,} rows, expected at most {MAX_ROWS:,}")
     return {**entry, recipes.GRID: tried}
@@ -454,7 +452,7 @@ def _value(key: str, value: Any, kind: str) -> Any:
     if type(value) not in accepted or (
         len(value) > MAX_CHARACTERS or "\0" in value
         if isinstance(value, str)
-        else not abs(value) < 1e30
+        else not abs(value) <= 1e38  # fits float32
     ):
         raise InputError(f"{key} must be {name}, got {reprlib.repr(value)}")
     return float(value) if kind == "float" else value

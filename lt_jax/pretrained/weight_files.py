@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import functools
 import math
-import pickle
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +15,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from lt_jax.errors import InputError, located
+from lt_jax.errors import InputError, brief, located
 from lt_jax.files import atomic_path
 
 PYTORCH = (".pt", ".pth", ".tar", ".bin", ".ckpt", ".paramonly")
@@ -117,13 +116,8 @@ def _read_pytorch(file: Path) -> Any:
             return torch.load(file, "cpu", weights_only=True, mmap=mapped)
     except InputError:
         raise
-    except pickle.UnpicklingError as error:
-        raise InputError(_refusal(file, str(error))) from error
     except Exception as error:  # a damaged pickle may raise anything
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"damaged or not a file of weights from PyTorch: {first:.300}"
-        ) from error
+        raise InputError(_refusal(file, error)) from error
 
 
 def _check_zip(file: Path) -> None:
@@ -138,18 +132,17 @@ def _check_zip(file: Path) -> None:
                 )
 
 
-def _refusal(file: Path, error: str) -> str:
+def _refusal(file: Path, error: Exception) -> str:
     """Explain what to do about a pickle that PyTorch refuses to open.
 
     PyTorch's own advice would run the code of the file.
     """
-    refused = error.partition("GLOBAL ")[2].split()
+    refused = str(error).partition("GLOBAL ")[2].split()
     if not refused:
-        why = error.partition("WeightsUnpickler error: ")[2].strip()
-        first = (why or "a pickle of something else").splitlines()[0]
+        why = brief(ValueError(str(error).rpartition("WeightsUnpickler error: ")[2]))
         return (
-            f"not a file of weights from PyTorch ({first:.300}): expected what "
-            "torch.save(model.state_dict(), FILE) writes, or .safetensors"
+            f"damaged or not a file of weights from PyTorch ({why}): "
+            "expected what torch.save(model.state_dict(), FILE) writes, or .safetensors"
         )
     return (
         f"a pickle that holds more than weights ({refused[0]:.100}), and opening it "
@@ -173,16 +166,13 @@ def _arrays(content: Any) -> Iterator[tuple[str, Array]]:
                 "entries: expected a state dict"
             )
         if isinstance(value, Mapping):
-            inner = [(v, str(k), depth + 1) for k, v in value.items() if _is_name(k)]
             prefix = f"{name}." if name else ""
-            waiting += [(v, prefix + k, d) for v, k, d in reversed(inner)]
+            for key, inner in reversed(value.items()):
+                if isinstance(key, str | int):
+                    waiting.append((inner, f"{prefix}{key}", depth + 1))
         elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
             _check_name(name)
             yield name, value if isinstance(value, np.ndarray) else _stored(value)
-
-
-def _is_name(key: Any) -> bool:
-    return isinstance(key, (str, int))
 
 
 def _stored(tensor: Any) -> Stored:

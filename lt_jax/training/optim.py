@@ -81,17 +81,16 @@ def rates(
     [2.0, 1.5, 0.5]
     """
     one_of("schedule", per, ("step", "epoch"))
-    if in_range("epochs", epochs, 0, np.inf, integer=True) == 0:
+    if in_range("epochs", epochs, "[0, inf)", integer=True) == 0:
         return np.zeros(0, np.float32)
     if epochs * steps_per_epoch > MAX_STEPS:
         raise InputError(
             f"{epochs:,} epochs of {steps_per_epoch:,} steps are more than "
             f"{MAX_STEPS:,} steps: lower the epochs or raise the batch"
         )
-    if in_range("warmup", warmup, 0, np.inf) >= epochs:
+    if in_range("warmup", warmup, "[0, inf)") >= epochs:
         raise InputError(f"warmup must be below {epochs} epochs, got {warmup}")
-    if in_range("the learning rate", lr, -np.inf, np.inf) <= 0:
-        raise InputError(f"the learning rate must be positive, got {lr}")
+    in_range("the learning rate", lr, "(0, inf)")
     step = np.arange(epochs * steps_per_epoch)
     now = step / steps_per_epoch
     now = np.floor(now) if per == "epoch" else now
