@@ -27,7 +27,7 @@ from lt_jax.data.images.crops import Box
 # The formats that the documentation names. Pillow has many more readers, and that for
 # PostScript starts Ghostscript, whatever the file is called.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 100_000_000  # width times height; decoding takes up to 10 bytes per pixel
+MAX_PIXELS = 89_478_485  # where Pillow starts to warn; WebP takes 21 bytes for each
 MAX_BYTES = 2**29  # of an encoded image
 
 # Pillow warns about damaged metadata, and about sizes that are checked here.
@@ -77,10 +77,9 @@ def read_file(path: str | Path, size: int = -1) -> bytes:
             raise Undecodable(f"it has {found.st_size:,} bytes, limit {MAX_BYTES:,}")
         with open(path, "rb") as file:
             return file.read(size)
-    except OSError as error:
-        raise Undecodable(error.strerror or str(error)) from error
-    except ValueError as error:  # a NUL in the name
-        raise Undecodable(str(error)) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise Undecodable(reason or str(error)) from error
 
 
 def decode_all(data: bytes) -> np.ndarray:

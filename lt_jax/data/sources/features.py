@@ -105,6 +105,7 @@ def _parquet(file: Path) -> Arrays:
     table = arrays.parquet(file, ("features", "labels"))
     from pyarrow import compute, types
 
+    functions: Any = compute
     lists, labels = table["features"], table["labels"]
     if not hasattr(lists.type, "value_type") or not types.is_primitive(
         lists.type.value_type
@@ -117,7 +118,7 @@ def _parquet(file: Path) -> Arrays:
             f"{len(table)} rows, of which {lists.null_count} lack features and "
             f"{labels.null_count} labels"
         )
-    lengths = compute.min_max(compute.list_value_length(lists)).as_py()
+    lengths = functions.min_max(functions.list_value_length(lists)).as_py()
     if lengths["min"] != lengths["max"]:
         raise ValueError(f"lists of {lengths['min']} to {lengths['max']} numbers")
     parts = [part.flatten().to_numpy(zero_copy_only=False) for part in lists.chunks]
