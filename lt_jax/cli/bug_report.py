@@ -10,35 +10,30 @@ import tempfile
 import traceback
 from pathlib import Path
 
-PACKAGES = ("lt_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
+PACKAGES = {"lt_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy"}
+VARIABLES = ("JAX_", "XLA_", "SLURM_", "OMPI_", "CUDA_VISIBLE")
 
 
 def write(error: BaseException, argv: list[str], workdir: Path | None) -> str:
     """Write command, versions and traceback to a new file; return its path.
 
-    It is in the workdir, if that exists and can be written, else in the folder for
-    temporary files.
+    It is in the workdir, if that can be written, else in the folder for temporary
+    files.
     """
+    found = importlib.metadata.distributions()
     lines = [
         shlex.join(["lt-jax", *argv]),
         f"{platform.platform()}, Python {platform.python_version()}",
+        *sorted({f"{d.name} {d.version}" for d in found if d.name in PACKAGES}),
+        *sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(VARIABLES)),
+        "",
+        "".join(traceback.format_exception(error)),
     ]
-    for package in PACKAGES:
-        try:
-            lines.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            lines.append(f"{package} is not installed as a package")
-    names = ("JAX_", "XLA_", "SLURM_", "OMPI_", "CUDA_VISIBLE")
-    lines += [f"{k}={v}" for k, v in sorted(os.environ.items()) if k.startswith(names)]
-    text = "\n".join([*lines, "", "".join(traceback.format_exception(error))])
-    for folder in (workdir, None):
-        try:
-            # A new file of an unpredictable name: a received workdir may hold links.
-            handle, path = tempfile.mkstemp(".txt", "lt-jax-error-", folder)
-            with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(text)
-            return path
-        except OSError:
-            continue
-    traceback.print_exception(error)
-    return "the traceback above: no folder can be written"
+    # A new file of an unpredictable name: a received workdir may hold links.
+    try:
+        handle, path = tempfile.mkstemp(".txt", "lt-jax-error-", workdir)
+    except OSError:
+        handle, path = tempfile.mkstemp(".txt", "lt-jax-error-")
+    with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write("\n".join(lines))
+    return path

@@ -165,7 +165,8 @@ def _failure(
         file = f" ({error.filename})" if error.filename else ""
         return 2, f"{error.strerror or error}{file}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
-        return 2, (f"out of memory ({text.partition(chr(10))[0] or 'host'}): {REDUCE}")
+        reason = text.partition("\n")[0] or "host"
+        return 2, f"out of memory ({reason}): {REDUCE}"
     if isinstance(error, Diverged):
         return 1, (
             f"{error}. Earlier checkpoints are in {options.workdir}/checkpoints. Try a "

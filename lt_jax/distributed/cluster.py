@@ -93,6 +93,7 @@ def join(
         if "should be defined" in str(error) and not arguments and not pod:
             return False  # a single TPU host, where JAX has nothing to join
         raise InputError(f"cannot join the others ({error}): {HINT}") from error
+    use_devices(cache=False)
     _protect_stdout(jax.process_index() == 0)
     from lt_jax.distributed import processes
 

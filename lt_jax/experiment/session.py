@@ -210,7 +210,7 @@ def open_session(
     check_data(c, splits)
     given = c  # config.json keeps it
     c, cuts = cut_batches(c, splits)
-    task = make_task(c, splits.in_memory(), groups)
+    task = make_task(c, processes.together(splits.in_memory), groups)
     if sweeps:
         check_sweep(c, splits)
     methods = make_methods(c, splits, task.backbone, grids=sweeps)
