@@ -111,6 +111,8 @@ def test_lt_jax_command_parses(command, monkeypatch):
     config, rest = config_flags.split(arguments)
     options = main.make_parser().parse_args(rest)  # exits on an unknown flag
     assert options.command
+    if options.command == "features":
+        config = config_flags.of_data(options.data.replace("photos", "tests")) + config
     if options.configured:
         assert config_flags.read(config).seed == 0  # raises on an unknown key
     else:

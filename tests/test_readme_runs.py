@@ -28,7 +28,7 @@ from lt_jax.cli import main
 from lt_jax.pretrained import torch_names
 
 TUTORIALS = ("photographs", "compare_methods", "features")
-HOWTO = ("prepare_data", "sweep", "resume", "clusters", "convert_weights")
+HOWTO = ("prepare_data", "sweep", "resume", "clusters", "pretrained", "convert_weights")
 PAGES = (
     "README.md",
     "docs/get_started.md",
@@ -62,6 +62,18 @@ ELSEWHERE = {
     "lt-jax sweep --config configs/features.py": (
         "data/test_feature_files.py",
         "docs/tutorials/features.md",
+    ),
+    "lt-jax features": (
+        "experiment/test_extraction.py",
+        "test_features_of_photographs",
+    ),
+    "lt-jax run --config configs/features.py:path=features": (
+        "experiment/test_extraction.py",
+        '"features", dir=str(out)',
+    ),
+    "lt-jax run --config configs/folder.py:path=photos,net=resnet50": (
+        "pretrained/test_load.py",
+        "test_stage_1_starts_from_a_backbone",
     ),
     "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
     "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
