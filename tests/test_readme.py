@@ -188,7 +188,7 @@ def test_config_keys_exist():
         if page == "CHANGELOG.md":  # names removed keys
             continue
         for key in re.findall(rf"[`.]({groups}\.[a-z_]+(?:\.[a-z_]+)*)[=`]", text):
-            if re.search(r"\.(py|md|txt|json|jsonl|npz|parquet)$", key):
+            if re.search(r"\.(py|md|txt|json|jsonl|npz|parquet|safetensors)$", key):
                 continue
             count += 1
             inner = any(full.startswith(f"{key}.") for full in known)
