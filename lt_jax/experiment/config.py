@@ -569,14 +569,15 @@ def _check_memory(config: Config, splits: Splits, params: Any, trained: Any) -> 
 
     # Parameters, and gradients and momentum of the trained ones, on every device.
     network = size(params) + 2 * size(trained)
-    images = config.optim.batch * math.prod(splits.train.shape) // jax.device_count()
+    batch = max(config.optim.batch, config.eval.batch)
+    images = batch * math.prod(splits.train.shape) // jax.device_count()
     needed, there = network + images, sharding.device_memory()
     if needed > there:
         raise InputError(
             f"training needs at least {needed / 2**30:,.1f} GiB per device, "
             f"{network / 2**30:,.1f} of them for parameters, gradients and momentum, "
             f"but {there / 2**30:,.1f} are there: lower model.width, data.size or "
-            "optim.batch"
+            "the batches"
         )
 
 

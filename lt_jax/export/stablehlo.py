@@ -98,8 +98,8 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
             axis_name=None,
         )
         stem = leaves.get("params/backbone/stem_conv/kernel", np.zeros((1, 1, 3, 1)))
-        channels = np.atleast_3d(stem).shape[2]
-        shape = *[8 * backbone.side_multiple] * 2, channels
+        side, channels = 8 * backbone.side_multiple, np.atleast_3d(stem).shape[2]
+        shape = side, side, channels
     head, network = weights.load_fit(source, backbone, shape, num_classes)
     classes = source.outcome.get("per_class", {}).get("class")
     fit = Finished(source.title, classes, model, backbone, head, network)

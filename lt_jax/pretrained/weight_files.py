@@ -167,7 +167,7 @@ def _arrays(content: Any) -> Iterator[tuple[str, Array]]:
             )
         if isinstance(value, Mapping):
             prefix = f"{name}." if name else ""
-            for key, inner in reversed(value.items()):
+            for key, inner in reversed(list(value.items())):
                 if isinstance(key, str | int):
                     waiting.append((inner, f"{prefix}{key}", depth + 1))
         elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
