@@ -36,7 +36,9 @@ def machine(result: dict[str, Any]) -> dict[str, str]:
 
 
 def golden(result: dict[str, Any]) -> dict[str, Any]:
-    kept = {k: v for k, v in result.items() if k not in ("versions", "device")}
+    kept = {
+        k: v for k, v in result.items() if k not in ("versions", "device", "digest")
+    }
     return {"machine": machine(result), "result": figures(kept)}
 
 
