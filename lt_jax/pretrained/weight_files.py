@@ -166,6 +166,7 @@ def _arrays(content: Any) -> Iterator[tuple[str, Array]]:
                 "entries: expected a state dict"
             )
         if isinstance(value, Mapping):
+            _check_name(name)  # before it is part of many others
             prefix = f"{name}." if name else ""
             for key, inner in reversed(list(value.items())):
                 if isinstance(key, str | int):

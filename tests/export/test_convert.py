@@ -651,6 +651,7 @@ def test_hostile_tensors(tmp_path, capsys):
         (good | {"learned_norm": one.expand(2**30)}, "must have one value per class"),
         (good | {"x": np.array([1, None])}, "not a file of weights from PyTorch"),
         ({"\x1b[31m": one}, "a name is not printable text"),
+        ({"x" * 2**20: {str(i): 0 for i in range(50_000)}}, "a name is not printable"),
     ):
         torch.save(content, file)
         arguments = ["convert", str(file), str(tmp_path / "x"), "--arch=resnet8"]
