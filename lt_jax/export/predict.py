@@ -12,11 +12,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.decode import Undecodable, decode_all, read_file
-from lt_jax.data.images.photos import PhotoOptions, from_files, photographs
+from lt_jax.data.images.photos import PhotoOptions, from_files, photographs, same_size
 from lt_jax.errors import InputError
 from lt_jax.export import stablehlo
 
@@ -68,14 +65,18 @@ def _classify(
     looks, classes = note["images"], note["classes"]
     if looks is None:
         raise InputError(f"{note['run']} takes features ({note['input']}), not images")
-    view: Any = (*looks["size"], channels)
-    if looks["resize"] is not None:
-        view = PhotoOptions(view[0], looks["resize"], (1.0, 1.0), (1.0, 1.0), 0.0)
-    dataset = _dataset(images, tuple(classes), view, note["dataset"])
+    ids, encoded = np.array([str(path) for path in images]), from_files(images)
+    size, resize = looks["size"], looks["resize"]
+    if resize is None:
+        read = same_size(note["dataset"], (*size, channels), ids, encoded)
+    else:
+        view = PhotoOptions(size[0], resize, (1.0, 1.0), (1.0, 1.0), 0.0)
+        labels = np.zeros(len(images), np.int32)
+        read = photographs("", tuple(classes), labels, ids, encoded, view).read
     found = []
     for first in range(0, len(images), BATCH):
         part = images[first : first + BATCH]
-        pixels = dataset.read(np.arange(first, first + len(part)))
+        pixels = read(np.arange(first, first + len(part)))
         views = [pixels, pixels[:, :, ::-1]] if looks["flip"] else [pixels]
         logits = np.mean([np.asarray(logits_of(v), np.float32) for v in views], axis=0)
         order = np.argsort(-logits, axis=-1, kind="stable")[:, :top]
@@ -86,43 +87,3 @@ def _classify(
             ]
             found.append({"path": str(path), "top": guesses})
     return {"head": note["run"], "images": found}
-
-
-def _dataset(
-    images: Sequence[Path],
-    classes: tuple[str, ...],
-    view: PhotoOptions | tuple[int, int, int],
-    trained_on: str,
-) -> Dataset:
-    """Make a dataset of images, all labelled 0.
-
-    Args:
-      view: how to decode photographs, or the H, W, C that all images must have.
-      trained_on: the dataset of the network.
-    """
-    labels = np.zeros(len(images), np.int32)
-    ids = np.array([str(path) for path in images])
-    if isinstance(view, PhotoOptions):
-        return photographs("images", classes, labels, ids, from_files(images), view)
-    height, width, channels = view
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        pixels = np.empty((len(rows), *view), np.uint8)
-        for out, row in zip(pixels, rows, strict=True):
-            path = images[row]
-            try:
-                image = decode_all(read_file(path))
-            except Undecodable as error:
-                raise InputError(f"image {path} cannot be decoded: {error}") from error
-            if image.shape[:2] != (height, width):
-                raise InputError(
-                    f"{path} has {image.shape[1]} x {image.shape[0]} pixels, expected "
-                    f"{width} x {height} as in {trained_on}, which the network was "
-                    "trained on. Resize it"
-                )
-            if channels == 1:
-                image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
-            out[...] = image
-        return pixels
-
-    return Dataset("images", classes, labels, ids, view, read)

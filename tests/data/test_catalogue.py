@@ -372,7 +372,7 @@ def test_cifar_with_bad_images(tmp_path):
     for i in range(3):
         with pytest.raises(InputError, match=f"train_0000{i} cannot be decoded"):
             full.read(np.arange(i, 20))
-    with pytest.raises(InputError, match=r"train_00003 has shape \(32, 31, 3\)"):
+    with pytest.raises(InputError, match="train_00003 has 31 x 32 pixels"):
         full.read(np.arange(3, 20))
 
 

@@ -82,22 +82,22 @@ def read_file(path: str | Path, size: int = -1) -> bytes:
         raise Undecodable(reason or str(error)) from error
 
 
-def decode_all(data: bytes) -> np.ndarray:
-    """Decode a complete image at its own size: uint8[h, w, 3], upright.
-
-    Raises:
-      Undecodable: see ``decode``.
-    """
+def decode_all(data: bytes | Undecodable) -> np.ndarray:
+    """Decode a complete image at its own size: uint8[h, w, 3]; see ``decode``."""
+    if isinstance(data, Undecodable):
+        raise data
     return _upright(*_from_pillow(data))
 
 
-def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndarray:
+def decode(
+    data: bytes | Undecodable, box_of: Callable[[int, int], Box], size: int
+) -> np.ndarray:
     """Decode a box of a photograph and resize it without aliasing.
 
     The box is exact to half a pixel of the decoded scale.
 
     Args:
-      data: an encoded image; the first frame of an animation.
+      data: an encoded image; the first frame of an animation. Or why there is none.
       box_of: maps width and height of the upright photograph to the box.
       size: side of the result in pixels.
 
@@ -109,6 +109,8 @@ def decode(data: bytes, box_of: Callable[[int, int], Box], size: int) -> np.ndar
         undecodable even if the box is in the part that exists. A JPEG with damaged
         content may give wrong pixels, as with any decoder.
     """
+    if isinstance(data, Undecodable):
+        raise data
     header = jpeg_header(data)
     if header is not None:
         try:

@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from lt_jax.data.dataset import Dataset, Decoder
 from lt_jax.data.images import crops
-from lt_jax.data.images.decode import Undecodable, decode, read_file
+from lt_jax.data.images.decode import Undecodable, decode, decode_all, read_file
 from lt_jax.errors import InputError
 
 
@@ -44,6 +45,35 @@ def from_files(paths: Sequence[str | Path]) -> Encoded:
             return error
 
     return lambda rows: [content(row) for row in rows]
+
+
+def same_size(
+    name: str, shape: tuple[int, int, int], ids: np.ndarray, encoded: Encoded
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Make ``Dataset.read`` for images that all have H, W, C of the dataset ``name``.
+
+    It raises InputError for an image that has not.
+    """
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        pixels = np.empty((len(rows), *shape), np.uint8)
+        for out, id, data in zip(pixels, ids[rows], encoded(rows), strict=True):
+            try:
+                image = decode_all(data)
+            except Undecodable as error:
+                raise InputError(f"image {id} cannot be decoded: {error}") from error
+            height, width = image.shape[:2]
+            if (height, width) != shape[:2]:
+                raise InputError(
+                    f"image {id} has {width} x {height} pixels, expected {shape[1]} x "
+                    f"{shape[0]} as in {name}: resize it"
+                )
+            if shape[2] == 1:
+                image = np.asarray(Image.fromarray(image).convert("L"))[..., None]
+            out[...] = image
+        return pixels
+
+    return read
 
 
 def photographs(
@@ -86,8 +116,6 @@ def photographs(
                     ratio=options.ratio,
                 )
             try:
-                if isinstance(data, Undecodable):
-                    raise data
                 out[i][...] = decode(data, box_of, size)
                 reasons.append("")
             except Undecodable as error:

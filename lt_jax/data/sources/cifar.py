@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.decode import Undecodable, decode_all
+from lt_jax.data.images.photos import same_size
 from lt_jax.data.sources import tfds
-from lt_jax.errors import InputError
 
 SHAPE = (32, 32, 3)
 # Labels of some examples in the original archive; none are known for CIFAR-10.
@@ -47,24 +44,5 @@ def original_order(*parts: Dataset) -> bool | None:
 
 def _split(name: str, dir: str, split: str) -> Dataset:
     part = tfds.load(name, dir, split)
-
-    def read(rows: np.ndarray) -> np.ndarray:
-        images = np.empty((len(rows), *SHAPE), np.uint8)
-        for i, png in enumerate(part.encoded(rows)):
-            try:
-                if isinstance(png, Undecodable):
-                    raise png
-                image = decode_all(png)
-            except Undecodable as error:
-                raise InputError(
-                    f"image {part.ids[rows[i]]} cannot be decoded: {error}"
-                ) from error
-            if image.shape != SHAPE:
-                raise InputError(
-                    f"image {part.ids[rows[i]]} has shape {image.shape}, expected "
-                    f"{SHAPE}"
-                )
-            images[i] = image
-        return images
-
+    read = same_size(name, SHAPE, part.ids, part.encoded)
     return Dataset(name, part.classes, part.labels, part.ids, SHAPE, read)
