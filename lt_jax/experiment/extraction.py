@@ -185,7 +185,7 @@ def _torch(options: Options) -> Backbone:
     loaded = torch_backbones.load(options.model, options.dtype, options.size)
 
     def make(task: Task, views: tuple[str, ...], log: Logger) -> Compute:
-        mean, std = (np.float32(values) for values in loaded.recipe.colours)
+        mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)
 
         def compute(
             dataset: Dataset, errors: DecodeErrors, stop_requested: Callable[[], str]
@@ -196,7 +196,8 @@ def _torch(options: Options) -> Backbone:
                 doing = f"the features of {dataset.name}"
                 batches = until_stopped(batches, stop_requested, doing)
                 for row, batch in zip(rows, batches, strict=True):
-                    images = (np.float32(batch["image"]) / 255 - mean) / std
+                    pixels = batch["image"].astype(np.float32)
+                    images = (pixels / 255 - mean) / std
                     images = images[:, :, ::-1] if view == "mirror" else images
                     yield loaded.apply(images)[: (row >= 0).sum()]
 
@@ -293,4 +294,4 @@ def _join(out: Path, name: str, dataset: Dataset) -> list[str]:
 
 def _save(file: Path, **arrays: np.ndarray) -> None:
     with atomic_path(file) as draft, draft.open("wb") as opened:
-        np.savez(opened, **arrays)
+        np.savez(opened, allow_pickle=False, **arrays)
