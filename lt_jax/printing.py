@@ -7,6 +7,7 @@ that begins with ``=`` would be a formula in a spreadsheet.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -68,12 +69,12 @@ class Stream:
 def safe_streams() -> Iterator[None]:
     """Write ``printable`` text to stdout and stderr."""
     before = sys.stdout, sys.stderr
-    # A closed descriptor gives None, which `print` accepts.
-    sys.stdout, sys.stderr = (each and Stream(each) for each in before)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w") as nowhere:  # a closed descriptor gives None
+        sys.stdout, sys.stderr = (Stream(each or nowhere) for each in before)
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     traceback.print_exc()
                 code, message = _failure(error, argv, options)
                 print(f"lt-jax: {printing.one_line(message)}", file=sys.stderr)
-    return cluster.leave(code)
+        return cluster.leave(code)
 
 
 @contextlib.contextmanager
@@ -132,8 +132,7 @@ def _run(argv: list[str], options: argparse.Namespace) -> None:
         raise InputError(f"{options.command} does not take --config")
     else:
         options.call(options)
-    if sys.stdout:
-        sys.stdout.flush()  # a full disk is an error here, not at the end
+    sys.stdout.flush()  # a full disk is an error here, not at the end
 
 
 def _config(flags: list[str], options: argparse.Namespace) -> UserConfig:

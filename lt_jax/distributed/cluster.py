@@ -238,11 +238,15 @@ def leave(code: int, alone: bool = False) -> int:
 
     import jax
 
+    def shut_down() -> None:
+        with contextlib.suppress(Exception):  # the others may be gone
+            jax.distributed.shutdown()
+
     sys.stdout.flush()
     sys.stderr.flush()
-    shutdown = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    shutdown.start()
-    shutdown.join(LEAVE_SECONDS)
+    thread = threading.Thread(target=shut_down, daemon=True)
+    thread.start()
+    thread.join(LEAVE_SECONDS)
     os._exit(code)
 
 

@@ -271,6 +271,13 @@ def test_names_do_not_reach_the_terminal_raw(capsys, monkeypatch):
     assert "\x1b" not in capsys.readouterr().err
 
 
+def test_closed_streams(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main.main(["list", "networks"]) == 0
+    assert main.main(["list", "nothing"]) == 2
+
+
 def test_an_encoding_without_a_character(tmp_path):
     with (tmp_path / "out").open("w", encoding="ascii") as file:
         print("ä", file=printing.Stream(file))
