@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from lt_jax.errors import InputError, brief
+from lt_jax.files import open_regular
 
 # Compressed content may expand to this many bytes, or this many times its size.
 EXPANDED = 2**29
@@ -55,7 +57,7 @@ def check_expansion(size: int, stored: int) -> None:
 
 def npy(file: Path) -> np.ndarray:
     """Read the array of a ``.npy`` file, without pickles."""
-    with file.open("rb") as stream:
+    with open(open_regular(file, os.O_RDONLY), "rb") as stream:
         return _array(stream, file.stat().st_size)
 
 

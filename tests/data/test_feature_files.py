@@ -213,6 +213,15 @@ def test_an_id_in_place_of_a_label(tmp_path):
         vectors.load(folder)
 
 
+@pytest.mark.parametrize("name", ["train.npy", "train_labels.npy", "test.npy"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    write(tmp_path, "npy")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(InputError, match=rf"{name} is not a regular file"):
+        vectors.load(str(tmp_path))
+
+
 def test_one_class_is_no_task(tmp_path):
     features, labels = arrays()
     folder = write(tmp_path, train=(features, labels * 0), test=(features, labels * 0))

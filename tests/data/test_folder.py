@@ -435,6 +435,12 @@ def test_an_empty_class(tmp_path):
         load(root)
 
 
+def test_one_image_per_class(tmp_path):
+    tiny_photos.write(tmp_path, dict.fromkeys(SIZES, 1))
+    with pytest.raises(InputError, match="every class has a single image"):
+        load(tmp_path)
+
+
 def test_only_one_class(tmp_path):
     tiny_photos.write(tmp_path, {"rot": 5})
     with pytest.raises(InputError, match="only one class, 'rot'"):

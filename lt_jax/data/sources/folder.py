@@ -91,6 +91,10 @@ def load(
         full = files["train"]
         labels = np.array([number[file.label] for file in full])
         kept, held = longtail.hold_out(labels, test, valid_seed, len(classes))
+        if not held.size:
+            raise InputError(
+                f"{source}: every class has a single image, so none is left for testing"
+            )
         files |= {"train": [full[i] for i in kept], "test": [full[i] for i in held]}
     _warn_of_duplicates(files)
 
