@@ -237,7 +237,7 @@ def append(file: Path, text: str) -> None:
         opened.write(text)
 
 
-def is_inside(path: Path, root: Path) -> bool:
+def is_inside(path: str | Path, root: Path) -> bool:
     """Return whether a path, its links followed, is in ``root``."""
     real = Path(os.path.realpath(path))  # Path.resolve fails for a loop of links
     return real.is_relative_to(os.path.realpath(root))
@@ -247,24 +247,26 @@ def claim(folder: Path, root: Path) -> None:
     """Make a folder, check that writing in it stays in ``root``, remove drafts.
 
     Raises:
-      InputError: it is a link, or contains one, that leaves ``root``.
+      InputError: it is a link, or contains one, that leaves ``root``; or a pipe.
     """
-    pending = [folder]
-    if is_inside(folder, root):
-        folder.mkdir(parents=True, exist_ok=True)
-    while pending:
-        path = pending.pop()
+
+    def check(path: str) -> None:
         if not is_inside(path, root):
             raise InputError(
                 f"{path} is a link to {os.path.realpath(path)}, outside of {root}: "
                 "nothing is written there. Replace it by a file or folder"
             )
-        if path.is_symlink() and path != folder:
-            continue
-        with os.scandir(path) as entries:
+
+    check(str(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    pending = [str(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
             for entry in entries:
-                if entry.is_symlink() or entry.is_dir():
-                    pending.append(path / entry.name)
+                if entry.is_symlink():
+                    check(entry.path)
+                elif entry.is_dir():
+                    pending.append(entry.path)
                 elif not entry.is_file():
                     raise InputError(f"{entry.path} is a pipe or a device: remove it")
                 elif DRAFT.fullmatch(entry.name):

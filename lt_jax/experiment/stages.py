@@ -269,11 +269,15 @@ def evaluate_all(
         names = session.config.method.names
         kinds = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
         fits = weights.fits(workdir, ["stage1", *names, *kinds])
-        session.log.warning(f"evaluating {len(fits)} fits on {len(dataset):,} images")
+        for source in fits:
+            weights.head_of(source)  # checks all outcomes before the first evaluation
         found = {}
         sizes = task.splits.train.shape, len(task.splits.full_class_counts)
         for source in fits:
             head, network = weights.load_fit(source, task.backbone, *sizes)
+            if not found:
+                number = f"{len(fits)} fits on {len(dataset):,} images"
+                session.log.warning(f"evaluating {number}")
             tally = session.evaluate(head, network, dataset)
             found[source.title] = {
                 **results.summary(task, tally, network.params["head"]),

@@ -83,7 +83,7 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         raise InputError(f"{workdir} has a backbone without a head")
     if model is None:
         raise InputError(f"{workdir} has no config.json, which describes its network")
-    num_features, num_classes = np.atleast_2d(leaves[torch_names.KERNEL]).shape
+    num_features, num_classes = np.atleast_2d(leaves[torch_names.KERNEL]).shape[-2:]
     if model["name"] == "none":
         shape, backbone = (1, 1, num_features), models.Identity(num_features)
     else:
