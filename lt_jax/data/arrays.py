@@ -35,6 +35,8 @@ def reading(file: Path, expected: str) -> Iterator[None]:
         what = "is not a regular file" if file.exists() else "does not exist"
         raise InputError(f"{file} {what}: expected {expected}")
     try:
+        status = file.stat()  # of a sparse file, few blocks are stored
+        check_expansion(status.st_size, 512 * status.st_blocks or status.st_size)
         yield
     except MemoryError as error:
         raise InputError(

@@ -21,17 +21,15 @@ def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
 
     Args:
       n_max: size of the largest class.
-      num_classes: K.
+      num_classes: K, at least 2.
       imbalance: size of the largest class over the smallest, at least 1.
 
     Returns:
       int64[K].
 
     Raises:
-      InputError: fewer than two classes, or a class would be empty.
+      InputError: a class would be empty.
     """
-    if num_classes < 2:
-        raise InputError(f"a long tail needs at least 2 classes, got {num_classes}")
     last = num_classes - 1
     sizes = [int(n_max * (1 / imbalance) ** (c / last)) for c in range(num_classes)]
     if empty := sizes.count(0):

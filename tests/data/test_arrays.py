@@ -116,6 +116,18 @@ def test_bad_zip_files(tmp_path):
     refused(tmp_path / "none", "does not exist")
 
 
+def test_a_sparse_file_is_found_before_it_is_read(tmp_path):
+    file = tmp_path / "x.npy"
+    with file.open("wb") as opened:
+        opened.write(header((2**34,)))
+        opened.truncate(2**36 + 128)
+    with (
+        pytest.raises(InputError, match=r"bytes expand to 68,719,476,864"),
+        arrays.reading(file, "numbers"),
+    ):
+        arrays.npy(file)
+
+
 def test_a_bomb_is_found_before_it_expands(tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "EXPANDED", 1000)
     refused(zipped(tmp_path / "x.npz", npy(np.zeros(10_000))), "store them without")

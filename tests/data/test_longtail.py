@@ -32,11 +32,6 @@ def test_class_sizes_by_hand():
     assert longtail.class_sizes(7, 3, 1).tolist() == [7, 7, 7]
 
 
-def test_class_sizes_reject_one_class():
-    with pytest.raises(InputError, match="at least 2 classes, got 1"):
-        longtail.class_sizes(500, 1, 10)
-
-
 @pytest.mark.parametrize(
     ("n_max", "imbalance", "which", "largest"),
     [

@@ -11,7 +11,7 @@ of three formats:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,15 +92,6 @@ def _read(folder: Path, split: str) -> Arrays:
     )
 
 
-def _npz(file: Path) -> Arrays:
-    features, labels = arrays.npz(file, ("features", "labels"))
-    return features, labels
-
-
-def _npy(file: Path) -> Arrays:
-    return arrays.npy(file), arrays.npy(file.with_name(f"{file.stem}_labels.npy"))
-
-
 def _parquet(file: Path) -> Arrays:
     table = arrays.parquet(file, ("features", "labels"))
     from pyarrow import compute, types
@@ -126,12 +117,18 @@ def _parquet(file: Path) -> Arrays:
 
 
 # How to read each format, and what a message expects.
-FORMATS: dict[str, tuple[Callable[[Path], Arrays], str]] = {
+FORMATS: dict[str, tuple[Callable[[Path], Sequence[np.ndarray]], str]] = {
     ".npz": (
-        _npz,
+        lambda file: arrays.npz(file, ("features", "labels")),
         "arrays of numbers, written by np.savez(file, features=..., labels=...)",
     ),
-    ".npy": (_npy, "arrays of numbers, written by np.save, here and in *_labels.npy"),
+    ".npy": (
+        lambda file: (
+            arrays.npy(file),
+            arrays.npy(file.with_name(f"{file.stem}_labels.npy")),
+        ),
+        "arrays of numbers, written by np.save, here and in *_labels.npy",
+    ),
     ".parquet": (
         _parquet,
         "the columns features (lists of D numbers, the same D for all) and labels",
