@@ -37,7 +37,8 @@ from lt_jax.retraining.features import Request, extract
 from lt_jax.training.log import Logger, duration
 from lt_jax.training.loop import Task
 
-PART = 2048  # images whose features are written at a time
+PART = 512  # images whose features are written at a time
+QUIET = 10.0  # least seconds between lines about progress
 REMEDY = "Remove it, or use another --out"
 
 
@@ -238,7 +239,7 @@ def _compute_parts(
         if not _part(folder, name, first).is_file()
     ]
     sizes = [min(PART, len(datasets[name]) - first) for name, first in parts]
-    done, begun = 0, time.monotonic()
+    done, begun, reported = 0, time.monotonic(), 0.0
     for (name, first), size in zip(parts, sizes, strict=True):
         rows = np.arange(first, first + size)
         part = datasets[name].take(rows)
@@ -260,8 +261,10 @@ def _compute_parts(
             labels=np.delete(part.labels, left_out),
             left_out=np.asarray(part.ids)[left_out].astype(str),
         )
-        done += size
-        rate = done / (time.monotonic() - begun)
+        done, now = done + size, time.monotonic()
+        if now - reported < QUIET and first + size < len(datasets[name]):
+            continue
+        rate, reported = done / (now - begun), now
         log.info(
             f"{name}: {first + size:,} of {len(datasets[name]):,} images | "
             f"{rate:,.1f} img/s | {duration((sum(sizes) - done) / rate)} left"

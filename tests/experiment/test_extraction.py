@@ -93,6 +93,7 @@ def test_features_of_photographs(photos, net, tmp_path, capsys):
     counts = [len(s) for s in (splits.train, splits.valid, splits.test)]
     assert counts == [10, 3, 3]
     assert splits.train.shape == (1, 1, 6)
+    assert splits.train.classes == (*SIZES,)
 
     assert features(net, photos, out, "--mirror") == 0
     assert "has these features already" in capsys.readouterr().out

@@ -6,6 +6,8 @@ of three formats:
     train.npz       arrays ``features`` [N, D] and ``labels`` [N]
     train.npy       features, with ``train_labels.npy``
     train.parquet   columns ``features`` (lists of D numbers) and ``labels``
+
+``features.json`` of `lt-jax features` names the classes; without it they are numbers.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import numpy as np
 from lt_jax.data import arrays
 from lt_jax.data.dataset import Dataset
 from lt_jax.errors import InputError
+from lt_jax.files import read_json
 
 Arrays = tuple[np.ndarray, np.ndarray]  # features, labels
 
@@ -57,13 +60,18 @@ def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
                 f"{train[0].shape[1]} numbers each in train, {features.shape[1]} in "
                 f"{split}"
             )
-    made = {name: _dataset(name, *part, num_classes) for name, part in parts.items()}
-    full = _dataset("train", *train, num_classes)
-    return full, made.get("val"), made["test"]
+    classes = tuple(str(k) for k in range(num_classes))
+    if (file := folder / "features.json").is_file():
+        remedy = "Without this file, classes are numbers"
+        named = read_json(file, {"classes": [str, num_classes]}, remedy)
+        classes = tuple(named["classes"][:num_classes])
+    parts["train"] = train
+    made = {name: _dataset(name, *part, classes) for name, part in parts.items()}
+    return made["train"], made.get("val"), made["test"]
 
 
 def _dataset(
-    split: str, features: np.ndarray, labels: np.ndarray, num_classes: int
+    split: str, features: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]
 ) -> Dataset:
     content = hashlib.sha256(features.data)
     content.update(labels.data)
@@ -71,7 +79,7 @@ def _dataset(
     stacked = features[:, None, None, :]
     return Dataset(
         name="features",
-        classes=tuple(str(k) for k in range(num_classes)),
+        classes=classes,
         labels=labels,
         ids=np.array([f"{split}_{digest}_{i:08d}" for i in range(len(labels))]),
         shape=stacked.shape[1:],
