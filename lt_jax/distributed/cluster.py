@@ -115,7 +115,7 @@ def _code() -> dict[str, str]:
     from pathlib import Path
 
     import jax
-    import jaxlib
+    import jaxlib.version
 
     package = Path(__file__).parents[1]
     files = sorted(package.rglob("*.py"))
@@ -124,7 +124,7 @@ def _code() -> dict[str, str]:
     return {
         "lt_jax": f"{__version__} with source {hashlib.sha256(text).hexdigest()[:12]}",
         "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
+        "jaxlib": jaxlib.version.__version__,
         **{name: str(getattr(jax.config, name)) for name in settings},
     }
 

@@ -62,6 +62,7 @@ def together(
     if jax.process_count() == 1:
         return work()
     failed: Exception | None = None
+    found: Any = None
     try:
         found = work()
         given = same(found) if same else {}
