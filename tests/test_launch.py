@@ -251,7 +251,7 @@ def test_the_manifest_fits_its_schema():
         ("maxRestarts: 100", "maxRestart: 100"),
         ("completionMode: Indexed", "completionMode: NonIndexed"),
         ("action: FailJobSet", "action: FailJobset"),
-        ("values: [1, 2, 130]", "values: [0]"),
+        ("values: [1, 2, 70, 130]", "values: [0]"),
         ("restartPolicy: Never", "restartPolicy: OnFailure"),
         ("nvidia.com/gpu: 8", "nvidia.com/gpu: eight"),
     ],
