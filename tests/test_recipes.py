@@ -226,6 +226,7 @@ def test_a_method_of_your_own(tmp_path, monkeypatch, capsys):
     assert own["hyper"]["lr"] == 0.005  # scaled to batch 32
     # Its oracle: a mean over weights does not depend on their scale.
     assert own["nll"]["values"] == pytest.approx(ce["nll"]["values"], rel=1e-5)
+    flags.remove("--config.method.names=halved,ce")
     flags += [f"--config.init.path={tmp_path / 'run'}", "--config.method.names=halved"]
     assert main.main(["sweep", *flags, "--workdir", str(tmp_path / "sweep")]) == 0
     result = json.loads((tmp_path / "sweep/result.json").read_text())
