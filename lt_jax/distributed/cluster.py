@@ -63,6 +63,8 @@ def join(
     Raises:
       InputError: inconsistent flags, no connection, or processes with other code.
     """
+    if not 0 < seconds <= 86400:
+        raise InputError(f"--join_timeout must be in (0, 86400] s, got {seconds:g}")
     flags = zip(FLAGS, (coordinator, num_processes, process_id), strict=True)
     given = {name: value for name, value in flags if value is not None}
     arguments = _arguments(given)
@@ -152,7 +154,7 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
         raise InputError(
             f"--coordinator must be HOST:PORT, such as 10.0.0.1:1234, got {coordinator}"
         )
-    if not 0 <= number < num:
+    if not 0 <= number < num < 2**31:
         raise InputError(
             f"--process_id must be from 0 to --num_processes - 1, got {number} with "
             f"--num_processes {num}"
@@ -168,11 +170,12 @@ def _check_address(address: str) -> None:
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
         socket.create_server(place[:2], family=family).close()
-    except OSError as error:
+    except (OSError, ValueError, OverflowError) as error:  # or not an address at all
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"process 0 on {os.uname().nodename} cannot listen on {address}: "
-            f"{error.strerror}. Choose a free port and the address of this host, or "
-            "behind a gateway set JAX_COORDINATOR_BIND_ADDRESS"
+            f"process 0 on {os.uname().nodename} cannot listen on {address}: {reason}. "
+            "Choose a free port and the address of this host, or behind a gateway set "
+            "JAX_COORDINATOR_BIND_ADDRESS"
         ) from error
 
 

@@ -238,6 +238,10 @@ def test_gpus_that_cannot_be_shared():
         ("--coordinator=a:1 --num_processes=2 --process_id=2", "got 2 with"),
         ("--coordinator=a:1 --num_processes=2 --process_id=-1", "got -1 with"),
         ("--coordinator=a:1 --num_processes=0 --process_id=0", "--num_processes 0"),
+        ("--coordinator=a:1 --num_processes=9999999999 --process_id=0", "9999999999"),
+        ("--coordinator=a..b:1 --num_processes=2 --process_id=0", "cannot listen on a"),
+        ("--join_timeout=nan", "--join_timeout must be in (0, 86400] s, got nan"),
+        ("--join_timeout=1e300", "--join_timeout must be in"),
     ],
 )
 @pytest.mark.parametrize("command", ["run", "evaluate"])
