@@ -69,8 +69,8 @@ class Stream:
 def safe_streams() -> Iterator[None]:
     """Write ``printable`` text to stdout and stderr."""
     before = sys.stdout, sys.stderr
-    with open(os.devnull, "w") as nowhere:  # a closed descriptor gives None
-        sys.stdout, sys.stderr = (Stream(each or nowhere) for each in before)
+    with open(os.devnull, "w") as null:  # a closed descriptor gives None
+        sys.stdout, sys.stderr = (Stream(each or null) for each in before)
         try:
             yield
         finally:
