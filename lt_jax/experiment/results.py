@@ -28,7 +28,7 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import tables
 from lt_jax.experiment.schemas import ACCURACIES, MEASURED, OUTCOME, RESULT, ROWS
-from lt_jax.files import jsonable, read_json, sealed_json
+from lt_jax.files import Schema, jsonable, read_json, sealed_json
 from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
 from lt_jax.retraining.selection import number, spread
@@ -43,9 +43,7 @@ PACKAGES = (
     *("tensorflow-datasets", "ml-collections", "numpy"),
 )
 
-REWRITE = "Rerun the command that wrote it: it writes the file again"
-REFIT = "Delete it and rerun the command that wrote it: it measures the fit again"
-REROW = "Delete it and rerun the command that wrote it: it fits its heads again"
+REMEDY = "Delete it and rerun the command that wrote it, which computes it again"
 
 Outcome = dict[str, Any]  # the content of an outcome.json
 StoredRow = dict[str, Any]  # an entry of a rows.json
@@ -155,20 +153,40 @@ def save_outcome(directory: Path, outcome: Outcome) -> None:
     _write(directory / "outcome.json", sealed_json(outcome))
 
 
-def outcome(directory: Path, remedy: str = REFIT) -> Outcome | None:
+def outcome(
+    directory: Path, report: Callable[[str], None] | None = None
+) -> Outcome | None:
     """Read the outcome of the fit in this directory; None if it has not finished."""
     file = directory / "outcome.json"
-    return read_json(file, OUTCOME, remedy) if file.exists() else None
+    return _read(file, OUTCOME, report) if file.exists() else None
 
 
 def outcomes(workdir: Path, folder: str) -> list[Outcome]:
     """Read the evaluated fits in a folder such as ``stage1`` or ``chosen/los``."""
     found = []
     for file in (workdir / "checkpoints" / folder).glob("*/outcome.json"):
-        found.append(read_json(file, MEASURED, REFIT))
+        found.append(read_json(file, MEASURED, REMEDY))
         if len({*map(len, found[-1]["per_class"].values())}) > 1:
-            raise InputError(f"{file}: per_class has lists of two lengths. {REFIT}")
+            raise InputError(f"{file}: per_class has lists of two lengths. {REMEDY}")
     return sorted(found, key=lambda o: o["seeds"])
+
+
+def _read(
+    file: Path, schema: Schema, report: Callable[[str], None] | None
+) -> dict[str, Any] | None:
+    """Read a file of a workdir.
+
+    Args:
+      report: gets a line if it is invalid, then returned as None; if None, raises
+        InputError.
+    """
+    try:
+        return read_json(file, schema, "Computing it again" if report else REMEDY)
+    except InputError as error:
+        if report is None:
+            raise
+        report(str(error))
+        return None
 
 
 # Rows of a sweep.
@@ -180,21 +198,10 @@ def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[StoredRow]) -
 
 
 def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[StoredRow]:
-    """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``.
-
-    Args:
-      report: gets a line per invalid file, which is skipped; None raises InputError.
-    """
+    """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
     found: dict[str, StoredRow] = {}
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
-        remedy = "Fitting its heads again" if report else REROW
-        try:
-            chunk = read_json(file, ROWS, remedy)
-        except InputError as error:
-            if report is None:
-                raise
-            report(str(error))
-            continue
+        chunk = _read(file, ROWS, report) or {"rows": []}
         for row in chunk["rows"]:
             row = {**row, "origin": chunk["origin"], "folder": str(file.parent)}
             keys = ("method", "hyper", "seeds", "origin")
@@ -315,8 +322,6 @@ def _per_class(workdir: Path, result: dict[str, Any]) -> str:
 
 def swept(workdir: Path) -> dict[str, Any] | None:
     """Read the ``result.json`` of a finished sweep; None if there is no valid one."""
-    try:
-        found = read_json(workdir / "result.json", RESULT, REWRITE)
-    except (InputError, FileNotFoundError):
-        return None  # it will be written again
-    return found if "sweep" in found else None
+    file = workdir / "result.json"
+    found = file.exists() and _read(file, RESULT, lambda _: None)
+    return found if found and "sweep" in found else None

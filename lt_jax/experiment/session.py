@@ -83,15 +83,8 @@ class Session(NamedTuple):
     def finished(self, title: str) -> dict[str, Any] | None:
         """Return the outcome of a fit as process 0 reads it; None if not finished."""
         directory = self.workdir / "checkpoints" / title
-
-        def read() -> dict[str, Any] | None:
-            try:
-                return results.outcome(directory, "Measuring this fit again")
-            except InputError as error:
-                self.log.warning(str(error))
-                return None
-
-        found = processes.from_process_zero(read)
+        report = self.log.warning
+        found = processes.from_process_zero(lambda: results.outcome(directory, report))
         examples = self.task.splits.train.hash
         before = found.get("adopted_for", found["fitted_on"]) if found else examples
         if before != examples:

@@ -203,7 +203,7 @@ def head_of(source: Source) -> Head:
     if folder in ("stage1", ""):
         return linear
     outcome, file = source.outcome, f"{source.directory / 'outcome.json'}"
-    check(outcome, MEASURED, file, results.REFIT)
+    check(outcome, MEASURED, file, results.REMEDY)
     counts = np.array(outcome["per_class"]["train_count"])
     return make_method(folder, counts, outcome["hyper"]).head
 

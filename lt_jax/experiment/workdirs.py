@@ -12,7 +12,7 @@ from flax import traverse_util
 from lt_jax.errors import InputError
 from lt_jax.experiment import results
 from lt_jax.experiment.config import FREE, read_config
-from lt_jax.experiment.results import REWRITE, Outcome, StoredRow
+from lt_jax.experiment.results import REMEDY, Outcome, StoredRow
 from lt_jax.experiment.schemas import RESULT
 from lt_jax.experiment.tables import group_average
 from lt_jax.files import read_json
@@ -83,7 +83,7 @@ def _read(path: Path, label: str) -> Run:
             f"{path} has no result.json: nothing has finished yet. Wait for the run, "
             "or stop it with Ctrl-C"
         )
-    result = read_json(path / "result.json", RESULT, REWRITE)
+    result = read_json(path / "result.json", RESULT, REMEDY)
     stage1 = results.outcomes(path, "stage1")
     chosen, fixed = _by_method(path, "chosen/"), _by_method(path, "fixed/")
     fits = chosen or _by_method(path, "")

@@ -604,7 +604,7 @@ def test_an_edited_outcome_is_measured_again(finished, tmp_path, capsys):
             assert main.main(command) == 2
             assert "outcome.json" in capsys.readouterr().err
     result = stages.run(tiny_digits.config(), workdir)
-    assert capsys.readouterr().out.count("Measuring this fit again") == 2
+    assert capsys.readouterr().out.count("Computing it again") == 2
     for name, found in finished[1]["methods"].items():
         assert result["methods"][name]["all"] == found["all"]
 

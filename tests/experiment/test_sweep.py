@@ -216,7 +216,7 @@ def test_edited_rows_are_fitted_again(swept, tmp_path):
     found = results.rows(tmp_path, lines.append)
     assert len(found) == len(results.rows(swept[0])) - len(content["rows"])
     (line,) = lines
-    assert line == f"{edited} has changed since it was written. Fitting its heads again"
+    assert line == f"{edited} has changed since it was written. Computing it again"
     with pytest.raises(InputError, match=r"rows\.json has changed since"):
         results.rows(tmp_path)
 
