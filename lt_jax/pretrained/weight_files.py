@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import safetensors
-import safetensors.numpy
 
 from lt_jax.errors import InputError, brief, located
 from lt_jax.files import atomic_path
@@ -64,6 +62,8 @@ def read(file: Path) -> dict[str, Array]:
     with located(f"{file}"):
         if file.suffix.lower() != SAFETENSORS:
             return dict(_arrays(_read_pytorch(file)))
+        import safetensors  # on use, as commands without such files do without it
+
         try:
             return dict(_read_safetensors(file))
         except safetensors.SafetensorError as error:
@@ -71,6 +71,8 @@ def read(file: Path) -> dict[str, Array]:
 
 
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:
+    import safetensors
+
     with file.open("rb") as opened:
         header = int.from_bytes(opened.read(8), "little")
     if header > MAX_HEADER:
@@ -207,6 +209,8 @@ def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) ->
       notes: metadata of a safetensors file; not written to PyTorch's format.
     """
     if file.suffix.lower() == SAFETENSORS:
+        import safetensors.numpy
+
         with atomic_path(file) as draft:
             safetensors.numpy.save_file(dict(state), draft, notes)
         return
