@@ -170,8 +170,9 @@ def _problem(value: Any, schema: Schema) -> str | None:
     kind = schema if isinstance(schema, type) else type(schema)
     if type(value) not in KINDS[kind][0]:
         return KINDS[kind][1]
-    few = isinstance(schema, list) and len(value) < sum(schema[1:])
-    return f"a list of at least {schema[1]}" if few else None
+    if isinstance(schema, list) and len(value) < sum(schema[1:]):
+        return f"a list of at least {schema[1]}"
+    return None
 
 
 def jsonable(value: Any) -> Any:

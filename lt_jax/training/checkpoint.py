@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import operator
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterator
@@ -118,7 +119,7 @@ class Checkpoints:
         for step, reason in damaged.items():
             place = self.directory / str(step)
             aside = place.with_name(f"{step}.damaged.{secrets.token_hex(2)}")
-            processes.on_process_zero(functools.partial(place.rename, aside))
+            processes.on_process_zero(functools.partial(os.rename, place, aside))
             report(f"{reason}: moved to {aside.name}, this fit starts again")
         self._manager.reload()
         return None
