@@ -434,6 +434,7 @@ def test_values_that_resolve_are_checked_against_the_data():
     [
         ({"seed": 2**32}, "seed must be in .0, 4294967295., got 4294967296"),
         ({"seed": 2**32 - 2}, "the last seed, .* must be below 2 .. 32"),
+        ({"optim__repeats": 1000, "method__repeats": 11}, "at most 10,000 fits of a"),
         ({"optim__at_once": -1}, "optim.at_once must be in .0, 10000., got -1"),
         ({"optim__epochs": 10**20}, "optim.epochs must be in"),
         ({"optim__momentum": 2.0}, r"optim.momentum must be in \[0, 1\), got 2.0"),

@@ -299,6 +299,10 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
     ),
     "the last seed, seed + optim.repeats + method.repeats, must be below 2 ** 32, got "
     "seed={c.seed}": lambda c: c.seed + c.optim.repeats + c.method.repeats < 2**32,
+    "optim.repeats * method.repeats must be at most 10,000 fits of a method, got "
+    "{c.optim.repeats} * {c.method.repeats}": (
+        lambda c: c.optim.repeats * c.method.repeats <= 10_000
+    ),
     "method.names must hold at least one method and none twice, got {c.method.names}": (
         lambda c: 0 < len(set(c.method.names)) == len(c.method.names)
     ),
