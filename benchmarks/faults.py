@@ -240,9 +240,10 @@ def start(
             if i == 0 and kill is not None:
                 root, at, after = kill
                 kill_points.install(root, log.with_suffix(".calls"), at, after)
-            from lt_jax.cli import main
+            from lt_jax import __main__ as main
 
-            code = main.main([*words, *job])
+            sys.argv = ["lt-jax", *words, *job]
+            code = main.main()
             sys.stdout.flush()
         except SystemExit as error:
             code = error.code if isinstance(error.code, int) else 1

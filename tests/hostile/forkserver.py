@@ -63,11 +63,12 @@ def become(request: dict[str, Any]) -> int:
     limit = address_space() + request["megabytes"] * 2**20
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    from lt_jax.cli import main
+    from lt_jax import __main__ as main
 
     code: Any = 1
     try:
-        code = main.main(request["argv"])
+        sys.argv = ["lt-jax", *request["argv"]]
+        code = main.main()
     except SystemExit as error:
         code = error.code
         if isinstance(code, str):
