@@ -160,6 +160,8 @@ def whole_files() -> Iterator[Case]:
     """List the cases that damage a complete file."""
     for name, command in COMMANDS.items():
         for file in command.reads:
+            if FILES[file] in command.unlink:
+                continue
             kinds = damages.JSON if file in JSON_FILES else damages.ANY
             if file.startswith(("folder", "draft")):
                 kinds = [k for k in damages.ANY if k not in ("half", "flipped")]
@@ -172,7 +174,8 @@ def values(workdir: Path) -> Iterator[Case]:
     """List the cases that replace one value of a JSON file."""
     for name, command in COMMANDS.items():
         for file in command.reads:
-            if file not in JSON_FILES or file == "metrics":
+            skipped = file == "metrics" or FILES[file] in command.unlink
+            if file not in JSON_FILES or skipped:
                 continue
             text = find(workdir, file).read_text(encoding="utf-8")
             for place in damages.places(json.loads(text)):
