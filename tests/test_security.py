@@ -5,8 +5,13 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
+import made_workdirs
 import numpy as np
 import pytest
+
+from lt_jax.errors import InputError
+from lt_jax.experiment.session import workdir_lock
+from lt_jax.report import build
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted((ROOT / "lt_jax").rglob("*.py"))
@@ -127,3 +132,27 @@ def test_a_pickle_in_an_array_file_is_refused(tmp_path):
     np.save(tmp_path / "bad.npy", np.array([Path("x")], object), allow_pickle=True)
     with pytest.raises(ValueError, match="allow_pickle=False"):
         np.load(tmp_path / "bad.npy", allow_pickle=False)
+
+
+@pytest.mark.parametrize("name", ["lock", "log.txt", "features", "checkpoints/los"])
+def test_a_link_in_a_received_workdir_is_not_followed(tmp_path, name):
+    victim, workdir = tmp_path / "victim", tmp_path / "w"
+    victim.write_text("precious")
+    (workdir / name).parent.mkdir(parents=True)
+    (workdir / name).symlink_to(victim)
+    with pytest.raises(InputError, match="is a link"), workdir_lock(workdir):
+        pass
+    assert victim.read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["report", "report/figures", "report/index.html"])
+def test_a_report_is_not_written_through_a_link(tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    fits = {"none": [made_workdirs.outcome([0], 0.4, [120, 50, 5])]}
+    run = made_workdirs.write(tmp_path / "w", fits, made_workdirs.config({}))
+    (run / name).parent.mkdir(exist_ok=True)
+    (run / name).symlink_to(victim)
+    with pytest.raises(InputError, match="is a link to"):
+        build.write([run], run / "report")
+    assert list(victim.iterdir()) == []
