@@ -228,7 +228,10 @@ def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
       InputError: one of them is missing or invalid.
     """
     note = file.with_name(file.name + ".json")
-    content, found = files.read(file, LARGEST), files.read_json(note, NOTE, REMEDY)
+    try:
+        content, found = files.read(file, LARGEST), files.read_json(note, NOTE, REMEDY)
+    except FileNotFoundError as error:
+        raise InputError(f"no such file: {error.filename}. {REMEDY}") from error
     digest = hashlib.sha256(content).hexdigest()
     if found.get("sha256", digest) != digest:
         raise InputError(f"{file} has changed since it was written. {REMEDY}")

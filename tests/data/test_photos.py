@@ -307,7 +307,7 @@ def test_both_stages_on_one_device_as_on_four(
 
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path, monkeypatch):
     source(monkeypatch, broken=(3,))
-    c = config(optim__epochs=2, method__names=())
+    c = config(optim__epochs=2, method__names=("ce",))
     stages.train(c, tmp_path / "whole")
     add = Meter.add
 
@@ -333,10 +333,10 @@ def test_a_step_without_decodable_images_is_skipped(tmp_path, monkeypatch):
     """58 images in batches of 57: the only image of the last step is broken."""
     source(monkeypatch, broken=tuple(range(72)), share=0.99)
     with pytest.raises(InputError, match=r"more than the share.*data\.broken=[\d.]+$"):
-        stages.train(config(method__names=()), tmp_path / "all")
+        stages.train(config(method__names=("ce",)), tmp_path / "all")
     lost = int(plan_of_the_run(57)[-1, 0])
     source(monkeypatch, broken=(int(fitted_rows()[lost]),), share=0.1)
-    c = config(optim__epochs=1, method__names=())
+    c = config(optim__epochs=1, method__names=("ce",))
     c.optim.batch = 57
     stages.train(c, tmp_path / "one")
     outcome = results.outcome(tmp_path / "one/checkpoints/stage1/0")
@@ -357,7 +357,7 @@ def plan_of_the_run(batch):
 def test_too_many_broken_test_images_end_an_evaluation(tmp_path, monkeypatch):
     source(monkeypatch, test_broken=(0, 1, 2))
     with pytest.raises(InputError, match=r"test: 3 of .* images"):
-        stages.train(config(optim__epochs=1, method__names=()), tmp_path)
+        stages.train(config(optim__epochs=1, method__names=("ce",)), tmp_path)
 
 
 def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
