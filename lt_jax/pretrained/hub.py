@@ -6,6 +6,7 @@ and ``HF_ENDPOINT``.
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
     """
     url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
     remedy = (
-        f"download {url} by another way, and give its path instead of hf:{repository}"
+        f"download {url} by another way, and give the path of the file in place of "
+        f"hf:{repository} (init.path), or with --weights (lt-jax features)"
     )
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
@@ -38,10 +40,11 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
             f"hf:{repository} needs huggingface-hub: pip install 'lt_jax[hub]', or "
             + remedy
         ) from error
+    download = huggingface_hub.hf_hub_download  # loads the client, which sets levels
+    # It warns of every retry; only the last failure needs a message.
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
-        return Path(
-            huggingface_hub.hf_hub_download(repository, file, revision=revision or None)
-        )
+        return Path(download(repository, file, revision=revision or None))
     except Exception as error:  # whose class depends on the version of the hub
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"cannot fetch {url}: {first} Otherwise {remedy}") from error
