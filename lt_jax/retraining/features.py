@@ -141,7 +141,7 @@ def _find_stale(
             digest = hashlib.file_digest(opened, "sha256").hexdigest()
         found = np.load(file, mmap_mode="r", allow_pickle=False).shape
         kept = len(np.delete(np.arange(shape[1]), left_out))
-    except (ValueError, IndexError):
+    except (ValueError, IndexError, EOFError):
         return "damaged"
     same = digest == before["sha256"] and found == (shape[0], kept, shape[2])
     return None if same else "damaged"
