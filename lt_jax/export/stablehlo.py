@@ -101,7 +101,7 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         side, channels = 8 * backbone.side_multiple, np.atleast_3d(stem).shape[2]
         shape = side, side, channels
     head, network = weights.load_fit(source, backbone, shape, num_classes)
-    classes = source.outcome.get("per_class", {}).get("class")
+    classes = (source.outcome.get("per_class") or {}).get("class")
     fit = Finished(source.title, classes, model, backbone, head, network)
     if config is None:
         return fit
