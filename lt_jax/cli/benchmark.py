@@ -30,7 +30,7 @@ from lt_jax import models
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, load_batches
 from lt_jax.distributed import sharding
-from lt_jax.errors import InputError
+from lt_jax.errors import in_range
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.cached import budget_of, own_values
 from lt_jax.experiment.config import UserConfig, make_method
@@ -62,8 +62,7 @@ _print = partial(print, flush=True)
 
 def benchmark(config: UserConfig, seconds: float, file: Path | None = None) -> None:
     """Measure all parts, print a line after each, and write JSON to ``file``."""
-    if not 0 < seconds < math.inf:
-        raise InputError(f"--seconds must be a positive number, got {seconds:g}")
+    in_range("--seconds", seconds, "(0, 3600]")
     with (
         tempfile.TemporaryDirectory() as folder,
         open_session(config, Path(folder), writes=False) as session,

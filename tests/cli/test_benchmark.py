@@ -76,8 +76,9 @@ def documented(part: str) -> list[str]:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seconds=0"], "--seconds must be a positive number, got 0"),
-        (["--seconds=nan"], "--seconds must be a positive number, got nan"),
+        (["--seconds=0"], "--seconds must be in (0, 3600], got 0"),
+        (["--seconds=nan"], "--seconds must be in (0, 3600], got nan"),
+        (["--seconds=1e300"], "--seconds must be in (0, 3600], got 1e+300"),
         (
             ["--json=missing/speed.json"],
             "--json: expected a file in an existing folder",
