@@ -43,7 +43,14 @@ PAGES = (
 # Full-size runs, given with their results; test_readme.py parses them.
 BENCHMARK_PAGES = {
     f"docs/benchmarks/{page}.md"
-    for page in ("results", "protocol", "against_authors", "performance", "scaling")
+    for page in (
+        "results",
+        "protocol",
+        "against_authors",
+        "performance",
+        "scaling",
+        "gpu",
+    )
 }
 COMMANDS = list(
     dict.fromkeys(

@@ -266,7 +266,7 @@ CHOICES: dict[str, Iterable[str]] = {
     "model.stem": models.STEMS,
     "model.init": initializers.NAMES,
     "model.pool": models.POOLS,
-    "model.dtype": models.DTYPES,
+    "model.dtype": ("float32", "bfloat16"),
     "method.features": ("online", "cached"),
     "method.feature_dtype": DTYPES,
     "method.batch_norm": steps.BATCH_NORM,

@@ -43,7 +43,7 @@ def create(
     one_of("pool", pool, POOLS)
     number = jnp.dtype(one_of("dtype", dtype, DTYPES))
     if jax.dtypes.canonicalize_dtype(number) != number:
-        raise InputError(f"dtype {dtype} needs 64-bit JAX: set JAX_ENABLE_X64=1")
+        raise InputError(f"dtype {dtype} works only with jax.enable_x64, in tests")
     init_name = one_of("initialiser", init, initializers.NAMES)
     if "patch" in fields:
         return ViT(**fields, pool=pool, init_name=init_name, dtype=number)

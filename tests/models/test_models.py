@@ -174,7 +174,7 @@ def test_stride_2_pads_both_sides(size):
 def test_imagenet_stem_pools_with_padding_on_both_sides():
     # No stages: features are the mean over the pooled stem. The stem's kernel copies
     # the middle pixel of channel 0, so only the max pool is left to see.
-    module = dataclasses.replace(make(stem="imagenet", width=1), stages=())
+    module = dataclasses.replace(make("resnet10", stem="imagenet", width=1), stages=())
     params, stats = init(module, KEY, (16, 16, 3))
     kernel = np.zeros((7, 7, 3, 1), np.float32)
     kernel[3, 3, 0] = 1
@@ -390,7 +390,7 @@ def test_modules_with_equal_fields_are_equal_keys():
         ({"stem": "imagnet"}, "did you mean 'imagenet'"),
         ({"init": "pytorch"}, "did you mean 'torch'"),
         ({"dtype": "bfloat"}, "did you mean 'bfloat16'"),
-        ({"dtype": "float64"}, "JAX_ENABLE_X64=1"),
+        ({"dtype": "float64"}, "only with jax.enable_x64"),
         ({"width": 0}, "at least 1 .*got 0"),
         ({"name": "resnext50_32x4d", "width": 8}, "at least 16 .*got 8"),
     ],
