@@ -238,10 +238,14 @@ def test_command_runs(command, folder, monkeypatch, capsys):
         assert Path(arguments[2]).stat().st_size > 10_000
 
 
-def test_workdirs_share_one_representation(folder):
-    other = folder / "runs/digits_delta_05/checkpoints/stage1/0"
-    weights = json.loads((other / "outcome.json").read_text())["weights"]
-    assert Path(weights).samefile(folder / "runs/digits/checkpoints/stage1/0")
+COPIES = ("digits", "digits_delta_05")
+
+
+def test_workdirs_have_copies_of_one_representation(folder):
+    stage1 = [folder / f"runs/{run}/checkpoints/stage1/0" for run in COPIES]
+    outcomes = [json.loads((each / "outcome.json").read_text()) for each in stage1]
+    assert outcomes[0]["metrics"] == outcomes[1]["metrics"]
+    assert (stage1[1] / outcomes[1]["weights"]).is_relative_to(stage1[1])
     assert list((folder / "traces").rglob("*.trace.json.gz"))
     assert np.array([p.suffix != ".tmp" for p in (folder / "runs").rglob("*")]).all()
 

@@ -48,15 +48,10 @@ def read(flags: list[str]) -> ConfigDict:
             "expected --config FILE once, for example --config configs/digits_lt.py"
         )
     config, present = _load(files[0].removeprefix("--config="))
-    given: dict[str, str] = {}
     for flag in (flag for flag in flags if flag not in files):
         key, equals, text = flag.removeprefix("--config.").partition("=")
         if key not in present:
             raise InputError(f"unknown config key {key!r:.100}{suggest(key, present)}")
-        if key in given:
-            found = f"got {given[key]!r:.100} and {text!r:.100}"
-            raise InputError(f"expected --config.{key} once, {found}")
-        given[key] = text
         if not equals and not isinstance(present[key], bool):
             raise InputError(f"--config.{key} needs a value: --config.{key}=VALUE")
         value = _parse(key, text if equals else "true", present[key])
