@@ -244,6 +244,8 @@ def read(file: Path) -> tuple[export.Exported, dict[str, Any]]:
         fits = jax.eval_shape(artefact.call, given).shape == (1, len(found["classes"]))
         if resize is not None:  # photographs, cropped to a square
             fits &= kind.shape[-1] == 3 and size[0] == size[1] <= resize
+    except MemoryError:
+        raise
     except Exception as error:
         raise InputError(
             f"{file} is damaged or not an artefact ({brief(error)}). {REMEDY}"

@@ -116,7 +116,7 @@ def _read_pytorch(file: Path) -> Any:
             warnings.simplefilter("ignore")
             # Mapped, so that arrays take memory only when they are used.
             return torch.load(file, "cpu", weights_only=True, mmap=mapped)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # a damaged pickle may raise anything
         raise InputError(_refusal(file, error)) from error

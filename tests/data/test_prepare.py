@@ -23,8 +23,10 @@ from PIL import Image
 
 from lt_jax.cli import main
 from lt_jax.data import catalogue
+from lt_jax.data.images.decode import Undecodable
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.prepare import build
+from lt_jax.data.prepare.archives import opened
 from lt_jax.data.prepare.builders import BUILDERS
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError
@@ -651,3 +653,22 @@ def test_equal_to_tfds_own_builder(archives, prepared, tmp_path, name):
             key = IDS.get(name, "id")
             tables.append(sorted(records_, key=lambda record: record[key]))
         assert tables[0] == tables[1]
+
+
+def test_too_little_memory_is_not_a_damaged_archive(tmp_path):
+    (tmp_path / "x").write_bytes(b"image")
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        tar.add(tmp_path / "x", "x")
+
+    def read() -> None:
+        with opened(tmp_path / "one.tar") as files:
+            for _ in files:
+                raise MemoryError
+
+    with pytest.raises(MemoryError):
+        read()
+
+
+def test_a_record_without_an_image_is_undecodable():
+    for record in (b"", b"\xff\xff"):
+        assert isinstance(records.image(record), Undecodable)

@@ -43,7 +43,7 @@ def opened(path: Path) -> Iterator[Files]:
                 yield members(tar)
     except gzip.BadGzipFile as error:
         raise damaged(path, brief(error)) from error
-    except (InputError, OSError):
+    except (InputError, OSError, MemoryError):
         raise
     except Exception as error:  # tarfile and json raise anything
         raise damaged(path, brief(error)) from error

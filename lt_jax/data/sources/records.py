@@ -89,9 +89,11 @@ def label_and_id(record: bytes, id: str) -> tuple[int, str]:
 
 def image(record: bytes) -> bytes | Undecodable:
     """Read the encoded image of a record."""
+    from google.protobuf.message import DecodeError
+
     try:
         return _example(record)["image"].bytes_list.value[0]
-    except Exception:  # protocol buffers have their own
+    except (DecodeError, IndexError):
         return Undecodable("its record has no image")
 
 

@@ -97,7 +97,7 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
         if twice.size:
             raise ValueError(f"two examples of {split} are {ids[order][twice[0]]}")
         classes = _class_names(folder)
-    except InputError:
+    except (InputError, MemoryError):
         raise
     except Exception as error:  # array_record and protocol buffers raise anything
         raise _incomplete(name, folder, error) from error
