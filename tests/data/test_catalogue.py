@@ -434,7 +434,9 @@ def record(**features: int | bytes) -> bytes:
         feature = made.features.feature[name]
         values = feature.int64_list if isinstance(value, int) else feature.bytes_list
         values.value.append(value)
-    return made.SerializeToString()
+    # Without `deterministic` the order of a map changes from process to process, and
+    # with it the names of the parametrized tests.
+    return made.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize(
