@@ -102,12 +102,10 @@ def ours(
     )
 
     train = steps.compile_step(train, state, ready, inputs).run
-    per_call = steps.steps_per_call(0)
     sources = {
-        "epoch": (1, loop.streamed_batches(dataset, DecodeErrors(dataset), iter)),
-        "resident": (per_call, loop.resident_batches(dataset, per_call)),
+        "epoch": loop.streamed_batches(dataset, DecodeErrors(dataset), iter),
+        "resident": loop.resident_batches(dataset),
     }
-    compiled: dict[str, Any] = {}
 
     def step(count: int) -> None:
         nonlocal state
@@ -133,12 +131,8 @@ def ours(
         )
         crops = CropPlan((1, 0), 0, np.arange(rows.size).reshape(rows.shape))
         wait, measured = sharding.dispatch_limiter(), None
-        per_call, batches = sources[kind]
-        for some, _ in batches(rows, crops):
-            if kind not in compiled:
-                made = steps.make_steps(program, per_call)
-                compiled[kind] = steps.compile_step(made, state, *some, inputs).run
-            state, measured = compiled[kind](state, *some, inputs)
+        for some in sources[kind](rows, crops):
+            state, measured = train(state, some, inputs)
             wait(measured)
         jax.block_until_ready(measured)
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from lt_jax import models
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.loader import CropPlan, load_batches
+from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.errors import in_range
 from lt_jax.experiment import results, weights
@@ -263,24 +263,21 @@ def _resident(
     train = task.splits.train
     if not fits_on_device(train, task.resident):
         return None
-    at_once = steps.steps_per_call(task.at_once)
-    batches = resident_batches(train, at_once)
-    rows, _ = epoch_plan(train, stage, 0, slice(None))
-    rows = np.resize(rows, (at_once * max(1, len(rows) // at_once), rows.shape[1]))
-    crops = CropPlan(stage.run, 0, rows)
+    batches = resident_batches(train)
+    plan = epoch_plan(train, stage, 0, slice(None))
 
     def endless() -> Generator[Any, None, None]:
         now, step = state, None
         while True:
-            for batch, _ in batches(rows, crops):
+            for batch in batches(*plan):
                 if step is None:
-                    made = steps.make_steps(spec, at_once)
-                    step = steps.compile_step(made, now, *batch, inputs).run
-                now, measured = step(now, *batch, inputs)
+                    made = steps.make_train_step(spec)
+                    step = steps.compile_step(made, now, batch, inputs).run
+                now, measured = step(now, batch, inputs)
                 yield measured
 
     with contextlib.closing(endless()) as calls:
-        return at_once * stage.batch / seconds_per_call(lambda: next(calls), seconds)
+        return stage.batch / seconds_per_call(lambda: next(calls), seconds)
 
 
 def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:

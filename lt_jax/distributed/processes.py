@@ -35,16 +35,12 @@ def any_process(mask: np.ndarray) -> np.ndarray:
     return multihost_utils.process_allgather(mask).any(axis=0)
 
 
-def is_sync_step(step: int, count: int = 1) -> bool:
+def is_sync_step(step: int) -> bool:
     """Check whether the processes should synchronise after this step.
 
     Several processes wait for each other, so they do it every 16 steps only.
-
-    Args:
-      count: steps since the last call.
     """
-    every = STEPS_BETWEEN_SYNCS
-    return jax.process_count() == 1 or step // every > (step - count) // every
+    return jax.process_count() == 1 or step % STEPS_BETWEEN_SYNCS == 0
 
 
 def together(

@@ -18,7 +18,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lt_jax.errors import InputError
-from lt_jax.types import Batch
 
 AXIS = "batch"
 MAX_STEPS_AHEAD = 16  # how far the host may run ahead of the devices
@@ -63,7 +62,7 @@ def process_part(indices: np.ndarray) -> np.ndarray:
     return np.split(wide, jax.process_count(), axis=1)[jax.process_index()]
 
 
-def shard_batch(batch: Batch) -> Batch:
+def shard_batch(batch: Any) -> Any:
     """Split arrays [B, ...] of this process into [devices, B / devices, ...]."""
     devices = jax.local_device_count()
 
@@ -77,13 +76,6 @@ def shard_batch(batch: Batch) -> Batch:
 
     target = _sharding(jax.local_devices(), split=True)
     return jax.device_put(jax.tree.map(split, batch), target)
-
-
-def shard_indices(indices: np.ndarray) -> jax.Array:
-    """Split int32[T, B] of T steps into [local devices, T, B / devices]."""
-    split = indices.reshape(len(indices), jax.local_device_count(), -1).swapaxes(0, 1)
-    target = _sharding(jax.local_devices(), split=True)
-    return jax.device_put(np.ascontiguousarray(split), target)
 
 
 def micro_batch_size(batch: int, parts: int, pairs: bool) -> int:

@@ -52,8 +52,8 @@ UserConfig = ConfigDict  # what config files return and `resolve` takes
 # The values of a method's entry that belong to its optimiser, not to the method.
 OPTIMISER = ("lr", "epochs", "decay")
 
-# A key of version 0.1, ignored at the value that it had everywhere.
-DROPPED = ("nesterov", False)
+# Former keys: one is ignored at the value that it had everywhere, one at any value.
+DROPPED = {"nesterov": (False,), "at_once": range(10001)}
 # Keys that ``config.json`` of earlier versions lacks, with what those versions did.
 ADDED = {
     "model.pool": "token",
@@ -64,7 +64,7 @@ ADDED = {
 
 # May change between two commands in one workdir: no result depends on these keys.
 FREE = (
-    *("data.dir", "data.table", "data.workers", "optim.resident", "optim.at_once"),
+    *("data.dir", "data.table", "data.workers", "optim.resident"),
     *("save.*", "log.*", "eval.batch", "eval.curves", "method.memory"),
     # Every fit is kept by its method and seeds, so more of them may come.
     *("method.names", "method.repeats", "optim.repeats"),
@@ -153,7 +153,6 @@ class OptimConfig(FitConfig):
     sampler: str
     drop_last: bool
     resident: float
-    at_once: int
     trains: str
 
 
@@ -239,7 +238,7 @@ INTERVALS = {
     "[0, 1e9]": "data.many data.few optim.resident log.seconds",
     "(0, 1e9]": "method.memory",
     "[1, 10000]": "data.size data.resize method.repeats method.views optim.repeats",
-    "[0, 10000]": "data.pad optim.at_once",
+    "[0, 10000]": "data.pad",
     "[1, 1000]": "data.workers",
     "[1, 1e6]": "model.width optim.epochs",
     "[0, 1e38]": "method.*.lr",
@@ -463,9 +462,9 @@ def _value(key: str, value: Any, kind: str) -> Any:
 
 
 def without_dropped(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a nested config without the key of ``DROPPED``."""
+    """Return a nested config without the keys of ``DROPPED``."""
     return {
-        name: {key: value for key, value in group.items() if (key, value) != DROPPED}
+        name: {k: v for k, v in group.items() if v not in DROPPED.get(k, ())}
         if isinstance(group, Mapping)
         else group
         for name, group in tree.items()

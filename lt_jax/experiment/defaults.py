@@ -117,7 +117,6 @@ def _add_stages(config: Any) -> None:
     optim.sampler = "instance"  # "instance", "class" or "sqrt"
     optim.drop_last = False  # drop an epoch's last batch if it is incomplete
     optim.resident = 1.0  # GiB of training images per device; larger sets are streamed
-    optim.at_once = 0  # steps per call for resident images; 0: 1 on CPUs, else 16
     optim.trains = ".*"  # regex of parameters that are trained
     optim.batch_norm = "train"  # "train", "drift" or "frozen"
 

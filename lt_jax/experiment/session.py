@@ -169,7 +169,6 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
         save_every=c.save.every,
         select=c.eval.select,
         resident=c.optim.resident,
-        at_once=c.optim.at_once,
         log_seconds=c.log.seconds,
         profile=c.log.profile,
     )

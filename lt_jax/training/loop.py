@@ -38,9 +38,8 @@ from lt_jax.types import Batch, Params, TrainState
 
 LOGGED_COMPILATION = 1.0  # shorter compilations (seconds) are not logged
 
-# (int32[S, B] for this process, crops) -> for each call of the compiled step: its
-# arguments that describe the batch, and the number of steps it takes.
-Batches = Callable[[np.ndarray, CropPlan], Iterator[tuple[tuple[Any, ...], int]]]
+# (int32[S, B] for this process, crops) -> S batches on the devices
+Batches = Callable[[np.ndarray, CropPlan], Iterator[Batch]]
 
 
 class Task(NamedTuple):
@@ -57,7 +56,6 @@ class Task(NamedTuple):
     save_every: int  # epochs
     select: str  # which checkpoint to keep: "last", or best on "validation"/"test"
     resident: float  # GiB of training images that a device may hold; 0: stream
-    at_once: int  # steps per call with resident images; 0: the fastest number
     log_seconds: float  # between progress lines, without a progress bar
     profile: str = ""  # folder for traces of some steps of each fit; "": no traces
 
@@ -194,10 +192,9 @@ def _train(run: _Fit, early: StepInputs) -> None:
     late_from = round(method.defer * stage.epochs)
     train, errors = task.splits.train, DecodeErrors(task.splits.train)
     if fits_on_device(train, task.resident):
-        per_call = steps.steps_per_call(task.at_once)
-        batches = resident_batches(train, per_call)
+        batches = resident_batches(train)
     else:
-        per_call, batches = 1, streamed_batches(train, errors, run.meter.time_waits)
+        batches = streamed_batches(train, errors, run.meter.time_waits)
     bar = run.log.bar(stage.title, run.step * stage.batch, run.total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
     profile = Profile(traces, run.step, run.total, run.log)
@@ -208,17 +205,17 @@ def _train(run: _Fit, early: StepInputs) -> None:
             rest = slice(run.step % run.per_epoch, run.per_epoch)
             inputs = early if epoch < late_from else late
             signal = ""
-            for batch, count in batches(*epoch_plan(train, stage, epoch, rest)):
-                step = step or _compile(run, per_call, *batch, inputs)
-                run.state, measured = step(run.state, *batch, inputs)
-                run.step += count
-                run.meter.add(run.step, measured, count)
+            for batch in batches(*epoch_plan(train, stage, epoch, rest)):
+                step = step or _compile(run, batch, inputs)
+                run.state, measured = step(run.state, batch, inputs)
+                run.step += 1
+                run.meter.add(run.step, measured)
                 profile.step(run.step, measured)
-                bar.update(count * stage.batch)
-                if processes.is_sync_step(run.step, count) and (
-                    signal := run.stop_requested()
-                ):
-                    break
+                bar.update(stage.batch)
+                if processes.is_sync_step(run.step):
+                    signal = run.stop_requested()
+                    if signal:
+                        break
                 _show_progress(run, bar, errors)
             if run.step % run.per_epoch:  # stopped within the epoch
                 _save(run, None)
@@ -226,9 +223,9 @@ def _train(run: _Fit, early: StepInputs) -> None:
             _end_epoch(run, epoch)
 
 
-def _compile(run: _Fit, per_call: int, *arguments: Any) -> Callable[..., Any]:
-    step = steps.make_steps(step_spec(run.task, run.stage), per_call)
-    compiled = steps.compile_step(step, run.state, *arguments)
+def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
+    step = steps.make_train_step(step_spec(run.task, run.stage))
+    compiled = steps.compile_step(step, run.state, batch, inputs)
     if compiled.compile_seconds >= LOGGED_COMPILATION:
         run.log.info(
             f"{run.stage.title}: compiled the training step in "
@@ -373,43 +370,30 @@ def streamed_batches(
     errors: DecodeErrors,
     time_waits: Callable[[Iterator[Batch]], Iterator[Batch]],
 ) -> Batches:
-    """Load batches for single steps while the devices work.
+    """Load batches while the devices work.
 
     ``time_waits`` passes batches through and may measure how long each takes.
     """
 
-    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[tuple[Any, int]]:
-        loaded = load_batches(
-            dataset, indices, sharding.shard_batch, crops=crops, errors=errors
+    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
+        return time_waits(
+            load_batches(
+                dataset, indices, sharding.shard_batch, crops=crops, errors=errors
+            )
         )
-        for batch in time_waits(loaded):
-            yield (batch,), 1
 
     return batches
 
 
-def resident_batches(dataset: Dataset, per_call: int) -> Batches:
-    """Keep the images on the devices, for ``per_call`` steps at a time.
+def resident_batches(dataset: Dataset) -> Batches:
+    """Keep the images on the devices, which gather each batch.
 
-    Only indices travel. For single steps the devices gather the batch first; it equals
-    that of `streamed_batches` bit for bit.
+    Only indices travel. A batch equals that of `streamed_batches` bit for bit.
     """
     images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
     held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
-
-    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[tuple[Any, int]]:
-        for first in range(0, len(indices), per_call):
-            rows = indices[first : first + per_call]
-            padding = [(0, per_call - len(rows)), (0, 0)]
-            padded = np.pad(rows, padding, constant_values=-1)
-            sharded = sharding.shard_indices(padded)
-            if per_call == 1:
-                yield (steps.make_gather()(held, sharded),), 1
-            else:
-                count = sharding.replicate(np.asarray(len(rows), np.int32))
-                yield (held, sharded, count), len(rows)
-
-    return batches
+    gather = steps.make_gather()
+    return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)
 
 
 def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:

@@ -22,7 +22,7 @@ class Meter:
         self._title = title
         self._total = total  # steps of the run
         self._wait = sharding.dispatch_limiter()
-        self._pending: list[tuple[int, int, dict[str, jax.Array]]] = []
+        self._pending: list[tuple[int, dict[str, jax.Array]]] = []
         self._started = self._last_line = time.monotonic()
         self._mark: float | None = None  # start of the clock; None: still compiling
         # Totals without the first step, which compiles, and without evaluation. Of the
@@ -56,25 +56,20 @@ class Meter:
         if self._mark is not None:
             self._mark = time.monotonic()
 
-    def add(self, step: int, measured: dict[str, jax.Array], count: int = 1) -> None:
-        """Add what the ``count`` steps up to ``step`` measured, see `steps.Measured`.
+    def add(self, step: int, measured: dict[str, jax.Array]) -> None:
+        """Add what a step measured, see `steps.Measured`.
 
         The values are fetched later. This waits only for steps well in the past.
         """
         self._wait(measured)
-        self._pending.append((step, count, measured))
+        self._pending.append((step, measured))
         if self._mark is None:
             self.fetch()
             self._mark = time.monotonic()
 
     def fetch(self) -> None:
         """Add up the pending steps, in one sync; Diverged if one is not finite."""
-        fetched = [
-            (last - count + 1 + at, {k: np.reshape(v, -1)[at] for k, v in each.items()})
-            for last, count, each in jax.device_get(self._pending)
-            for at in range(count)
-        ]
-        self._pending = []
+        fetched, self._pending = jax.device_get(self._pending), []
         if self._mark is not None:
             now = time.monotonic()
             self._timed["seconds"] += now - self._mark

@@ -233,70 +233,23 @@ def _augmented(
 
 
 @functools.cache
-def make_multi_step(spec: StepSpec) -> Callable[..., tuple[TrainState, Measured]]:
-    """Make several steps of `make_train_step` in one call, on images on the devices.
+def make_gather() -> Callable[[Batch, jax.Array], Batch]:
+    """Make ``(held, indices) -> batch``, which equals that of ``load_batches``.
 
-    The batches are bitwise those of ``load_batches``. The loop is another program than
-    the single step, so sums may round differently. Slow on CPUs, whose compiler runs
-    the body of a loop on one thread.
-
-    Returns:
-      ``(state, held, indices, count, inputs) -> (state, measured)``; the state is
-      donated. ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated.
-      ``indices`` is int32[devices, T, B / devices] from ``sharding.shard_indices``. The
-      first ``count`` (int32[]) of the T steps are taken. The leaves of ``measured``
-      have a leading axis of T, with meaningless values from ``count`` on.
+    ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated. ``indices``
+    is int32[devices, B / devices], -1 for padding.
     """
 
-    def multi_step(
-        state: TrainState,
-        held: Batch,
-        indices: jax.Array,
-        count: jax.Array,
-        inputs: StepInputs,
-    ) -> tuple[TrainState, Measured]:
-        def body(carry: Any) -> Any:
-            number, state, measured = carry
-            batch = _gather(held, indices[number])
-            state, new = _train_step(spec, state, batch, inputs)
-            measured = jax.tree.map(lambda m, n: m.at[number].set(n), measured, new)
-            return number + 1, state, measured
+    def gather(held: Batch, indices: jax.Array) -> Batch:
+        real = indices >= 0
+        rows = jnp.where(real, indices, 0)
+        return {
+            "image": jnp.where(real[:, None, None, None], held["image"][rows], 0),
+            "label": jnp.where(real, held["label"][rows], 0),
+            "mask": real.astype(jnp.float32),
+        }
 
-        batch = jax.eval_shape(_gather, held, indices[0])
-        step = functools.partial(_train_step, spec)
-        _, shapes = jax.eval_shape(step, state, batch, inputs)
-        zeros = jax.tree.map(
-            lambda a: jnp.zeros((len(indices), *a.shape), a.dtype), shapes
-        )
-        carry = jnp.zeros((), jnp.int32), state, zeros
-        _, state, measured = jax.lax.while_loop(lambda c: c[0] < count, body, carry)
-        return state, measured
-
-    return _pmap(multi_step, in_axes=(None, None, 0, None, None), donate_argnums=(0,))
-
-
-def make_steps(spec: StepSpec, per_call: int) -> Any:
-    """Make ``per_call`` steps in one call: `make_train_step` or `make_multi_step`."""
-    return make_train_step(spec) if per_call == 1 else make_multi_step(spec)
-
-
-@functools.cache
-def make_gather() -> Callable[[Batch, jax.Array], Batch]:
-    """Make ``(held, int32[devices, 1, B / devices]) -> batch``, sharded."""
-    return _pmap(
-        lambda held, indices: _gather(held, indices[0]), in_axes=(None, 0), out_axes=0
-    )
-
-
-def _gather(held: Batch, indices: jax.Array) -> Batch:
-    """Build the batch of these examples, -1 for padding, as ``load_batches`` does."""
-    real = indices >= 0
-    rows = jnp.where(real, indices, 0)
-    return {
-        "image": jnp.where(real[:, None, None, None], held["image"][rows], 0),
-        "label": jnp.where(real, held["label"][rows], 0),
-        "mask": real.astype(jnp.float32),
-    }
+    return _pmap(gather, in_axes=(None, 0), out_axes=0)
 
 
 class CompiledStep(NamedTuple):
@@ -395,8 +348,3 @@ def init_state(
             opt_state=jax.jit(sgd.transform().init)(trained),
         )
     )
-
-
-def steps_per_call(requested: int) -> int:
-    """Return ``requested``, or for 0 the fastest number of steps per call."""
-    return requested or (1 if jax.default_backend() == "cpu" else 16)

@@ -833,7 +833,6 @@ def _foreign() -> Iterator[Case]:
 # Values of a config.
 
 REFUSED_VALUES = (
-    "optim.at_once=-1",
     "optim.epochs=99999999999999999999",
     "optim.epochs=-1",
     "optim.batch=0",
