@@ -78,7 +78,10 @@ RESULT: Schema = {
         "interrupted?": bool,
     },
     "methods": {str: {"hyper?": HYPER}},
-    "sweep?": {"choose?": {*CHOOSE}},
+    "sweep?": {
+        "choose?": {*CHOOSE},
+        "recommended?": {"method": str, "hyper": HYPER, str: object},
+    },
     "versions": {str: str},
     "device": str,
 }

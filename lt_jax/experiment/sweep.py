@@ -60,6 +60,14 @@ def sweep(session: Session) -> dict[str, Any]:
         key = name, jsonable(hyper)
         own = [row for row in found if (row["method"], row["hyper"]) == key]
         valid[name] = results.over_seeds([r["metrics"]["valid"][metric] for r in own])
+    recommended = selection.recommend(
+        found,
+        session.task.splits.valid.class_counts,
+        chosen=chosen,
+        untouched=_untouched(caches),
+        metric=metric,
+    )
+    _report(session, recommended)
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -69,8 +77,34 @@ def sweep(session: Session) -> dict[str, Any]:
             "heads": len(found),
             "diverged": diverged,
             "valid": valid,
+            "recommended": recommended._asdict(),
         },
     }
+
+
+def _untouched(caches: Sequence[FeatureCache]) -> float:
+    """Return the overall validation accuracy of the stage-1 heads, mean over seeds."""
+    found = []
+    for cache in caches:
+        head, params = (
+            cache.session.methods["stage1"].head,
+            cache.network.params["head"],
+        )
+        (tally,) = cache.measure(head, [params], "valid")
+        found.append(float(np.sum(tally.right) / np.sum(tally.seen)))
+    return float(np.mean(found))
+
+
+def _report(session: Session, found: selection.Recommendation) -> None:
+    """Log the recommended method, how sure it is, and what it costs."""
+    against = f"; better than {found.runner_up}: {found.sure:.0%} sure"
+    session.log.info(
+        f"recommended: {found.method}, {session.config.eval.choose} "
+        f"{found.score:.3f} +- {found.error:.3f} on validation"
+        + (against if found.runner_up else "")
+    )
+    if found.warning:
+        session.log.warning(found.warning)
 
 
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.stats import norm
 
 from lt_jax.errors import Diverged
 from lt_jax.metrics import CHOOSE
@@ -71,6 +72,99 @@ def choose(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str
             raise Diverged(f"every setting of {method} in the sweep diverged")
         chosen[method] = found.hyper
     return chosen
+
+
+def standard_error(score: float, metric: str, counts: np.ndarray) -> float:
+    """Estimate the standard error of a validation accuracy; 0 for other metrics.
+
+    With one image per tail class, the variance within a class cannot be estimated.
+    All classes therefore share ``score (1 - score)``.
+
+    >>> round(standard_error(0.5, "balanced", np.array([100, 25, 1])), 4)
+    0.1708
+
+    Args:
+      score: the accuracy, in [0, 1].
+      metric: ``balanced``, ``all`` or another key of ``metrics.CHOOSE``.
+      counts: int[K], validation images per class.
+    """
+    held = np.asarray(counts, np.float64)
+    held = held[held > 0]
+    variance = max(score * (1 - score), 0.0)
+    if metric == "balanced":
+        return float(np.sqrt(variance * np.sum(1 / held)) / len(held))
+    return float(np.sqrt(variance / held.sum())) if metric == "all" else 0.0
+
+
+class Recommendation(NamedTuple):
+    """The head to use, why, and at what price; accuracies on validation."""
+
+    method: str
+    hyper: dict[str, Any]
+    score: float  # of ``metric``, mean over the seeds
+    error: float  # its standard error
+    runner_up: str  # the second-best method; "" if there is no other
+    sure: float  # probability that it is better than the runner-up, 0.5 .. 1
+    all: float  # overall accuracy
+    untouched: float | None  # overall accuracy of the stage-1 head
+    warning: str  # not "" if the overall accuracy falls by more than the bound
+
+
+def recommend(
+    rows: Sequence[Mapping[str, Any]],
+    counts: np.ndarray,
+    *,
+    chosen: Mapping[str, Mapping[str, Any]] | None = None,
+    untouched: float | None = None,
+    metric: str = "balanced",
+    bound: float = 0.03,
+) -> Recommendation:
+    """Recommend a method and its hyperparameters from the rows of a sweep.
+
+    Args:
+      rows: of ``rows.json``, with metrics on ``valid``.
+      counts: int[K], validation images per class.
+      chosen: hyperparameters per method, from ``choose``; None: chosen here.
+      untouched: overall validation accuracy of the stage-1 head.
+      metric: a key of ``metrics.CHOOSE``.
+      bound: loss of overall accuracy, as a fraction, above which ``warning`` is set.
+
+    Raises:
+      Diverged: every setting of a method diverged.
+    """
+    chosen = choose(rows, metric) if chosen is None else chosen
+    tried = [s for s in settings(rows) if s.hyper == chosen.get(s.method)]
+    tried.sort(key=lambda s: -s.score(metric))
+    first, second = tried[0], tried[1] if len(tried) > 1 else None
+    score, overall = (first.over("valid", key)[0] for key in (metric, "all"))
+    error, sure = standard_error(score, metric, counts), 1.0
+    if second and error:
+        lead = first.score(metric) - second.score(metric)
+        sure = float(norm.cdf(lead / (math.sqrt(2) * error)))
+    warning = ""
+    if untouched is not None and overall < untouched - bound:
+        warning = (
+            f"{first.method} loses {100 * (untouched - overall):.1f} points of overall "
+            f"accuracy on validation ({100 * untouched:.1f} to {100 * overall:.1f} per "
+            f"cent), more than {100 * bound:g}"
+        )
+        kept = [s for s in tried if s.over("valid", "all")[0] >= untouched - bound]
+        if kept:
+            warning += (
+                f"; the best method within that bound is {kept[0].method}, with "
+                f"{metric} {kept[0].over('valid', metric)[0]:.3f} against {score:.3f}"
+            )
+    return Recommendation(
+        method=first.method,
+        hyper=first.hyper,
+        score=score,
+        error=error,
+        runner_up=second.method if second else "",
+        sure=sure,
+        all=overall,
+        untouched=untouched,
+        warning=warning,
+    )
 
 
 def ties(rows: Sequence[Mapping[str, Any]], method: str, metric: str) -> str:

@@ -80,6 +80,18 @@ def test_the_choice_is_the_best_on_validation(swept):
         assert result["sweep"]["valid"][name]["mean"] == pytest.approx(best)
 
 
+def test_the_result_recommends_the_method_with_the_best_chosen_setting(swept):
+    sweep_ = swept[1]["sweep"]
+    found, means = (
+        sweep_["recommended"],
+        {n: v["mean"] for n, v in sweep_["valid"].items()},
+    )
+    assert found["score"] == pytest.approx(max(means.values()))
+    assert means[found["method"]] == pytest.approx(found["score"])
+    assert found["hyper"] == swept[1]["methods"][found["method"]]["hyper"]
+    assert 0 < found["untouched"] < 1
+
+
 def test_the_table_is_the_chosen_heads_on_test(swept):
     workdir, result = swept
     rows = results.rows(workdir)

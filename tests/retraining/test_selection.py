@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 
 from lt_jax.errors import Diverged
@@ -76,3 +77,38 @@ def test_spread_of_one_value_and_of_none():
     assert math.isnan(selection.spread([2.0])[1])
     assert all(map(math.isnan, selection.spread([])))
     assert all(map(math.isnan, selection.spread([1.0, None])))
+
+
+def test_the_error_of_a_balanced_accuracy_is_pooled_over_classes():
+    counts = np.array([100, 4, 1, 0])
+    by_hand = math.sqrt(0.3 * 0.7 * (1 / 100 + 1 / 4 + 1)) / 3  # empty: not a class
+    assert selection.standard_error(0.3, "balanced", counts) == pytest.approx(by_hand)
+    assert selection.standard_error(0.5, "all", counts) == pytest.approx(0.5 / 105**0.5)
+    assert selection.standard_error(1.7, "nll", counts) == 0
+
+
+def measured(method, lr, balanced, overall):
+    metrics = {"valid": {"balanced": balanced, "all": overall}}
+    return {**row(method, lr, 0, 0.0), "metrics": metrics}
+
+
+def test_a_recommendation_names_the_best_method_and_how_sure_it_is():
+    rows = [measured("a", 0.1, 0.5, 0.8), measured("b", 0.1, 0.6, 0.7)]
+    found = selection.recommend(rows, np.full(10, 10), untouched=0.71)
+    assert (found.method, found.runner_up, found.hyper) == ("b", "a", {"lr": 0.1})
+    error = math.sqrt(0.24 / 100)
+    assert found.error == pytest.approx(error)
+    assert found.sure == pytest.approx(0.5 + math.erf(0.1 / (2 * error)) / 2)
+    assert found.warning == ""
+    assert selection.recommend(rows[:1], np.ones(2)).runner_up == ""
+
+
+def test_a_recommendation_that_loses_overall_accuracy_is_loud_about_it():
+    rows = [measured("a", 0.1, 0.5, 0.8), measured("b", 0.1, 0.6, 0.7)]
+    found = selection.recommend(rows, np.full(10, 10), untouched=0.8)
+    assert found.method == "b"
+    assert "loses 10.0 points of overall accuracy" in found.warning
+    assert "within that bound is a, with balanced 0.500 against 0.600" in found.warning
+    assert not selection.recommend(
+        rows, np.full(10, 10), untouched=0.8, bound=0.2
+    ).warning
