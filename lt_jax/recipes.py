@@ -117,171 +117,107 @@ HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
 STARTS = ("stage1", "fresh")
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 
+# A table: the values of a single run, then the grid.
+# fmt: off
 RECIPES: dict[str, RecipeFunction] = {
     # LOS at delta 0; the baseline gets the finest grid.
     "ce": lambda c: dict(USUAL, lr=5e-4, grid=dict(lr=HALF_DECADES, start=STARTS)),
     # Published for CIFAR100-LT at K = 100; not published for other datasets.
     "los": lambda c: dict(
-        USUAL,
-        lr=5e-4,
-        delta=c.smoothing.delta,
-        grid=dict(lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5), delta=c.smoothing.curve),
-    ),
+        USUAL, lr=5e-4, delta=c.smoothing.delta,
+        grid=dict(lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5), delta=c.smoothing.curve)),
     # Not published; 0.1 is the usual value.
     "label_smoothing": lambda c: dict(
-        USUAL, lr=5e-4, delta=0.1, grid=dict(lr=LR, delta=(0.05, 0.1, 0.2, 0.4))
-    ),
+        USUAL, lr=5e-4, delta=0.1, grid=dict(lr=LR, delta=(0.05, 0.1, 0.2, 0.4))),
     # Not published; 1.0: inverse frequency, 0.5: its square root.
     "reweight": lambda c: dict(
-        USUAL, lr=5e-4, power=1.0, grid=dict(lr=LR, power=(0.5, 1.0, 1.5))
-    ),
+        USUAL, lr=5e-4, power=1.0, grid=dict(lr=LR, power=(0.5, 1.0, 1.5))),
     # lr not published; beta 0.9999 (CIFAR-LT) and mean: official code.
     "class_balanced": lambda c: dict(
-        USUAL, lr=5e-4, beta=0.9999, mean="examples", grid=dict(lr=LR, beta=BETAS)
-    ),
+        USUAL, lr=5e-4, beta=0.9999, mean="examples", grid=dict(lr=LR, beta=BETAS)),
     # Not published; gamma 2: the paper's, 1: LDAM-DRW's and class-balanced's code.
     "focal": lambda c: dict(
-        USUAL, lr=5e-4, gamma=2.0, grid=dict(lr=LR, gamma=(0.5, 1.0, 2.0))
-    ),
+        USUAL, lr=5e-4, gamma=2.0, grid=dict(lr=LR, gamma=(0.5, 1.0, 2.0))),
     # Not published.
     "balanced_softmax": lambda c: dict(USUAL, lr=0.05, grid=dict(lr=LR, start=STARTS)),
     # Not published; tau 1: theory and official code.
     "logit_adjust": lambda c: dict(
-        USUAL, lr=0.05, tau=1.0, grid=dict(lr=LR, tau=(0.5, 1.0, 1.5, 2.0))
-    ),
+        USUAL, lr=0.05, tau=1.0, grid=dict(lr=LR, tau=(0.5, 1.0, 1.5, 2.0))),
     # Not published; gamma and tau: example of the official code.
     "vs": lambda c: dict(
-        USUAL,
-        lr=0.05,
-        gamma=0.2,
-        tau=1.2,
-        grid=dict(lr=LR[1:], gamma=(0.05, 0.1, 0.2), tau=(0.5, 0.8, 1.2)),
-    ),
+        USUAL, lr=0.05, gamma=0.2, tau=1.2,
+        grid=dict(lr=LR[1:], gamma=(0.05, 0.1, 0.2), tau=(0.5, 0.8, 1.2))),
     # lr not published; alpha and square: commands of the official code.
     "lade": lambda c: dict(
-        USUAL,
-        lr=0.05,
-        alpha=c.pick(0.1, 0.05, 0.05),
-        square=c.pick(0.01, 0.5, 0.5),
-        grid=dict(lr=LR, alpha=(0.05, 0.1), square=(0.01, 0.1, 0.5)),
-    ),
+        USUAL, lr=0.05, alpha=c.pick(0.1, 0.05, 0.05), square=c.pick(0.01, 0.5, 0.5),
+        grid=dict(lr=LR, alpha=(0.05, 0.1), square=(0.01, 0.1, 0.5))),
     # Not published.
     "cosine": lambda c: dict(
-        USUAL, lr=0.05, scale=30.0, grid=dict(lr=LR, scale=(10.0, 20.0, 30.0))
-    ),
+        USUAL, lr=0.05, scale=30.0, grid=dict(lr=LR, scale=(10.0, 20.0, 30.0))),
     # lr not published; the rest: CIFAR100-LT, for complete networks. defer 1: LDAM.
     "ldam": lambda c: dict(
-        USUAL,
-        lr=0.05,
-        max_margin=0.5,
-        scale=30.0,
-        beta=0.9999,
-        defer=0.8,
-        grid=dict(lr=LR, max_margin=(0.1, 0.3, 0.5), defer=(0.8, 1.0)),
-    ),
+        USUAL, lr=0.05, max_margin=0.5, scale=30.0, beta=0.9999, defer=0.8,
+        grid=dict(lr=LR, max_margin=(0.1, 0.3, 0.5), defer=(0.8, 1.0))),
     # Decoupling's code; its decay is that of stage 1, its grid ours.
     "crt": lambda c: dict(
-        lr=c.lr(0.2, batch=512),
-        epochs=c.pick(10, 10, 30),
-        decay=c.pick(5e-4, 5e-4, 1e-4),
-        grid=dict(lr=HALF_DECADES),
-    ),
+        lr=c.lr(0.2, batch=512), epochs=c.pick(10, 10, 30),
+        decay=c.pick(5e-4, 5e-4, 1e-4), grid=dict(lr=HALF_DECADES)),
     "lws": lambda c: dict(RECIPES["crt"](c), epochs=5),
     # DisAlign's code for ImageNet-LT.
     "disalign": lambda c: dict(
-        lr=c.lr(0.1, batch=256),
-        epochs=10,
-        decay=5e-4,
-        power=1.2,
-        form="classification",
-        sampler="instance",
-        grid=dict(lr=LR, power=(0.5, 1.0, 1.2, 1.5)),
-    ),
+        lr=c.lr(0.1, batch=256), epochs=10, decay=5e-4,
+        power=1.2, form="classification", sampler="instance",
+        grid=dict(lr=LR, power=(0.5, 1.0, 1.2, 1.5))),
     # MARC's code. CIFAR: 2,000 steps of 512 images, 91 epochs at IR 100; its warm-up to
     # lr 0.1 in the first 37 is left out. power 0: without weights.
     "marc": lambda c: dict(
-        lr=c.lr(0.05, batch=c.pick(512, 256, 256)),
-        epochs=c.pick(91, 10, 30),
-        decay=c.pick(5e-4, 5e-4, 1e-4),
-        power=1.2,
-        sampler="instance",
-        grid=dict(lr=LR, power=(0.0, 0.5, 1.0, 1.2)),
-    ),
+        lr=c.lr(0.05, batch=c.pick(512, 256, 256)), epochs=c.pick(91, 10, 30),
+        decay=c.pick(5e-4, 5e-4, 1e-4), power=1.2, sampler="instance",
+        grid=dict(lr=LR, power=(0.0, 0.5, 1.0, 1.2))),
     # MiSLAS's code: the lr of W and b, a fraction of the scale's 0.1, which is another
     # one at other IRs (see methods.py). CIFAR100: head and tail are those of IR 100; at
     # IR 50 they are 0.3 and 0, at IR 10 0.2 and 0.
     "label_aware_smoothing": lambda c: dict(
-        lr=c.pick(
-            c.lr(0.02, batch=128), c.lr(0.005, batch=256), c.lr(0.005, batch=256)
-        ),
-        epochs=10,
-        decay=c.pick(2e-4, 5e-4, 1e-4),
-        sampler="class",
-        head=c.pick(0.4, 0.3, 0.3),
-        tail=c.pick(0.1, 0.0, 0.0),
-        grid=dict(lr=LR, head=(0.2, 0.3, 0.4), tail=(0.0, 0.1)),
-    ),
+        lr=c.lr(c.pick(0.02, 0.005, 0.005), batch=c.pick(128, 256, 256)), epochs=10,
+        decay=c.pick(2e-4, 5e-4, 1e-4), sampler="class",
+        head=c.pick(0.4, 0.3, 0.3), tail=c.pick(0.1, 0.0, 0.0),
+        grid=dict(lr=LR, head=(0.2, 0.3, 0.4), tail=(0.0, 0.1))),
     # The official code's for CIFAR100-LT: lr 0.01 and decay 0.1, on a loss of about
     # 1/100 of ours.
     "weight_balancing": lambda c: dict(
-        lr=c.lr(1e-4, batch=64),
-        epochs=10,
-        decay=10.0,
-        beta=0.9999,
-        mean="examples",
-        quantile=0.1,
-        every="epoch",
-        sampler="instance",
-        grid=dict(
-            lr=(1e-4, 5e-4, 5e-3, 5e-2),
-            decay=(1e-3, 1e-2, 0.1, 1.0, 10.0),
-            every=("step", "epoch"),
-        ),
-    ),
+        lr=c.lr(1e-4, batch=64), epochs=10, decay=10.0, beta=0.9999, mean="examples",
+        quantile=0.1, every="epoch", sampler="instance",
+        grid=dict(lr=(1e-4, 5e-4, 5e-3, 5e-2), decay=(1e-3, 1e-2, 0.1, 1.0, 10.0),
+                  every=("step", "epoch"))),
     # tau 1: unit vectors; the grid is Decoupling's. Weight balancing tuned 1.9 for
     # CIFAR100-LT, in code that keeps the bias.
     "tau_norm": lambda c: dict(
-        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 10 for i in range(21)))
-    ),
+        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 10 for i in range(21)))),
     # All kinds of Decoupling.
     "ncm": lambda c: dict(UNTRAINED, kind="cl2", grid=dict(kind=("raw", "l2", "cl2"))),
     # tau 1: theory; no grid published.
     "logit_adjust_posthoc": lambda c: dict(
-        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 5 for i in range(16)))
-    ),
+        UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 5 for i in range(16)))),
     # The rest is not published: LOS with other starts, samplers and corrections.
     "los_fresh": lambda c: dict(
-        RECIPES["los"](c),
-        lr=5e-2,
-        start="fresh",
-        grid=dict(lr=LR, delta=c.smoothing.fresh),
-    ),
+        RECIPES["los"](c), lr=5e-2, start="fresh",
+        grid=dict(lr=LR, delta=c.smoothing.fresh)),
     "los_resampled": lambda c: dict(
-        RECIPES["los"](c),
-        sampler="class",
-        grid=dict(lr=LR, delta=c.smoothing.coarse, sampler=("class", "sqrt")),
-    ),
+        RECIPES["los"](c), sampler="class",
+        grid=dict(lr=LR, delta=c.smoothing.coarse, sampler=("class", "sqrt"))),
     "los_balanced_softmax": lambda c: dict(
         RECIPES["los"](c),
-        grid=dict(lr=LR, delta=(c.smoothing.curve[0], *c.smoothing.coarse)),
-    ),
+        grid=dict(lr=LR, delta=(c.smoothing.curve[0], *c.smoothing.coarse))),
     # quantile and every: as weight balancing; the radius is that of stage 1.
     "los_max_norm": lambda c: dict(
-        lr=5e-4,
-        epochs=20,
-        decay=0.0,
-        delta=c.smoothing.delta,
-        quantile=0.1,
-        every="epoch",
-        sampler="instance",
-        grid=dict(lr=LR, delta=c.smoothing.coarse, quantile=(0.1, 0.5)),
-    ),
+        lr=5e-4, epochs=20, decay=0.0, delta=c.smoothing.delta,
+        quantile=0.1, every="epoch", sampler="instance",
+        grid=dict(lr=LR, delta=c.smoothing.coarse, quantile=(0.1, 0.5))),
     "los_tau_norm": lambda c: dict(
-        RECIPES["los"](c),
-        tau=1.0,
-        grid=dict(lr=LR[:3], delta=c.smoothing.coarse, tau=(0.5, 1.0, 1.5)),
-    ),
+        RECIPES["los"](c), tau=1.0,
+        grid=dict(lr=LR[:3], delta=c.smoothing.coarse, tau=(0.5, 1.0, 1.5))),
 }
+# fmt: on
 
 
 def entries(case: Case) -> dict[str, Entry]:
@@ -313,10 +249,8 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     if GRID not in entry:
         raise InputError("a sweep needs a 'grid': the values to try for each key")
     base, grid = own(entry), entry[GRID]
-    rows = [
-        base | dict(zip(grid.keys(), values, strict=True))
-        for values in itertools.product(*grid.values())
-    ]
+    points = itertools.product(*grid.values())
+    rows = [base | dict(zip(grid, values, strict=True)) for values in points]
     rows = rows if base in rows else [base, *rows]
     unique: dict[Any, dict[str, Any]] = {}
     for row in rows:
