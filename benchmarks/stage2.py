@@ -184,13 +184,17 @@ def extract(network: Any, dataset: Any) -> Any:
 
     from lt_jax.retraining.features import plain_features
     from lt_jax.training.log import Logger
+    from lt_jax.types import Weights
 
     # The fields of a task that extraction reads.
     task: Any = SimpleNamespace(
-        backbone=network.backbone, augment=network.augment, eval_batch=500
+        backbone=network.backbone,
+        augment=network.augment,
+        eval_batch=500,
+        log=Logger(Path(), enabled=False),
+        stop_requested=lambda: "",
     )
-    silent = Logger(Path(), enabled=False)
-    return plain_features(task, network.params, network.stats, dataset, log=silent)
+    return plain_features(task, Weights(network.params, network.stats), dataset)
 
 
 def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:

@@ -6,7 +6,7 @@ examples in a dataset, ``H W C`` an image.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -17,15 +17,18 @@ Batch = dict[str, Any]
 Params = dict[str, Any]  # a nested dict of arrays
 
 
+class Weights(NamedTuple):
+    """A network: what stage 1 ends with and stage 2 starts from."""
+
+    params: Params  # {"backbone": ..., "head": ...}
+    batch_stats: Params  # running statistics of the backbone's batch norms
+
+
 @flax.struct.dataclass
 class TrainState:
-    """Everything that training changes, as arrays only; saved as it is.
-
-    ``params`` is ``{"backbone": ..., "head": ...}``. ``opt_state`` covers the trained
-    parameters only.
-    """
+    """Everything that training changes, as arrays only; saved as it is."""
 
     step: jax.Array  # int32[], optimiser steps taken
     params: Params
-    batch_stats: Params  # running statistics of the backbone's batch norms
-    opt_state: Any
+    batch_stats: Params
+    opt_state: Any  # of the trained parameters only

@@ -45,6 +45,7 @@ from lt_jax.training import steps
 from lt_jax.training.loop import (
     Stage,
     epoch_plan,
+    evaluate,
     fits_on_device,
     resident_batches,
     step_inputs,
@@ -106,8 +107,9 @@ def _measure(session: Session, seconds: float) -> dict[str, Any]:
     )
     session.raise_if_stopped("the benchmark")
     splits = session.task.splits
-    evaluation = partial(session.evaluate, session.methods["stage1"].head, network)
-    extraction = partial(_extract, session, network)
+    head = session.methods["stage1"].head
+    evaluation = partial(evaluate, session.task, head, network)
+    extraction = partial(plain_features, session.task, network)
     for part, run, dataset in (
         ("evaluation", evaluation, splits.test),
         ("extraction", extraction, splits.train),
@@ -195,9 +197,8 @@ def idle_stage(
     """Return stage 1 at learning rate 0, and what its training step needs."""
     stage = first_stage(session, session.config.seed)
     stage = stage._replace(rates=np.zeros_like(stage.rates))
-    per_epoch = len(stage.rates) // stage.epochs
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    inputs = step_inputs(stage, network.params["head"])
     return stage, step_spec(session.task, stage), state, inputs
 
 
@@ -286,11 +287,6 @@ def batches_of(train: Dataset, stage: Stage) -> Generator[Batch, None, None]:
     for epoch in itertools.count():
         rows, crops = epoch_plan(train, stage, epoch, full)
         yield from load_batches(train, rows, sharding.shard_batch, crops=crops)
-
-
-def _extract(session: Session, network: Weights, dataset: Dataset) -> None:
-    log, stop = session.log, session.stop_requested
-    plain_features(session.task, *network, dataset, log=log, stop_requested=stop)
 
 
 def images_per_second(

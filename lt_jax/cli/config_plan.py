@@ -21,6 +21,7 @@ from lt_jax.experiment.session import Session, load_splits, open_session
 from lt_jax.files import jsonable
 from lt_jax.training import steps
 from lt_jax.training.log import duration
+from lt_jax.training.loop import evaluate
 
 SECONDS = 2.0  # per measurement
 
@@ -81,7 +82,8 @@ def _plan(session: Session) -> dict[str, Any]:
     others = valid + len(task.splits.test)
     network = weights.fresh(task, c.model.init, (1, c.seed))
     per_step = _step_seconds(session, network)
-    run = functools.partial(session.evaluate, session.methods["stage1"].head, network)
+    head = session.methods["stage1"].head
+    run = functools.partial(evaluate, task, head, network)
     test = task.splits.test
     per_image = 1 / benchmark.images_per_second(run, test, session, SECONDS)
 

@@ -20,7 +20,6 @@ from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
 from lt_jax.experiment.config import Config, make_method
 from lt_jax.experiment.session import Session
-from lt_jax.experiment.weights import Weights
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
@@ -31,7 +30,7 @@ from lt_jax.retraining.features import Features
 from lt_jax.training.log import Logger, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
-from lt_jax.types import Params
+from lt_jax.types import Params, Weights
 
 
 class Row(NamedTuple):
@@ -87,12 +86,10 @@ class FeatureCache:
         if name not in self._features:
             self._features[name] = features.cached_features(
                 session.task,
-                *self.network,
+                self.network,
                 getattr(session.task.splits, split),
                 features.Request(views, (3, self.seed), m.feature_dtype),
                 session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
-                log=session.log,
-                stop_requested=session.stop_requested,
             )
         return self._features[name]
 
@@ -250,8 +247,7 @@ def save_row(
     (tally,) = cache.measure(head, [params], "test")
     epochs, images = row.hyper["epochs"], len(cache.features("train").labels)
     fitted = FitResult(
-        params={**cache.network.params, "head": params},
-        batch_stats=cache.network.batch_stats,
+        network=cache.network._replace(params={**cache.network.params, "head": params}),
         step=epochs * -(-images // session.config.method.batch),
         seconds=seconds,
         images_per_second=epochs * images / seconds,

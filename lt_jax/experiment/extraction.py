@@ -36,6 +36,7 @@ from lt_jax.pretrained.table import TABLE, Recipe
 from lt_jax.retraining.features import Request, extract
 from lt_jax.training.log import Logger, duration
 from lt_jax.training.loop import Task
+from lt_jax.types import Weights
 
 PART = 512  # images whose features are written at a time
 QUIET = 10.0  # least seconds between lines about progress
@@ -55,8 +56,8 @@ class Options(NamedTuple):
     batch: int = 64  # images per step, all devices together
 
 
-# (dataset, errors, stop_requested) -> float32[n, D], view after view, in order
-Compute = Callable[[Dataset, DecodeErrors, Callable[[], str]], Iterator[np.ndarray]]
+# (dataset, errors) -> float32[n, D], view after view, in order
+Compute = Callable[[Dataset, DecodeErrors], Iterator[np.ndarray]]
 
 
 class Backbone(NamedTuple):
@@ -64,7 +65,7 @@ class Backbone(NamedTuple):
 
     recipe: Recipe  # how to prepare images
     notes: dict[str, Any]  # provenance
-    make: Callable[[Task, tuple[str, ...], Logger], Compute]
+    make: Callable[[Task, tuple[str, ...]], Compute]
 
 
 def write_features(config: UserConfig, options: Options, out: Path) -> None:
@@ -99,19 +100,23 @@ def write_features(config: UserConfig, options: Options, out: Path) -> None:
         }
     )
     with workdir_lock(out) as check, catch_signals(*EXIT_CODES) as signalled:
-        log, augment = Logger(out), Augment(0, False, *recipe.colours)
-        task = make_task(c, splits, groups)
-        task = task._replace(augment=augment, eval_batch=options.batch)
-        compute = backbone.make(task, views, log)
+        log = Logger(out)
 
         def stop_requested() -> str:
             check()
             return signalled()
 
+        task = make_task(c, splits, groups)._replace(
+            augment=Augment(0, False, *recipe.colours),
+            eval_batch=options.batch,
+            log=log,
+            stop_requested=stop_requested,
+        )
         if _is_finished(out, request):
             log.info(f"{out} has these features already")
             return
-        _compute_parts(compute, datasets, out / "parts", log, stop_requested)
+        compute = backbone.make(task, views)
+        _compute_parts(compute, datasets, out / "parts", log)
         left_out = {name: _join(out, name, data) for name, data in datasets.items()}
         provenance = {
             "request": request,
@@ -169,14 +174,12 @@ def _flax(options: Options) -> Backbone:
     found = found._replace(described=described)
     leaves = pretrained.backbone(found, arch, module, 3)
     tree = traverse_util.unflatten_dict(leaves, sep="/")
-    network = tree["params"], tree.get("batch_stats", {})
+    network = Weights(tree["params"], tree.get("batch_stats", {}))
     notes = {"weights": found.notes, "arch": arch, "pool": options.pool}
 
-    def make(task: Task, views: tuple[str, ...], log: Logger) -> Compute:
+    def make(task: Task, views: tuple[str, ...]) -> Compute:
         request, task = Request(views, (), "float32"), task._replace(backbone=module)
-        return lambda dataset, errors, stop: extract(
-            task, network, dataset, request, errors, log, stop_requested=stop
-        )
+        return lambda data, errors: extract(task, network, data, request, errors)
 
     return Backbone(described.recipe, notes, make)
 
@@ -185,17 +188,15 @@ def _torch(options: Options) -> Backbone:
     """Load a backbone that PyTorch computes."""
     loaded = torch_backbones.load(options.model, options.dtype, options.size)
 
-    def make(task: Task, views: tuple[str, ...], log: Logger) -> Compute:
+    def make(task: Task, views: tuple[str, ...]) -> Compute:
         mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)
 
-        def compute(
-            dataset: Dataset, errors: DecodeErrors, stop_requested: Callable[[], str]
-        ) -> Iterator[np.ndarray]:
+        def compute(dataset: Dataset, errors: DecodeErrors) -> Iterator[np.ndarray]:
             rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
             for view in views:
                 batches = load_batches(dataset, rows, lambda b: b, errors=errors)
                 doing = f"the features of {dataset.name}"
-                batches = until_stopped(batches, stop_requested, doing)
+                batches = until_stopped(batches, task.stop_requested, doing)
                 for row, batch in zip(rows, batches, strict=True):
                     pixels = batch["image"].astype(np.float32)
                     images = (pixels / 255 - mean) / std
@@ -225,11 +226,7 @@ def _is_finished(out: Path, request: dict[str, Any]) -> bool:
 
 
 def _compute_parts(
-    compute: Compute,
-    datasets: dict[str, Dataset],
-    folder: Path,
-    log: Logger,
-    stop_requested: Callable[[], str],
+    compute: Compute, datasets: dict[str, Dataset], folder: Path, log: Logger
 ) -> None:
     """Write the features of every part of every split that is not there yet."""
     parts = [
@@ -247,7 +244,7 @@ def _compute_parts(
             decoder = part.decoder._replace(max_broken=1.0)
             part = dataclasses.replace(part, decoder=decoder)
         errors = DecodeErrors(part)
-        values = np.concatenate(list(compute(part, errors, stop_requested)))
+        values = np.concatenate(list(compute(part, errors)))
         values = values.reshape(-1, size, values.shape[-1]).mean(0, np.float32)
         if not np.isfinite(values).all():
             raise InputError(

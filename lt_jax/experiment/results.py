@@ -115,7 +115,7 @@ def save_fit(
       origin: ``fitted_on`` and ``adopted_for`` of another workdir's stage 1, or the
         ``initial`` weights that it started from.
     """
-    directory, head = workdir / "checkpoints" / title, fitted.params["head"]
+    directory, head = workdir / "checkpoints" / title, fitted.network.params["head"]
     file = directory / "outcome.json"
     # New weights must never be next to the outcome of old ones.
     processes.on_process_zero(lambda: file.unlink(missing_ok=True))

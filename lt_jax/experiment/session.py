@@ -22,7 +22,7 @@ from flax.traverse_util import flatten_dict
 from lt_jax import losses, metrics, models
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment
-from lt_jax.data.dataset import Dataset, Splits
+from lt_jax.data.dataset import Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
@@ -44,13 +44,10 @@ from lt_jax.experiment.config import (
     without_dropped,
 )
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
-from lt_jax.heads import Head
 from lt_jax.methods import Method
-from lt_jax.metrics import Tally
 from lt_jax.training import optim
 from lt_jax.training.log import Logger
-from lt_jax.training.loop import Task, evaluate
-from lt_jax.types import Params
+from lt_jax.training.loop import Task
 
 # Keys that may differ between processes: where and how a host reads its data.
 PER_HOST = ("data.dir", "data.table", "data.workers")
@@ -65,7 +62,6 @@ class Session(NamedTuple):
     dataset: dict[str, Any]  # as in result.json
     log: Logger
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
-    stop_requested: Callable[[], str]  # name of the signal, or ""
 
     def rates(
         self, lr: float, epochs: int, group: FitConfig, images: int
@@ -94,18 +90,9 @@ class Session(NamedTuple):
             )
         return found
 
-    def evaluate(
-        self, head: Head, network: tuple[Params, Params], dataset: Dataset
-    ) -> Tally:
-        """Evaluate a network, params and batch_stats, on a split."""
-        log, stop = self.log, self.stop_requested
-        return evaluate(
-            self.task, head, *network, dataset, log=log, stop_requested=stop
-        )
-
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
-        if by := self.stop_requested():
+        if by := self.task.stop_requested():
             raise Interrupted(where, by)
 
 
@@ -215,14 +202,15 @@ def open_session(
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext(lambda: None)
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
-    opened = c, workdir, task, dataset, Logger(workdir, writes), methods
+    log = Logger(workdir, writes)
     with lock as check_workdir, catch_signals(*signals) as signalled:
 
         def stop_requested() -> str:
             check_workdir()
             return signalled()
 
-        session = Session(*opened, stop_requested)
+        task = task._replace(log=log, stop_requested=stop_requested)
+        session = Session(c, workdir, task, dataset, log, methods)
         if writes:
             # Another job may have run in the meantime.
             processes.on_process_zero(lambda: _check_same_config(given, workdir))

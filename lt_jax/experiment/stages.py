@@ -23,13 +23,13 @@ from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.config import Config, UserConfig
 from lt_jax.experiment.session import Session, open_session, workdir_lock
-from lt_jax.experiment.weights import Weights
 from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import duration, parameter_table
-from lt_jax.training.loop import Stage, Task, fit
+from lt_jax.training.loop import Stage, Task, evaluate, fit
 from lt_jax.training.optim import Sgd
+from lt_jax.types import Weights
 
 
 def train(config: UserConfig, workdir: Path) -> dict[str, Any]:
@@ -105,7 +105,6 @@ def first_stage(session: Session, seed: int) -> Stage:
         batch_norm=o.batch_norm,
         accumulate=o.accumulate,
         mixup=o.mixup,
-        drop_last=o.drop_last,
     )
 
 
@@ -147,7 +146,6 @@ def _second_stage(session: Session, row: cached.Row) -> Stage:
         batch_norm=m.batch_norm,
         accumulate=m.accumulate,
         mixup=0.0,
-        drop_last=False,
     )
 
 
@@ -164,32 +162,24 @@ def _fit(
     """
     session.raise_if_stopped(f"before {stage.title}")
     task, log = session.task, session.log
-    fitted = fit(
-        task,
-        stage,
-        *start,
-        session.workdir / "checkpoints" / stage.title,
-        log=log,
-        stop_requested=session.stop_requested,
-    )
+    fitted = fit(task, stage, start, session.workdir / "checkpoints" / stage.title)
     pace = f"{fitted.images_per_second:,.0f} img/s" if stage.epochs else "untrained"
     log.info(
         f"{stage.title}: {stage.epochs} epochs in {duration(fitted.seconds)}, {pace}; "
         f"kept step {fitted.step:,}"
     )
-    network, train = Weights(fitted.params, fitted.batch_stats), task.splits.train
+    network, train = fitted.network, task.splits.train
     keep = None  # the checkpoint has the weights, unless they are corrected
     if stage.method.correct is not None:
-        stop = session.stop_requested
         head = apply_correction(
             stage.method,
             network.params["head"],
             train.labels,
-            lambda: plain_features(task, *network, train, log=log, stop_requested=stop),
+            lambda: plain_features(task, network, train),
         )
         network = Weights({**network.params, "head": head}, network.batch_stats)
-        keep, fitted = network._asdict(), fitted._replace(params=network.params)
-    tally = session.evaluate(stage.method.head, network, task.splits.test)
+        keep, fitted = network._asdict(), fitted._replace(network=network)
+    tally = evaluate(task, stage.method.head, network, task.splits.test)
     results.save_fit(
         session.workdir,
         task,
@@ -278,7 +268,7 @@ def evaluate_all(
             if not found:
                 number = f"{len(fits)} fits on {len(dataset):,} images"
                 session.log.warning(f"evaluating {number}")
-            tally = session.evaluate(head, network, dataset)
+            tally = evaluate(task, head, network, dataset)
             found[source.title] = {
                 **results.summary(task, tally, network.params["head"]),
                 "lowest": _lowest(tally, dataset.classes),

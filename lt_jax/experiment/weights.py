@@ -28,15 +28,8 @@ from lt_jax.methods import Method
 from lt_jax.pretrained import load as pretrained
 from lt_jax.retraining.selection import number
 from lt_jax.training import checkpoint
-from lt_jax.training.loop import FitResult, Task
-from lt_jax.types import Params
-
-
-class Weights(NamedTuple):
-    """A network: what stage 1 ends with and stage 2 starts from."""
-
-    params: Params  # {"backbone": ..., "head": ...}
-    batch_stats: Params
+from lt_jax.training.loop import FitResult, Task, evaluate
+from lt_jax.types import Params, Weights
 
 
 class Source(NamedTuple):
@@ -329,12 +322,12 @@ def _adopt(session: Session, source: Source, network: Weights) -> None:
         session.workdir,
         task,
         FitResult(
-            *network,
+            network,
             step=outcome["step"],
             seconds=number(outcome.get("seconds")),
             images_per_second=number(outcome.get("images_per_second")),
         ),
-        session.evaluate(linear, network, task.splits.test),
+        evaluate(task, linear, network, task.splits.test),
         title=f"stage1/{seed}",
         seeds=[seed],
         hyper={},

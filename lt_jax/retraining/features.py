@@ -19,11 +19,10 @@ from lt_jax import models, samplers, seeds, trees
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
-from lt_jax.distributed.interrupt import never_stop, until_stopped
+from lt_jax.distributed.interrupt import until_stopped
 from lt_jax.files import COUNT, jsonable, open_regular, read_json, sealed_json, write
 from lt_jax.training import steps
-from lt_jax.training.log import Logger
-from lt_jax.types import Params
+from lt_jax.types import Params, Weights
 
 if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
     from lt_jax.training.loop import Task
@@ -71,15 +70,7 @@ class Request(NamedTuple):
 
 
 def cached_features(
-    task: Task,
-    params: Params,
-    batch_stats: Params,
-    dataset: Dataset,
-    request: Request,
-    file: Path,
-    *,
-    log: Logger,
-    stop_requested: Callable[[], str] = never_stop,
+    task: Task, network: Weights, dataset: Dataset, request: Request, file: Path
 ) -> Features:
     """Load the features of a split if their provenance matches, or compute them.
 
@@ -88,10 +79,12 @@ def cached_features(
 
     Raises:
       InputError: more images cannot be decoded than the dataset tolerates.
-      Interrupted: ``stop_requested`` named a signal; no file is left behind.
+      Interrupted: ``task.stop_requested`` named a signal; no file is left behind.
     """
     provenance = {
-        "network": fingerprint({"backbone": params["backbone"], "stats": batch_stats}),
+        "network": fingerprint(
+            {"backbone": network.params["backbone"], "stats": network.batch_stats}
+        ),
         "split": dataset.hash,
         "order": dataset.hash_of_order,
         "augmentation": jsonable(task.augment._asdict()),
@@ -107,12 +100,9 @@ def cached_features(
     stale = processes.from_process_zero(lambda: _find_stale(file, shape, provenance))
     if stale is not None:
         if stale:
-            log.info(f"cached features {file} are stale ({stale}); recomputing")
+            task.log.info(f"cached features {file} are stale ({stale}); recomputing")
         errors = DecodeErrors(dataset)
-        network = params, batch_stats
-        blocks = extract(
-            task, network, dataset, request, errors, log, stop_requested=stop_requested
-        )
+        blocks = extract(task, network, dataset, request, errors)
         blocks = (block.astype(memory).view(stored) for block in blocks)
         provenance |= _write(file, shape, stored, blocks, errors)
         processes.on_process_zero(lambda: write(note, sealed_json(provenance)))
@@ -220,22 +210,19 @@ def fingerprint(tree: Any) -> str:
 
 def extract(
     task: Task,
-    network: tuple[Params, Params],
+    network: Weights,
     dataset: Dataset,
     request: Request,
     errors: DecodeErrors,
-    log: Logger,
-    *,
-    stop_requested: Callable[[], str],
 ) -> Iterator[np.ndarray]:
     """Compute float[n, D] block by block: view after view, in dataset order.
 
     Rows of undecodable images are meaningless; ``errors`` collects them.
     """
-    params, batch_stats = sharding.replicate(network)
+    network = sharding.replicate(network)
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     local = sharding.process_part(rows)
-    with log.bar("features", 0, len(request.views) * len(dataset)) as bar:
+    with task.log.bar("features", 0, len(request.views) * len(dataset)) as bar:
 
         def to_host(block: tuple[int, jax.Array]) -> np.ndarray:
             size, features = block
@@ -253,36 +240,24 @@ def extract(
                 dataset, local, sharding.shard_batch, crops=crops, errors=errors
             )
             doing = f"the features of {dataset.name}, which restart"
-            batches = until_stopped(batches, stop_requested, doing)
+            batches = until_stopped(batches, task.stop_requested, doing)
             queue: collections.deque[tuple[int, jax.Array]] = collections.deque()
             for row, batch in zip(rows, batches, strict=True):
                 first = sharding.replicate(jnp.asarray(row[0]))
-                features = step(params, batch_stats, batch, key, first)
+                features = step(*network, batch, key, first)
                 queue.append(((row >= 0).sum(), features))
                 if len(queue) > QUEUED:
                     yield to_host(queue.popleft())
             while queue:
                 yield to_host(queue.popleft())
             if warning := errors.new_warning():
-                log.warning(warning)
+                task.log.warning(warning)
 
 
-def plain_features(
-    task: Task,
-    params: Params,
-    batch_stats: Params,
-    dataset: Dataset,
-    *,
-    log: Logger,
-    stop_requested: Callable[[], str] = never_stop,
-) -> Features:
+def plain_features(task: Task, network: Weights, dataset: Dataset) -> Features:
     """Compute the features without augmentation and without a cache."""
     request, errors = Request(("plain",), (), "float32"), DecodeErrors(dataset)
-    network = params, batch_stats
-    blocks = extract(
-        task, network, dataset, request, errors, log, stop_requested=stop_requested
-    )
-    values = np.concatenate(list(blocks))
+    values = np.concatenate(list(extract(task, network, dataset, request, errors)))
     left_out = errors.all_indices()
     values = np.delete(values, left_out, axis=0) if left_out else values
     return Features(values[None], np.delete(dataset.labels, left_out))

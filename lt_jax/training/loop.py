@@ -34,7 +34,7 @@ from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
 from lt_jax.training.progress import Meter
 from lt_jax.training.steps import StepInputs, StepSpec
-from lt_jax.types import Batch, Params, TrainState
+from lt_jax.types import Batch, Params, TrainState, Weights
 
 LOGGED_COMPILATION = 1.0  # shorter compilations (seconds) are not logged
 
@@ -58,6 +58,8 @@ class Task(NamedTuple):
     resident: float  # GiB of training images that a device may hold; 0: stream
     log_seconds: float  # between progress lines, without a progress bar
     profile: str = ""  # folder for traces of some steps of each fit; "": no traces
+    log: Logger = Logger(Path(), enabled=False)
+    stop_requested: Callable[[], str] = never_stop  # the name of a signal, or ""
 
 
 class Stage(NamedTuple):
@@ -74,14 +76,17 @@ class Stage(NamedTuple):
     batch_norm: str  # see steps.BATCH_NORM
     accumulate: int  # micro-batches per step
     mixup: float  # alpha of mixup; 0: none
-    drop_last: bool  # whether to skip an incomplete last batch
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch, at least 1."""
+        return max(1, len(self.rates) // max(1, self.epochs))
 
 
 class FitResult(NamedTuple):
     """The result of a fit."""
 
-    params: Params
-    batch_stats: Params
+    network: Weights
     step: int  # of the checkpoint that is kept
     seconds: float  # wall time, including evaluation and compilation
     images_per_second: float  # of the training steps, without compilation
@@ -93,73 +98,47 @@ class _Fit:
 
     task: Task
     stage: Stage
-    log: Logger
-    stop_requested: Callable[[], str]
     checkpoints: Checkpoints
     meter: Meter
-    per_epoch: int  # steps
-    total: int  # steps
     state: TrainState
     step: int = 0
 
     @property
     def where(self) -> str:
-        """For example ``stage1/0: step 40 of 100``."""
-        return f"{self.stage.title}: step {self.step:,} of {self.total:,}"
+        """For example ``step 40 of 100``."""
+        return f"step {self.step:,} of {len(self.stage.rates):,}"
 
 
-def fit(
-    task: Task,
-    stage: Stage,
-    params: Params,
-    batch_stats: Params,
-    directory: Path,
-    *,
-    log: Logger,
-    stop_requested: Callable[[], str],
-) -> FitResult:
-    """Train from ``params``, or resume from the newest checkpoint in ``directory``.
+def fit(task: Task, stage: Stage, start: Weights, directory: Path) -> FitResult:
+    """Train from ``start``, or resume from the newest checkpoint in ``directory``.
 
     Raises:
-      Interrupted: ``stop_requested`` named a signal; a checkpoint has been saved.
+      Interrupted: ``task.stop_requested`` named a signal; a checkpoint has been saved.
       Diverged: a loss or parameter became NaN or infinite; names the step. Earlier
         checkpoints remain.
     """
-    size = len(task.splits.train)
-    images = samplers.examples_per_epoch(size, stage.batch, stage.drop_last)
-    per_epoch = -(-images // stage.batch)
-    total = stage.epochs * per_epoch
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
         run = _Fit(
             task=task,
             stage=stage,
-            log=log,
-            stop_requested=stop_requested,
             checkpoints=checkpoints,
-            meter=Meter(stage.title, total),
-            per_epoch=per_epoch,
-            total=total,
-            state=steps.init_state(params, batch_stats, stage.sgd, stage.trains),
+            meter=Meter(stage.title, len(stage.rates)),
+            state=steps.init_state(*start, stage.sgd, stage.trains),
         )
         _resume(run)
-        _train(run, step_inputs(stage, params["head"], per_epoch))
+        _train(run, step_inputs(stage, start.params["head"]))
         if checkpoints.latest() is None:  # a fit of zero epochs
             _save(run, None)
         if task.select != "last" and (best := checkpoints.best()) is not None:
             run.step = best
             run.state, _ = checkpoints.restore(best, run.state)
-    return FitResult(
-        params=run.state.params,
-        batch_stats=run.state.batch_stats,
-        step=run.step,
-        seconds=run.meter.wall(),
-        images_per_second=run.meter.rate(),
-    )
+    network = Weights(run.state.params, run.state.batch_stats)
+    return FitResult(network, run.step, run.meter.wall(), run.meter.rate())
 
 
 def _resume(run: _Fit) -> None:
     """Continue from the newest checkpoint, if there is one."""
-    log, stage, train = run.log, run.stage, run.task.splits.train
+    log, stage, train = run.task.log, run.stage, run.task.splits.train
     if (found := run.checkpoints.resume(run.state, log.info)) is not None:
         run.step, state, notes = found
         if notes["examples"] != train.hash:
@@ -170,12 +149,12 @@ def _resume(run: _Fit) -> None:
             )
         run.state = sharding.replicate(state)
         run.meter.resume(notes)
-        if run.step % run.per_epoch == 0:
+        if run.step % stage.per_epoch == 0:
             run.meter.new_epoch()
-        log.info(f"{stage.title}: resuming from step {run.step:,} of {run.total:,}")
-    elif run.total:
+        log.info(f"{stage.title}: resuming from {run.where}")
+    elif stage.epochs:
         log.info(
-            f"{stage.title}: {stage.epochs:,} epochs of {run.per_epoch:,} steps; "
+            f"{stage.title}: {stage.epochs:,} epochs of {stage.per_epoch:,} steps; "
             "compiling the training step ..."
         )
     # A killed run may have recorded steps after its last checkpoint.
@@ -187,24 +166,24 @@ def _train(run: _Fit, early: StepInputs) -> None:
 
     ``early`` are the inputs of the first epochs; the loss may change after them.
     """
-    task, stage, method = run.task, run.stage, run.stage.method
-    late = early._replace(adjust=sharding.replicate(method.deferred or method.adjust))
-    late_from = round(method.defer * stage.epochs)
+    task, stage, total = run.task, run.stage, len(run.stage.rates)
+    adjust = stage.method.deferred or stage.method.adjust
+    late = early._replace(adjust=sharding.replicate(adjust))
+    late_from = round(stage.method.defer * stage.epochs)
     train, errors = task.splits.train, DecodeErrors(task.splits.train)
     if fits_on_device(train, task.resident):
         batches = resident_batches(train)
     else:
         batches = streamed_batches(train, errors, run.meter.time_waits)
-    bar = run.log.bar(stage.title, run.step * stage.batch, run.total * stage.batch)
+    bar = task.log.bar(stage.title, run.step * stage.batch, total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
-    profile = Profile(traces, run.step, run.total, run.log)
+    profile = Profile(traces, run.step, total, task.log)
     step = None
     with bar, contextlib.closing(profile), jax.transfer_guard("disallow"):
-        while run.step < run.total:
-            epoch = run.step // run.per_epoch
-            rest = slice(run.step % run.per_epoch, run.per_epoch)
-            inputs = early if epoch < late_from else late
-            signal = ""
+        while run.step < total:
+            epoch, done = divmod(run.step, stage.per_epoch)
+            inputs, signal = early if epoch < late_from else late, ""
+            rest = slice(done, stage.per_epoch)
             for batch in batches(*epoch_plan(train, stage, epoch, rest)):
                 step = step or _compile(run, batch, inputs)
                 run.state, measured = step(run.state, batch, inputs)
@@ -213,13 +192,13 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 profile.step(run.step, measured)
                 bar.update(stage.batch)
                 if processes.is_sync_step(run.step):
-                    signal = run.stop_requested()
+                    signal = task.stop_requested()
                     if signal:
                         break
                 _show_progress(run, bar, errors)
-            if run.step % run.per_epoch:  # stopped within the epoch
+            if run.step % stage.per_epoch:  # stopped within the epoch
                 _save(run, None)
-                raise Interrupted(run.where, signal)
+                raise Interrupted(f"{stage.title}: {run.where}", signal)
             _end_epoch(run, epoch)
 
 
@@ -227,7 +206,7 @@ def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
     step = steps.make_train_step(step_spec(run.task, run.stage))
     compiled = steps.compile_step(step, run.state, batch, inputs)
     if compiled.compile_seconds >= LOGGED_COMPILATION:
-        run.log.info(
+        run.task.log.info(
             f"{run.stage.title}: compiled the training step in "
             f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
             f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
@@ -237,26 +216,26 @@ def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
 
 def _show_progress(run: _Fit, bar: tqdm, errors: DecodeErrors) -> None:
     if warning := errors.new_warning():
-        run.log.warning(warning)
+        run.task.log.warning(warning)
     if run.meter.silence() > run.task.log_seconds:
         line = run.meter.line(run.step)
         if bar.disable:
-            run.log.info(line)
+            run.task.log.info(line)
         else:
             bar.set_postfix(loss=f"{run.meter.loss:.3f}")
 
 
 def _end_epoch(run: _Fit, epoch: int) -> None:
     """Evaluate and save where due; stop if a signal came."""
+    task, last = run.task, run.step == len(run.stage.rates)
     run.meter.fetch()  # stops the clock before the evaluation
-    last = run.step == run.total
-    evaluates = last or (epoch + 1) % run.task.eval_every == 0
+    evaluates = last or (epoch + 1) % task.eval_every == 0
     score = _evaluate_checkpoint(run) if evaluates else None
-    signal = run.stop_requested()
-    if evaluates or (epoch + 1) % run.task.save_every == 0 or signal:
+    signal = task.stop_requested()
+    if evaluates or (epoch + 1) % task.save_every == 0 or signal:
         _save(run, score)
     if signal and not last:
-        raise Interrupted(run.where, signal)
+        raise Interrupted(f"{run.stage.title}: {run.where}", signal)
     run.meter.new_epoch()
 
 
@@ -273,24 +252,24 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
     long-tailed as the training set, selects by the mean over classes.
     """
     task, stage, meter = run.task, run.stage, run.meter
-    dataset = task.splits.test if task.select == "test" else task.splits.valid
+    tests = task.select == "test"
+    dataset = task.splits.test if tests else task.splits.valid
     line, score = meter.line(run.step), None
     values: dict[str, Any] = {}
     if len(dataset):
-        network = run.state.params, run.state.batch_stats
-        tally = evaluate(task, stage.method.head, *network, dataset, log=run.log)
+        network = Weights(run.state.params, run.state.batch_stats)
+        # A signal is left to the end of the epoch, which saves this result.
+        uninterrupted = task._replace(stop_requested=never_stop)
+        tally = evaluate(uninterrupted, stage.method.head, network, dataset)
         values = metrics.summary(tally, task.groups, task.group_average)
-        if task.select == "test":
-            score = values["all"]
-            line += f" | test {score:.1%}"
-        else:
-            score = values["balanced"]
-            line += f" | validation {score:.1%} balanced"
-    run.log.info(line)
-    run.log.record(
+        score = values["all" if tests else "balanced"]
+        line += f" | test {score:.1%}" * tests
+        line += f" | validation {score:.1%} balanced" * (not tests)
+    task.log.info(line)
+    task.log.record(
         run=stage.title,
         step=run.step,
-        epoch=stage.epochs * run.step / run.total,
+        epoch=stage.epochs * run.step / len(stage.rates),
         rate=stage.rates[run.step - 1],
         loss=meter.loss,
         train_accuracy=meter.accuracy,
@@ -300,39 +279,27 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
     return score
 
 
-def evaluate(
-    task: Task,
-    head: Head,
-    params: Params,
-    batch_stats: Params,
-    dataset: Dataset,
-    *,
-    log: Logger,
-    stop_requested: Callable[[], str] = never_stop,
-) -> Tally:
+def evaluate(task: Task, head: Head, network: Weights, dataset: Dataset) -> Tally:
     """Compute the tally of a dataset: every example once, one sync at the end.
 
     Images that cannot be decoded are logged and left out of ``tally.seen``.
 
     Raises:
-      Interrupted: ``stop_requested`` named a signal.
+      Interrupted: ``task.stop_requested`` named a signal.
       Diverged: logits are NaN or infinite, which finite parameters do not exclude.
     """
     eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
-    params, batch_stats, tally = sharding.replicate(
-        (params, batch_stats, metrics.empty(len(dataset.classes)))
-    )
-    wait = sharding.dispatch_limiter()
-    order = np.arange(len(dataset))
-    indices = sharding.process_part(samplers.batch_indices(order, task.eval_batch))
-    errors = DecodeErrors(dataset)
-    batches = load_batches(dataset, indices, sharding.shard_batch, errors=errors)
+    network, tally = sharding.replicate((network, metrics.empty(len(dataset.classes))))
+    wait, errors = sharding.dispatch_limiter(), DecodeErrors(dataset)
+    rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
+    rows = sharding.process_part(rows)
+    batches = load_batches(dataset, rows, sharding.shard_batch, errors=errors)
     doing = f"the evaluation on {dataset.name}, which restarts"
-    for batch in until_stopped(batches, stop_requested, doing):
-        tally = eval_step(params, batch_stats, batch, tally)
+    for batch in until_stopped(batches, task.stop_requested, doing):
+        tally = eval_step(*network, batch, tally)
         wait(tally.seen)
     if warning := errors.new_warning():
-        log.warning(warning)
+        task.log.warning(warning)
     tally = jax.device_get(tally)
     if not np.isfinite(tally.loss_sum).all():
         raise Diverged(
@@ -375,12 +342,10 @@ def streamed_batches(
     ``time_waits`` passes batches through and may measure how long each takes.
     """
 
-    def batches(indices: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
-        return time_waits(
-            load_batches(
-                dataset, indices, sharding.shard_batch, crops=crops, errors=errors
-            )
-        )
+    def batches(rows: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
+        place = sharding.shard_batch
+        loaded = load_batches(dataset, rows, place, crops=crops, errors=errors)
+        return time_waits(loaded)
 
     return batches
 
@@ -396,19 +361,21 @@ def resident_batches(dataset: Dataset) -> Batches:
     return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)
 
 
-def step_inputs(stage: Stage, head: Params, per_epoch: int) -> StepInputs:
+def step_inputs(stage: Stage, head: Params) -> StepInputs:
     """Place the step inputs of a stage that starts from ``head`` on the devices."""
-    method, pairs = stage.method, stage.mixup > 0
-    size = sharding.micro_batch_size(stage.batch, stage.accumulate, pairs)
-    inputs = StepInputs(
-        key=seeds.key(stage.run, "augment"),
-        rates=stage.rates,
-        adjust=method.adjust,
-        start=head,
-        projects=projection_steps(method, stage.epochs, per_epoch),
-        micro_batch_size=size,
+    pairs = stage.mixup > 0
+    return sharding.replicate(
+        StepInputs(
+            key=seeds.key(stage.run, "augment"),
+            rates=stage.rates,
+            adjust=stage.method.adjust,
+            start=head,
+            projects=projection_steps(stage.method, stage.epochs, stage.per_epoch),
+            micro_batch_size=sharding.micro_batch_size(
+                stage.batch, stage.accumulate, pairs
+            ),
+        )
     )
-    return sharding.replicate(inputs)
 
 
 def step_spec(task: Task, stage: Stage) -> StepSpec:

@@ -386,7 +386,7 @@ def test_cached_features_leave_broken_images_out(tmp_path, monkeypatch, capsys):
     load = features.cached_features
 
     def keeping(*args, **options):
-        seen.append((args[3], load(*args, **options)))
+        seen.append((args[2], load(*args, **options)))
         return seen[-1][1]
 
     monkeypatch.setattr(features, "cached_features", keeping)

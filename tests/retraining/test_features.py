@@ -47,8 +47,8 @@ def task_and_network(tmp_path_factory):
 def compute(task_and_network, file, request=PLAIN, split="train"):
     task, network = task_and_network
     dataset = getattr(task.splits, split)
-    log = Logger(file.parent)
-    return features.cached_features(task, *network, dataset, request, file, log=log)
+    task = task._replace(log=Logger(file.parent))
+    return features.cached_features(task, network, dataset, request, file)
 
 
 def by_hand(task, network, images):
@@ -171,25 +171,24 @@ def test_a_failed_write_leaves_no_file(task_and_network, tmp_path, monkeypatch):
 
 def test_a_signal_between_two_batches_leaves_no_file(task_and_network, tmp_path):
     task, network = task_and_network
-    request, log, file = PLAIN, Logger(tmp_path), tmp_path / "f.npy"
-    given = task, *network, task.splits.train, request, file
+    given = network, task.splits.train, PLAIN, tmp_path / "f.npy"
     answers = iter(["", "", "SIGTERM"])
+    stopped = task._replace(stop_requested=lambda: next(answers))
     with pytest.raises(Interrupted, match="the features of digits"):
-        features.cached_features(*given, log=log, stop_requested=lambda: next(answers))
+        features.cached_features(stopped, *given)
     assert not list(tmp_path.glob("f.*"))
-    assert len(features.cached_features(*given, log=log).labels) == len(
-        task.splits.train
-    )
+    task = task._replace(stop_requested=lambda: "")
+    assert len(features.cached_features(task, *given).labels) == len(task.splits.train)
 
 
 def test_a_signal_between_two_batches_stops_an_evaluation(task_and_network, tmp_path):
     task, network = task_and_network
-    given = task, linear, *network, task.splits.test
-    log = Logger(tmp_path)
+    given = linear, network, task.splits.test
     answers = iter(["", "", "SIGTERM"])
+    stopped = task._replace(stop_requested=lambda: next(answers))
     with pytest.raises(Interrupted, match="the evaluation on digits"):
-        loop.evaluate(*given, log=log, stop_requested=lambda: next(answers))
-    assert loop.evaluate(*given, log=log).seen.sum() == len(task.splits.test)
+        loop.evaluate(stopped, *given)
+    assert loop.evaluate(task, *given).seen.sum() == len(task.splits.test)
 
 
 def test_gathering_rows_of_a_sharded_array():
