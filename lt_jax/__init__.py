@@ -14,7 +14,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from lt_jax.api import FittedHead, Recipe, evaluate, fit_head, fit_heads
+    from lt_jax.api import (
+        FittedHead,
+        Recipe,
+        evaluate,
+        fit_head,
+        fit_heads,
+        published,
+        stage1,
+    )
 
 __all__ = [
     "FittedHead",
@@ -23,6 +31,8 @@ __all__ = [
     "evaluate",
     "fit_head",
     "fit_heads",
+    "published",
+    "stage1",
 ]
 
 

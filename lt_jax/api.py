@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lt_jax import metrics, samplers, seeds
+from lt_jax import metrics, recipes, samplers, seeds
 from lt_jax.data.sources.features import checked
-from lt_jax.errors import InputError, in_range, located
+from lt_jax.errors import InputError, in_range, located, one_of
 from lt_jax.heads import Head
-from lt_jax.methods import Method, projection_steps
+from lt_jax.methods import Method, make, projection_steps
 from lt_jax.retraining import engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
@@ -35,6 +35,36 @@ class Recipe(NamedTuple):
     epochs: int  # passes over the examples; 0 for a method that trains nothing
     decay: float = 0.0  # weight decay, coupled as in PyTorch
     momentum: float = 0.9
+
+
+def published(method: str, counts: Any, **changes: Any) -> Recipe:
+    """Return the published recipe of a method, from ``recipes.py``.
+
+    >>> published("los", [90, 30, 10]).lr
+    0.0005
+
+    Args:
+      method: a key of ``methods.METHODS``.
+      counts: int[K], training examples per class; smoothing follows K.
+      changes: values that replace published ones, such as ``lr=0.1`` or ``delta=0.5``.
+
+    Raises:
+      InputError: an unknown method, or a value that it does not have.
+    """
+    case = recipes.Case(recipes.smoothing(len(counts)))
+    made = recipes.RECIPES[one_of("method", method, recipes.RECIPES)](case)
+    entry = recipes.own(made) | changes
+    optimiser = {key: entry.pop(key) for key in ("lr", "epochs", "decay")}
+    return Recipe(make(method, np.asarray(counts), entry), **optimiser)
+
+
+def stage1(counts: Any) -> Recipe:
+    """Return the recipe of the linear head that methods continue from.
+
+    It is stage 1 of ``configs/features.py``: cross-entropy on all examples alike.
+    """
+    fresh = {"start": "fresh", "lr": 0.1, "epochs": 50, "decay": 5e-4}
+    return published("ce", counts, **fresh)
 
 
 class FittedHead(NamedTuple):
@@ -61,23 +91,38 @@ class FittedHead(NamedTuple):
 def fit_head(
     features: Any,
     labels: Any,
-    recipe: Recipe,
+    recipe: Recipe | None = None,
     *,
+    method: str = "",
     start: FittedHead | Mapping[str, Any] | None = None,
     batch: int = 64,
     seed: int = 0,
     memory: float = 1.0,
 ) -> FittedHead:
-    """Train one head; see ``fit_heads``, which trains many in little more time."""
-    return fit_heads(
-        features,
-        labels,
-        {"": recipe},
-        start=start,
-        batch=batch,
-        seed=seed,
-        memory=memory,
-    )[""]
+    """Train one head by a recipe, or by the published recipe of a method.
+
+    With ``method``, the class counts are those of the labels, and a method that
+    continues from a trained head gets that of ``stage1`` if there is no ``start``.
+    See ``fit_heads``, which trains many heads in little more time, for the rest.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = np.repeat([0, 1, 2], [90, 30, 10])
+    >>> features = np.eye(3)[labels] + 0.2 * rng.normal(size=(130, 3))
+    >>> head = fit_head(features, labels, method="los")
+    >>> bool((head.logits(features).argmax(1) == labels).mean() > 0.9)
+    True
+    """
+    if recipe is not None and method:
+        raise InputError(f"expected a recipe or a method, got both: {method!r:.100}")
+    how: Any = {"batch": batch, "seed": seed, "memory": memory}
+    if method:
+        _, checked_labels = checked("input", np.asarray(features), np.asarray(labels))
+        counts = np.bincount(checked_labels)
+        recipe = published(method, counts)
+        if start is None and recipe.method.start != "fresh":
+            start = fit_head(features, labels, stage1(counts), **how)
+    given: Any = {"": recipe}
+    return fit_heads(features, labels, given, start=start, **how)[""]
 
 
 def fit_heads(

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import heads, losses
+from lt_jax import heads, logistic, losses
 from lt_jax.errors import InputError, in_range, one_of, suggest
 from lt_jax.heads import Blocks, Head, linear
 from lt_jax.losses import Adjust, Loss, adjusted_xent, require_examples
@@ -334,6 +334,27 @@ def logit_adjust_posthoc(counts: np.ndarray, *, tau: float) -> Method:
     return Method(adjust, correct=correct, needs_features=False)
 
 
+def logistic_regression(
+    counts: np.ndarray, *, power: float, tau: float, penalty: float
+) -> Method:
+    """Logistic regression with an L2 penalty, weights and logit adjustment.
+
+    The minimum of CE of ``z + tau log prior``, weighted by ``counts ** -power``, from
+    a fresh head: no rate, no epochs. Power 1 and tau 0 are scikit-learn's
+    ``LogisticRegression(class_weight="balanced")``. Power 0 and tau 1 are Balanced
+    Softmax (NeurIPS 2020) at its minimum. See ``logistic.fit`` for the penalty.
+    """
+    weight = losses.reweight(counts, power).weight
+    adjust = losses.logit_adjust(counts, tau)._replace(weight=weight)
+    penalty = in_range("penalty", penalty, "[0, inf)")
+
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        shape = params["kernel"].shape
+        return logistic.fit(blocks, labels, shape, adjust, penalty)
+
+    return Method(adjust, start="fresh", correct=correct)
+
+
 # --- compositions -------------------------------------------------------------
 
 
@@ -387,6 +408,8 @@ METHODS: dict[str, Callable[..., Method]] = {
     "tau_norm": tau_norm,
     "ncm": ncm,
     "logit_adjust_posthoc": logit_adjust_posthoc,
+    "logistic": logistic_regression,
+    "logistic_balanced": logistic_regression,
     # LOS again, each with its own recipe, grid and row in the tables.
     "los_fresh": los,
     "los_resampled": los,

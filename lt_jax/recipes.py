@@ -28,6 +28,7 @@ KEYS = {
     "beta": "of the effective number of samples",
     "gamma": "focal: power of 1 - p; vs: power of the counts that scale logits",
     "tau": "factor of the log prior; tau_norm: power of the class norm",
+    "penalty": "logistic: weight of half the squared norm of the scaled kernel",
     "alpha": "weight of LADE's regulariser",
     "square": "LADE's lambda, the weight of its squared terms",
     "scale": "factor of the cosines",
@@ -115,6 +116,7 @@ UNTRAINED = {"lr": 0.0, "epochs": 0, "decay": 0.0}
 LR = (5e-4, 5e-3, 5e-2, 0.5)
 HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
 STARTS = ("stage1", "fresh")
+PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 
 # A table: the values of a single run, then the grid.
@@ -198,6 +200,12 @@ RECIPES: dict[str, RecipeFunction] = {
     # tau 1: theory; no grid published.
     "logit_adjust_posthoc": lambda c: dict(
         UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 5 for i in range(16)))),
+    # Not published; logit adjustment, and scikit-learn's balanced weights.
+    "logistic": lambda c: dict(
+        UNTRAINED, power=0.0, tau=1.0, penalty=1e-4,
+        grid=dict(penalty=PENALTIES)),
+    "logistic_balanced": lambda c: dict(
+        UNTRAINED, power=1.0, tau=0.0, penalty=1e-3, grid=dict(penalty=PENALTIES)),
     # The rest is not published: LOS with other starts, samplers and corrections.
     "los_fresh": lambda c: dict(
         RECIPES["los"](c), lr=5e-2, start="fresh",

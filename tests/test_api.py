@@ -13,7 +13,7 @@ import pytest
 from test_feature_files import arrays, config, write
 
 import lt_jax
-from lt_jax import Recipe, evaluate, fit_head, fit_heads, methods
+from lt_jax import Recipe, api, evaluate, fit_head, fit_heads, methods
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
 from lt_jax.export import stablehlo
@@ -185,3 +185,29 @@ def test_readme_example_prints_the_documented_numbers(tmp_path):
     np.testing.assert_allclose(
         [float(x) for x in found], [float(x) for x in expected], atol=1.0
     )
+
+
+def test_a_method_by_name_has_the_published_recipe_and_its_own_stage_1():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2], [60, 20, 6])
+    features = np.eye(3)[labels] + 0.2 * rng.normal(size=(86, 3))
+    counts = np.bincount(labels)
+    start = api.fit_head(features, labels, api.stage1(counts))
+    recipe = api.published("los", counts)
+    assert (recipe.lr, recipe.epochs) == (5e-4, 20)
+    delta = float(recipe.method.adjust.smooth[0])
+    assert delta == pytest.approx(3 / 5.04)  # K = 3, not 0.98
+    expected = api.fit_head(features, labels, recipe, start=start)
+    found = api.fit_head(features, labels, method="los")
+    np.testing.assert_array_equal(found.params["kernel"], expected.params["kernel"])
+    assert api.published("los", counts, delta=0.5).method.adjust.smooth[0] == 0.5
+
+
+def test_invalid_methods_by_name():
+    labels, features = np.array([0, 1]), np.eye(2)
+    with pytest.raises(InputError, match=r"unknown method 'lso'.*'los'"):
+        api.fit_head(features, labels, method="lso")
+    with pytest.raises(InputError, match="a recipe or a method, got both: 'los'"):
+        api.fit_head(features, labels, api.stage1([1, 1]), method="los")
+    with pytest.raises(InputError, match="method 'crt' has no 'delta'"):
+        api.published("crt", [3, 2], delta=0.1)

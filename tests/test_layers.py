@@ -31,7 +31,12 @@ MAY_IMPORT["report"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["export"] = MAY_IMPORT["experiment"] | {"experiment"}
 MAY_IMPORT["cli"] = MAY_IMPORT["export"] | {"report", "export"}
 # Files of the top level that use folders: the library interface and the command.
-ROOM_OF = {"__init__.py": "api", "api.py": "api", "__main__.py": "cli"}
+ROOM_OF = {
+    "__init__.py": "api",
+    "api.py": "api",
+    "sklearn.py": "api",
+    "__main__.py": "cli",
+}
 
 # Who alone may import what, and everything under it. Both are patterns of paths.
 CONFIG_DICT = ["experiment/config.py", "experiment/defaults.py", "cli/config_flags.py"]

@@ -36,12 +36,16 @@ NUMBERS = {
     "tail": 0.1,
     "quantile": 0.1,
     "kind": "cl2",
+    "penalty": 1e-3,
     "every": "epoch",
     "mean": "examples",
     "form": "classification",
 }
 # Methods with a fixed sampler and start, and methods with a fixed start.
-FIXED = {"crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"}
+FIXED = {
+    *("crt", "lws", "tau_norm", "ncm", "logit_adjust_posthoc"),
+    *("logistic", "logistic_balanced"),
+}
 STAGE1 = FIXED | {
     "disalign",
     "marc",

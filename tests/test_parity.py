@@ -365,7 +365,10 @@ VERSIONS = {
     "marc": (marc_logits, weighted(inverse)),
     "label_aware_smoothing": (scaled_logits, aware_loss),
 }
-UNTRAINED = {"tau_norm", "ncm", "logit_adjust_posthoc"}
+UNTRAINED = {
+    *("tau_norm", "ncm", "logit_adjust_posthoc"),
+    *("logistic", "logistic_balanced"),
+}
 
 
 def test_every_method_has_a_torch_version():
