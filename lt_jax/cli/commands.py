@@ -78,7 +78,7 @@ def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
 def benchmark(config: UserConfig, options: argparse.Namespace) -> None:
     from lt_jax.cli import benchmark
 
-    cluster.use_devices(cache=False)
+    cluster.use_devices()
     benchmark.benchmark(config, options.seconds, options.json)
 
 

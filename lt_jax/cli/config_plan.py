@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import tempfile
 from pathlib import Path
@@ -14,14 +13,12 @@ from flax.traverse_util import flatten_dict
 from lt_jax.cli import benchmark
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, weights
-from lt_jax.experiment.cached import Row, rows_of
+from lt_jax.experiment import results
+from lt_jax.experiment.cached import rows_of
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import Session, load_splits, open_session
 from lt_jax.files import jsonable
-from lt_jax.training import steps
 from lt_jax.training.log import duration
-from lt_jax.training.loop import evaluate
 
 SECONDS = 2.0  # per measurement
 
@@ -57,50 +54,43 @@ def show_plan(config: UserConfig, workdir: Path | None, as_json: bool) -> None:
     with contextlib.ExitStack() as stack:
         folder = workdir or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         session = stack.enter_context(open_session(config, folder, writes=False))
-        found = jsonable(_plan(session))
+        found = _plan(session)
     if as_json:
-        print(json.dumps(found))
+        print(json.dumps({**found, "device": sharding.device_name()}))
         return
-    for part in ("stage1", "stage2", "sweep"):
-        p = found[part]
+    for part, p in found.items():
         print(
             f"{part:8s} {p['fits']:,} fits, {p['epochs']:,} epochs, {p['steps']:,} "
             f"steps of {p['batch']} images: {duration(p['seconds'])}"
         )
-    memory = found["memory"]
-    print(f"devices  {found['device']}")
-    print(f"memory   {memory['bytes'] / 2**30:.2f} GiB, {memory['of']}")
+    print(f"devices  {sharding.device_name()}")
     print(
         "Estimates from one measured training step and evaluation pass; heads on "
         "cached features count as their feature extraction only."
     )
 
 
-def _plan(session: Session) -> dict[str, Any]:
-    c, task = session.config, session.task
-    train, valid = len(task.splits.train), len(task.splits.valid)
-    others = valid + len(task.splits.test)
-    network = weights.fresh(task, c.model.init, (1, c.seed))
-    per_step = _step_seconds(session, network)
-    head = session.methods["stage1"].head
-    run = functools.partial(evaluate, task, head, network)
-    test = task.splits.test
-    per_image = 1 / benchmark.images_per_second(run, test, session, SECONDS)
-
+def _plan(session: Session) -> dict[str, dict[str, Any]]:
+    """Count the fits that are left, and estimate their seconds, by command."""
+    c, splits = session.config, session.task.splits
+    train, valid = len(splits.train), len(splits.valid)
+    others = valid + len(splits.test)
+    speed = dict(benchmark.speeds(session, SECONDS))
+    passed = 1 / speed["evaluation"]  # seconds per image
+    trained = 1 / min(speed["loader"], speed["training_step"])
     seeds = range(c.seed, c.seed + c.optim.repeats)
     first = sum(session.finished(f"stage1/{seed}") is None for seed in seeds)
     checks = c.optim.epochs / c.eval.every  # evaluations on validation
-    steps_per_fit = c.optim.epochs * -(-train // c.optim.batch)
-    first_seconds = steps_per_fit * per_step + per_image * (others + checks * valid)
+    per_fit = c.optim.epochs * train * trained + passed * (others + checks * valid)
     rows = [row for seed in seeds for row in rows_of(c, seed, grid=False)]
     rows = [row for row in rows if session.finished(row.title) is None]
     grids = all("grid" in c.method.entries[name] for name in c.method.names)
     swept = [row for seed in seeds if grids for row in rows_of(c, seed, grid=True)]
-    extraction = c.optim.repeats * (train * c.method.views + others) * per_image
-    epochs = sum(row.hyper["epochs"] for row in rows)
+    epochs, tried = (sum(r.hyper["epochs"] for r in some) for some in (rows, swept))
+    extraction = c.optim.repeats * (train * c.method.views + others) * passed
     # Online, each epoch passes the backbone forwards.
-    online = (epochs * train + len(rows) * others) * per_image
-    cached = c.method.features == "cached"
+    heads = (epochs * train + len(rows) * others) * passed
+    heads = extraction if c.method.features == "cached" else heads
 
     def entry(fits: int, epochs: int, batch: int, seconds: float) -> dict[str, Any]:
         return {
@@ -111,31 +101,8 @@ def _plan(session: Session) -> dict[str, Any]:
             "seconds": seconds if fits else 0.0,
         }
 
-    def heads(rows: list[Row], seconds: float) -> dict[str, Any]:
-        epochs = sum(row.hyper["epochs"] for row in rows)
-        return entry(len(rows), epochs, c.method.batch, seconds)
-
-    first_epochs, first_seconds = first * c.optim.epochs, first * first_seconds
     return {
-        "stage1": entry(first, first_epochs, c.optim.batch, first_seconds),
-        "stage2": heads(rows, extraction if cached else online),
-        "sweep": heads(swept, extraction),
-        "device": sharding.device_name(),
-        "step_seconds": per_step,
-        "memory": benchmark.peak_memory(),
+        "stage1": entry(first, first * c.optim.epochs, c.optim.batch, first * per_fit),
+        "stage2": entry(len(rows), epochs, c.method.batch, heads),
+        "sweep": entry(len(swept), tried, c.method.batch, extraction),
     }
-
-
-def _step_seconds(session: Session, network: weights.Weights) -> float:
-    """Measure a step of stage 1 with batches from the data."""
-    stage, spec, state, inputs = benchmark.idle_stage(session, network)
-    step: Any = steps.make_train_step(spec)
-
-    def take_step() -> Any:
-        nonlocal state
-        state, measured = step(state, next(batches), inputs)
-        return measured
-
-    train = session.task.splits.train
-    with contextlib.closing(benchmark.batches_of(train, stage)) as batches:
-        return benchmark.seconds_per_call(take_step, SECONDS)

@@ -228,7 +228,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     text = "print every value of a config, or what it would run"
     command = _add(group, "config", commands.config, text, configured=True)
-    text = "print fits, steps, memory and an estimate of the time"
+    text = "print fits, steps and an estimate of the time"
     command.add_argument("--plan", action="store_true", help=text)
     text = "do not count the fits that are finished in this workdir"
     command.add_argument("--workdir", type=_path, help=text)
