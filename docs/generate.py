@@ -17,7 +17,6 @@ from typing import Any
 from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
-DEFAULTS = ROOT / "lt_jax/experiment/defaults.py"
 SCHEMA = ROOT / "docs/reference/result.schema.json"
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
@@ -49,13 +48,12 @@ def config() -> str:
     from lt_jax import recipes
     from lt_jax.experiment.defaults import base_config, photo_config
 
-    meanings = _comments(DEFAULTS)
+    meanings = _meanings()
     values = dict(_leaves(base_config()))
     base = {key: values[key] for key in meanings if key in values}
     photos = {k: v for k, v in _leaves(photo_config()) if base.get(k, ...) != v}
     photos["data.workers"] = "all cores"
     photos |= {"data.table": "", "data.test": 0.1}  # of configs/folder.py
-    meanings = _comments(ROOT / "configs/folder.py") | meanings
     parts = []
     for group in dict.fromkeys(key.rpartition(".")[0] for key in base):
         keys = {k: v for k, v in base.items() if k.rpartition(".")[0] == group}
@@ -84,17 +82,21 @@ def _leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield f"{prefix}{key}", value
 
 
-def _comments(file: Path) -> dict[str, str]:
-    """Return the comments of ``config.KEY = value  # comment``, or those above it."""
-    found, above, groups = {}, [], {"config": ""}
-    for line in map(str.strip, file.read_text(encoding="utf-8").splitlines()):
-        if group := re.match(r"config\.(\w+) = (\w+) = ConfigDict\(\)", line):
-            groups[group[2]] = f"{group[1]}."
-        elif key := re.match(r"(\w+)\.([\w.]+) = [^#]*(?:# (.*))?$", line):
-            meaning = " ".join(filter(None, [*above, key[3]]))
-            if key[1] in groups and meaning:
-                found.setdefault(groups[key[1]] + key[2], meaning)
-        above = [*above, line.lstrip("# ")] if line.startswith("#") else []
+def _meanings() -> dict[str, str]:
+    """Return the comment of every key, in the line of its field or above it."""
+    from lt_jax.experiment.config import GROUPS
+    from lt_jax.experiment.records import Config
+
+    found = {}
+    for group, record in {"": Config, **GROUPS}.items():
+        for kind in reversed(record.__mro__[:-1]):
+            above: list[str] = []
+            for line in map(str.strip, inspect.getsource(kind).splitlines()):
+                key = re.match(r"(\w+): .* = [^#]*(?:# (.*))?$", line)
+                meaning = " ".join([*above, key[2] or ""]).strip() if key else ""
+                if key and meaning:
+                    found[f"{group}.{key[1]}".strip(".")] = meaning
+                above = [*above, line.lstrip("# ")] if line.startswith("#") else []
     return found
 
 

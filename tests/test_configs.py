@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import inspect
 import json
 import re
 from pathlib import Path
@@ -19,8 +20,8 @@ from PIL import Image
 
 from lt_jax import methods, models, recipes
 from lt_jax.errors import InputError
+from lt_jax.experiment import checks, records, session, stages
 from lt_jax.experiment import config as configs
-from lt_jax.experiment import defaults, session, stages
 
 GROUPS = ["seed", "data", "model", "init", "method", "optim", "eval", "save", "log"]
 FILES = sorted(path.stem for path in tiny_digits.CONFIGS.glob("*.py"))
@@ -61,19 +62,21 @@ def entries(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def test_every_key_has_a_comment():
-    """In the line of its default, or in the line before."""
-    sources = [Path(defaults.__file__), tiny_digits.CONFIGS / "folder.py"]
+    """In the line of its field, or in the line before."""
     commented = set()
-    for source in sources:
-        lines = source.read_text().splitlines()
+    for group, record in {"": records.Config, **configs.GROUPS}.items():
+        lines = [k for kind in record.__mro__[:-1] for k in source_of(kind)]
         for before, line in zip(["", *lines], lines, strict=False):
-            match = re.match(r"    (?:\w+\.)?(\w+)\.(\w+) = (?!ConfigDict)", line)
+            match = re.match(r"    (\w+): .* = ", line)
             if match and ("#" in line or before.strip().startswith("#")):
-                group = {"evaluation": "eval"}.get(match[1], match[1])
-                commented.add(f"{group}.{match[2]}".replace("config.seed", "seed"))
+                commented.add(f"{group}.{match[1]}".strip("."))
     keys = set(leaves(tiny_digits.load("folder")))
     keys = {key for key in keys if key.count(".") < 2}
     assert keys <= commented
+
+
+def source_of(kind: type) -> list[str]:
+    return inspect.getsource(kind).splitlines()
 
 
 def test_every_key_of_an_entry_is_explained():
@@ -175,7 +178,7 @@ def test_every_key_is_read(tmp_path, read):
     config.method.names, config.method.features = ("los",), "cached"
     stages.run(config, tmp_path)
     c = configs.resolve(config)
-    configs.check_sweep(c, session.load_splits(c)[0])
+    checks.check_sweep(c, session.load_splits(c)[0])
     unread = {key for key in leaves(config) if key.count(".") < 2} - read
     # Read when a sweep has fitted its heads, and with init.path.
     assert unread == {"eval.curves", "init.sha256", "init.skip"}
@@ -424,10 +427,10 @@ def test_values_that_resolve_are_checked_against_the_data():
     assert len(resolved) > 80
     for c in resolved[::2]:
         with contextlib.suppress(InputError):
-            configs.check_data(c, splits)
-            c, _ = configs.cut_batches(c, splits)
+            checks.check_data(c, splits)
+            c, _ = checks.cut_batches(c, splits)
             task = session.make_task(c, splits, groups)
-            configs.make_methods(c, splits, task.backbone, grids=False)
+            checks.make_methods(c, splits, task.backbone, grids=False)
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ import tiny_digits
 from lt_jax import losses, methods, metrics, models, recipes
 from lt_jax.cli import main
 from lt_jax.errors import InputError
+from lt_jax.experiment import checks, session
 from lt_jax.experiment import config as configs
-from lt_jax.experiment import session
 
 ENTRY = {"lr": 0.1, "epochs": 20, "delta": 0.9, "start": "stage1"}
 
@@ -83,7 +83,7 @@ def backbone():
 def check_grids(backbone, *names, **changes):
     config = configs.resolve(tiny_digits.config(method__names=names, **changes))
     splits, _ = session.load_splits(config)
-    return configs.make_methods(config, splits, backbone, grids=True)
+    return checks.make_methods(config, splits, backbone, grids=True)
 
 
 def test_every_row_of_every_method_is_made(backbone, monkeypatch):
@@ -154,13 +154,13 @@ def test_validation_set_unfit_for_choosing(changes, message):
     config = configs.resolve(tiny_digits.config(**changes))
     splits, _ = session.load_splits(config)
     with pytest.raises(InputError, match=message):
-        configs.check_sweep(config, splits)
+        checks.check_sweep(config, splits)
 
 
 def test_classes_without_a_validation_image_are_named():
     config = configs.resolve(tiny_digits.config())
     splits, _ = session.load_splits(config)
-    configs.check_sweep(config, splits)
+    checks.check_sweep(config, splits)
     labels = splits.valid.labels
     kept = splits.valid.take(np.flatnonzero((labels != 7) & (labels != 9)))
     cut = type(splits)(
@@ -169,10 +169,10 @@ def test_classes_without_a_validation_image_are_named():
     for choose in ("balanced", "worst"):
         config = configs.resolve(tiny_digits.config(eval__choose=choose))
         with pytest.raises(InputError, match=f"'{choose}'.* 2 have no .*: 7, 9. Raise"):
-            configs.check_sweep(config, cut)
+            checks.check_sweep(config, cut)
     for choose in ("all", "few", "nll", "ece", "top5"):
         config = configs.resolve(tiny_digits.config(eval__choose=choose))
-        configs.check_sweep(config, cut)
+        checks.check_sweep(config, cut)
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,7 @@ def _training_step(
     """Return a function that trains on a batch and returns what the step measured."""
     step: Any = steps.make_train_step(step_spec(session.task, stage))
     state = steps.init_state(*network, stage.sgd, stage.trains)
-    per_epoch = len(stage.rates) // stage.epochs
-    inputs = step_inputs(stage, network.params["head"], per_epoch)
+    inputs = step_inputs(stage, network.params["head"])
     step = steps.compile_step(step, state, batch, inputs).run
 
     def call() -> Any:

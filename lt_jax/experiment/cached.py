@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from lt_jax import recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.config import Config, make_method
+from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
@@ -27,7 +28,7 @@ from lt_jax.retraining import engine, features
 from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import HeadFit, HeadJob
 from lt_jax.retraining.features import Features
-from lt_jax.training.log import Logger, duration
+from lt_jax.training.log import duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params, Weights
@@ -52,15 +53,6 @@ class Row(NamedTuple):
         return f"{self.method} {numbers} {self.seeds[0]}.{self.seeds[1]}"
 
 
-class FittedRows(NamedTuple):
-    """Rows that one call of a compiled program fitted."""
-
-    rows: list[Row]
-    fits: list[HeadFit]
-    head: Head  # the kind of all of them
-    seconds: float  # per row
-
-
 class FeatureCache:
     """A stage 1 with a frozen backbone, and the features of every split."""
 
@@ -77,21 +69,29 @@ class FeatureCache:
         """
         session, m = self.session, self.session.config.method
         name = "train" if name == "plain" and m.views == 1 else name
-        split = "train" if name == "plain" else name
-        views: tuple[str, ...] = ("plain",)
-        if name == "train" and m.views > 1:
-            views = ("random",) * m.views
-        elif split != "train" and session.task.flip:
-            views = ("plain", "mirror")
         if name not in self._features:
+            varied = ("random",) * m.views if m.views > 1 else ("plain",)
+            held_out = ("plain", "mirror") if session.task.flip else ("plain",)
+            views = {"train": varied, "plain": ("plain",)}.get(name, held_out)
             self._features[name] = features.cached_features(
                 session.task,
                 self.network,
-                getattr(session.task.splits, split),
+                getattr(session.task.splits, "train" if name == "plain" else name),
                 features.Request(views, (3, self.seed), m.feature_dtype),
                 session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
             )
         return self._features[name]
+
+    @functools.cached_property
+    def origin(self) -> dict[str, Any]:
+        """What heads depend on, apart from their rows."""
+        m = self.session.config.method
+        return {
+            "fitted_on": self.session.task.splits.train.hash,
+            "network": features.fingerprint(self.network._asdict()),
+            "views": m.views,
+            "dtype": m.feature_dtype,
+        }
 
     def method(self, row: Row) -> Method:
         counts = self.session.task.splits.train.class_counts
@@ -113,13 +113,13 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     cache, diverged = FeatureCache(session, seed, network), []
     rows = rows_of(session.config, seed, grid=False)
     done = [row.name for row in rows if session.finished(row.title)]
-    for fitted in fit_rows(cache, rows, done):
-        for row, fit in zip(fitted.rows, fitted.fits, strict=True):
+    for fitted, fits, seconds in fit_rows(cache, rows, done):
+        for row, fit in zip(fitted, fits, strict=True):
             if fit.diverged:
                 where = f"the loss is not finite at step {fit.diverged:,}"
                 diverged.append(f"{row.name}: {where}")
             else:
-                save_row(cache, row, fit.head, fitted.seconds, row.title)
+                save_row(cache, row, fit.head, seconds, row.title)
     if diverged:
         raise Diverged("; ".join(diverged))
     analyse_stage1(cache)
@@ -127,20 +127,17 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
 
 def fit_rows(
     cache: FeatureCache, rows: Sequence[Row], done: Collection[str]
-) -> Iterator[FittedRows]:
-    """Fit rows chunk by chunk.
+) -> Iterator[tuple[list[Row], list[HeadFit], float]]:
+    """Fit rows; yield those of a chunk, their heads, and the seconds per row.
 
-    Args:
-      done: names of rows that are already fitted. They stay in the plan of chunks, so
-        that a resumed sweep compiles the same programs and gives the same bits.
+    ``done`` are names of rows that are already fitted. They stay in the plan of chunks,
+    so that a resumed sweep compiles the same programs and gives the same bits.
     """
     if all(row.name in done for row in rows):
         return
     session, started = cache.session, time.monotonic()
     m, info = session.config.method, session.log.info
-    train = cache.features("train")
-    for split in ("valid", "test"):
-        cache.features(split)
+    train, _, _ = map(cache.features, ("train", "valid", "test"))
     info(
         f"features of stage1/{cache.seed}: {len(train.labels):,} training examples x "
         f"{train.values.shape[-1]}, {_count(len(train.values), 'view')}, "
@@ -161,54 +158,38 @@ def fit_rows(
     if not engine.fits_in_memory(train, budget):
         info("the features exceed method.memory: streaming them from disk")
     where = "the heads on cached features; finished chunks are kept"
-    by_name = {row.name: row for row in rows}
-    with session.log.bar("heads", 0, sum(job.epochs for job in jobs)) as bar:
-        count = _counter(bar, session.log, session.config.log.seconds)
+    by_name, total = {row.name: row for row in rows}, sum(job.epochs for job in jobs)
+    with session.log.bar("heads", 0, total) as bar:
+        epochs, begun = 0, time.monotonic()
+        reported = begun
 
         def after_epoch(heads: int) -> None:
-            count(heads)
+            nonlocal epochs, reported
+            epochs, now = epochs + heads, time.monotonic()
+            bar.update(heads)
+            if bar.disable and now - reported > session.config.log.seconds:
+                reported, share = now, epochs / total
+                left = duration((now - begun) * (1 - share) / share)
+                info(f"heads | {share:.0%} of the epochs | {left} left")
             session.raise_if_stopped(where)
 
-        begun = time.monotonic()
         plain = functools.partial(cache.features, "plain")
         given = chunks, train, m.batch, budget, after_epoch, plain
+        chunk_begun = begun
         for chunk, fits in engine.fit_heads(*given):
-            seconds = (time.monotonic() - begun) / len(fits)
-            own = [by_name[job.run] for job in chunk.jobs]
-            yield FittedRows(own, fits, chunk.jobs[0].method.head, seconds)
-            begun = time.monotonic()
+            seconds = (time.monotonic() - chunk_begun) / len(fits)
+            yield [by_name[job.run] for job in chunk.jobs], fits, seconds
+            chunk_begun = time.monotonic()
             session.raise_if_stopped(where)
-    seconds = time.monotonic() - started
     info(
-        f"{_count(len(jobs), 'head')} fitted and measured in {duration(seconds)}, "
-        "including features"
+        f"{_count(len(jobs), 'head')} fitted and measured in "
+        f"{duration(time.monotonic() - started)}, including features"
     )
 
 
 def _count(count: int, noun: str) -> str:
     """``1 view``, ``2 views``."""
     return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
-def _counter(bar: Any, log: Logger, every: float) -> Callable[[int], None]:
-    """Return a function that counts epochs of heads, on a bar or in log lines.
-
-    Lines are at least ``every`` seconds apart.
-    """
-    begun = reported = time.monotonic()
-    done = 0
-
-    def add(heads: int) -> None:
-        nonlocal done, reported
-        done += heads
-        bar.update(heads)
-        now = time.monotonic()
-        if bar.disable and now - reported > every:
-            reported, share = now, done / bar.total
-            left = duration((now - begun) * (1 - share) / share)
-            log.info(f"heads | {share:.0%} of the epochs | {left} left")
-
-    return add
 
 
 def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
@@ -258,7 +239,6 @@ def save_row(
         fitted,
         tally,
         title=title,
-        seeds=list(row.seeds),
         hyper=row.hyper,
         epochs=epochs,
         keep={"params": {"head": params}},

@@ -8,6 +8,7 @@ OUT/parts/                        finished parts of an unfinished extraction
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from lt_jax import models, samplers
-from lt_jax.data import catalogue
+from lt_jax.data import arrays, catalogue
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import resized
@@ -27,7 +28,7 @@ from lt_jax.distributed import sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals, until_stopped
 from lt_jax.errors import InputError, one_of
 from lt_jax.experiment import results
-from lt_jax.experiment.config import UserConfig, resolve
+from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import load_splits, make_task, workdir_lock
 from lt_jax.files import as_json, atomic_path, jsonable, read_json, write
 from lt_jax.pretrained import load as pretrained
@@ -56,16 +57,13 @@ class Options(NamedTuple):
     batch: int = 64  # images per step, all devices together
 
 
-# (dataset, errors) -> float32[n, D], view after view, in order
-Compute = Callable[[Dataset, DecodeErrors], Iterator[np.ndarray]]
-
-
 class Backbone(NamedTuple):
     """A loaded backbone."""
 
     recipe: Recipe  # how to prepare images
     notes: dict[str, Any]  # provenance
-    make: Callable[[Task, tuple[str, ...]], Compute]
+    # (task, views, dataset, errors) -> float32[n, D], view after view, in order
+    compute: Callable[..., Iterator[np.ndarray]]
 
 
 def write_features(config: UserConfig, options: Options, out: Path) -> None:
@@ -85,6 +83,7 @@ def write_features(config: UserConfig, options: Options, out: Path) -> None:
     if c.data.name in catalogue.PHOTOS:
         looks |= {"size": size, "resize": resize}
     c = dataclasses.replace(c, data=dataclasses.replace(c.data, **looks))
+    c = resolve(as_dict(c))  # checks the size
     splits, groups = load_splits(c)
     named = {"train": splits.train, "val": splits.valid, "test": splits.test}
     datasets = {n: _resized(data, size) for n, data in named.items() if len(data)}
@@ -115,7 +114,7 @@ def write_features(config: UserConfig, options: Options, out: Path) -> None:
         if _is_finished(out, request):
             log.info(f"{out} has these features already")
             return
-        compute = backbone.make(task, views)
+        compute = functools.partial(backbone.compute, task, views)
         _compute_parts(compute, datasets, out / "parts", log)
         left_out = {name: _join(out, name, data) for name, data in datasets.items()}
         provenance = {
@@ -177,35 +176,34 @@ def _flax(options: Options) -> Backbone:
     network = Weights(tree["params"], tree.get("batch_stats", {}))
     notes = {"weights": found.notes, "arch": arch, "pool": options.pool}
 
-    def make(task: Task, views: tuple[str, ...]) -> Compute:
-        request, task = Request(views, (), "float32"), task._replace(backbone=module)
-        return lambda data, errors: extract(task, network, data, request, errors)
+    def compute(
+        task: Task, views: tuple[str, ...], dataset: Dataset, errors: DecodeErrors
+    ) -> Iterator[np.ndarray]:
+        task, request = task._replace(backbone=module), Request(views, (), "float32")
+        return extract(task, network, dataset, request, errors)
 
-    return Backbone(described.recipe, notes, make)
+    return Backbone(described.recipe, notes, compute)
 
 
 def _torch(options: Options) -> Backbone:
     """Load a backbone that PyTorch computes."""
     loaded = torch_backbones.load(options.model, options.dtype, options.size)
+    mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)
 
-    def make(task: Task, views: tuple[str, ...]) -> Compute:
-        mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)
+    def compute(
+        task: Task, views: tuple[str, ...], dataset: Dataset, errors: DecodeErrors
+    ) -> Iterator[np.ndarray]:
+        rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
+        doing = f"the features of {dataset.name}"
+        for view in views:
+            batches = load_batches(dataset, rows, lambda b: b, errors=errors)
+            batches = until_stopped(batches, task.stop_requested, doing)
+            for row, batch in zip(rows, batches, strict=True):
+                images = (batch["image"].astype(np.float32) / 255 - mean) / std
+                images = images[:, :, ::-1] if view == "mirror" else images
+                yield loaded.apply(images)[: (row >= 0).sum()]
 
-        def compute(dataset: Dataset, errors: DecodeErrors) -> Iterator[np.ndarray]:
-            rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
-            for view in views:
-                batches = load_batches(dataset, rows, lambda b: b, errors=errors)
-                doing = f"the features of {dataset.name}"
-                batches = until_stopped(batches, task.stop_requested, doing)
-                for row, batch in zip(rows, batches, strict=True):
-                    pixels = batch["image"].astype(np.float32)
-                    images = (pixels / 255 - mean) / std
-                    images = images[:, :, ::-1] if view == "mirror" else images
-                    yield loaded.apply(images)[: (row >= 0).sum()]
-
-        return compute
-
-    return Backbone(loaded.recipe, loaded.notes, make)
+    return Backbone(loaded.recipe, loaded.notes, compute)
 
 
 def _is_finished(out: Path, request: dict[str, Any]) -> bool:
@@ -226,20 +224,22 @@ def _is_finished(out: Path, request: dict[str, Any]) -> bool:
 
 
 def _compute_parts(
-    compute: Compute, datasets: dict[str, Dataset], folder: Path, log: Logger
+    compute: Callable[[Dataset, DecodeErrors], Iterator[np.ndarray]],
+    datasets: dict[str, Dataset],
+    folder: Path,
+    log: Logger,
 ) -> None:
     """Write the features of every part of every split that is not there yet."""
     parts = [
-        (name, first)
+        (file, name, np.arange(first, min(first + PART, len(dataset))))
         for name, dataset in datasets.items()
-        for first in range(0, len(dataset), PART)
-        if not _part(folder, name, first).is_file()
+        for first, file in _files(folder, name, dataset)
+        if not file.is_file()
     ]
-    sizes = [min(PART, len(datasets[name]) - first) for name, first in parts]
+    total = sum(len(rows) for _, _, rows in parts)
     done, begun, reported = 0, time.monotonic(), 0.0
-    for (name, first), size in zip(parts, sizes, strict=True):
-        rows = np.arange(first, first + size)
-        part = datasets[name].take(rows)
+    for file, name, rows in parts:
+        part, size = datasets[name].take(rows), len(rows)
         if part.decoder is not None:  # judged over the split, when it is complete
             decoder = part.decoder._replace(max_broken=1.0)
             part = dataclasses.replace(part, decoder=decoder)
@@ -253,33 +253,33 @@ def _compute_parts(
             )
         left_out = errors.all_indices()
         _save(
-            _part(folder, name, first),
+            file,
             features=np.delete(values, left_out, axis=0),
             labels=np.delete(part.labels, left_out),
             left_out=np.asarray(part.ids)[left_out].astype(str),
         )
-        done, now = done + size, time.monotonic()
-        if now - reported < QUIET and first + size < len(datasets[name]):
-            continue
-        rate, reported = done / (now - begun), now
-        log.info(
-            f"{name}: {first + size:,} of {len(datasets[name]):,} images | "
-            f"{rate:,.1f} img/s | {duration((sum(sizes) - done) / rate)} left"
-        )
+        done, now, end = done + size, time.monotonic(), rows[-1] + 1
+        if now - reported > QUIET or end == len(datasets[name]):
+            rate, reported = done / (now - begun), now
+            log.info(
+                f"{name}: {end:,} of {len(datasets[name]):,} images | "
+                f"{rate:,.1f} img/s | {duration((total - done) / rate)} left"
+            )
 
 
-def _part(folder: Path, name: str, first: int) -> Path:
-    return folder / f"{name}-{first:09d}.npz"
+def _files(folder: Path, name: str, dataset: Dataset) -> list[tuple[int, Path]]:
+    """List the parts of a split: the number of its first image, and its file."""
+    firsts = range(0, len(dataset), PART)
+    return [(first, folder / f"{name}-{first:09d}.npz") for first in firsts]
 
 
 def _join(out: Path, name: str, dataset: Dataset) -> list[str]:
     """Write the features of a split from its parts; return the images left out."""
-    files = [_part(out / "parts", name, at) for at in range(0, len(dataset), PART)]
     parts = []
-    for file in files:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as found:
-            parts.append({key: found[key] for key in found})
-    left_out = [str(id) for part in parts for id in part["left_out"]]
+    for _, file in _files(out / "parts", name, dataset):
+        with arrays.reading(file, "a part of the features; remove it and rerun"):
+            parts.append(arrays.npz(file, ("features", "labels", "left_out")))
+    features, labels, left_out = map(np.concatenate, zip(*parts, strict=True))
     decoder = dataset.decoder
     if decoder is not None and len(left_out) > decoder.max_broken * len(dataset):
         raise InputError(
@@ -287,11 +287,10 @@ def _join(out: Path, name: str, dataset: Dataset) -> list[str]:
             f" such as {left_out[0]}: restore or remove them, or raise "
             "--config.data.broken"
         )
-    arrays = {k: np.concatenate([p[k] for p in parts]) for k in ("features", "labels")}
-    _save(out / f"{name}.npz", **arrays)
-    return left_out
+    _save(out / f"{name}.npz", features=features, labels=labels)
+    return left_out.tolist()
 
 
-def _save(file: Path, **arrays: np.ndarray) -> None:
+def _save(file: Path, **columns: np.ndarray) -> None:
     with atomic_path(file) as draft, draft.open("wb") as opened:
-        np.savez(opened, allow_pickle=False, **arrays)
+        np.savez(opened, allow_pickle=False, **columns)

@@ -43,6 +43,8 @@ PACKAGES = (
     *("tensorflow-datasets", "ml-collections", "numpy"),
 )
 
+SPEEDS = ("seconds", "images_per_second")  # of a fit
+
 REMEDY = "Delete it and rerun the command that wrote it, which computes it again"
 
 Outcome = dict[str, Any]  # the content of an outcome.json
@@ -96,7 +98,6 @@ def save_fit(
     tally: Tally,
     *,
     title: str,
-    seeds: list[int],
     hyper: dict[str, Any],
     epochs: int | None,
     keep: dict[str, Any] | None = None,
@@ -108,7 +109,6 @@ def save_fit(
     Args:
       tally: of the test set.
       title: METHOD/SEEDS, the folder below ``checkpoints``.
-      seeds: of stage 1, and of stage 2 if it is one.
       keep: weights to write; None if a checkpoint of the training loop has them. If
         only ``head`` is among its parameters, the backbone is that of stage 1.
       analysis: see ``analysis.analyse``.
@@ -116,12 +116,14 @@ def save_fit(
         ``initial`` weights that it started from.
     """
     directory, head = workdir / "checkpoints" / title, fitted.network.params["head"]
-    file = directory / "outcome.json"
     # New weights must never be next to the outcome of old ones.
-    processes.on_process_zero(lambda: file.unlink(missing_ok=True))
+    processes.on_process_zero(
+        lambda: (directory / "outcome.json").unlink(missing_ok=True)
+    )
     if keep is not None:
         checkpoint.save_tree(directory / FINAL, fitted.step, keep)
     alone = keep is not None and "backbone" not in keep["params"]
+    seeds = [*map(int, directory.name.split("."))]
     outcome = {
         "run": title,
         "weights": "" if keep is None else FINAL,
@@ -174,12 +176,7 @@ def outcomes(workdir: Path, folder: str) -> list[Outcome]:
 def _read(
     file: Path, schema: Schema, report: Callable[[str], None] | None
 ) -> dict[str, Any] | None:
-    """Read a file of a workdir.
-
-    Args:
-      report: gets a line if it is invalid, then returned as None; if None, raises
-        InputError.
-    """
+    """Read a file; an invalid one is None and a line to ``report``, if there is one."""
     try:
         return read_json(file, schema, "Computing it again" if report else REMEDY)
     except InputError as error:
@@ -224,11 +221,8 @@ def build(
 ) -> dict[str, Any]:
     """Gather the content of ``result.json`` from the outcomes in a workdir.
 
-    Args:
-      dataset: see ``describe``.
-      protocol: the choices that decide what a figure means.
-      methods: hyperparameters by method, in the order of the table.
-      folder: of the methods' outcomes: "", ``chosen/`` or ``fixed/``.
+    ``methods`` are the hyperparameters by method, in the order of the table. Their
+    outcomes are in ``folder``: "", ``chosen/`` or ``fixed/``.
     """
     methods = {"none": {}, **methods}
     fits = {name: _fits(workdir, folder, name, methods[name]) for name in methods}
@@ -242,8 +236,7 @@ def build(
         },
         "stage1": {
             "epochs": stage1[0]["epochs"] if stage1 else None,
-            "seconds": over_seeds([o["seconds"] for o in stage1]),
-            "images_per_second": over_seeds([o["images_per_second"] for o in stage1]),
+            **{k: over_seeds([o[k] for o in stage1]) for k in SPEEDS},
         },
         "methods": {
             name: {
@@ -295,29 +288,22 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
     """Write ``result.json`` and the tables; return the folder of the tables."""
     result = jsonable(result)
     _write(workdir / "result.json", sealed_json(result))
-    report = workdir / "report"
+    report, folder = workdir / "report", "chosen/" if "sweep" in result else ""
     _write(report / "table.md", tables.text(result) + "\n")
-    _write(report / "per_class.csv", _per_class(workdir, result))
+    rows: list[list[Any]] = []
+    for name, entry in result["methods"].items():
+        for run in _fits(workdir, folder, name, entry["hyper"]):
+            rows = rows or [["method", "seeds", *run["per_class"]]]
+            seeds = ".".join(map(str, run["seeds"]))
+            columns = (run["per_class"][key] for key in rows[0][2:])
+            rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
+    _write(report / "per_class.csv", printing.csv_text(rows))
     return report
 
 
 def _write(file: Path, text: str) -> None:
     """Write a file in process 0; other processes wait."""
     processes.on_process_zero(lambda: files.write(file, text))
-
-
-def _per_class(workdir: Path, result: dict[str, Any]) -> str:
-    """Format one CSV line per method, fit and class."""
-    rows: list[list[Any]] = []
-    folder = "chosen/" if "sweep" in result else ""
-    for name, entry in result["methods"].items():
-        for run in _fits(workdir, folder, name, entry["hyper"]):
-            if not rows:
-                rows.append(["method", "seeds", *run["per_class"]])
-            seeds = ".".join(map(str, run["seeds"]))
-            columns = (run["per_class"][key] for key in rows[0][2:])
-            rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
-    return printing.csv_text(rows)
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:

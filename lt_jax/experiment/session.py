@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import fnmatch
@@ -27,22 +28,17 @@ from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import results
+from lt_jax.experiment import checks, results
 from lt_jax.experiment.config import (
-    ADDED,
     FREE,
-    Config,
-    FitConfig,
     UserConfig,
     as_dict,
-    check_data,
-    check_sweep,
-    cut_batches,
-    make_methods,
+    earlier_value,
     read_config,
     resolve,
     without_dropped,
 )
+from lt_jax.experiment.records import Config, FitConfig
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.methods import Method
 from lt_jax.training import optim
@@ -102,7 +98,7 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     source = catalogue.PHOTOS.get(c.name)
     photos, extra = None, None
     if source:
-        photos = PhotoOptions(c.size, c.resize, c.scale, c.ratio, c.broken, c.workers)
+        photos = PhotoOptions(*(getattr(c, key) for key in PhotoOptions._fields))
         extra = {key: getattr(c, key) for key in source.extra}
     splits = catalogue.load(
         c.name,
@@ -117,39 +113,20 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
-def _make_backbone(config: Config, shape: tuple[int, int, int]) -> Any:
-    m = config.model
-    if m.name == "none":  # the examples are features
-        return models.Identity(math.prod(shape))
-    return models.create(
-        m.name,
-        stem=m.stem,
-        width=m.width,
-        pool=m.pool,
-        zero_init=m.zero_init,
-        init=m.init,
-        dtype=m.dtype,
-        axis_name=sharding.AXIS,
-        engine=models.fastest_engine(),
-    )
-
-
 def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
     """Make what all fits of a config share."""
     c = config
+    if c.model.name == "none":  # the examples are features
+        backbone: Any = models.Identity(math.prod(splits.train.shape))
+    else:
+        engine, values = models.fastest_engine(), dataclasses.asdict(c.model)
+        backbone = models.create(**values, axis_name=sharding.AXIS, engine=engine)
     return Task(
         splits=splits,
         groups=groups,
         group_average=c.eval.group_average,
-        backbone=_make_backbone(c, splits.train.shape),
-        augment=Augment(
-            pad=c.data.pad,
-            flip=c.data.flip,
-            mean=c.data.mean,
-            std=c.data.std,
-            jitter=c.data.jitter,
-            randaugment=c.data.randaugment,
-        ),
+        backbone=backbone,
+        augment=Augment(*(getattr(c.data, key) for key in Augment._fields)),
         flip=c.eval.flip,
         eval_batch=c.eval.batch,
         eval_every=c.eval.every,
@@ -172,7 +149,6 @@ def open_session(
     """Check a command completely, then open its workdir, locked if it writes.
 
     Args:
-      config: what a config file returns.
       writes: whether the command logs and writes. If not, Ctrl-C stops it at once, and
         SIGTERM, which may reach one of several processes, at the next batch.
       sweeps: whether the command tries the methods' grids.
@@ -186,19 +162,17 @@ def open_session(
         )
     processes.on_process_zero(lambda: _check_same_config(c, workdir))
     splits, groups = processes.together(lambda: load_splits(c), _split_digests)
-    check_data(c, splits)
-    given = c  # config.json keeps it
-    c, cuts = cut_batches(c, splits)
+    checks.check_data(c, splits)
+    given, file = c, workdir / "config.json"  # which keeps the given batches
+    c, cuts = checks.cut_batches(c, splits)
     task = make_task(c, processes.together(splits.in_memory), groups)
     if sweeps:
-        check_sweep(c, splits)
-    methods = make_methods(c, splits, task.backbone, grids=sweeps)
+        checks.check_sweep(c, splits)
+    methods = checks.make_methods(c, splits, task.backbone, grids=sweeps)
     loss = losses.cross_entropy(len(splits.full_class_counts))
     methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
-    new = not (workdir / "config.json").exists()
-    if check and processes.from_process_zero(lambda: new):
+    if check and processes.from_process_zero(lambda: not file.exists()):
         check(c, task)
-    text = as_json(as_dict(given))
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext(lambda: None)
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
@@ -214,10 +188,9 @@ def open_session(
         if writes:
             # Another job may have run in the meantime.
             processes.on_process_zero(lambda: _check_same_config(given, workdir))
-            processes.on_process_zero(lambda: write(workdir / "config.json", text))
-            _announce(session)
-            for cut in cuts:
-                session.log.info(cut)
+            processes.on_process_zero(lambda: write(file, as_json(as_dict(given))))
+            for line in (*_announcement(session), *cuts):
+                log.info(line)
         yield session
 
 
@@ -240,16 +213,11 @@ def _split_digests(loaded: tuple[Splits, Any]) -> dict[str, str]:
 
 @contextlib.contextmanager
 def workdir_lock(workdir: Path) -> Iterator[Callable[[], None]]:
-    """Keep a second job out of a workdir.
+    """Keep a second job out of a workdir; raise InputError if one is running there.
 
     The operating system releases the lock when process 0 ends, however it ends. A file
-    system without locks is not protected.
-
-    Yields:
-      A function that raises InputError if the workdir was deleted or moved since.
-
-    Raises:
-      InputError: another job is running there.
+    system without locks is not protected. Yields a function that raises InputError if
+    the workdir was deleted or moved since.
     """
     path, held = workdir / "lock", list[int]()
 
@@ -299,7 +267,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         return
     old = flatten_dict(without_dropped(read_config(workdir)), sep=".")
     now = flatten_dict(jsonable(as_dict(config)), sep=".")
-    old |= {key: _earlier(key) for key in now.keys() - old.keys()}
+    old |= {key: earlier_value(key) for key in now.keys() - old.keys()}
     lines = [
         f"  {key}: {old[key]!r} there, {now.get(key)!r} now\n"
         for key in sorted(old)
@@ -313,32 +281,23 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         )
 
 
-def _earlier(key: str) -> Any:
-    """Return what versions without a key of the config did."""
-    return next((v for name, v in ADDED.items() if fnmatch.fnmatch(key, name)), None)
-
-
-def _announce(session: Session) -> None:
-    """Log the data, the groups of classes and the protocol."""
-    c, d, info = session.config, session.dataset, session.log.info
-    info(
-        f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
-        f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
-        f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}"
-    )
+def _announcement(session: Session) -> list[str]:
+    """Describe the data, the groups of classes and the protocol."""
+    c, d = session.config, session.dataset
     many, medium, few = (d["groups"][name] for name in metrics.GROUPS)
-    info(
-        f"groups by training images: many > {c.data.many} ({many} classes), medium "
-        f"({medium}), few < {c.data.few} ({few}); accuracy of a group: mean over "
-        f"{c.eval.group_average}"
-    )
+    mirror = "averages over mirror images" if c.eval.flip else "sees each image once"
     kept = {
         "last": "the last checkpoint is kept",
         "validation": "the best checkpoint on validation is kept",
         "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
     }
-    mirror = "averages over mirror images" if c.eval.flip else "sees each image once"
-    info(
+    return [
+        f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
+        f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
+        f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}",
+        f"groups by training images: many > {c.data.many} ({many} classes), medium "
+        f"({medium}), few < {c.data.few} ({few}); accuracy of a group: mean over "
+        f"{c.eval.group_average}",
         f"protocol: {kept[c.eval.select]}; evaluation {mirror}; stage-2 batch norm "
-        f"{c.method.batch_norm}; {sharding.device_name()}"
-    )
+        f"{c.method.batch_norm}; {sharding.device_name()}",
+    ]

@@ -21,9 +21,9 @@ from lt_jax.distributed import processes
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
-from lt_jax.experiment.config import Config, UserConfig
+from lt_jax.experiment.config import UserConfig
+from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session, open_session, workdir_lock
-from lt_jax.metrics import Tally
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import duration, parameter_table
@@ -186,7 +186,6 @@ def _fit(
         fitted,
         tally,
         title=stage.title,
-        seeds=list(stage.run[1:]),
         hyper=hyper,
         epochs=stage.epochs,
         keep=keep,
@@ -236,16 +235,14 @@ def evaluate_all(
 ) -> dict[str, dict[str, Any]]:
     """Evaluate every finished fit of a workdir on one of its splits.
 
-    Writes only features, and only if ``heads`` needs them.
-
     Args:
       split: ``train`` (the fitted examples, not augmented), ``valid`` or ``test``.
       heads: regular expression; evaluates the heads of the sweep whose name it matches
-        instead of the fits, as in ``los .*delta=0.98 .*lr=0.005``.
+        instead of the fits, as in ``los .*delta=0.98 .*lr=0.005``. May write features.
 
     Returns:
       The summary by fit, for example ``los/0.2``. ``lowest``, for fits only, holds the
-      names and accuracies of the three least accurate classes.
+      names and accuracies of the three least accurate classes that have examples.
     """
     weights.finished(workdir)
     with open_session(config, workdir, writes=False) as session:
@@ -257,8 +254,10 @@ def evaluate_all(
             with workdir_lock(workdir):  # may write features
                 return sweeping.evaluate_rows(session, split, heads)
         names = session.config.method.names
-        kinds = [f"{kind}/{name}" for kind in ("chosen", "fixed") for name in names]
-        fits = weights.fits(workdir, ["stage1", *names, *kinds])
+        kinds = [
+            f"{kind}{name}" for kind in ("", "chosen/", "fixed/") for name in names
+        ]
+        fits = weights.fits(workdir, ["stage1", *kinds])
         for source in fits:
             weights.head_of(source)  # checks all outcomes before the first evaluation
         found = {}
@@ -269,15 +268,14 @@ def evaluate_all(
                 number = f"{len(fits)} fits on {len(dataset):,} images"
                 session.log.warning(f"evaluating {number}")
             tally = evaluate(task, head, network, dataset)
+            accuracy = metrics.per_class(tally)["accuracy"]
+            order = np.argsort(accuracy, kind="stable")[:3]  # nan comes last
             found[source.title] = {
                 **results.summary(task, tally, network.params["head"]),
-                "lowest": _lowest(tally, dataset.classes),
+                "lowest": [
+                    (dataset.classes[k], float(accuracy[k]))
+                    for k in order
+                    if accuracy[k] >= 0
+                ],
             }
         return found
-
-
-def _lowest(tally: Tally, classes: tuple[str, ...]) -> list[tuple[str, float]]:
-    """Return the three least accurate classes among those that have examples."""
-    accuracy = metrics.per_class(tally)["accuracy"]
-    order = np.argsort(accuracy, kind="stable")  # nan comes last
-    return [(classes[k], float(accuracy[k])) for k in order[:3] if accuracy[k] >= 0]

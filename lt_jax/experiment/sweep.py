@@ -21,13 +21,13 @@ import numpy as np
 
 from lt_jax.distributed import processes
 from lt_jax.experiment import cached, results, weights
-from lt_jax.experiment.cached import FeatureCache, FittedRows, Row
+from lt_jax.experiment.cached import FeatureCache, Row
 from lt_jax.experiment.results import StoredRow
 from lt_jax.experiment.session import Session
 from lt_jax.files import jsonable
-from lt_jax.heads import Head
+from lt_jax.heads import Head, linear
 from lt_jax.retraining import selection
-from lt_jax.retraining.features import fingerprint
+from lt_jax.retraining.engine import HeadFit
 from lt_jax.training import checkpoint
 from lt_jax.types import Params
 
@@ -86,11 +86,7 @@ def _untouched(caches: Sequence[FeatureCache]) -> float:
     """Return the overall validation accuracy of the stage-1 heads, mean over seeds."""
     found = []
     for cache in caches:
-        head, params = (
-            cache.session.methods["stage1"].head,
-            cache.network.params["head"],
-        )
-        (tally,) = cache.measure(head, [params], "valid")
+        (tally,) = cache.measure(linear, [cache.network.params["head"]], "valid")
         found.append(float(np.sum(tally.right) / np.sum(tally.seen)))
     return float(np.mean(found))
 
@@ -112,7 +108,7 @@ def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:
     found = {}
     for seed, network in weights.representations(session):
         cache = FeatureCache(session, seed, network)
-        stored, values = _stored(cache, _origin(cache)), {}
+        stored, values = _stored(cache), {}
         stored = {name: row for name, row in stored.items() if re.search(pattern, name)}
         for names, heads in _load_heads(stored):
             session.raise_if_stopped("the heads of the sweep")
@@ -126,8 +122,7 @@ def _fit_grid(cache: FeatureCache) -> Stored:
     """Fit the rows of one stage 1 that are not fitted yet; return all of its rows."""
     session = cache.session
     splits = ["valid", "test"] if session.config.eval.curves == "test" else ["valid"]
-    rows, origin = cached.rows_of(session.config, cache.seed, grid=True), _origin(cache)
-    stored = _stored(cache, origin)
+    rows, stored = cached.rows_of(session.config, cache.seed, grid=True), _stored(cache)
     done = {n: row for n, row in stored.items() if set(splits) <= set(row["metrics"])}
     if count := sum(row.name in done for row in rows):
         session.log.info(
@@ -135,27 +130,17 @@ def _fit_grid(cache: FeatureCache) -> Stored:
             "already fitted"
         )
     for fitted in cached.fit_rows(cache, rows, done):
-        done |= _save_chunk(cache, fitted, splits, origin)
+        done |= _save_chunk(cache, splits, *fitted)
     return {row.name: done[row.name] for row in rows}
 
 
-def _origin(cache: FeatureCache) -> dict[str, Any]:
-    """What the heads of a sweep depend on, apart from their rows."""
-    m = cache.session.config.method
-    return {
-        "fitted_on": cache.session.task.splits.train.hash,
-        "network": fingerprint(cache.network._asdict()),
-        "views": m.views,
-        "dtype": m.feature_dtype,
-    }
-
-
-def _stored(cache: FeatureCache, origin: dict[str, Any]) -> Stored:
+def _stored(cache: FeatureCache) -> Stored:
     """Read the rows that were fitted on this stage 1 and these features."""
     workdir = cache.session.workdir
     known, report = cache.session.config.method.entries, cache.session.log.warning
     found = processes.from_process_zero(lambda: results.rows(workdir, report))
-    own = (r for r in found if r["origin"] == origin and r["seeds"][0] == cache.seed)
+    seed, origin = cache.seed, cache.origin
+    own = (r for r in found if r["origin"] == origin and r["seeds"][0] == seed)
     return {_row(row).name: row for row in own if row["method"] in known}
 
 
@@ -165,41 +150,37 @@ def _row(stored: StoredRow) -> Row:
 
 def _save_chunk(
     cache: FeatureCache,
-    fitted: FittedRows,
     splits: Sequence[str],
-    origin: dict[str, Any],
+    rows: Sequence[Row],
+    fits: Sequence[HeadFit],
+    seconds: float,
 ) -> Stored:
     """Measure the heads of a chunk and write them; ``rows.json`` comes last."""
-    heads = [fit.head for fit in fitted.fits]
-    measured = [_summaries(cache, fitted.head, heads, split) for split in splits]
-    names = [row.name for row in fitted.rows]
+    heads, kind = [fit.head for fit in fits], cache.method(rows[0]).head
+    measured = [_summaries(cache, kind, heads, split) for split in splits]
+    names = [row.name for row in rows]
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     folder = cache.session.workdir / "sweep" / f"{cache.seed}" / digest[:12]
     stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
     # New heads must never be next to the rows of old ones.
     processes.on_process_zero(lambda: (folder / "rows.json").unlink(missing_ok=True))
     checkpoint.save_tree(folder, 0, {"heads": stacked})
-    rows = [
-        jsonable(
-            {
-                "method": row.method,
-                "hyper": row.hyper,
-                "seeds": list(row.seeds),
-                "index": index,
-                "diverged": fit.diverged,
-                "seconds": fitted.seconds,
-                "metrics": dict(zip(splits, summaries, strict=True)),
-            }
-        )
+    stored: list[StoredRow] = [
+        {
+            **row._asdict(),
+            "index": index,
+            "diverged": fit.diverged,
+            "seconds": seconds,
+            "metrics": dict(zip(splits, summaries, strict=True)),
+        }
         for index, (row, fit, *summaries) in enumerate(
-            zip(fitted.rows, fitted.fits, *measured, strict=True)
+            zip(rows, fits, *measured, strict=True)
         )
     ]
-    results.save_rows(folder, origin, rows)
-    return {
-        name: {**row, "folder": str(folder)}
-        for name, row in zip(names, rows, strict=True)
-    }
+    stored = jsonable(stored)
+    results.save_rows(folder, cache.origin, stored)
+    placed = ({**row, "folder": str(folder)} for row in stored)
+    return dict(zip(names, placed, strict=True))
 
 
 def _summaries(
@@ -228,8 +209,7 @@ def _save_best(
 ) -> None:
     """Evaluate rows of the sweep on the test set and save them as finished fits.
 
-    Args:
-      settings: hyperparameters by folder of the checkpoints and method.
+    ``settings`` are hyperparameters by folder of the checkpoints and method.
     """
     session, info = cache.session, cache.session.log.info
     due: dict[str, list[str]] = {}  # titles by row

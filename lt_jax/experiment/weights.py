@@ -18,7 +18,8 @@ from lt_jax import models, seeds
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError, one_of, suggest
 from lt_jax.experiment import results
-from lt_jax.experiment.config import Config, make_method
+from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.records import Config
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.schemas import MEASURED
 from lt_jax.experiment.session import Session
@@ -77,29 +78,27 @@ def initial(
 ) -> tuple[Weights, dict[str, Any] | None]:
     """Make the network that stage 1 starts from; return it with its provenance."""
     c, task = session.config, session.task
-    start = fresh(task, c.model.init, run)
-    if not c.init.path:
-        return start, None
-    if pretrained.is_weights(c.init.path):
-        network, notes = _pretrained(c, task, start)
-        session.log.info(
-            f"stage 1 starts from {c.init.path}, SHA-256 {notes['sha256']}"
-        )
-        return network, {"initial": notes}
-    source = finished(Path(c.init.path).expanduser())[0]
-    session.log.info(f"stage 1 starts from {source.directory}")
-    return load(source, start, c.init.skip), None
+    start, origin = fresh(task, c.model.init, run), None
+    if c.init.path:
+        start, origin, place = _given(c, task, start)
+        session.log.info(f"stage 1 starts from {place}")
+    return start, origin
 
 
-def _pretrained(
+def _given(
     config: Config, task: Task, like: Weights
-) -> tuple[Weights, dict[str, Any]]:
-    """Replace the backbone by the pre-trained one of ``init.path``; add its notes."""
-    path, channels = config.init.path, task.splits.train.shape[2]
+) -> tuple[Weights, dict[str, Any] | None, str]:
+    """Load what ``init.path`` gives to stage 1, its provenance, and a name for it."""
+    path, skip = config.init.path, config.init.skip
+    if not pretrained.is_weights(path):
+        source = finished(Path(path).expanduser())[0]
+        return load(source, like, skip), None, f"{source.directory}"
     found = pretrained.find(path, config.init.sha256)
+    channels = task.splits.train.shape[2]
     leaves = pretrained.backbone(found, config.model.name, task.backbone, channels)
-    skip = "|".join(filter(None, ["head/.*", config.init.skip]))
-    return checkpoint.merge_leaves(leaves, like, skip, path), found.notes
+    skip = "|".join(filter(None, ["head/.*", skip]))
+    network = checkpoint.merge_leaves(leaves, like, skip, path)
+    return network, {"initial": found.notes}, f"{path}, SHA-256 {found.notes['sha256']}"
 
 
 def with_head(
@@ -130,9 +129,7 @@ def blank(
 
 def finished(path: Path) -> list[Source]:
     """Find the finished stage 1 of a workdir, by seed, or the one in this folder."""
-    found = _sources(
-        lambda: [path, *(path / "checkpoints" / "stage1").glob("*")],
-    )
+    found = _sources(lambda: [path, *(path / "checkpoints" / "stage1").glob("*")])
     if not found:
         raise InputError(
             f"no finished stage 1 in {path}: expected checkpoints/stage1/SEED/"
@@ -153,16 +150,13 @@ def fits(workdir: Path, folders: Sequence[str]) -> list[Source]:
 
 
 def find(workdir: Path, names: Sequence[str], seeds: str = "") -> Source:
-    """Find a finished fit by name.
+    """Find a finished fit by name; raise InputError if there is none.
 
     Args:
       names: the first that is finished is taken. A method such as ``los``, as a sweep
         chose it if there was one; a folder such as ``fixed/los``; a fit such as
         ``los/0.2``; ``stage1`` or ``none``.
       seeds: as in ``0.2``; "" takes the first.
-
-    Raises:
-      InputError: there is none.
     """
     points = workdir / "checkpoints"
     for name in names:
@@ -210,15 +204,10 @@ def load_fit(
 
 
 def load(source: Source, like: Weights, skip: str = "") -> Weights:
-    """Load the weights of a finished fit.
+    """Load the weights of a finished fit for the network ``like``.
 
-    Args:
-      like: the network they are for.
-      skip: regular expression over complete names such as ``head/kernel``; leaves that
-        match keep their value in ``like``. "" skips none.
-
-    Raises:
-      InputError: the weights are gone, or are those of another network.
+    Leaves whose name, such as ``head/kernel``, matches ``skip`` keep their value in it.
+    Raises InputError if the weights are gone, or are those of another network.
     """
     where = str(source.step.parent)
     return checkpoint.merge_leaves(load_leaves(source), like, skip, where)
@@ -271,25 +260,17 @@ def _origin(config: Config, workdir: Path) -> tuple[Path, str]:
 def check_start(config: Config, task: Task, workdir: Path, stage1: bool) -> None:
     """Load what a command starts from, before it writes a config to its workdir.
 
-    Args:
-      stage1: whether it trains stage 1.
-
-    Raises:
-      InputError: there is none, or it is that of another network.
+    Raises InputError if there is none, or if it is that of another network. ``stage1``
+    is whether the command trains stage 1.
     """
-    if stage1 and not config.init.path:
-        return
     num_classes = len(task.splits.full_class_counts)
     like = blank(task.backbone, linear, task.splits.train.shape, num_classes)
-    if stage1 and pretrained.is_weights(config.init.path):
-        processes.together(functools.partial(_pretrained, config, task, like))
-        return
-    path, skip = Path(config.init.path).expanduser(), config.init.skip
     if not stage1:
         path, skip = _origin(config, workdir)
-    sources = finished(path)
-    for source in sources[:1] if stage1 else sources:
-        processes.together(functools.partial(load, source, like, skip))
+        for source in finished(path):
+            processes.together(functools.partial(load, source, like, skip))
+    elif config.init.path:
+        processes.together(functools.partial(_given, config, task, like))
 
 
 def representations(session: Session) -> Iterator[tuple[int, Weights]]:
@@ -329,7 +310,6 @@ def _adopt(session: Session, source: Source, network: Weights) -> None:
         ),
         evaluate(task, linear, network, task.splits.test),
         title=f"stage1/{seed}",
-        seeds=[seed],
         hyper={},
         epochs=outcome.get("epochs"),
         keep=network._asdict(),

@@ -17,7 +17,8 @@ from lt_jax.data.augment import transforms
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment.config import check_data, resolve
+from lt_jax.experiment.checks import check_data
+from lt_jax.experiment.config import resolve
 from lt_jax.experiment.session import load_splits, open_session
 from lt_jax.experiment.stages import run
 from lt_jax.training import optim, steps
