@@ -31,6 +31,7 @@ Threshold = Annotated[int, "[0, 1e9]"]
 Share = Annotated[float, "[0, 1)"]
 Limit = Annotated[float, "[0, 1e9]"]
 Pair = tuple[float, float]
+Strengths = tuple[float, float, float, float]
 Regex = Annotated[str, re.compile]
 
 
@@ -50,7 +51,7 @@ class DataConfig:
     pad: Annotated[int, "[0, 10000]"] = 4
     flip: bool = True  # mirror images at random
     # Strength of random brightness, contrast, saturation and hue; zeros: none.
-    jitter: Annotated[tuple[float, float, float, float], "[0, 10]"] = (0.0,) * 4
+    jitter: Annotated[Strengths, "[0, 10]"] = (0.0, 0.0, 0.0, 0.0)
     # Operations per image; magnitude, up to 30.
     randaugment: Annotated[Pair, "[0, 30]"] = (0, 9.0)
     # Per channel, pixels in 0..1; (): unscaled.
