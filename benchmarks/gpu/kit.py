@@ -111,7 +111,7 @@ def finished(workdir: Path, out: Path) -> dict[str, Any]:
 
 
 def speed(out: Path, options: argparse.Namespace) -> list[Part]:
-    """Rates of training steps, extraction and stage 2."""
+    """Rates of loading, training steps, evaluation and stage 2."""
     photos = out / "photos"
     make_photos(photos, per_class=4 if options.toy else 64)
     bench, quick = ROOT / "benchmarks", ["--quick"] * options.toy
