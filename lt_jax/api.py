@@ -25,6 +25,8 @@ from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
 
 ROWS = 4096  # examples per block of logits
+# Mean norm of features that published rates suit: docs/benchmarks/choice.md.
+NORM = 8.0
 
 
 class Recipe(NamedTuple):
@@ -73,6 +75,9 @@ class FittedHead(NamedTuple):
     head: Head
     params: Params  # kernel float32[D, K], bias float32[K], ...
     diverged: int | None  # first step with a NaN or infinite loss
+    # The parameters are those of ``(features - centre) * scale``.
+    centre: Any = np.float32(0)
+    scale: float = 1.0
 
     def logits(self, features: Any) -> np.ndarray:
         """Compute float32[N, K] from float[N, D]."""
@@ -85,6 +90,7 @@ class FittedHead(NamedTuple):
             )
         starts, apply = range(0, max(len(features), 1), ROWS), jax.jit(self.head.apply)
         parts = [features[i : i + ROWS].astype(np.float32) for i in starts]
+        parts = [(part - self.centre) * np.float32(self.scale) for part in parts]
         return np.concatenate([np.asarray(apply(self.params, part)) for part in parts])
 
 
@@ -94,6 +100,7 @@ def fit_head(
     recipe: Recipe | None = None,
     *,
     method: str = "",
+    hyper: Mapping[str, Any] | None = None,
     start: FittedHead | Mapping[str, Any] | None = None,
     batch: int = 64,
     seed: int = 0,
@@ -103,6 +110,8 @@ def fit_head(
 
     With ``method``, the class counts are those of the labels, and a method that
     continues from a trained head gets that of ``stage1`` if there is no ``start``.
+    ``hyper`` replaces published values, such as ``{"lr": 0.1}``. Without a ``start``,
+    features are centred and scaled, see ``standardise``.
     See ``fit_heads``, which trains many heads in little more time, for the rest.
 
     >>> rng = np.random.default_rng(0)
@@ -116,13 +125,29 @@ def fit_head(
         raise InputError(f"expected a recipe or a method, got both: {method!r:.100}")
     how: Any = {"batch": batch, "seed": seed, "memory": memory}
     if method:
-        _, checked_labels = checked("input", np.asarray(features), np.asarray(labels))
-        counts = np.bincount(checked_labels)
-        recipe = published(method, counts)
-        if start is None and recipe.method.start != "fresh":
-            start = fit_head(features, labels, stage1(counts), **how)
+        features, labels = checked("input", np.asarray(features), np.asarray(labels))
+        counts = np.bincount(labels)
+        recipe = published(method, counts, **(hyper or {}))
+        if start is None:
+            values, centre, scale = standardise(features)
+            if recipe.method.start != "fresh":
+                start = fit_head(values, labels, stage1(counts), **how)
+            fitted = fit_head(values, labels, recipe, start=start, **how)
+            return fitted._replace(centre=centre, scale=scale)
     given: Any = {"": recipe}
     return fit_heads(features, labels, given, start=start, **how)[""]
+
+
+def standardise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Centre features, float32[N, D], and scale them to a mean norm of ``NORM``.
+
+    Returns:
+      The features, their centre float32[D], and the scale.
+    """
+    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    values = features - centre
+    scale = NORM / max(float(np.linalg.norm(values, axis=1).mean()), 1e-12)
+    return values * np.float32(scale), centre, scale
 
 
 def fit_heads(

@@ -12,8 +12,11 @@ from sklearn.utils import check_random_state
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from lt_jax.api import fit_heads, published, stage1
+from lt_jax.api import fit_head
+from lt_jax.choice import choose_head
 from lt_jax.errors import InputError
+
+AUTO = "auto"
 
 
 class LongTailClassifier(ClassifierMixin, BaseEstimator):
@@ -30,7 +33,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
     True
 
     Args:
-      method: a key of ``methods.METHODS``.
+      method: a key of ``methods.METHODS``, or ``auto``: see ``choice.choose_head``.
       hyper: values that replace published ones, such as ``{"lr": 0.1}``.
       batch: examples per step.
       random_state: seed of the order of examples and of initial values.
@@ -38,6 +41,7 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
     Attributes:
       classes_: labels, sorted.
       head_: the fitted ``api.FittedHead``.
+      choice_: the ``selection.Recommendation`` of ``auto``.
     """
 
     def __init__(
@@ -63,18 +67,17 @@ class LongTailClassifier(ClassifierMixin, BaseEstimator):
         X, y = validate_data(self, X, y)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
-        counts = np.bincount(labels)
-        if len(counts) < 2:
+        if len(self.classes_) < 2:
             raise InputError(f"expected at least 2 classes in y, got 1 class: {y[0]}")
-        recipe = published(self.method, counts, **(self.hyper or {}))
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31 - 1)
         how: Any = {"batch": self.batch, "seed": seed}
-        start = None
-        if recipe.method.start != "fresh":
-            start = fit_heads(X, labels, {"": stage1(counts)}, **how)[""]
-        self.head_ = fit_heads(X, labels, {"": recipe}, start=start, **how)[""]
+        if self.method == AUTO:
+            self.choice_, self.head_ = choose_head(X, labels, **how)
+        else:
+            given: Any = {"method": self.method, "hyper": self.hyper}
+            self.head_ = fit_head(X, labels, **given, **how)
         return self
 
     def decision_function(self, X: Any) -> np.ndarray:

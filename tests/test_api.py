@@ -192,13 +192,18 @@ def test_a_method_by_name_has_the_published_recipe_and_its_own_stage_1():
     labels = np.repeat([0, 1, 2], [60, 20, 6])
     features = np.eye(3)[labels] + 0.2 * rng.normal(size=(86, 3))
     counts = np.bincount(labels)
-    start = api.fit_head(features, labels, api.stage1(counts))
+    values, *_ = api.standardise(np.float32(features))
+    assert np.linalg.norm(values, axis=1).mean() == pytest.approx(8)
+    start = api.fit_head(values, labels, api.stage1(counts))
     recipe = api.published("los", counts)
     assert (recipe.lr, recipe.epochs) == (5e-4, 20)
     delta = float(recipe.method.adjust.smooth[0])
     assert delta == pytest.approx(3 / 5.04)  # K = 3, not 0.98
-    expected = api.fit_head(features, labels, recipe, start=start)
+    expected = api.fit_head(values, labels, recipe, start=start)
     found = api.fit_head(features, labels, method="los")
+    np.testing.assert_array_equal(found.logits(features), expected.logits(values))
+    far = api.fit_head(features * 64, labels, method="los")
+    np.testing.assert_allclose(far.logits(features * 64), found.logits(features), 1e-4)
     np.testing.assert_array_equal(found.params["kernel"], expected.params["kernel"])
     assert api.published("los", counts, delta=0.5).method.adjust.smooth[0] == 0.5
 

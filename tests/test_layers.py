@@ -35,6 +35,7 @@ ROOM_OF = {
     "__init__.py": "api",
     "api.py": "api",
     "sklearn.py": "api",
+    "choice.py": "api",
     "__main__.py": "cli",
 }
 

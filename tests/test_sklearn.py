@@ -15,6 +15,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from lt_jax import choice
 from lt_jax.errors import InputError
 from lt_jax.sklearn import LongTailClassifier
 
@@ -42,6 +43,13 @@ def test_labels_are_strings(method):
         model.classes_[proba.argmax(1)], model.predict(FEATURES)
     )
     assert model.decision_function(FEATURES).shape == (86, 3)
+
+
+def test_auto_chooses_by_cross_validation():
+    model = LongTailClassifier("auto").fit(FEATURES, LABELS)
+    assert model.choice_.method in choice.METHODS
+    assert 0.8 < model.choice_.score <= 1
+    assert model.score(FEATURES, LABELS) > 0.8
 
 
 def test_pipelines_grids_and_pickles():

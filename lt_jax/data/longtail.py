@@ -152,3 +152,28 @@ def hold_out(
         held.append(random.permutation(rows)[: min(wanted, max(len(rows) - 1, 0))])
     valid = np.sort(np.concatenate(held))
     return np.setdiff1d(np.arange(len(labels)), valid), valid
+
+
+def folds(labels: np.ndarray, number: int, seed: int, num_classes: int) -> np.ndarray:
+    """Deal the examples of each class to folds for cross-validation.
+
+    The folds differ by at most one example, and so do the parts of each class.
+
+    >>> folds(np.array([0, 0, 0, 0, 1]), 2, 0, 2)[4]
+    np.int64(-1)
+
+    Args:
+      labels: int[N], 0 .. K-1.
+      number: of folds, at least 2.
+      seed: at least 0.
+      num_classes: K.
+
+    Returns:
+      int[N], the fold of each example; -1 for the only one of a class, as it must be
+      trained on.
+    """
+    random, found = np.random.default_rng(seed), np.full(len(labels), -1)
+    members = [rows for rows in by_class(labels, num_classes) if len(rows) > 1]
+    dealt = np.concatenate([random.permutation(rows) for rows in members] or [[]])
+    found[dealt.astype(int)] = np.arange(len(dealt)) % number
+    return found

@@ -32,7 +32,10 @@ OPTIMISER = ("lr", "epochs", "decay")
 # Former keys: one is ignored at the value that it had everywhere, one at any value.
 DROPPED = {"nesterov": (False,), "at_once": range(10001)}
 # Keys that version 0.1.0 lacks, with what it did.
-ADDED = {"model.pool": "token", "init.sha256": "", "eval.group_average": "examples"}
+ADDED = {
+    **{"model.pool": "token", "init.sha256": "", "eval.group_average": "examples"},
+    "eval.margin": 0.0,
+}
 
 # May change between two commands in one workdir: no result depends on these keys.
 FREE = (
@@ -41,7 +44,7 @@ FREE = (
     # Every fit is kept by its method and seeds, so more of them may come.
     *("method.names", "method.repeats", "optim.repeats"),
     # Every row of a sweep records its setting; `choose` only reads rows.
-    *("method.*.grid.*", "eval.choose"),
+    *("method.*.grid.*", "eval.choose", "eval.margin"),
 )
 
 # The records of a config by name, without the seed.

@@ -171,6 +171,9 @@ class EvalConfig:
     # Validation metric that a sweep chooses by: "balanced", "all", "many", "medium",
     # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
     choose: Annotated[str, metrics.CHOOSE] = "balanced"
+    # A setting replaces the method's own values only if it is better by this many
+    # standard errors of the validation accuracy; 0: the best one always does.
+    margin: Annotated[float, "[0, 1e6]"] = 1.0
     # Split that every head of a sweep is measured on for figures: "valid" or "test".
     curves: Annotated[str, ("valid", "test")] = "valid"
 
@@ -212,7 +215,9 @@ class Config:
 
 # Rules of hyperparameters of methods, whose functions check further.
 ENTRIES: dict[str, Any] = {
-    **dict.fromkeys("epochs decay scale alpha square max_margin".split(), "[0, 1e6]"),
+    **dict.fromkeys(
+        "epochs decay scale alpha square max_margin penalty".split(), "[0, 1e6]"
+    ),
     "lr": "[0, 1e38]",
     **dict.fromkeys(("delta", "beta"), "[0, 1)"),
     **dict.fromkeys(("defer", "head", "tail", "quantile"), "[0, 1]"),

@@ -42,27 +42,34 @@ def sweep(session: Session) -> dict[str, Any]:
         caches.append(FeatureCache(session, seed, network))
         stored |= _fit_grid(caches[-1])
     found = list(stored.values())
-    chosen, fixed = selection.choose(found, metric), cached.own_values(config)
+    fixed, counts = cached.own_values(config), session.task.splits.valid.class_counts
+    chosen = selection.choose(found, metric, fixed, counts, config.eval.margin)
     for cache in caches:
         _save_best(cache, stored, {"chosen": chosen, "fixed": fixed})
         cached.analyse_stage1(cache)
     diverged = sum(row["diverged"] is not None for row in found)
     session.log.info(
         f"chosen from {len(found):,} heads ({diverged:,} diverged) by the mean "
-        f"{metric} on {len(session.task.splits.valid):,} validation images:"
+        f"{metric} on {len(session.task.splits.valid):,} validation images; "
+        f"{config.eval.margin:g} standard errors better than the config's own values:"
     )
     valid = {}
     for name, hyper in chosen.items():
         grid = config.method.entries[name]["grid"]
         values = ", ".join(f"{key} {hyper[key]}" for key in grid)
-        tied = selection.ties(found, name, metric)
-        session.log.info(f"  {name}: {values or 'nothing to choose'}{tied}")
+        if hyper == jsonable(fixed[name]):
+            how = " (the config's own)"
+        else:
+            how = selection.ties(found, name, metric)
+        if edges := selection.at_edge(hyper, grid):
+            how += f"; at the edge of the grid: {', '.join(edges)}"
+        session.log.info(f"  {name}: {values or 'nothing to choose'}{how}")
         key = name, jsonable(hyper)
         own = [row for row in found if (row["method"], row["hyper"]) == key]
         valid[name] = results.over_seeds([r["metrics"]["valid"][metric] for r in own])
     recommended = selection.recommend(
         found,
-        session.task.splits.valid.class_counts,
+        counts,
         chosen=chosen,
         untouched=_untouched(caches),
         metric=metric,

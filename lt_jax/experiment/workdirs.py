@@ -19,7 +19,7 @@ from lt_jax.files import read_json
 from lt_jax.retraining.selection import spread
 
 # Keys of a config that affect speed or place, but not the meaning of a figure.
-NEUTRAL = {*FREE, "seed", "init.path"} - {"eval.choose"}
+NEUTRAL = {*FREE, "seed", "init.path"} - {"eval.choose", "eval.margin"}
 # Keys of a config that the protocol in result.json has under a shorter name.
 PROTOCOL = {
     "batch_norm": "method.batch_norm",

@@ -15,6 +15,7 @@ import numpy as np
 from scipy.stats import norm
 
 from lt_jax.errors import Diverged
+from lt_jax.files import jsonable
 from lt_jax.metrics import CHOOSE
 
 
@@ -56,10 +57,24 @@ def best(among: Iterable[Setting], metric: str) -> Setting | None:
     return found if found and found.score(metric) > -math.inf else None
 
 
-def choose(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str, Any]]:
+def choose(
+    rows: Sequence[Mapping[str, Any]],
+    metric: str,
+    published: Mapping[str, Mapping[str, Any]] | None = None,
+    counts: np.ndarray | None = None,
+    margin: float = 1.0,
+) -> dict[str, dict[str, Any]]:
     """Choose the hyperparameters of each method by the mean over its seeds.
 
-    ``metric`` is a key of ``metrics.CHOOSE``.
+    Published values are kept unless another setting is better by more than a standard
+    error: with one validation image per tail class, the best setting is often luck.
+
+    Args:
+      rows: of ``rows.json``.
+      metric: a key of ``metrics.CHOOSE``.
+      published: hyperparameters by method; None: the best setting is chosen.
+      counts: int[K], validation images per class; needed with ``published``.
+      margin: in standard errors; 0: the best setting is chosen.
 
     Raises:
       Diverged: every setting of a method diverged.
@@ -67,11 +82,34 @@ def choose(rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, dict[str
     tried = settings(rows)
     chosen = {}
     for method in dict.fromkeys(setting.method for setting in tried):
-        found = best((s for s in tried if s.method == method), metric)
+        own = [s for s in tried if s.method == method]
+        found = best(own, metric)
         if found is None:
             raise Diverged(f"every setting of {method} in the sweep diverged")
+        if published is not None and counts is not None:
+            wanted = jsonable(published.get(method))
+            default = next((s for s in own if s.hyper == wanted), found)
+            score, _ = default.over("valid", metric)
+            error = margin * standard_error(score, metric, counts)
+            if found.score(metric) - default.score(metric) <= error and error:
+                found = default
         chosen[method] = found.hyper
     return chosen
+
+
+def at_edge(hyper: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[str]:
+    """List the keys whose value is the smallest or largest number of their grid.
+
+    >>> at_edge({"lr": 0.5, "tau": 1.0}, {"lr": (0.1, 0.5), "tau": (0.5, 1.0, 1.5)})
+    ['lr']
+    """
+    return [
+        key
+        for key, values in grid.items()
+        if not any(isinstance(value, str) for value in values)
+        and hyper.get(key) in (min(values), max(values))
+        and len(values) > 1
+    ]
 
 
 def standard_error(score: float, metric: str, counts: np.ndarray) -> float:
@@ -90,7 +128,7 @@ def standard_error(score: float, metric: str, counts: np.ndarray) -> float:
     """
     held = np.asarray(counts, np.float64)
     held = held[held > 0]
-    variance = max(score * (1 - score), 0.0)
+    variance = score * (1 - score) if 0 <= score <= 1 else 0.0  # also not for nan
     if metric == "balanced":
         return float(np.sqrt(variance * np.sum(1 / held)) / len(held))
     return float(np.sqrt(variance / held.sum())) if metric == "all" else 0.0

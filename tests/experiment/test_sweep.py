@@ -30,6 +30,7 @@ GRIDS = {
     "method__weight_balancing__epochs": 2,
     "method__tau_norm__grid": {"tau": (0.0, 0.5, 1.0)},
     "eval__curves": "test",
+    "eval__margin": 0.0,
 }
 ROWS = {"ce": 2, "los": 4, "ldam": 2, "weight_balancing": 3, "tau_norm": 3, "ncm": 3}
 

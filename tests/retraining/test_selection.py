@@ -21,6 +21,11 @@ def row(method, lr, seed, value, diverged=None):
     }
 
 
+def measured(method, lr, balanced, overall):
+    metrics = {"valid": {"balanced": balanced, "all": overall}}
+    return {**row(method, lr, 0, 0.0), "metrics": metrics}
+
+
 ROWS = [
     row("a", 0.1, 0, 0.5),
     row("a", 0.1, 1, 0.7),
@@ -48,6 +53,33 @@ def test_the_first_of_equal_settings_is_chosen_and_the_tie_is_described():
     assert selection.choose(tied, "balanced") == {"a": {"lr": 1.0}}
     assert "the first of 2 of 3 settings" in selection.ties(tied, "a", "balanced")
     assert selection.ties(tied[1:], "a", "balanced") == ""
+
+
+def test_published_values_are_kept_within_a_standard_error():
+    rows = [measured("a", lr, value, 0.8) for lr, value in ((1.0, 0.5), (2.0, 0.6))]
+    published = {"a": {"lr": 1.0}}
+
+    def chosen(counts, **how):
+        return selection.choose(rows, "balanced", published, np.full(4, counts), **how)
+
+    # The standard errors are 0.25 and 0.079.
+    assert chosen(1) == {"a": {"lr": 1.0}}
+    assert chosen(10) == {"a": {"lr": 2.0}}
+    assert chosen(10, margin=2) == {"a": {"lr": 1.0}}
+    assert chosen(1, margin=0) == {"a": {"lr": 2.0}}
+
+
+def test_published_values_that_diverged_are_not_kept():
+    rows = [row("a", 1.0, 0, None, diverged=3), row("a", 2.0, 0, 0.5)]
+    published = {"a": {"lr": 1.0}}
+    found = selection.choose(rows, "balanced", published, np.ones(4))
+    assert found == {"a": {"lr": 2.0}}
+
+
+def test_values_at_the_edge_of_a_grid():
+    grid = {"lr": [0.1, 0.2, 0.3], "start": ["fresh", "stage1"], "tau": [1.0]}
+    assert selection.at_edge({"lr": 0.3, "start": "fresh", "tau": 1.0}, grid) == ["lr"]
+    assert selection.at_edge({"lr": 0.2, "start": "fresh", "tau": 1.0}, grid) == []
 
 
 def test_a_method_whose_settings_all_diverged():
@@ -85,11 +117,6 @@ def test_the_error_of_a_balanced_accuracy_is_pooled_over_classes():
     assert selection.standard_error(0.3, "balanced", counts) == pytest.approx(by_hand)
     assert selection.standard_error(0.5, "all", counts) == pytest.approx(0.5 / 105**0.5)
     assert selection.standard_error(1.7, "nll", counts) == 0
-
-
-def measured(method, lr, balanced, overall):
-    metrics = {"valid": {"balanced": balanced, "all": overall}}
-    return {**row(method, lr, 0, 0.0), "metrics": metrics}
 
 
 def test_a_recommendation_names_the_best_method_and_how_sure_it_is():

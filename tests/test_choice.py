@@ -1,0 +1,48 @@
+"""Cross-validation over all examples, then a fit on all."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from lt_jax import api, choice
+from lt_jax.data import longtail
+from lt_jax.errors import InputError
+
+RNG = np.random.default_rng(0)
+LABELS = np.repeat([0, 1, 2, 3], [40, 12, 4, 1])
+FEATURES = np.eye(4, 6)[LABELS] * 4 + RNG.normal(size=(57, 6))
+
+
+def test_folds_are_stratified_and_keep_the_only_example_of_a_class():
+    fold = longtail.folds(LABELS, 4, 0, 4)
+    assert fold[56] == -1
+    for k, size in enumerate((10, 3, 1)):
+        np.testing.assert_array_equal(np.bincount(fold[LABELS == k]), [size] * 4)
+    again = longtail.folds(LABELS, 4, 1, 4)
+    assert not np.array_equal(fold, again)
+    np.testing.assert_array_equal(fold, longtail.folds(LABELS, 4, 0, 4))
+    uneven = longtail.folds(np.repeat([0, 1], [5, 6]), 4, 0, 2)
+    assert sorted(np.bincount(uneven)) == [2, 3, 3, 3]
+
+
+def test_scores_are_those_of_heads_that_have_not_seen_the_fold():
+    found, head = choice.choose_head(FEATURES, LABELS, ["ncm"], folds=2, margin=0)
+    fold, right = longtail.folds(LABELS, 2, 0, 4), np.zeros(57)
+    for each in range(2):
+        inside, outside = fold == each, fold != each
+        how = {"method": "ncm", "hyper": {"kind": found.hyper["kind"]}}
+        fitted = api.fit_head(FEATURES[outside], LABELS[outside], **how)
+        logits = fitted.logits(FEATURES[inside])
+        right[inside] = logits.argmax(axis=1) == LABELS[inside]
+    expected = np.mean([right[LABELS == k].mean() for k in range(3)])
+    assert found.score == pytest.approx(expected)
+    whole = api.fit_head(FEATURES, LABELS, **how)
+    np.testing.assert_array_equal(head.params["kernel"], whole.params["kernel"])
+
+
+def test_invalid_folds():
+    with pytest.raises(InputError, match=r"folds must be an integer in \[2, 57\]"):
+        choice.choose_head(FEATURES, LABELS, folds=1)
+    with pytest.raises(InputError, match="no class has two examples"):
+        choice.choose_head(FEATURES[[0, 50]], [0, 1], folds=2)
