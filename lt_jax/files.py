@@ -33,7 +33,7 @@ DIGEST = "digest"  # the field with the SHA-256 of all others
 #   a type          an instance; ``float`` takes integers too, ``object`` anything
 #   a range         an integer in it
 #   a set           one of these strings
-#   [schema]        a list of such values; [schema, n] of n at least
+#   [schema]        a list of such values; with n: of at least n; with n, n: of n
 #   {name: schema}  an object with these fields; "name?" may be missing
 #   {str: schema}   an object whose other fields all look like this
 #   (schema, None)  such a value or null
@@ -170,8 +170,10 @@ def _problem(value: Any, schema: Schema) -> str | None:
     kind = schema if isinstance(schema, type) else type(schema)
     if type(value) not in KINDS[kind][0]:
         return KINDS[kind][1]
-    if isinstance(schema, list) and len(value) < sum(schema[1:]):
-        return f"a list of at least {schema[1]}"
+    if isinstance(schema, list) and len(schema) > 1:
+        least, most = schema[1], schema[-1] if len(schema) > 2 else len(value)
+        if not least <= len(value) <= most:
+            return f"a list of {'at least ' if len(schema) == 2 else ''}{least}"
     return None
 
 

@@ -17,6 +17,7 @@ SCHEMA = {
     "kept?": {"last", "best"},
     "metrics": {"all": [files.NUMBER], "few?": ([float, 1], None)},
     "flip?": bool,
+    "pair?": [float, 2, 2],
     "more?": {str: {"lr": float}},
 }
 VALID = {"name": "a", "metrics": {"all": []}}
@@ -67,6 +68,7 @@ def test_invalid_json(tmp_path: Path, content: str | bytes, message: str):
         ({"step": 1.0}, "step must be an integer of at least 0, got 1.0"),
         ({"step": True}, "step must be an integer of at least 0, got True"),
         ({"flip": 1}, "flip must be true or false, got 1"),
+        ({"pair": [1, 2, 3]}, r"pair must be a list of 2, got \[1, 2, 3\]"),
         ({"kept": "x"}, "kept must be one of best, last, got 'x'"),
         ({"kept": ["x"]}, r"kept must be one of best, last, got \['x'\]"),
         ({"more": {"a": {}}}, "lacks 'more.a.lr'"),
@@ -81,7 +83,7 @@ def test_invalid_fields(tmp_path: Path, changes: dict, message: str):
 def test_valid_json(tmp_path: Path):
     content = VALID | {
         "step": 3, "kept": "last", "metrics": {"all": [1, None, 0.5], "few": None},
-        "flip": True, "more": {"a": {"lr": 1}}, "unknown": [[{}]],
+        "flip": True, "pair": [0, 1], "more": {"a": {"lr": 1}}, "unknown": [[{}]],
     }  # fmt: skip
     assert read(json.dumps(content), tmp_path) == content
 

@@ -6,7 +6,7 @@ The fields are those of version 0.1.0. A "?" marks those that not every file has
 from __future__ import annotations
 
 from lt_jax.files import COUNT, NUMBER, Schema
-from lt_jax.metrics import CHOOSE, GROUPS, RSD
+from lt_jax.metrics import CHOOSE, GROUPS, NUM_BINS, RSD
 
 ACCURACIES = ("all", *GROUPS, "balanced", "worst", "top5", "ece", "nll")
 RSD_METRICS = tuple(f"rsd_{part}" for part in RSD)
@@ -19,12 +19,12 @@ METRICS = (
 PER_CLASS = ("accuracy", "loma_row", "loma_col", *RSD_METRICS, "weight_norm")
 
 HYPER: Schema = {"lr?": float, "delta?": float, str: object}
-BINS: Schema = {"seen": [float], "right": [float], "conf": [float]}
+BINS: Schema = {k: [float, NUM_BINS, NUM_BINS] for k in ("seen", "right", "conf")}
 ANALYSIS: Schema = {
     "temperature": NUMBER,
     "calibrated": ({"nll": NUMBER, "ece": NUMBER}, None),
     "reliability": {"before": BINS, "after": (BINS, None)},
-    "confusion": {"groups": [str], "counts": [[float]]},
+    "confusion": {"groups": [{*GROUPS}, 3, 3], "counts": [[float, 4, 4], 3, 3]},
 }
 # A fit that can be loaded, as `lt-jax convert` writes it too.
 OUTCOME: Schema = {
