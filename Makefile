@@ -2,10 +2,11 @@
 # make test   the tests that run on a laptop
 # make lint   ruff, pyright, and the rules for imports between modules
 # make docs   the site, in build/docs; warnings are errors
+# make notebooks   run docs/notebooks in Jupyter's kernel
 #
 # Each first creates or updates a virtual environment in .venv. PYTHON=python3.12 selects
 # the interpreter. CONSTRAINTS= (empty) installs the newest versions that pyproject.toml
-# allows, instead of the tested ones.
+# allows, instead of the tested ones; CONSTRAINTS=build/lowest.txt the oldest.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -21,7 +22,7 @@ endif
 
 # Empty files in the environment that record what was installed, and when.
 MADE := $(VENV)/.made-with-$(VERSION)
-SET := $(if $(CONSTRAINTS),pinned,newest)
+SET := $(if $(CONSTRAINTS),$(basename $(notdir $(CONSTRAINTS))),newest)
 DEMO := $(VENV)/.demo-$(SET)
 DEV := $(VENV)/.dev-$(SET)
 
@@ -29,7 +30,7 @@ INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check \
   $(if $(CONSTRAINTS),--constraint $(CONSTRAINTS),\
   --upgrade --upgrade-strategy eager)
 
-.PHONY: demo test lint docs
+.PHONY: demo test lint docs notebooks
 .DELETE_ON_ERROR:
 
 # The dev environment contains the demo's packages.
@@ -47,6 +48,16 @@ lint: $(DEV)
 
 docs: $(DEV)
 	JAX_PLATFORMS=cpu $(VENV)/bin/sphinx-build -W --keep-going -q docs build/docs
+
+notebooks: $(DEV)
+	$(VENV)/bin/python -m pytest -q -m slow tests/test_notebooks.py
+
+# The oldest versions of what pyproject.toml names, with the newest of everything else.
+build/lowest.txt: pyproject.toml $(MADE)
+	@mkdir -p build
+	@$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
+	$(VENV)/bin/uv pip compile --quiet --resolution lowest-direct --no-header --no-annotate \
+	  --python $(VENV)/bin/python --extra all --output-file $@ pyproject.toml
 
 $(MADE):
 	@echo "Creating $(VENV) with $(PYTHON) ($(VERSION))"

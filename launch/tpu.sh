@@ -10,7 +10,7 @@
 #     --version=v2-alpha-tpuv5-lite --spot
 #   gcloud compute tpus tpu-vm ssh lt --zone=us-west4-a --worker=all --command='
 #     git clone https://github.com/OWNER/lt_jax && cd lt_jax && python3 -m venv .venv &&
-#     .venv/bin/pip install -c constraints.txt -e ".[demo,tpu]"'
+#     .venv/bin/pip install -c constraints.txt -e ".[all,tpu]"'
 #
 # CIFAR100-LT, stage 1, stage 2, sweep. One host with 4 or 8 chips is enough. All hosts
 # must share the workdir and the data, for example on a mounted Filestore:

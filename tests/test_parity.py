@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import enable_x64
 
 from lt_jax import api, heads, losses, methods, metrics, models, samplers, trees
 from lt_jax.data.augment import transforms as augmentation
@@ -381,7 +382,7 @@ def both(nets, method, version, adjust):
     params, features, labels = head_and_batch(method)
     features = features[: len(labels)]
     logits, loss = version
-    with jax.enable_x64(True):
+    with enable_x64(True):
         trained = {k: jnp.asarray(v, jnp.float64) for k, v in params.items()}
         mask = jnp.ones(len(labels))
 
@@ -632,7 +633,7 @@ RECIPES = {
 def test_fifty_steps(nets, recipe, dtype):
     """Weight decay, momentum, cosine schedule and short last batches agree."""
     tolerance = {"float32": 1e-4, "float64": 1e-9}[dtype]
-    with jax.enable_x64(dtype == "float64"):
+    with enable_x64(dtype == "float64"):
         found, expected, ours, theirs = trained(nets, dtype, **RECIPES[recipe])
     assert found.keys() == expected.keys()
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance)

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import pytest
 import tiny_digits
+from float64 import enable_x64
 
 from lt_jax import printing
 from lt_jax.cli import commands, main
@@ -151,7 +152,7 @@ def test_jax_without_a_device(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("context", "message"),
     [
-        (jax.enable_x64, "JAX_ENABLE_X64 is set, but lt_jax computes in float32"),
+        (enable_x64, "JAX_ENABLE_X64 is set, but lt_jax computes in float32"),
         (jax.disable_jit, "JAX_DISABLE_JIT is set, but lt_jax runs compiled"),
     ],
 )

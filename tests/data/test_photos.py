@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 
 import jax
@@ -431,3 +432,9 @@ def test_memory_does_not_grow_with_the_number_of_images():
     for batch in load_batches(made(workers=2), rows, dict):
         del batch
     assert resident() < before + 10
+
+
+def test_photographs_without_opencv(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(InputError, match=r"pip install 'lt_jax\[photos\]'"):
+        made()

@@ -488,7 +488,7 @@ BLOCK = {"layer1.0.conv1.weight": tensor(2, 2, 1, 1)}
     ("header", "message"),
     [
         (b" " * 2**25, "a header of 33,554,432 bytes, expected at most 16,777,216"),
-        ({"a": tensor(2**62, 4)}, "overflow computing buffer size"),
+        ({"a": tensor(2**62, 4)}, "verflow"),
         ({"a": tensor(2**50, size=2**52)}, "not a safetensors file"),
         ({"a": tensor(-4)}, "not a safetensors file"),
         ({"conv1.weight": tensor(2**40, 0, 3, 3, size=0)}, "from 1 to 1,000,000 exp"),

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from float64 import enable_x64
 
 from lt_jax import initializers, models
 from lt_jax.errors import InputError
@@ -325,7 +326,7 @@ def test_bfloat16_keeps_parameters_statistics_and_features_in_float32():
 
 
 def test_float64_is_kept():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         module = make(dtype="float64")
         params, stats = shapes(module)
         assert layers(module, 32)["__call__"].dtype == jnp.float64

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from float64 import enable_x64
 
 from lt_jax.models import BatchNorm
 
@@ -180,7 +181,7 @@ def test_bfloat16_sums_in_float32():
 
 
 def test_float64_is_kept():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         x, mask = images(dtype=np.float64), MASKS["ragged"].reshape(-1)
         params, stats = variables(np.float64)
         module = BatchNorm(None, dtype=jnp.float64)

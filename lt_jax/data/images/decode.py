@@ -15,14 +15,15 @@ import struct
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from lt_jax.data.images.crops import Box
+from lt_jax.errors import InputError
 
 # The formats that the documentation names. Pillow has many more readers, and that for
 # PostScript starts Ghostscript, whatever the file is called.
@@ -80,6 +81,18 @@ def read_file(path: str | Path, size: int = -1) -> bytes:
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else None
         raise Undecodable(reason or str(error)) from error
+
+
+def opencv() -> ModuleType:
+    """Import OpenCV, which the extra `photos` installs: 150 MB."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            f"photographs are resized by OpenCV, which cannot be imported ({error}): "
+            "run pip install 'lt_jax[photos]'"
+        ) from error
+    return cv2
 
 
 def decode_all(data: bytes | Undecodable) -> np.ndarray:
@@ -180,6 +193,7 @@ def resized(pixels: np.ndarray, size: int) -> np.ndarray:
     up to r = 2 and 5 up to r = 3. This aliases less than area averaging and is several
     times faster; above 3, area averaging is used.
     """
+    cv2 = opencv()
     height, width = pixels.shape[:2]
     ratio = max(width, height) / size
     if ratio > 3:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from lt_jax.data.dataset import Dataset, Decoder
 from lt_jax.data.images import crops
-from lt_jax.data.images.decode import Undecodable, decode, decode_all, read_file
+from lt_jax.data.images.decode import Undecodable, decode, decode_all, opencv, read_file
 from lt_jax.errors import InputError
 
 
@@ -98,7 +97,7 @@ def photographs(
     size, resize = options.size, options.resize
     centre = functools.partial(crops.centre_box, size=size, resize=resize)
     # Images are decoded in parallel, so OpenCV's own threads would only interfere.
-    cv2.setNumThreads(1)
+    opencv().setNumThreads(1)
 
     def fill(
         rows: np.ndarray,
