@@ -6,11 +6,13 @@ import contextlib
 import json
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -226,6 +228,26 @@ def test_slurm_forwards_the_warning_signal(tmp_path, sbatch):
 
 
 # Kubernetes.
+
+
+def test_the_image_has_the_version_of_the_package():
+    version = runpy.run_path(str(ROOT / "lt_jax/_version.py"))["__version__"]
+    for path in (ROOT / "Dockerfile", LAUNCH / "jobset.yaml"):
+        tags = re.findall(r"lt-jax:(\d+\.\d+\.\d+)", path.read_text())
+        assert len(tags) == 3
+        assert set(tags) == {version.partition(".dev")[0]}, path.name
+
+
+def test_the_dockerfile_copies_what_the_installation_reads():
+    """The folders are copied before the rest of the repository."""
+    text = (ROOT / "Dockerfile").read_text()
+    copied = {
+        word for line in re.findall("^COPY (.*) ", text, re.M) for word in line.split()
+    }
+    hatch = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]
+    wheel = hatch["build"]["targets"]["wheel"]
+    assert copied >= {"pyproject.toml", "constraints.txt", "README.md", "LICENSE"}
+    assert copied >= {*wheel["force-include"], hatch["version"]["path"]}
 
 
 def check(manifest: Path) -> subprocess.CompletedProcess[str]:
