@@ -106,36 +106,31 @@ def make_train_step(
       ``right`` (for the example's own label) and ``seen`` (int32), and whether the new
       parameters are ``finite``.
     """
-    step = functools.partial(_train_step, spec)
+
+    def step(
+        state: TrainState, batch: Batch, inputs: StepInputs
+    ) -> tuple[TrainState, Measured]:
+        """Take one step; every device runs this on its part of the batch."""
+        trained, fixed = trees.partition(state.params, spec.trains)
+        stats, sums = _all_micro_batches(spec, state, inputs, batch)
+        grads, measured = _sum_devices(sums)
+        # If every image failed to decode, the gradient is zero.
+        total = measured["weight_sum"]
+        grads = jax.tree.map(lambda g: jnp.where(total > 0, g / total, 0), grads)
+        rate = inputs.rates[state.step]
+        trained, opt_state = spec.sgd.descend(grads, state.opt_state, trained, rate)
+        params = trees.join(trained, fixed)
+        if spec.project is not None:
+            projects = functools.partial(jnp.where, inputs.projects[state.step])
+            projected = spec.project(params["head"], inputs.start)
+            head = jax.tree.map(projects, projected, params["head"])
+            params = {**params, "head": head}
+        # A loss shows a bad update one step late, when it may have been saved already.
+        finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
+        measured = {**measured, "finite": jnp.all(jnp.stack(finite))}
+        return TrainState(state.step + 1, params, stats, opt_state), measured
+
     return _pmap(step, in_axes=(None, 0, None), donate_argnums=(0,))
-
-
-def _train_step(
-    spec: StepSpec, state: TrainState, batch: Batch, inputs: StepInputs
-) -> tuple[TrainState, Measured]:
-    """Take one step; every device runs this on its part of the batch."""
-    trained, fixed = trees.partition(state.params, spec.trains)
-    stats, sums = _all_micro_batches(spec, state, inputs, batch)
-    grads, measured = _sum_devices(sums)
-    # If every image failed to decode, the gradient is zero.
-    nonempty = measured["weight_sum"] > 0
-    grads = jax.tree.map(
-        lambda g: jnp.where(nonempty, g / measured["weight_sum"], 0), grads
-    )
-    rate = inputs.rates[state.step]
-    trained, opt_state = spec.sgd.descend(grads, state.opt_state, trained, rate)
-    params = trees.join(trained, fixed)
-    if spec.project is not None:
-        projects = functools.partial(jnp.where, inputs.projects[state.step])
-        projected = spec.project(params["head"], inputs.start)
-        head = jax.tree.map(projects, projected, params["head"])
-        params = {**params, "head": head}
-    state = TrainState(
-        step=state.step + 1, params=params, batch_stats=stats, opt_state=opt_state
-    )
-    # A loss shows a bad update one step late, when that may have been saved already.
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(trained)]
-    return state, {**measured, "finite": jnp.all(jnp.stack(finite))}
 
 
 def _all_micro_batches(
@@ -190,9 +185,8 @@ def _micro_batch(
             each = share * each + (1 - share) * others
         return jnp.sum(mask * each), (updated["batch_stats"], logits)
 
-    (loss_sum, (stats, logits)), grads = jax.value_and_grad(total, has_aux=True)(
-        trained
-    )
+    differentiate = jax.value_and_grad(total, has_aux=True)
+    (loss_sum, (stats, logits)), grads = differentiate(trained)
     right = (mask > 0) & (jnp.argmax(logits, axis=1) == label)
     measured = {
         "loss_sum": loss_sum,
@@ -340,11 +334,6 @@ def init_state(
 ) -> TrainState:
     """Build the state before the first step, on every device."""
     trained, _ = trees.partition(params, trains)
-    return sharding.replicate(
-        TrainState(
-            step=jnp.zeros((), jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=jax.jit(sgd.transform().init)(trained),
-        )
-    )
+    opt_state = jax.jit(sgd.transform().init)(trained)
+    step = jnp.zeros((), jnp.int32)
+    return sharding.replicate(TrainState(step, params, batch_stats, opt_state))
