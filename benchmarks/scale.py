@@ -287,7 +287,6 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
                     method=method,
                     start=start,
                     rates=rates,
-                    projects=methods.projection_steps(method, 1, len(whole)),
                     epochs=1,
                     sgd=sgd,
                     order=(2, 0, 0),

@@ -218,7 +218,6 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
                 method=los,
                 start=start,
                 rates=optim.rates(rate, epochs, per_epoch, 0, "epoch"),
-                projects=methods.projection_steps(los, epochs, per_epoch),
                 epochs=epochs,
                 sgd=sgd,
                 order=(2, 0, 0),

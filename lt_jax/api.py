@@ -17,7 +17,7 @@ from lt_jax import metrics, recipes, samplers, seeds
 from lt_jax.data.sources.features import checked
 from lt_jax.errors import InputError, in_range, located, one_of
 from lt_jax.heads import Head
-from lt_jax.methods import Method, make, projection_steps
+from lt_jax.methods import Method, make
 from lt_jax.retraining import engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
@@ -245,7 +245,6 @@ def _job(
         method=method,
         start=method.head.init(key, start, features.shape[1], classes, "torch"),
         rates=optim.rates(recipe.lr, recipe.epochs, steps, 0.0, "epoch"),
-        projects=projection_steps(method, recipe.epochs, steps),
         epochs=recipe.epochs,
         sgd=Sgd(momentum, decay, ".*"),
         order=order,

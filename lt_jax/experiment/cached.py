@@ -22,7 +22,7 @@ from lt_jax.experiment.checks import make_method
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head
-from lt_jax.methods import Method, projection_steps
+from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.retraining import engine, features
 from lt_jax.retraining.analysis import analyse
@@ -211,7 +211,6 @@ def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
             method=method,
             start=initial[key],
             rates=rates,
-            projects=projection_steps(method, epochs, len(rates) // max(epochs, 1)),
             epochs=epochs,
             sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on),
             order=order,

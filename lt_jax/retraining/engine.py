@@ -21,7 +21,7 @@ from lt_jax import metrics, samplers, trees
 from lt_jax.distributed import sharding
 from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, divisors, one_device
-from lt_jax.methods import Method, Project
+from lt_jax.methods import Method, Project, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.training.optim import Sgd
@@ -41,7 +41,6 @@ class HeadJob(NamedTuple):
     method: Method
     start: Params
     rates: np.ndarray  # float32[steps]
-    projects: np.ndarray  # bool[steps], see methods.projection_steps
     epochs: int
     sgd: Sgd
     order: tuple[int, ...]  # determines the order of examples, see seeds.generator
@@ -59,6 +58,9 @@ class Chunk(NamedTuple):
 
     jobs: tuple[HeadJob, ...]
     width: int  # heads per program; repeats of the last job fill it up
+
+
+State = tuple[Params, Any]  # parameters and optimizer state
 
 
 class Settings(NamedTuple):
@@ -119,30 +121,20 @@ def _program(job: HeadJob) -> tuple[Any, ...]:
 
 @functools.cache
 def make_fit(
-    apply: Apply,
-    trains: str,
-    loss: Loss,
-    project: Project | None,
-    sgd: Sgd,
-) -> Callable[..., tuple[Any, Any, jax.Array]]:
+    apply: Apply, trains: str, loss: Loss, project: Project | None, sgd: Sgd
+) -> Callable[..., tuple[State, jax.Array]]:
     """Make S steps of H heads at once, on the same examples.
 
     Returns:
-      ``(params, opt_state, settings, values, labels, rows) -> (params, opt_state, loss
-      float32[H, S])``. Leaves of params, opt_state and settings have a leading axis of
-      H, sharded over the devices. ``values`` is float[N, D], sharded; ``labels``
-      int32[N]; ``rows`` int32[S, B], -1 for padding. params and opt_state are donated.
+      ``(state, settings, values, labels, rows) -> (state, loss float32[H, S])``. Leaves
+      of state and settings have a leading axis of H, sharded over the devices.
+      ``values`` is float[N, D], sharded; ``labels`` int32[N]; ``rows`` int32[S, B], -1
+      for padding. The state is donated.
     """
 
-    def step(
-        params: Params,
-        opt_state: Any,
-        settings: Settings,
-        features: jax.Array,
-        label: jax.Array,
-        mask: jax.Array,
-    ) -> tuple[Params, Any, jax.Array]:
+    def step(state: State, settings: Settings, batch: Any) -> tuple[State, jax.Array]:
         """Take one step of one head; the settings are those of this head and step."""
+        (params, opt_state), (features, label, mask) = state, batch
         trained, fixed = trees.partition(params, trains)
         adjust = settings.adjust
 
@@ -159,38 +151,29 @@ def make_fit(
         if project is not None:
             choose = functools.partial(jnp.where, settings.projects)
             params = jax.tree.map(choose, project(params, settings.start), params)
-        return params, opt_state, loss_sum / weight_sum
+        return (params, opt_state), loss_sum / weight_sum
 
     # The batch is gathered once for all heads. For small heads, separate orders would
     # cost more than the arithmetic.
-    all_heads = jax.vmap(step, in_axes=(0, 0, 0, None, None, None))
+    all_heads = jax.vmap(step, in_axes=(0, 0, None))
 
     def run(
-        params: Params,
-        opt_state: Any,
-        settings: Settings,
-        values: jax.Array,
-        labels: jax.Array,
-        rows: jax.Array,
-    ) -> tuple[Params, Any, jax.Array]:
-        def body(carry: Any, at_step: tuple[jax.Array, jax.Array, jax.Array]) -> Any:
+        state: State, settings: Settings, values: Any, labels: Any, rows: Any
+    ) -> tuple[State, jax.Array]:
+        def body(state: State, at_step: Any) -> tuple[State, jax.Array]:
             indices, rates, projects = at_step
             chosen = jnp.maximum(indices, 0)
             mask = (indices >= 0).astype(jnp.float32)
             features = sharding.gather_rows(values, chosen)
             now = settings._replace(rates=rates, projects=projects)
-            params, opt_state = carry
-            params, opt_state, losses = all_heads(
-                params, opt_state, now, features, labels[chosen], mask
-            )
-            return (params, opt_state), losses
+            return all_heads(state, now, (features, labels[chosen], mask))
 
         steps = rows, settings.rates.T, settings.projects.T
-        carry, losses = jax.lax.scan(body, (params, opt_state), steps)
-        return *carry, losses.T
+        state, losses = jax.lax.scan(body, state, steps)
+        return state, losses.T
 
-    sharded = (True, True, True, True, False, False)
-    return sharding.jit_over_devices(run, sharded, donate=(0, 1))
+    sharded = (True, True, True, False, False)
+    return sharding.jit_over_devices(run, sharded, donate=(0,))
 
 
 def fit_heads(
@@ -247,14 +230,16 @@ def _fit_chunk(
     one = jobs[0]
     fit = make_fit(*_program(one))
     starts = _stack([job.start for job in jobs])
-    start, params = (_shard(starts) for _ in range(2))  # the second one is donated
     trained, _ = trees.partition(starts, one.method.head.trains)
     # Zeros from the host, as the momentum of all heads may not fit on one device.
     shapes = jax.eval_shape(one.sgd.transform().init, trained)
-    opt_state = _shard(jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes))
+    zeros = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), shapes)
+    start, state = _shard(starts), _shard((starts, zeros))  # which is donated
     decays = sharding.shard_globally(np.array([j.sgd.decay for j in jobs], np.float32))
     rates = np.stack([job.rates for job in jobs])  # [H, steps]
-    projects = np.stack([job.projects for job in jobs])
+    per_epoch = rates.shape[1] // max(one.epochs, 1)
+    projects = [projection_steps(job.method, job.epochs, per_epoch) for job in jobs]
+    arrays = rates, np.stack(projects)
     deferred_from = [round(job.method.defer * job.epochs) for job in jobs]
     adjusts: Any = None
     losses = [np.zeros((len(jobs), 0), np.float32)]
@@ -270,19 +255,12 @@ def _fit_chunk(
         for values, piece_labels, local in pieces(epoch, rows):
             steps = slice(step, step + len(local))
             step += len(local)
-            settings = Settings(
-                start=start,
-                rates=sharding.shard_globally(rates[:, steps]),
-                projects=sharding.shard_globally(projects[:, steps]),
-                decay=decays,
-                adjust=adjusts,
-            )
-            params, opt_state, loss = fit(
-                params, opt_state, settings, values, piece_labels, local
-            )
+            now = (sharding.shard_globally(a[:, steps]) for a in arrays)
+            settings = Settings(start, *now, decay=decays, adjust=adjusts)
+            state, loss = fit(state, settings, values, piece_labels, local)
             losses.append(sharding.fetch_global(loss))
         after_epoch(len(chunk.jobs))
-    return sharding.fetch_global(params), np.concatenate(losses, axis=1)
+    return sharding.fetch_global(state[0]), np.concatenate(losses, axis=1)
 
 
 def fits_in_memory(features: Features, memory: float) -> bool:
@@ -350,8 +328,8 @@ def measure_heads(
         params = _shard(_stack(part))
         width = sharding.padded_size(len(part))
         tally = _shard(_stack([metrics.empty(num_classes)] * width))
-        for values, labels, mask in features.batches(batch):
-            tally = step(params, tally, values, labels, mask)
+        for each in features.batches(batch):
+            tally = step(params, tally, each)
         tally = sharding.fetch_global(tally)
         tallies += [_unstack(tally, i) for i in range(len(part))]
     return tallies
@@ -359,19 +337,13 @@ def measure_heads(
 
 @functools.cache
 def _make_measure(apply: Apply) -> Callable[..., Tally]:
-    def measure(
-        params: Params,
-        tally: Tally,
-        values: jax.Array,
-        label: jax.Array,
-        mask: jax.Array,
-    ) -> Tally:
+    def measure(params: Params, tally: Tally, batch: Any) -> Tally:
+        values, label, mask = batch
         logits = mean_logits(apply, params, values)
         return metrics.merge(tally, metrics.tally(logits, label, mask))
 
-    all_heads = jax.vmap(measure, in_axes=(0, 0, None, None, None))
-    sharded = (True, True, False, False, False)
-    return sharding.jit_over_devices(all_heads, sharded, donate=(1,))
+    all_heads = jax.vmap(measure, in_axes=(0, 0, None))
+    return sharding.jit_over_devices(all_heads, (True, True, False), donate=(1,))
 
 
 def _stack(trees_: Sequence[Any]) -> Any:

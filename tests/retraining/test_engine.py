@@ -109,7 +109,6 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
                 method=method,
                 start=start,
                 rates=rates,
-                projects=methods.projection_steps(method, epochs, per_epoch),
                 epochs=epochs,
                 sgd=SGD,
                 order=(2, 0, seed),
