@@ -28,7 +28,7 @@ def fresh(backbone: Any, shape: tuple[int, ...], num_classes: int) -> tuple[Any,
     from lt_jax import models
 
     params, stats = models.init(backbone, jax.random.key(0), shape)
-    head = fresh_head(models.features_of(backbone), num_classes)
+    head = fresh_head(backbone.num_features, num_classes)
     return {"backbone": params, "head": head}, stats
 
 

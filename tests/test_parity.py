@@ -141,7 +141,7 @@ def test_initial_values(nets, name, width):
     expected = trees.leaves(taken(theirs, nets, backbone, 100)._asdict())
     key = jax.random.key(0)
     params, stats = models.init(backbone, key, (8, 8, 3))
-    head = linear.init(key, None, models.features_of(backbone), 100, "torch")
+    head = linear.init(key, None, backbone.num_features, 100, "torch")
     found = trees.leaves(
         {"params": {"backbone": params, "head": head}, "batch_stats": stats}
     )

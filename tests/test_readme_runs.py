@@ -196,7 +196,7 @@ def write_authors_weights(path: Path) -> None:
     """Write a state dict with the authors' names, as safetensors: needs no PyTorch."""
     backbone = models.create("resnet34", "cifar", 4)
     params, stats = models.init(backbone, jax.random.key(0), (32, 32, 3))
-    width = models.features_of(backbone)
+    width = backbone.num_features
     head = heads.linear.init(jax.random.key(1), None, width, 100, "torch")
     tree = {"params": {"backbone": params, "head": head}, "batch_stats": stats}
     safetensors.numpy.save_file(torch_names.to_torch(trees.leaves(tree)), path)

@@ -113,7 +113,7 @@ def with_head(
 def _new_head(
     task: Task, head: Head, start: Params | None, init: str, run: tuple[int, ...]
 ) -> Params:
-    sizes = models.features_of(task.backbone), len(task.splits.full_class_counts)
+    sizes = task.backbone.num_features, len(task.splits.full_class_counts)
     return head.init(seeds.key(run, "head"), start, *sizes, init)
 
 
@@ -122,7 +122,7 @@ def blank(
 ) -> Weights:
     """Return shapes and dtypes of a network for examples of shape H, W, C."""
     params, batch_stats = models.shapes(backbone, shape)
-    key, sizes = jax.random.key(0), (models.features_of(backbone), num_classes)
+    key, sizes = jax.random.key(0), (backbone.num_features, num_classes)
     own = jax.eval_shape(lambda: head.init(key, None, *sizes, "torch"))
     return Weights({"backbone": params, "head": own}, batch_stats)
 

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lt_jax import models, samplers, seeds, trees
+from lt_jax import samplers, seeds, trees
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
@@ -96,7 +96,7 @@ def cached_features(
         provenance["looks"] = dataset.decoder.settings
     memory, stored = DTYPES[request.dtype]
     note = file.with_suffix(".json")
-    shape = len(request.views), len(dataset), models.features_of(task.backbone)
+    shape = len(request.views), len(dataset), task.backbone.num_features
     stale = processes.from_process_zero(lambda: _find_stale(file, shape, provenance))
     if stale is not None:
         if stale:

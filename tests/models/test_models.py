@@ -12,7 +12,7 @@ from float64 import enable_x64
 
 from lt_jax import initializers, models
 from lt_jax.errors import InputError
-from lt_jax.models import create, features_of, init
+from lt_jax.models import create, init
 from lt_jax.models.resnet import convolution, pad_shortcut
 
 KEY = jax.random.key(0)
@@ -81,7 +81,7 @@ def layers(module, size, moving=False):
 def test_parameter_counts_match_torchvision(name, total):
     module = make(name, stem="imagenet", width=64)
     params, _ = shapes(module, 64)
-    assert count(params) + 1000 * (features_of(module) + 1) == total
+    assert count(params) + 1000 * (module.num_features + 1) == total
 
 
 def test_wide_resnet34_has_the_size_of_the_paper():
@@ -116,7 +116,7 @@ def test_features(name, stem):
         stats,
         jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
     )
-    assert out.shape == (2, features_of(module))
+    assert out.shape == (2, module.num_features)
     assert out.dtype == jnp.float32
 
 

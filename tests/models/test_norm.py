@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from float64 import enable_x64
 
-from lt_jax.models import BatchNorm
+from lt_jax.models.norm import BatchNorm
 
 DEVICES, ROWS, C = 4, 3, 5
 MASKS = {

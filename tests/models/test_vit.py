@@ -108,7 +108,7 @@ def test_parameter_counts_match_timm(name, total):
     params, stats = models.shapes(module, (module.patch, module.patch, 3))
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == total
     assert stats == {}
-    assert models.features_of(module) == module.width
+    assert module.num_features == module.width
 
 
 def test_pools_and_position_embeddings():
