@@ -73,7 +73,7 @@ def ours(
     from lt_jax.data.dataset import Dataset
     from lt_jax.data.loader import CropPlan, DecodeErrors
     from lt_jax.distributed import sharding
-    from lt_jax.training import loop, steps
+    from lt_jax.training import batches, steps
 
     images, labels = made_images(number)
     dataset = Dataset(
@@ -103,8 +103,8 @@ def ours(
 
     train = steps.compile_step(train, state, ready, inputs).run
     sources = {
-        "epoch": loop.streamed_batches(dataset, DecodeErrors(dataset), iter),
-        "resident": loop.resident_batches(dataset),
+        "epoch": batches.streamed(dataset, DecodeErrors(dataset), iter),
+        "resident": batches.resident(dataset),
     }
 
     def step(count: int) -> None:

@@ -22,10 +22,7 @@ LARGEST = 2**30
 
 
 class Logger:
-    """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal.
-
-    Commands that only read a workdir disable it.
-    """
+    """Writes ``log.txt`` and ``metrics.jsonl`` in a workdir, and to the terminal."""
 
     def __init__(self, workdir: Path, enabled: bool = True):
         self.enabled = enabled and jax.process_index() == 0
@@ -54,8 +51,7 @@ class Logger:
     def record(self, **values: Any) -> None:
         """Append a JSON line to ``metrics.jsonl``."""
         if self.enabled:
-            line = json.dumps(jsonable(values), allow_nan=False)
-            append(self._lines, line + "\n")
+            append(self._lines, json.dumps(jsonable(values), allow_nan=False) + "\n")
 
     def rewind(self, run: str, step: int) -> None:
         """Drop the records of a run after this step; a resumed run repeats them."""
@@ -77,15 +73,9 @@ class Logger:
 
     def bar(self, title: str, done: int, total: int) -> tqdm:
         """Make a progress bar over images, disabled unless stderr is a terminal."""
-        return tqdm(
-            desc=title,
-            initial=done,
-            total=total,
-            unit="img",
-            unit_scale=True,
-            leave=False,
-            disable=not (self.enabled and sys.stderr.isatty()),
-        )
+        disable = not (self.enabled and sys.stderr.isatty())
+        looks = {"unit": "img", "unit_scale": True, "leave": False}
+        return tqdm(desc=title, initial=done, total=total, disable=disable, **looks)
 
 
 def parameter_table(params: Params, trained: Params) -> tuple[str, str]:

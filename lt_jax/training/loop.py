@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +26,7 @@ from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
-from lt_jax.training import steps
+from lt_jax.training import batches, steps
 from lt_jax.training.checkpoint import Checkpoints
 from lt_jax.training.log import Logger
 from lt_jax.training.optim import Sgd
@@ -37,9 +36,6 @@ from lt_jax.training.steps import StepInputs, StepSpec
 from lt_jax.types import Batch, Params, TrainState, Weights
 
 LOGGED_COMPILATION = 1.0  # shorter compilations (seconds) are not logged
-
-# (int32[S, B] for this process, crops) -> S batches on the devices
-Batches = Callable[[np.ndarray, CropPlan], Iterator[Batch]]
 
 
 class Task(NamedTuple):
@@ -171,10 +167,10 @@ def _train(run: _Fit, early: StepInputs) -> None:
     late = early._replace(adjust=sharding.replicate(adjust))
     late_from = round(stage.method.defer * stage.epochs)
     train, errors = task.splits.train, DecodeErrors(task.splits.train)
-    if fits_on_device(train, task.resident):
-        batches = resident_batches(train)
+    if batches.fits_on_device(train, task.resident):
+        source = batches.resident(train)
     else:
-        batches = streamed_batches(train, errors, run.meter.time_waits)
+        source = batches.streamed(train, errors, run.meter.time_waits)
     bar = task.log.bar(stage.title, run.step * stage.batch, total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
     profile = Profile(traces, run.step, total, task.log)
@@ -184,7 +180,7 @@ def _train(run: _Fit, early: StepInputs) -> None:
             epoch, done = divmod(run.step, stage.per_epoch)
             inputs, signal = early if epoch < late_from else late, ""
             rest = slice(done, stage.per_epoch)
-            for batch in batches(*epoch_plan(train, stage, epoch, rest)):
+            for batch in source(*epoch_plan(train, stage, epoch, rest)):
                 step = step or _compile(run, batch, inputs)
                 run.state, measured = step(run.state, batch, inputs)
                 run.step += 1
@@ -293,9 +289,9 @@ def evaluate(task: Task, head: Head, network: Weights, dataset: Dataset) -> Tall
     wait, errors = sharding.dispatch_limiter(), DecodeErrors(dataset)
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     rows = sharding.process_part(rows)
-    batches = load_batches(dataset, rows, sharding.shard_batch, errors=errors)
+    loaded = load_batches(dataset, rows, sharding.shard_batch, errors=errors)
     doing = f"the evaluation on {dataset.name}, which restarts"
-    for batch in until_stopped(batches, task.stop_requested, doing):
+    for batch in until_stopped(loaded, task.stop_requested, doing):
         tally = eval_step(*network, batch, tally)
         wait(tally.seen)
     if warning := errors.new_warning():
@@ -324,41 +320,6 @@ def epoch_plan(
     # The position of an image in the plan determines its crop.
     positions = np.arange(indices.size).reshape(indices.shape)
     return local(indices), CropPlan(run, epoch, local(positions))
-
-
-def fits_on_device(dataset: Dataset, limit: float) -> bool:
-    """Return whether all images fit into ``limit`` GiB; encoded photos never do."""
-    fits = len(dataset) * math.prod(dataset.shape) <= limit * 2**30
-    return fits and dataset.decoder is None
-
-
-def streamed_batches(
-    dataset: Dataset,
-    errors: DecodeErrors,
-    time_waits: Callable[[Iterator[Batch]], Iterator[Batch]],
-) -> Batches:
-    """Load batches while the devices work.
-
-    ``time_waits`` passes batches through and may measure how long each takes.
-    """
-
-    def batches(rows: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
-        place = sharding.shard_batch
-        loaded = load_batches(dataset, rows, place, crops=crops, errors=errors)
-        return time_waits(loaded)
-
-    return batches
-
-
-def resident_batches(dataset: Dataset) -> Batches:
-    """Keep the images on the devices, which gather each batch.
-
-    Only indices travel. A batch equals that of `streamed_batches` bit for bit.
-    """
-    images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
-    held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
-    gather = steps.make_gather()
-    return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)
 
 
 def step_inputs(stage: Stage, head: Params) -> StepInputs:

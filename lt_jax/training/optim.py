@@ -41,8 +41,7 @@ class Sgd(NamedTuple):
     ) -> tuple[Params, Any]:
         """Take one step; return the parameters and the optimizer state."""
         direction, opt_state = self.transform().update(grads, opt_state, params)
-        stepped = jax.tree.map(lambda p, d: p - rate * d, params, direction)
-        return stepped, opt_state
+        return jax.tree.map(lambda p, d: p - rate * d, params, direction), opt_state
 
     def check(self, params: Params) -> None:
         """Raise InputError if the decay acts on none of these parameters."""
@@ -54,11 +53,9 @@ class Sgd(NamedTuple):
             )
 
     def _decay_mask(self, params: Params) -> Params:
-        matches = {
-            name: re.fullmatch(self.decay_on, name) is not None
-            for name in trees.leaves(params)
-        }
-        return trees.rebuild(params, matches)
+        matches = re.compile(self.decay_on).fullmatch
+        names = trees.leaves(params)
+        return trees.rebuild(params, {name: bool(matches(name)) for name in names})
 
 
 def rates(

@@ -17,8 +17,7 @@ TRACED = 5  # steps in the trace
 class Profile:
     """Traces steps 11 to 15 of a fit in this process, or the last five of fewer.
 
-    TensorBoard's profiler and ui.perfetto.dev read the trace. Only process 0 traces. A
-    fit with a single step, which compiles, is not traced.
+    Only process 0 traces. A fit with a single step, which compiles, is not traced.
 
     Args:
       directory: a folder for this fit; None: no trace.
@@ -34,13 +33,10 @@ class Profile:
         self._started: tuple[int, float] | None = None  # step and time
 
     def step(self, step: int, result: Any) -> None:
-        """Start or stop the trace; call this after every dispatch.
+        """Start or stop the trace, after ``step`` steps have been dispatched.
 
-        Waits for the devices twice per fit, so that the trace contains complete steps.
-
-        Args:
-          step: the number of steps dispatched so far.
-          result: arrays that the last step returns.
+        Waits for ``result``, arrays of the last step, twice per fit, so that the trace
+        contains complete steps.
         """
         if self._started is None:
             if self._due and self._first <= step < self._total:

@@ -57,10 +57,7 @@ class Meter:
             self._mark = time.monotonic()
 
     def add(self, step: int, measured: dict[str, jax.Array]) -> None:
-        """Add what a step measured, see `steps.Measured`.
-
-        The values are fetched later. This waits only for steps well in the past.
-        """
+        """Add what a step measured, fetched later; waits for steps well in the past."""
         self._wait(measured)
         self._pending.append((step, measured))
         if self._mark is None:
@@ -111,11 +108,8 @@ class Meter:
         return self._timed["images"] / seconds if seconds else float("nan")
 
     def data_share(self) -> float:
-        """Return the fraction of training time that the host waited for data.
-
-        The devices have up to 16 steps queued meanwhile, so that only a large fraction
-        means that they wait too.
-        """
+        """Return the fraction of training time that the host waited for data."""
+        # With up to 16 steps queued, the devices wait only if it is large.
         seconds = self._timed["seconds"]
         return self._timed["waited"] / seconds if seconds else 0.0
 
@@ -131,11 +125,8 @@ class Meter:
             f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
             f"train {self.accuracy:.1%}"
         )
-        if not self._timed["steps"]:  # the first step compiles: the speed is unknown
-            return line
-        each = self._timed["seconds"] / self._timed["steps"]
-        left = duration((self._total - step) * each)
-        return (
-            f"{line} | {self.rate():,.0f} img/s | data {self.data_share():.0%} | "
-            f"{left} left"
-        )
+        if steps := self._timed["steps"]:  # else the speed is unknown
+            left = duration((self._total - step) * self._timed["seconds"] / steps)
+            line += f" | {self.rate():,.0f} img/s | data {self.data_share():.0%}"
+            line += f" | {left} left"
+        return line

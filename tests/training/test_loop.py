@@ -13,7 +13,7 @@ from lt_jax.data.dataset import Dataset, Decoder
 from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.experiment import stages as commands
-from lt_jax.training import loop, steps
+from lt_jax.training import batches, loop, steps
 
 
 def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
@@ -76,4 +76,4 @@ def test_fits_on_device(gib, decoder, answer):
         lambda rows: rows,
         decoder,
     )
-    assert loop.fits_on_device(dataset, gib) is answer
+    assert batches.fits_on_device(dataset, gib) is answer

@@ -1,0 +1,52 @@
+"""The batches of an epoch, streamed or gathered from images on the devices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from lt_jax.data.dataset import Dataset
+from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
+from lt_jax.distributed import sharding
+from lt_jax.training import steps
+from lt_jax.types import Batch
+
+# (int32[S, B] for this process, crops) -> S batches on the devices
+Batches = Callable[[np.ndarray, CropPlan], Iterator[Batch]]
+
+
+def fits_on_device(dataset: Dataset, limit: float) -> bool:
+    """Return whether all images fit into ``limit`` GiB; encoded photos never do."""
+    fits = len(dataset) * math.prod(dataset.shape) <= limit * 2**30
+    return fits and dataset.decoder is None
+
+
+def streamed(
+    dataset: Dataset,
+    errors: DecodeErrors,
+    time_waits: Callable[[Iterator[Batch]], Iterator[Batch]],
+) -> Batches:
+    """Load batches while the devices work.
+
+    ``time_waits`` passes batches through and may measure how long each takes.
+    """
+
+    def batches(rows: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
+        place = sharding.shard_batch
+        loaded = load_batches(dataset, rows, place, crops=crops, errors=errors)
+        return time_waits(loaded)
+
+    return batches
+
+
+def resident(dataset: Dataset) -> Batches:
+    """Keep the images on the devices, which gather each batch.
+
+    Only indices travel. A batch equals that of `streamed` bit for bit.
+    """
+    images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
+    held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
+    gather = steps.make_gather()
+    return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)
