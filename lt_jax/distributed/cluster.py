@@ -1,20 +1,26 @@
 """Multi-process setup (wraps jax.distributed) and the compilation cache.
 
-Importing this module does not import JAX, nor what only some commands need.
+Importing this module does not import JAX.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
 import signal
+import socket
+import stat
 import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from lt_jax import printing
 from lt_jax._version import __version__
+from lt_jax.distributed.scheduler import FLAGS, HINT, managed, scheduled
 from lt_jax.errors import InputError
 
 # JAX's own default. Hosts may start minutes apart, if each pulls an image first.
@@ -31,13 +37,6 @@ SHUTDOWN_SECONDS = 300
 # its own code. The runtime would wait SHUTDOWN_SECONDS, then abort with SIGABRT.
 LEAVE_SECONDS = 10
 COMMON_EXIT_CODES = (0, 75, 130)  # all processes end together
-
-FLAGS = {
-    "coordinator_address": "--coordinator",
-    "num_processes": "--num_processes",
-    "process_id": "--process_id",
-}
-HINT = f"pass {', '.join(FLAGS.values())}, or only --num_processes 1 to run alone"
 
 
 def join(
@@ -113,9 +112,6 @@ def join(
 
 def _code() -> dict[str, str]:
     """Return versions and settings that must not differ between processes."""
-    import hashlib
-    from pathlib import Path
-
     import jax
     import jaxlib.version
 
@@ -132,15 +128,12 @@ def _code() -> dict[str, str]:
 
 
 def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
-    """Combine flags and scheduler into arguments of jax.distributed.initialize.
-
-    None means that the process runs alone. JAX detects what is missing.
-    """
+    """Combine flags and scheduler for JAX, which finds what is missing; None: alone."""
     if given == {"num_processes": 1}:
         return None
-    found = _scheduled()
+    found = scheduled()
     if not given:
-        return found if found or _managed() else None
+        return found if found or managed() else None
     method = None if found else "deactivate"
     found = found or {"local_device_ids": []}
     arguments = {**found, **given, "cluster_detection_method": method}
@@ -164,8 +157,6 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
 
 def _check_address(address: str) -> None:
     """Check that process 0 can listen on an address; otherwise JAX would crash."""
-    import socket
-
     host, _, port = address.rpartition(":")
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
@@ -182,8 +173,6 @@ def _check_address(address: str) -> None:
 @contextlib.contextmanager
 def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[None]:
     """Exit with a message after ``seconds``; let Ctrl-C end the wait."""
-    import threading
-
     who = "this process" if process_id is None else f"process {process_id}"
 
     def give_up() -> None:
@@ -230,15 +219,11 @@ def leave(code: int, alone: bool = False) -> int:
     """Return ``code`` if all processes end with it; otherwise exit now.
 
     A process that fails alone cannot wait for the others, which wait for it. It exits,
-    its connections close, and the runtime ends the others.
-
-    Args:
-      alone: whether the others may go on, even if ``code`` is a common one.
+    its connections close, and the runtime ends the others. ``alone``: the others may go
+    on, even if ``code`` is a common one.
     """
     if not is_distributed() or (code in COMMON_EXIT_CODES and not alone):
         return code
-    import threading
-
     import jax
 
     def shut_down() -> None:
@@ -251,87 +236,6 @@ def leave(code: int, alone: bool = False) -> int:
     thread.start()
     thread.join(LEAVE_SECONDS)
     os._exit(code)
-
-
-def _scheduled() -> dict[str, Any]:
-    """Return arguments of jax.distributed.initialize from SLURM or Open MPI, or {}."""
-    env, mpi = os.environ, "OMPI_COMM_WORLD_"
-    # The shell of `salloc` has the job's task count, but is a step of one task.
-    steps = _number("SLURM_STEP_NUM_TASKS", 1) if "SLURM_JOB_ID" in env else 1
-    all_steps = _number("SLURM_NTASKS", None if steps > 1 else 1)
-    if (tasks := min(all_steps, steps)) > 1:
-        here = -(-tasks // max(_number("SLURM_STEP_NUM_NODES"), 1))
-        number, local = _number("SLURM_PROCID"), _number("SLURM_LOCALID")
-        method = "slurm"
-    elif (tasks := _number(f"{mpi}SIZE", None if f"{mpi}RANK" in env else 1)) > 1:
-        keys = "RANK", "LOCAL_SIZE", "LOCAL_RANK"
-        number, here, local = (_number(mpi + key) for key in keys)
-        # Open MPI 5 has no address in the environment, so JAX needs mpi4py for it.
-        method = "ompi" if "OMPI_MCA_orte_hnp_uri" in env else "mpi4py"
-    else:
-        return {}
-    if not (0 <= number < tasks and 0 <= local < here):
-        raise InputError(
-            f"the scheduler's variables contradict each other: process {number} of "
-            f"{tasks}, {local} of {here} on this host: {HINT}"
-        )
-    return {
-        "num_processes": tasks,
-        "process_id": number,
-        "local_device_ids": local_devices(here, local, env.get("CUDA_VISIBLE_DEVICES")),
-        "cluster_detection_method": method,
-    }
-
-
-def _number(name: str, default: int | None = None) -> int:
-    """Read a variable of a scheduler, which must be a number."""
-    text = os.environ.get(name, "" if default is None else str(default))
-    if not re.fullmatch(r"\d{1,9}", text):
-        found = f"is {text!r}" if name in os.environ else "is missing"
-        raise InputError(
-            f"{name} {found}, but other variables of the scheduler are set: {HINT}"
-        )
-    return int(text)
-
-
-def _managed() -> bool:
-    """Check for an indexed Kubernetes Job or a Cloud TPU, which JAX joins by itself."""
-    import glob
-    import importlib.util
-
-    if {"KUBERNETES_SERVICE_HOST", "JOB_COMPLETION_INDEX"} <= os.environ.keys():
-        return True
-    return (
-        "tpu" in (os.environ.get("JAX_PLATFORMS") or "tpu")
-        and importlib.util.find_spec("libtpu") is not None
-        and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))
-    )
-
-
-def local_devices(here: int, local: int, visible: str | None) -> list[int] | None:
-    """Choose the GPUs of process ``local`` of the ``here`` processes on this host.
-
-    JAX gives the i-th process the i-th GPU (jax-ml/jax#16788). That is wrong for one
-    process per node, and where the scheduler picked the GPU (--gpus-per-task).
-
-    Args:
-      visible: CUDA_VISIBLE_DEVICES.
-
-    Returns:
-      Numbers among the visible ones; []: all of them; None: JAX's choice.
-    """
-    if here > 1 and visible is None:
-        return None
-    num = len([name for name in (visible or "").split(",") if name.strip()])
-    if here == 1 or num <= 1:
-        return []
-    if num % here:
-        raise InputError(
-            f"{here} processes on {os.uname().nodename} cannot share {num} GPUs "
-            "evenly: start one process per GPU or one per node"
-        )
-    each = num // here
-    return list(range(local * each, (local + 1) * each))
 
 
 def import_jax() -> None:
@@ -349,11 +253,7 @@ def import_jax() -> None:
 
 
 def use_devices(cache: bool = True) -> None:
-    """Start JAX's devices, which must exist.
-
-    Args:
-      cache: keep compiled programs on disk.
-    """
+    """Start JAX's devices, which must exist; ``cache`` keeps programs on disk."""
     import jax
 
     try:
@@ -376,9 +276,6 @@ def enable_compilation_cache() -> None:
     (XDG_CACHE_HOME). JAX executes the files in it. So it must be the user's own, and
     not in the workdir, which is shared.
     """
-    import stat
-    from pathlib import Path
-
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:

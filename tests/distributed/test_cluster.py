@@ -19,7 +19,7 @@ import tiny_digits
 
 import lt_jax
 from lt_jax.cli import main
-from lt_jax.distributed import cluster
+from lt_jax.distributed import cluster, scheduler
 from lt_jax.errors import InputError
 
 # Environments. Those of SLURM are from SLURM 22.05.
@@ -215,12 +215,12 @@ def test_code_must_agree(initialize, monkeypatch):
     ],
 )
 def test_devices_of_a_process(here, local, visible, expected):
-    assert cluster.local_devices(here, local, visible) == expected
+    assert scheduler.local_devices(here, local, visible) == expected
 
 
 def test_gpus_that_cannot_be_shared():
     with pytest.raises(InputError, match="cannot share 3 GPUs"):
-        cluster.local_devices(2, 0, "0,1,2")
+        scheduler.local_devices(2, 0, "0,1,2")
 
 
 # The command.
