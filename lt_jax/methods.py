@@ -199,9 +199,9 @@ def ldam(
     """
     adjust = losses.ldam(counts, max_margin, scale)
     weight = losses.class_balanced(counts, beta, "weights").weight
-    cosine = Method(adjust, sampler, start, heads.cosine(scale))
-    defer = in_range("defer", defer, "[0, 1]")
-    return cosine._replace(deferred=adjust._replace(weight=weight), defer=defer)
+    deferred, defer = adjust._replace(weight=weight), in_range("defer", defer, "[0, 1]")
+    head = heads.cosine(scale)
+    return Method(adjust, sampler, start, head, deferred=deferred, defer=defer)
 
 
 def crt(counts: np.ndarray) -> Method:
@@ -285,8 +285,7 @@ def weight_balancing(
     from batch to batch. The official schedule steps before each epoch, so its last
     epoch has the rate 0; ours has not.
     """
-    adjust = losses.class_balanced(counts, beta, mean)
-    project = _max_norm(quantile)
+    adjust, project = losses.class_balanced(counts, beta, mean), _max_norm(quantile)
     return Method(adjust, sampler, project=project, project_every=every)
 
 
@@ -296,11 +295,12 @@ def tau_norm(counts: np.ndarray, *, tau: float) -> Method:
     The code of weight balancing (CVPR 2022) keeps the bias; we do not.
     """
     in_range("tau", tau, "(-inf, inf)")
-    return Method(
-        losses.cross_entropy(len(counts)),
-        correct=lambda params, blocks, labels: heads.tau_norm(params, tau),
-        needs_features=False,
-    )
+
+    def correct(params: Params, blocks: Blocks, labels: np.ndarray) -> Params:
+        return heads.tau_norm(params, tau)
+
+    adjust = losses.cross_entropy(len(counts))
+    return Method(adjust, correct=correct, needs_features=False)
 
 
 def ncm(counts: np.ndarray, *, kind: str) -> Method:
@@ -371,8 +371,7 @@ def los_max_norm(
     counts: np.ndarray, *, delta: float, quantile: float, every: str, sampler: str
 ) -> Method:
     """LOS (ICLR 2025) under the max-norm of weight balancing (CVPR 2022)."""
-    adjust = losses.over_smooth(len(counts), delta)
-    project = _max_norm(quantile)
+    adjust, project = losses.over_smooth(len(counts), delta), _max_norm(quantile)
     return Method(adjust, sampler, project=project, project_every=every)
 
 
@@ -380,44 +379,20 @@ def los_tau_norm(
     counts: np.ndarray, *, delta: float, tau: float, start: str, sampler: str
 ) -> Method:
     """LOS (ICLR 2025), then tau-normalisation (ICLR 2020)."""
-    smooth = losses.over_smooth(len(counts), delta)
-    return tau_norm(counts, tau=tau)._replace(
-        adjust=smooth, start=start, sampler=sampler
-    )
+    after = tau_norm(counts, tau=tau)
+    method = los(counts, delta=delta, start=start, sampler=sampler)
+    return method._replace(correct=after.correct, needs_features=False)
 
 
-METHODS: dict[str, Callable[..., Method]] = {
-    "ce": ce,
-    "label_smoothing": label_smoothing,
-    "los": los,
-    "reweight": reweight,
-    "class_balanced": class_balanced,
-    "focal": focal,
-    "balanced_softmax": balanced_softmax,
-    "logit_adjust": logit_adjust,
-    "vs": vs,
-    "lade": lade,
-    "cosine": cosine,
-    "ldam": ldam,
-    "crt": crt,
-    "lws": lws,
-    "disalign": disalign,
-    "marc": marc,
-    "label_aware_smoothing": label_aware_smoothing,
-    "weight_balancing": weight_balancing,
-    "tau_norm": tau_norm,
-    "ncm": ncm,
-    "logit_adjust_posthoc": logit_adjust_posthoc,
-    "logistic": logistic_regression,
-    "logistic_balanced": logistic_regression,
-    # LOS again, each with its own recipe, grid and row in the tables.
-    "los_fresh": los,
-    "los_resampled": los,
-    "los_balanced_softmax": los_balanced_softmax,
-    "los_max_norm": los_max_norm,
-    "los_tau_norm": los_tau_norm,
-}
-
+METHODS: dict[str, Callable[..., Method]] = {f.__name__: f for f in (
+    ce, label_smoothing, los, reweight, class_balanced, focal, balanced_softmax,
+    logit_adjust, vs, lade, cosine, ldam, crt, lws, disalign, marc,
+    label_aware_smoothing, weight_balancing, tau_norm, ncm, logit_adjust_posthoc,
+)}  # fmt: skip
+METHODS |= dict.fromkeys(("logistic", "logistic_balanced"), logistic_regression)
+# LOS again, each with its own recipe, grid and row in the tables.
+METHODS |= {"los_fresh": los, "los_resampled": los}
+METHODS |= {f.__name__: f for f in (los_balanced_softmax, los_max_norm, los_tau_norm)}
 
 # Hyperparameters that workdirs of earlier versions lack, and what those versions did.
 ADDED = {"mean": "weights", "form": "segmentation"}
