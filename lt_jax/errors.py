@@ -9,10 +9,7 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Invalid input; the message is written for the user.
-
-    The command line prints the message and exits with code 2.
-    """
+    """Invalid input, with a message for the user; the command exits with code 2."""
 
 
 class Interrupted(Exception):
@@ -42,8 +39,8 @@ def in_range(name: str, value: Any, interval: str, integer: bool = False) -> Any
         or (plain == high and interval[-1] == ")")
     ):
         kind = "an integer in" if integer else "in"
-        found = f"got {reprlib.repr(value)}"
-        raise InputError(f"{name} must be {kind} {interval}, {found}")
+        found = reprlib.repr(value)
+        raise InputError(f"{name} must be {kind} {interval}, got {found}")
     return plain
 
 

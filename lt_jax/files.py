@@ -52,10 +52,7 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 def open_regular(file: Path, flags: int) -> int:
-    """Open a regular file without waiting for a pipe; return its descriptor.
-
-    Follows a link only to read.
-    """
+    """Open a regular file; waits for no pipe, and follows a link only to read."""
     if flags != os.O_RDONLY:
         flags |= os.O_NOFOLLOW
     try:
@@ -81,27 +78,23 @@ def read(file: Path, limit: int = LARGEST) -> bytes:
 
 
 def parse_json(content: bytes) -> Any:
-    """Parse JSON without NaN, infinities, huge integers and deep nesting.
+    """Parse JSON; ValueError for NaN, infinities, huge integers and deep nesting."""
 
-    Raises:
-      ValueError: it is not such JSON.
-    """
+    def check(value: Any, depth: int) -> None:
+        if isinstance(value, dict | list):
+            if depth == DEEPEST:
+                raise RecursionError
+            for inner in value.values() if isinstance(value, dict) else value:
+                check(inner, depth + 1)
+        elif isinstance(value, int | float) and not abs(value) < 2**1000:
+            raise ValueError(f"{reprlib.repr(value)} is not a finite number")
+
     try:
         value = json.loads(content.decode("utf-8"))
-        _check_plain(value)
+        check(value, 0)
     except RecursionError as error:
         raise ValueError(f"nested deeper than {DEEPEST} levels") from error
     return value
-
-
-def _check_plain(value: Any, depth: int = 0) -> None:
-    if isinstance(value, dict | list):
-        if depth == DEEPEST:
-            raise RecursionError
-        for inner in value.values() if isinstance(value, dict) else value:
-            _check_plain(inner, depth + 1)
-    elif isinstance(value, int | float) and not abs(value) < 2**1000:
-        raise ValueError(f"{reprlib.repr(value)} is not a finite number")
 
 
 def read_json(file: Path, schema: Schema, remedy: str) -> dict[str, Any]:
@@ -127,11 +120,7 @@ def read_json(file: Path, schema: Schema, remedy: str) -> dict[str, Any]:
 
 
 def check(value: Any, schema: Schema, file: str, remedy: str, name: str = "") -> None:
-    """Check a JSON value; ``name`` is its dotted name in the file.
-
-    Raises:
-      InputError: names the file, the field, what was found and what was expected.
-    """
+    """Check a JSON value, ``name`` in the file; InputError states what is wrong."""
     if isinstance(schema, tuple):
         if value is None:
             return
@@ -192,8 +181,7 @@ def jsonable(value: Any) -> Any:
 
 def digest_of(content: dict[str, Any]) -> str:
     """Hash a JSON object, in hex."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sealed_json(content: dict[str, Any]) -> str:
@@ -209,13 +197,10 @@ def as_json(content: dict[str, Any]) -> str:
 
 def write(file: Path, content: str | bytes) -> None:
     """Write a file completely or not at all."""
-    raw = (
-        content.encode(errors="backslashreplace")
-        if isinstance(content, str)
-        else content
-    )
+    if isinstance(content, str):
+        content = content.encode(errors="backslashreplace")
     with atomic_path(file) as draft:
-        draft.write_bytes(raw)
+        draft.write_bytes(content)
 
 
 @contextlib.contextmanager

@@ -35,20 +35,18 @@ def rebuild(like: Any, values: dict[str, Any]) -> Any:
 
 def partition(params: Params, pattern: str) -> tuple[Params, Params]:
     """Split nested dicts into leaves whose full name matches, and the others."""
-    flat = leaves(params)
-    chosen = {name for name in flat if re.fullmatch(pattern, name)}
+    names = leaves(params)
+    chosen = {name for name in names if re.fullmatch(pattern, name)}
     if not chosen:
         raise InputError(
-            f"no parameter matches {pattern!r}: expected one of {', '.join(flat)}"
+            f"no parameter matches {pattern!r}: expected one of {', '.join(names)}"
         )
     # Unlike ``leaves``, this keeps the empty branch of a backbone without parameters.
-    complete = _flat(params)
-    inside = {name: leaf for name, leaf in complete.items() if name in chosen}
-    outside = {name: leaf for name, leaf in complete.items() if name not in chosen}
-    return (
-        traverse_util.unflatten_dict(inside, sep="/"),
-        traverse_util.unflatten_dict(outside, sep="/"),
-    )
+    parts: tuple[Params, Params] = {}, {}
+    for name, leaf in _flat(params).items():
+        parts[name not in chosen][name] = leaf
+    inside, outside = (traverse_util.unflatten_dict(part, sep="/") for part in parts)
+    return inside, outside
 
 
 def join(one: Params, other: Params) -> Params:

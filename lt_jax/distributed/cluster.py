@@ -49,15 +49,11 @@ def join(
 
     Without arguments, a process runs alone unless a scheduler started several. SLURM
     and Open MPI provide missing numbers. ``num_processes=1`` alone skips the detection.
-
-    Args:
-      coordinator: ``HOST:PORT`` where process 0 listens, on that interface only.
-      process_id: from 0 to ``num_processes - 1``.
-      seconds: time to wait for the others; then the process exits with code 2.
+    Process 0 listens on the interface ``coordinator``, ``HOST:PORT``, only. After
+    ``seconds`` without the others, the process exits with code 2.
 
     Returns:
-      Whether there are other processes. If so, only process 0 prints to stdout from
-      now on.
+      Whether there are others. If so, only process 0 prints to stdout from now on.
 
     Raises:
       InputError: inconsistent flags, no connection, or processes with other code.

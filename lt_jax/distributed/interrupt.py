@@ -24,15 +24,11 @@ def catch_signals(*names: str) -> Iterator[Callable[[], str]]:
     The second one ends even a process that waits in a collective. Nothing is cleaned
     up, which is safe: checkpoints are written atomically.
 
-    Args:
-      names: keys of ``EXIT_CODES``.
-
     Yields:
       ``stop_requested``, which all processes must call at the same places. It returns
       the name of the signal that any of them received, or "".
     """
-    received = 0
-    numbers = [signal.Signals[name] for name in names]
+    received, numbers = 0, [signal.Signals[name] for name in names]
 
     def handle(number: int, _frame: Any) -> None:
         nonlocal received
@@ -81,11 +77,9 @@ def never_stop() -> str:
 def until_stopped(
     batches: Iterable[Any], stop_requested: Callable[[], str], doing: str
 ) -> Iterator[Any]:
-    """Yield batches; raise `Interrupted` once ``stop_requested`` names a signal.
+    """Yield batches, equally many in all processes, until a signal: `Interrupted`.
 
-    Args:
-      batches: equally many in all processes.
-      doing: the work that is given up, for the exception.
+    ``doing`` is the work that is given up, for the exception.
     """
     for number, batch in enumerate(batches):
         if processes.is_sync_step(number) and (by := stop_requested()):

@@ -48,12 +48,9 @@ def together(
 ) -> T:
     """Call ``work`` in every process; if it fails in one, raise in all.
 
-    Args:
-      same: JSON values of the result, by name, that all processes must have.
-
     Raises:
-      InputError: ``work`` failed in another process, or a process has other values
-        than process 0. All processes raise the same message.
+      InputError: ``work`` failed in another process, or a process has other values, by
+        name, of ``same(result)`` than process 0. All raise the same message.
     """
     if jax.process_count() == 1:
         return work()
@@ -81,8 +78,7 @@ def _difference(everyone: list[Any]) -> str:
     for i, given in enumerate(everyone):
         if isinstance(given, str):
             return f"process {i} failed: {given}"
-    parts = []
-    first = everyone[0]
+    parts, first = [], everyone[0]
     for i, given in enumerate(everyone):
         names = [n for n in {**first, **given} if first.get(n) != given.get(n)]
         if names:
@@ -109,8 +105,7 @@ def on_process_zero(work: Callable[[], None]) -> None:
 def from_process_zero(find: Callable[[], Any]) -> Any:
     """Compute a JSON value on process 0 and return it in all processes.
 
-    Decisions that depend on files need this: on a shared file system, other processes
-    may see an older state.
+    On a shared file system, other processes may see an older state of files.
     """
     if jax.process_count() == 1:
         return find()

@@ -74,12 +74,8 @@ def local_devices(here: int, local: int, visible: str | None) -> list[int] | Non
 
     JAX gives the i-th process the i-th GPU (jax-ml/jax#16788). That is wrong for one
     process per node, and where the scheduler picked the GPU (--gpus-per-task).
-
-    Args:
-      visible: CUDA_VISIBLE_DEVICES.
-
-    Returns:
-      Numbers among the visible ones; []: all of them; None: JAX's choice.
+    Returns numbers among ``visible``, CUDA_VISIBLE_DEVICES; []: all of them; None:
+    JAX's choice.
     """
     if here > 1 and visible is None:
         return None

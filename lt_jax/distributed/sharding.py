@@ -29,11 +29,7 @@ def _sharding(devices: Sequence[Any], split: bool) -> NamedSharding:
 
 
 def replicate(tree: Any) -> Any:
-    """Copy arrays to every local device.
-
-    ``device_put`` alone may share memory with the caller's arrays. The training step
-    donates its state, which would invalidate them.
-    """
+    """Copy arrays to every local device."""
 
     def copy(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array):
@@ -43,19 +39,17 @@ def replicate(tree: Any) -> Any:
             return jax.random.key_data(leaf)
         return leaf.copy()
 
+    # Without the copy, ``device_put`` may share memory with the caller's arrays, which
+    # the training step invalidates: it donates its state.
     copies = jax.tree.map(copy, tree)
     return jax.device_put(copies, _sharding(jax.local_devices(), split=False))
 
 
 def process_part(indices: np.ndarray) -> np.ndarray:
-    """Select this process's columns of a plan: int32[S, padded_size(B) / processes].
+    """Select this process's columns of a plan, int32[S, B], padded with -1.
 
     The parts of a batch are in process order, as ``pmap`` numbers the devices. So an
     example's position, and its augmentation, do not depend on the number of processes.
-
-    Args:
-      indices: int32[S, B], the plan of all processes; the last columns are padded
-        with -1.
     """
     missing = padded_size(indices.shape[1]) - indices.shape[1]
     wide = np.pad(indices, ((0, 0), (0, missing)), constant_values=-1)
@@ -88,18 +82,12 @@ def micro_batch_size(batch: int, parts: int, pairs: bool) -> int:
 
 
 def arrange_micro_batches(indices: np.ndarray, parts: int, pairs: bool) -> np.ndarray:
-    """Reorder a plan so that ``shard_batch`` gives each device its micro-batches.
+    """Reorder a plan, int32[S, B], so that ``shard_batch`` gives devices their parts.
 
-    Cuts each batch into micro-batches of neighbours, then each of these into one piece
-    per device. So the examples of a micro-batch do not depend on the number of devices.
-
-    Args:
-      indices: int32[steps, B]; -1 is padding.
-      parts: micro-batches per step, at least 1.
-      pairs: whether rows 0 and 1, 2 and 3, ... must stay on one device.
-
-    Returns:
-      int32[steps, W] with the smallest W that divides evenly, padded with -1.
+    Cuts each batch into ``parts`` micro-batches of neighbours, then each of these into
+    one piece per device. So the examples of a micro-batch do not depend on the number
+    of devices. ``pairs`` keeps rows 0 and 1, 2 and 3, ... on one device. Returns
+    int32[S, W] with the smallest W that divides evenly, padded with -1.
     """
     steps, batch = indices.shape
     devices, size = jax.device_count(), micro_batch_size(batch, parts, pairs)
@@ -121,13 +109,10 @@ def padded_size(batch: int) -> int:
 def jit_over_devices(
     fun: Callable[..., Any], sharded: Sequence[bool], donate: Sequence[int] = ()
 ) -> Callable[..., Any]:
-    """Compile a function that runs on every device of all processes.
+    """Compile ``fun`` for every device of all processes; concatenate along axis 0.
 
-    Args:
-      fun: one device's computation. Its results are concatenated along axis 0.
-      sharded: per argument, whether it comes from ``shard_globally``. Other arguments
-        come from ``replicate_globally``, or are equal NumPy arrays in all processes.
-      donate: positions of donated arguments.
+    ``sharded`` marks the arguments from ``shard_globally``. Others come from
+    ``replicate_globally``, or are equal NumPy arrays in all processes.
     """
     split, copied = PartitionSpec(AXIS), PartitionSpec()
     mapped = jax.shard_map(
@@ -167,12 +152,8 @@ def fetch_global(tree: Any) -> Any:
 def gather_rows(values: jax.Array, indices: jax.Array) -> jax.Array:
     """Gather rows of a ``shard_globally`` array, inside ``jit_over_devices``.
 
-    Args:
-      values: float[N / devices, D], this device's part.
-      indices: int32[B] into all N rows.
-
-    Returns:
-      float32[B, D], equal on all devices.
+    From this device's part, float[N / devices, D], and int32[B] into all N rows, to
+    float32[B, D], equal on all devices.
     """
     local = indices - jax.lax.axis_index(AXIS) * len(values)
     held = (local >= 0) & (local < len(values))
@@ -181,10 +162,10 @@ def gather_rows(values: jax.Array, indices: jax.Array) -> jax.Array:
 
 
 def dispatch_limiter() -> Callable[[Any], None]:
-    """Make a function to call with a result of every step.
+    """Make a function that waits for the result of ``MAX_STEPS_AHEAD`` calls ago.
 
-    It waits for the result from ``MAX_STEPS_AHEAD`` steps ago. Without it, every batch
-    is held in memory, and several virtual CPU devices on few cores dead-lock.
+    Without it, every batch is held in memory, and several virtual CPU devices on few
+    cores dead-lock.
     """
     queue: collections.deque[Any] = collections.deque()
 
@@ -199,11 +180,9 @@ def dispatch_limiter() -> Callable[[Any], None]:
 def device_memory() -> int:
     """Return the bytes that each local device can use."""
     devices = jax.local_devices()
-    if limit := (devices[0].memory_stats() or {}).get("bytes_limit"):
-        return limit
     # CPU devices share the memory of the machine.
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return total // len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit") or total // len(devices)
 
 
 def device_name() -> str:

@@ -30,11 +30,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
         """Normalize ``x``: [B, H, W, C] -> ``dtype`` [B, H, W, C].
 
-        Args:
-          x: activations.
-          mask: float32[B], 0 for rows that must not count.
-          moving: whether to use the statistics of the batch, and to move the running
-            ones towards them. Otherwise the running statistics are used.
+        ``mask`` is float32[B], 0 for rows that must not count. ``moving`` uses the
+        statistics of the batch and moves the running ones towards them.
         """
         shape = x.shape[-1:]
         stored = jnp.promote_types(jnp.float32, self.dtype)

@@ -24,6 +24,8 @@ from lt_jax.types import Params
 
 MAX_TEMPERATURE = 1024.0
 
+Batch = tuple[jax.Array, jax.Array, jax.Array]  # values, labels, mask
+
 
 def analyse(
     head: Head,
@@ -33,15 +35,9 @@ def analyse(
     groups: Mapping[str, np.ndarray],
     batch: int,
 ) -> dict[str, Any]:
-    """Build the ``analysis`` object of a fit.
+    """Build the ``analysis`` object of a fit, which describes the split ``test``.
 
-    Args:
-      head: the kind of head.
-      params: its parameters.
-      valid: fits the temperature; may be empty.
-      test: the split to describe.
-      groups: bool[K] by name, see ``metrics.groups``.
-      batch: examples at a time.
+    ``valid`` fits the temperature and may be empty.
 
     Returns:
       ``temperature``: the divisor of the logits, and with it ``calibrated``: the
@@ -81,7 +77,7 @@ def fit_temperature(
     def slope(log_inverse: float) -> float:
         inverse = math.exp(log_inverse)
         parts = features.batches(batch)
-        return sum(float(_slope(apply, params, *part, inverse)) for part in parts)
+        return sum(float(_slope(apply, params, part, inverse)) for part in parts)
 
     bound = math.log(MAX_TEMPERATURE)
     if slope(-bound) >= 0:
@@ -93,14 +89,8 @@ def fit_temperature(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _slope(
-    apply: Apply,
-    params: Params,
-    values: jax.Array,
-    labels: jax.Array,
-    mask: jax.Array,
-    inverse: float,
-) -> jax.Array:
+def _slope(apply: Apply, params: Params, batch: Batch, inverse: float) -> jax.Array:
+    values, labels, mask = batch
     logits = mean_logits(apply, params, values)
     expected = jnp.sum(jax.nn.softmax(inverse * logits) * logits, axis=1)
     true = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
@@ -129,7 +119,7 @@ def _add_batch(
     apply: Apply,
     params: Params,
     sums: tuple[Tally, jax.Array],
-    batch: tuple[jax.Array, jax.Array, jax.Array],
+    batch: Batch,
     group_of: jax.Array,
     inverse: float,
 ) -> tuple[Tally, jax.Array]:

@@ -184,20 +184,15 @@ def fit_heads(
     after_epoch: Callable[[int], None],
     plain: Callable[[], Features] | None = None,
 ) -> Iterator[tuple[Chunk, list[HeadFit]]]:
-    """Fit one chunk after the other.
+    """Fit one chunk after the other; yield it and its heads, in the order of its jobs.
 
     Args:
-      chunks: from ``plan_chunks``.
       features: of the training examples; epoch e uses view e modulo V.
       batch: examples per step.
-      memory: bytes per device for features. Larger features are read from their file
-        step by step.
+      memory: bytes per device for features. Larger ones are read from their file.
       after_epoch: called with the number of heads that finished an epoch.
       plain: returns the features without augmentation, for corrections; None:
         ``features`` are these.
-
-    Yields:
-      A chunk and its heads, in the order of its jobs.
     """
     if fits_in_memory(features, memory):
         pieces = _held_pieces(features)
@@ -295,8 +290,7 @@ def apply_correction(
 ) -> Params:
     """Apply the correction of a method, if it has one, to a fitted head.
 
-    ``labels`` are those of the training examples. ``plain`` returns their features
-    without augmentation; it is called only for methods that use them.
+    ``plain`` returns the features of the training examples, for methods that use them.
     """
     if method.correct is None:
         return head

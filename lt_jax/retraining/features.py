@@ -122,8 +122,7 @@ def _find_stale(
         before = read_json(note, NOTE, "")
     except (OSError, ValueError):
         return f"cannot read {note.name}"
-    changed = [key for key in provenance if before.get(key) != provenance[key]]
-    if changed:
+    if changed := [k for k, value in provenance.items() if before.get(k) != value]:
         return f"{', '.join(changed)} changed"
     left_out = before.get("left_out", [])
     try:
@@ -144,13 +143,10 @@ def _write(
     blocks: Iterator[np.ndarray],
     errors: DecodeErrors,
 ) -> dict[str, Any]:
-    """Write a ``.npy`` in process 0, all at once; other processes compute blocks too.
+    """Write a ``.npy`` in process 0, all at once; return its ``sha256``.
 
-    ``shape`` includes undecodable images. They are removed at the end, since an image
-    may fail in the last view only.
-
-    Returns:
-      ``sha256`` and, if there are any, the images ``left_out``.
+    Undecodable images are in ``shape``, but ``left_out`` at the end, since an image may
+    fail in the last view only.
     """
 
     def begin() -> None:

@@ -76,10 +76,7 @@ class Checkpoints:
     def save(
         self, step: int, state: Any, notes: dict[str, Any], score: float | None
     ) -> None:
-        """Save in the background; the state may be donated as soon as this returns.
-
-        ``notes`` are JSON values. The checkpoint with the highest ``score`` is kept.
-        """
+        """Save in the background; the state may be donated as soon as this returns."""
         args = ocp.args.Composite(
             state=ocp.args.StandardSave(_nested(state, notes)),
             notes=ocp.args.JsonSave(notes),
@@ -93,13 +90,10 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def resume(self, like: Any, report: Callable[[str], None]) -> Any:
-        """Load the newest intact checkpoint and delete damaged ones after it.
+        """Load ``(step, tree, notes)`` of the newest intact checkpoint, or None.
 
-        If none is intact, they are moved aside: the fit starts again.
-        ``like`` is that of ``restore``; ``report`` gets a line per damaged checkpoint.
-
-        Returns:
-          ``(step, tree, notes)``, or None if nothing intact has been saved.
+        Damaged ones after it are deleted, and reported. If none is intact, they are
+        moved aside: the fit starts again.
         """
         damaged: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -131,9 +125,7 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Load the tree of a step in the structure of ``like``, and its notes.
 
-        Raises:
-          InputError: it is damaged, or leaves are missing, unexpected or of another
-            shape.
+        InputError: it is damaged, or leaves are missing, unexpected or reshaped.
         """
         where = self.directory / str(step)
         with _detect_damage(where):
@@ -176,14 +168,9 @@ def load_leaves(step: str | Path) -> dict[str, np.ndarray]:
 
 
 def merge_leaves(found: dict[str, Any], fresh: Any, skip: str, where: str) -> Any:
-    """Build a tree from a checkpoint's leaves, except for those ``skip`` matches.
+    """Build a tree from a checkpoint's leaves, by name.
 
-    Args:
-      found: arrays by name.
-      fresh: the tree as initialised.
-      skip: regular expression for the full names of the leaves that keep their fresh
-        value; "" skips none.
-      where: the checkpoint, for error messages.
+    Those whose full names match ``skip`` keep their values of ``fresh``; "" skips none.
 
     Raises:
       InputError: another leaf is missing, unexpected or of another shape.

@@ -79,11 +79,9 @@ class Logger:
 
 
 def parameter_table(params: Params, trained: Params) -> tuple[str, str]:
-    """List name, shape and state (trained or frozen) of each parameter.
+    """List name, shape and state (trained or frozen) of each parameter, and the sums.
 
-    Returns:
-      The list, and a summary such as ``75,002 parameters: backbone 74,352 trained,
-      head 650 trained``.
+    For example ``75,002 parameters: backbone 74,352 trained, head 650 trained``.
     """
     trained_names = trees.leaves(trained)
     lines, sums = [], collections.Counter[tuple[str, str]]()

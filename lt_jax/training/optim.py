@@ -65,9 +65,8 @@ def rates(
 
     Args:
       lr: the highest rate.
-      epochs: length of the run; 0 trains nothing.
-      steps_per_epoch: steps in an epoch.
-      warmup: epochs of linear warm-up, included in ``epochs``.
+      epochs: length of the run, with the warm-up; 0 trains nothing.
+      warmup: epochs of linear warm-up.
       per: ``step`` moves along the cosine every step, ``epoch`` every epoch: epoch t
         of T has ``lr (1 + cos(pi t / T)) / 2``, the authors' schedule.
 

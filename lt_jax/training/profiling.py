@@ -17,13 +17,8 @@ TRACED = 5  # steps in the trace
 class Profile:
     """Traces steps 11 to 15 of a fit in this process, or the last five of fewer.
 
-    Only process 0 traces. A fit with a single step, which compiles, is not traced.
-
-    Args:
-      directory: a folder for this fit; None: no trace.
-      done: the steps taken before this process started.
-      total: the steps of the fit.
-      log: reports the time per step.
+    Only process 0 traces, to ``directory``; None: no trace. A fit with a single step,
+    which compiles, is not traced. ``done``: steps of earlier processes.
     """
 
     def __init__(self, directory: Path | None, done: int, total: int, log: Logger):
