@@ -44,8 +44,7 @@ def _helps(parser: argparse.ArgumentParser, level: str) -> Iterator[str]:
 
 
 def config() -> str:
-    """Return the keys of the base config, then those of photographs and methods."""
-    from lt_jax import recipes
+    """Return the keys of the base config, then those of photographs."""
     from lt_jax.experiment.defaults import base_config, photo_config
 
     meanings = _meanings()
@@ -69,8 +68,6 @@ def config() -> str:
         )
         for title, keys in parts
     ]
-    rows = [("key", "meaning"), *((f"`{k}`", v) for k, v in recipes.KEYS.items())]
-    text.append("## Keys of a method\n\n" + _table(rows))
     return "\n\n".join(text)
 
 

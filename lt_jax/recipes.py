@@ -2,8 +2,9 @@
 
 To look a value up, find the method in ``RECIPES``. A recipe maps a ``Case`` to the
 method's entry in a config: ``lr``, ``epochs``, ``decay``, the method's own
-hyperparameters, and ``grid``, the values that a sweep tries. "Not published" means that
-no paper re-trains a head with this method: the value is our first choice.
+hyperparameters, and ``grid``, the values that a sweep tries. docs/reference/config.md
+explains the keys. "Not published" means that no paper re-trains a head with this
+method: the value is our first choice.
 """
 
 from __future__ import annotations
@@ -15,34 +16,6 @@ from typing import Any, NamedTuple
 from lt_jax.errors import InputError
 
 GRID = "grid"  # the key of an entry that holds its grid; all others are its own values
-
-# What the keys of an entry mean; the docstrings in methods.py have the details.
-KEYS = {
-    "lr": "highest learning rate, for a batch of method.lr_batch",
-    "epochs": "passes over the training images; 0: trains nothing",
-    "decay": "weight decay, coupled",
-    "start": 'initial head: "stage1" or "fresh"',
-    "sampler": '"instance", "class" or "sqrt"',
-    "delta": "smoothing mass, spread over all classes",
-    "power": "class weights are counts ** -power",
-    "beta": "of the effective number of samples",
-    "gamma": "focal: power of 1 - p; vs: power of the counts that scale logits",
-    "tau": "factor of the log prior; tau_norm: power of the class norm",
-    "penalty": "logistic: weight of half the squared norm of the scaled kernel",
-    "alpha": "weight of LADE's regulariser",
-    "square": "LADE's lambda, the weight of its squared terms",
-    "scale": "factor of the cosines",
-    "max_margin": "margin of the rarest class, in cosines",
-    "defer": "share of the epochs before classes are weighted",
-    "head": "smoothing of the largest class",
-    "tail": "smoothing of the smallest class",
-    "quantile": "position of the radius between the smallest and largest class norm",
-    "every": 'the projection runs after every "step" or "epoch"',
-    "mean": 'the loss is averaged over "examples" or over their "weights"',
-    "form": 'of DisAlign: "classification" or "segmentation"',
-    "kind": 'nearest mean: "raw", "l2" or "cl2", see lt_jax/heads.py',
-    "grid": "sweep: every combination of these values; see recipes.expand",
-}
 
 
 class Smoothing(NamedTuple):
