@@ -13,11 +13,16 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from lt_jax import printing
 from lt_jax._version import __version__
 from lt_jax.cli import commands, config_flags
 from lt_jax.distributed import cluster
-from lt_jax.errors import Diverged, InputError, Interrupted
+from lt_jax.errors import (
+    Diverged,
+    InputError,
+    Interrupted,
+    one_line,
+    safe_streams,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       and 130 after Ctrl-C, with progress saved: rerun the same command to resume.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    with printing.safe_streams():
+    with safe_streams():
         options = argparse.Namespace(computes=False, debug=False)
         with _ctrl_c():
             try:
@@ -70,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
                     traceback.print_exc()
                 code, message = _failure(error, argv, options)
-                print(f"lt-jax: {printing.one_line(message)}", file=sys.stderr)
+                print(f"lt-jax: {one_line(message)}", file=sys.stderr)
         return cluster.leave(code)
 
 

@@ -18,10 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lt_jax import printing
 from lt_jax._version import __version__
 from lt_jax.distributed.scheduler import FLAGS, HINT, managed, scheduled
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, Stream
 
 # JAX's own default. Hosts may start minutes apart, if each pulls an image first.
 JOIN_SECONDS = 300.0
@@ -202,7 +201,7 @@ def _protect_stdout(first: bool) -> None:
     own = os.dup(1) if first else os.open(os.devnull, os.O_WRONLY)
     os.dup2(2 if first else own, 1)
     stream = os.fdopen(own, "w", encoding="utf-8", buffering=1)
-    sys.stdout = printing.Stream(stream)
+    sys.stdout = Stream(stream)
 
 
 def is_distributed() -> bool:

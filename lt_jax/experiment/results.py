@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import files, metrics, printing
+from lt_jax import files, metrics
 from lt_jax._version import __version__
 from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes, sharding

@@ -1,9 +1,16 @@
-"""Tables of results as Markdown text, for the terminal and ``report/table.md``."""
+"""Tables of results: Markdown text for the terminal and ``report/table.md``; CSV."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
+
+# How a formula begins in a spreadsheet, unless it is a number.
+FORMULA = re.compile(r"(?![+-]?[\d.]+(e[+-]?\d+)?$)[=+\-@\t\r]")
 
 
 class Column(NamedTuple):
@@ -126,3 +133,19 @@ def cell(
     if std is not None and not math.isnan(std):
         text += f" ± {factor * std:.{decimals}f}"
     return text
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    r"""Format rows as CSV; text that could be a formula gets an apostrophe before it.
+
+    >>> csv_text([["=1+1", "-a", "-1.5"]])
+    "'=1+1,'-a,-1.5\n"
+    """
+
+    def cell(value: Any) -> Any:
+        formula = isinstance(value, str) and FORMULA.match(value)
+        return f"'{value}" if formula else value
+
+    file = io.StringIO()
+    csv.writer(file, lineterminator="\n").writerows(map(cell, row) for row in rows)
+    return file.getvalue()

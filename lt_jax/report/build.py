@@ -15,10 +15,10 @@ from typing import NamedTuple
 import jinja2
 
 from lt_jax import files
+from lt_jax.errors import printable
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.tables import caption
 from lt_jax.experiment.workdirs import Run
-from lt_jax.printing import printable
 from lt_jax.report import figures, style, tables
 from lt_jax.report.tables import Part
 

@@ -12,10 +12,9 @@ import numpy as np
 
 from lt_jax.experiment import workdirs
 from lt_jax.experiment.results import Outcome
-from lt_jax.experiment.tables import COLUMNS, cell
+from lt_jax.experiment.tables import COLUMNS, cell, csv_text
 from lt_jax.experiment.workdirs import Run
 from lt_jax.metrics import GROUPS
-from lt_jax.printing import csv_text
 from lt_jax.retraining.selection import number, spread
 
 LOS = "los"

@@ -12,8 +12,8 @@ import jax
 from tqdm import tqdm
 
 from lt_jax import trees
+from lt_jax.errors import printable
 from lt_jax.files import COUNT, append, check, jsonable, parse_json, read, write
-from lt_jax.printing import printable
 from lt_jax.types import Params
 
 # A line of ``metrics.jsonl``, and the largest file of them that is read.

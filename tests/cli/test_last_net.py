@@ -14,10 +14,10 @@ import pytest
 import tiny_digits
 from float64 import enable_x64
 
-from lt_jax import printing
 from lt_jax.cli import commands, main
 from lt_jax.distributed import cluster
-from lt_jax.experiment import stages
+from lt_jax.errors import Stream
+from lt_jax.experiment import stages, tables
 from lt_jax.training.log import Logger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -281,7 +281,7 @@ def test_closed_streams(monkeypatch):
 
 def test_an_encoding_without_a_character(tmp_path):
     with (tmp_path / "out").open("w", encoding="ascii") as file:
-        print("ä", file=printing.Stream(file))
+        print("ä", file=Stream(file))
     assert (tmp_path / "out").read_text() == "\\xe4\n"
 
 
@@ -293,9 +293,9 @@ def test_names_do_not_reach_the_log_raw(tmp_path, capsys):
 
 @pytest.mark.parametrize("cell", ["=1+1", "+a", "-a", "@a", "\ta", "\ra", "-1-1"])
 def test_formulas_are_text(cell):
-    assert f"'{cell}" in printing.csv_text([[cell]])
+    assert f"'{cell}" in tables.csv_text([[cell]])
 
 
 @pytest.mark.parametrize("cell", [-1.5, "-1.5", "+2e-05", "a=1", "", None])
 def test_numbers_stay_numbers(cell):
-    assert "'" not in printing.csv_text([[cell, 0]])
+    assert "'" not in tables.csv_text([[cell, 0]])
