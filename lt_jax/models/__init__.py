@@ -99,7 +99,5 @@ def _init(
 
 # Code that runs once is not worth optimising: on CPUs that took up to 30 s.
 init = jax.jit(
-    _init,
-    static_argnums=(0, 2),
-    compiler_options={"xla_backend_optimization_level": 0},
+    _init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 0}
 )
