@@ -81,10 +81,9 @@ def cached_features(
       InputError: more images cannot be decoded than the dataset tolerates.
       Interrupted: ``task.stop_requested`` named a signal; no file is left behind.
     """
+    backbone = network.params["backbone"]
     provenance = {
-        "network": fingerprint(
-            {"backbone": network.params["backbone"], "stats": network.batch_stats}
-        ),
+        "network": fingerprint({"backbone": backbone, "stats": network.batch_stats}),
         "split": dataset.hash,
         "order": dataset.hash_of_order,
         "augmentation": jsonable(task.augment._asdict()),
@@ -163,11 +162,8 @@ def _write(
         if left_out:
             full = np.load(draft, mmap_mode="r", allow_pickle=False)
             kept = np.delete(np.arange(shape[1]), left_out)
-            rest = (
-                view[kept[first : first + ROWS]]
-                for view in full
-                for first in range(0, len(kept), ROWS)
-            )
+            pieces = np.split(kept, range(ROWS, len(kept), ROWS))
+            rest = (view[piece] for view in full for piece in pieces)
             digest = _stream(reduced, (shape[0], len(kept), shape[2]), dtype, rest)
             complete = reduced
         processes.on_process_zero(lambda: os.replace(complete, file))

@@ -34,13 +34,8 @@ NO_SCORE = -1.0  # Orbax needs a score for every checkpoint; accuracies are abov
 DIGEST = "digest"  # the leaf with the SHA-256 of all others
 
 # Messages of the operating system, found in the text of Orbax's errors.
-UNWRITABLE = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "File too large",
-    "Read-only file system",
-    "Permission denied",
-)
+UNWRITABLE = ("No space left on device", "Disk quota exceeded", "File too large")
+UNWRITABLE += ("Read-only file system", "Permission denied")
 # ... and those of a folder that was deleted or moved.
 GONE = ("No such file or directory", "NOT_FOUND")
 
@@ -103,13 +98,12 @@ class Checkpoints:
             except Damaged as error:
                 reason = error.reason
             # All processes use the same one, even if only one cannot read another.
-            if processes.max_over_processes(bool(reason)):
-                damaged[step] = reason or f"another process cannot read step {step:,}"
-                continue
-            for newer, reason in damaged.items():
-                report(f"{reason}: deleted it, using step {step:,}")
-                self._manager.delete(newer)
-            return found
+            if not processes.max_over_processes(bool(reason)):
+                for newer, reason in damaged.items():
+                    report(f"{reason}: deleted it, using step {step:,}")
+                    self._manager.delete(newer)
+                return found
+            damaged[step] = reason or f"another process cannot read step {step:,}"
         for step, reason in damaged.items():
             place = self.directory / str(step)
             aside = place.with_name(f"{step}.damaged.{secrets.token_hex(2)}")
@@ -179,9 +173,10 @@ def merge_leaves(found: dict[str, Any], fresh: Any, skip: str, where: str) -> An
     def skips(name: str) -> bool:
         return bool(skip and re.fullmatch(skip, name.removeprefix("params/")))
 
-    skipped = {n: leaf for n, leaf in trees.leaves(fresh).items() if skips(n)}
+    named = trees.leaves(fresh)
+    skipped = {name: leaf for name, leaf in named.items() if skips(name)}
     if skip and not skipped:
-        names = ", ".join(n.removeprefix("params/") for n in trees.leaves(fresh))
+        names = ", ".join(name.removeprefix("params/") for name in named)
         raise InputError(
             f"init.skip {skip!r} matches no parameter; the parameters are: {names}"
         )
@@ -198,18 +193,15 @@ def _explain_unwritable(directory: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        if any(text in str(error) for text in GONE):
-            raise InputError(
-                f"{directory} was deleted or moved while this job wrote to it. Rerun "
-                "the same command"
-            ) from error
-        reason = next((text for text in UNWRITABLE if text in str(error)), None)
+        reason = next((t for t in (*GONE, *UNWRITABLE) if t in str(error)), None)
         if reason is None:
             raise
-        raise InputError(
-            f"cannot write checkpoints in {directory}: {reason}. Older ones are "
-            "intact; make room and rerun the same command"
-        ) from error
+        problem = f"cannot write checkpoints in {directory}: {reason}. Older ones are "
+        problem += "intact; make room and rerun the same command"
+        if reason in GONE:
+            problem = f"{directory} was deleted or moved while this job wrote to it. "
+            problem += "Rerun the same command"
+        raise InputError(problem) from error
 
 
 @contextlib.contextmanager

@@ -114,13 +114,9 @@ def fit(task: Task, stage: Stage, start: Weights, directory: Path) -> FitResult:
         checkpoints remain.
     """
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        run = _Fit(
-            task=task,
-            stage=stage,
-            checkpoints=checkpoints,
-            meter=Meter(stage.title, len(stage.rates)),
-            state=steps.init_state(*start, stage.sgd, stage.trains),
-        )
+        meter = Meter(stage.title, len(stage.rates))
+        state = steps.init_state(*start, stage.sgd, stage.trains)
+        run = _Fit(task, stage, checkpoints, meter, state)
         _resume(run)
         _train(run, step_inputs(stage, start.params["head"]))
         if checkpoints.latest() is None:  # a fit of zero epochs
@@ -163,6 +159,7 @@ def _train(run: _Fit, early: StepInputs) -> None:
     ``early`` are the inputs of the first epochs; the loss may change after them.
     """
     task, stage, total = run.task, run.stage, len(run.stage.rates)
+    stop, step = task.stop_requested, None
     adjust = stage.method.deferred or stage.method.adjust
     late = early._replace(adjust=sharding.replicate(adjust))
     late_from = round(stage.method.defer * stage.epochs)
@@ -174,7 +171,6 @@ def _train(run: _Fit, early: StepInputs) -> None:
     bar = task.log.bar(stage.title, run.step * stage.batch, total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
     profile = Profile(traces, run.step, total, task.log)
-    step = None
     with bar, contextlib.closing(profile), jax.transfer_guard("disallow"):
         while run.step < total:
             epoch, done = divmod(run.step, stage.per_epoch)
@@ -187,10 +183,8 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 run.meter.add(run.step, measured)
                 profile.step(run.step, measured)
                 bar.update(stage.batch)
-                if processes.is_sync_step(run.step):
-                    signal = task.stop_requested()
-                    if signal:
-                        break
+                if processes.is_sync_step(run.step) and (signal := stop()):
+                    break
                 _show_progress(run, bar, errors)
             if run.step % stage.per_epoch:  # stopped within the epoch
                 _save(run, None)
