@@ -103,7 +103,7 @@ def ours(
 
     train = steps.compile_step(train, state, ready, inputs).run
     sources = {
-        "epoch": batches.streamed(dataset, DecodeErrors(dataset), iter),
+        "epoch": batches.streamed(dataset, DecodeErrors(dataset)),
         "resident": batches.resident(dataset),
     }
 

@@ -47,7 +47,16 @@ def analyse(
       predicted right, and those predicted wrongly as a class of each group.
     """
     params = jax.device_put(params)  # once, not with every batch
-    before, counts = _describe(head.apply, params, test, groups, 1.0, batch)
+    group_of = np.argmax(np.stack(list(groups.values())), axis=0)
+
+    def describe(temperature: float) -> tuple[Tally, np.ndarray]:
+        counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
+        sums: Any = metrics.empty(len(group_of)), counts
+        for part in test.batches(batch):
+            sums = _add_batch(head.apply, params, sums, part, group_of, 1 / temperature)
+        return jax.device_get(sums)
+
+    before, counts = describe(1.0)
     found: dict[str, Any] = {
         "temperature": None,
         "calibrated": None,
@@ -56,7 +65,7 @@ def analyse(
     }
     if len(valid.labels):
         temperature = fit_temperature(head.apply, params, valid, batch)
-        after, _ = _describe(head.apply, params, test, groups, temperature, batch)
+        after, _ = describe(temperature)
         summary = metrics.summary(after, groups)
         found["temperature"] = temperature
         found["calibrated"] = {name: summary[name] for name in ("nll", "ece")}
@@ -97,31 +106,9 @@ def _slope(apply: Apply, params: Params, batch: Batch, inverse: float) -> jax.Ar
     return jnp.sum(mask * (expected - true))
 
 
-def _describe(
-    apply: Apply,
-    params: Params,
-    features: Features,
-    groups: Mapping[str, np.ndarray],
-    temperature: float,
-    batch: int,
-) -> tuple[Tally, np.ndarray]:
-    """Compute the tally at a temperature, and ``confusion`` as int64[G, 1 + G]."""
-    group_of = np.argmax(np.stack(list(groups.values())), axis=0)
-    counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
-    sums: Any = metrics.empty(len(group_of)), counts
-    for part in features.batches(batch):
-        sums = _add_batch(apply, params, sums, part, group_of, 1 / temperature)
-    return jax.device_get(sums)
-
-
 @functools.partial(jax.jit, static_argnums=0)
 def _add_batch(
-    apply: Apply,
-    params: Params,
-    sums: tuple[Tally, jax.Array],
-    batch: Batch,
-    group_of: jax.Array,
-    inverse: float,
+    apply: Apply, params: Params, sums: Any, batch: Batch, group_of: Any, inverse: float
 ) -> tuple[Tally, jax.Array]:
     """Add a batch to the tally and the confusion."""
     (tally, counts), (values, labels, mask) = sums, batch

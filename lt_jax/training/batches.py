@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 
@@ -23,22 +24,10 @@ def fits_on_device(dataset: Dataset, limit: float) -> bool:
     return fits and dataset.decoder is None
 
 
-def streamed(
-    dataset: Dataset,
-    errors: DecodeErrors,
-    time_waits: Callable[[Iterator[Batch]], Iterator[Batch]],
-) -> Batches:
-    """Load batches while the devices work.
-
-    ``time_waits`` passes batches through and may measure how long each takes.
-    """
-
-    def batches(rows: np.ndarray, crops: CropPlan) -> Iterator[Batch]:
-        place = sharding.shard_batch
-        loaded = load_batches(dataset, rows, place, crops=crops, errors=errors)
-        return time_waits(loaded)
-
-    return batches
+def streamed(dataset: Dataset, errors: DecodeErrors) -> Batches:
+    """Load batches while the devices work."""
+    load = functools.partial(load_batches, dataset, place=sharding.shard_batch)
+    return lambda rows, crops: load(rows, crops=crops, errors=errors)
 
 
 def resident(dataset: Dataset) -> Batches:

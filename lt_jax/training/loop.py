@@ -164,10 +164,8 @@ def _train(run: _Fit, early: StepInputs) -> None:
     late = early._replace(adjust=sharding.replicate(adjust))
     late_from = round(stage.method.defer * stage.epochs)
     train, errors = task.splits.train, DecodeErrors(task.splits.train)
-    if batches.fits_on_device(train, task.resident):
-        source = batches.resident(train)
-    else:
-        source = batches.streamed(train, errors, run.meter.time_waits)
+    resident = batches.fits_on_device(train, task.resident)
+    source = batches.resident(train) if resident else batches.streamed(train, errors)
     bar = task.log.bar(stage.title, run.step * stage.batch, total * stage.batch)
     traces = Path(task.profile, stage.title) if task.profile else None
     profile = Profile(traces, run.step, total, task.log)
@@ -176,7 +174,8 @@ def _train(run: _Fit, early: StepInputs) -> None:
             epoch, done = divmod(run.step, stage.per_epoch)
             inputs, signal = early if epoch < late_from else late, ""
             rest = slice(done, stage.per_epoch)
-            for batch in source(*epoch_plan(train, stage, epoch, rest)):
+            loaded = source(*epoch_plan(train, stage, epoch, rest))
+            for batch in run.meter.time_waits(loaded):
                 step = step or _compile(run, batch, inputs)
                 run.state, measured = step(run.state, batch, inputs)
                 run.step += 1
