@@ -32,7 +32,7 @@ def measure(num_steps: int) -> dict[str, Any]:
     from lt_jax.data.augment.transforms import Augment
     from lt_jax.data.loader import load_batches
     from lt_jax.distributed import sharding
-    from lt_jax.training import steps
+    from lt_jax.training import inference, steps
 
     splits = catalogue.load(
         "digits", dir="", imbalance=20, split="first", valid=0.2, seed=0
@@ -57,7 +57,7 @@ def measure(num_steps: int) -> dict[str, Any]:
         state, measured = train(state, one, inputs)
         curve.append(float(measured["loss_sum"] / measured["weight_sum"]))
 
-    evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
+    evaluate = inference.make_eval_step(backbone, heads.linear, augment, False)
     tally = sharding.replicate(metrics.empty(num_classes))
     order = samplers.batch_indices(np.arange(len(splits.test)), 70)
     for one in load_batches(

@@ -73,7 +73,7 @@ def ours(
     from lt_jax.data.dataset import Dataset
     from lt_jax.data.loader import CropPlan, DecodeErrors
     from lt_jax.distributed import sharding
-    from lt_jax.training import batches, steps
+    from lt_jax.training import batches, inference, steps
 
     images, labels = made_images(number)
     dataset = Dataset(
@@ -92,7 +92,7 @@ def ours(
     adjust = losses.cross_entropy(classes)
     state, inputs = parts.begin(program, params, stats, adjust, rates=0.01)
     train: Any = steps.make_train_step(program)
-    evaluate = steps.make_eval_step(backbone, heads.linear, augment, False)
+    evaluate = inference.make_eval_step(backbone, heads.linear, augment, False)
     ready = sharding.shard_batch(
         {
             "image": images[:batch],

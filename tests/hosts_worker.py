@@ -15,7 +15,7 @@ import tiny_digits
 from lt_jax.distributed import interrupt
 from lt_jax.errors import Interrupted
 from lt_jax.experiment import stages
-from lt_jax.training import steps
+from lt_jax.training import inference, steps
 
 # With seed 0, an activation is so close to zero that the order of sums decides its
 # sign. Then a gradient differs by 15 % on 2 or 8 devices, depending on the compiler.
@@ -54,14 +54,14 @@ def slow_train(c, workdir):
 
 def slow_sweep(c, workdir):
     """Extract features slowly enough for a signal to arrive."""
-    make, pause = steps.make_feature_step, time.sleep
+    make, pause = inference.make_feature_step, time.sleep
 
     def made(*args, **kwargs):
         print("features begin", flush=True)
         step = make(*args, **kwargs)
         return lambda *given: (pause(0.2), step(*given))[1]
 
-    steps.make_feature_step = made
+    inference.make_feature_step = made
     with c.unlocked():
         c.eval.batch = 8  # several batches between two sync steps
     return stages.sweep(c.lock(), workdir)

@@ -19,7 +19,7 @@ from lt_jax.distributed import sharding
 from lt_jax.experiment import weights
 from lt_jax.heads import linear
 from lt_jax.pretrained import torch_names
-from lt_jax.training import optim, steps
+from lt_jax.training import inference, optim, steps
 
 pytestmark = pytest.mark.parity
 
@@ -736,7 +736,7 @@ def test_mirror_averaging_groups_and_classes(nets):
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(K), 8).astype(np.int32)
     images = rng.integers(0, 256, (len(labels), 8, 8, 3), dtype=np.uint8)
-    evaluate = steps.make_eval_step(backbone, linear, augment, True)
+    evaluate = inference.make_eval_step(backbone, linear, augment, True)
     batch = {"image": images, "label": labels, "mask": np.ones(len(labels), np.float32)}
     empty = sharding.replicate(metrics.empty(K))
     tally = jax.device_get(evaluate(params, stats, sharding.shard_batch(batch), empty))

@@ -21,7 +21,7 @@ from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import until_stopped
 from lt_jax.files import COUNT, jsonable, open_regular, read_json, sealed_json, write
-from lt_jax.training import steps
+from lt_jax.training import inference
 from lt_jax.types import Params, Weights
 
 if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
@@ -64,7 +64,7 @@ def mean_logits(apply: Apply, params: Params, values: jax.Array) -> jax.Array:
 class Request(NamedTuple):
     """Which features of a split to compute."""
 
-    views: tuple[str, ...]  # names in steps.VIEWS
+    views: tuple[str, ...]  # names in inference.VIEWS
     run: tuple[int, ...]  # determines the random crops, see seeds
     dtype: str  # a key of DTYPES
 
@@ -223,7 +223,7 @@ def extract(
 
         for number, view in enumerate(request.views):
             run = (*request.run, number)
-            step = steps.make_feature_step(task.backbone, task.augment, view)
+            step = inference.make_feature_step(task.backbone, task.augment, view)
             key = sharding.replicate(seeds.key(run, "augment"))
             # The host crops a photo by its position in the dataset, as the device crops
             # small images.

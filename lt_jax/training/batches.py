@@ -11,7 +11,7 @@ import numpy as np
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
 from lt_jax.distributed import sharding
-from lt_jax.training import steps
+from lt_jax.training import inference
 from lt_jax.types import Batch
 
 # (int32[S, B] for this process, crops) -> S batches on the devices
@@ -37,5 +37,5 @@ def resident(dataset: Dataset) -> Batches:
     """
     images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
     held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
-    gather = steps.make_gather()
+    gather = inference.make_gather()
     return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)

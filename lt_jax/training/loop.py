@@ -26,7 +26,7 @@ from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.heads import Head
 from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
-from lt_jax.training import batches, steps
+from lt_jax.training import batches, inference, steps
 from lt_jax.training.checkpoint import Checkpoints
 from lt_jax.training.log import Logger
 from lt_jax.training.optim import Sgd
@@ -277,7 +277,7 @@ def evaluate(task: Task, head: Head, network: Weights, dataset: Dataset) -> Tall
       Interrupted: ``task.stop_requested`` named a signal.
       Diverged: logits are NaN or infinite, which finite parameters do not exclude.
     """
-    eval_step = steps.make_eval_step(task.backbone, head, task.augment, task.flip)
+    eval_step = inference.make_eval_step(task.backbone, head, task.augment, task.flip)
     network, tally = sharding.replicate((network, metrics.empty(len(dataset.classes))))
     wait, errors = sharding.dispatch_limiter(), DecodeErrors(dataset)
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)

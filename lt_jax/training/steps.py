@@ -1,4 +1,4 @@
-"""The compiled steps. Nothing else in the package uses pmap.
+"""The training step, and the only pmap of the package.
 
 Every step is ``pmap(step, in_axes=(None, ..., 0), out_axes=None)``: only the batch has
 a leading axis of devices. Replicated values enter and leave without it. Each device
@@ -19,15 +19,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from lt_jax import losses, metrics, models, trees
+from lt_jax import losses, models, trees
 from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.heads import Head
 from lt_jax.losses import Adjust, Loss
 from lt_jax.methods import Project
-from lt_jax.metrics import Tally
-from lt_jax.models import Backbone
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Batch, Params, TrainState
 
@@ -35,14 +33,6 @@ from lt_jax.types import Batch, Params, TrainState
 # "drift" equals "train" but names the authors' second stage, where the statistics move
 # although the weights do not.
 BATCH_NORM = {"train": True, "drift": True, "frozen": False}
-
-# Views of the feature step: (augment, key, positions int32[B], images) -> images. The
-# position of an image in its dataset determines its random crop.
-VIEWS: dict[str, Callable[[Augment, jax.Array, jax.Array, jax.Array], jax.Array]] = {
-    "plain": lambda augment, key, positions, images: images,
-    "mirror": lambda augment, key, positions, images: augmentation.mirror(images),
-    "random": augmentation.vary,
-}
 
 Measured = dict[str, jax.Array]  # what a step measures, see `make_train_step`
 
@@ -75,10 +65,10 @@ class StepInputs(NamedTuple):
 
 
 # Maps a step over all devices: axis 0 is sharded, None is replicated.
-_pmap = functools.partial(jax.pmap, axis_name=sharding.AXIS, out_axes=None)
-_sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
+over_devices = functools.partial(jax.pmap, axis_name=sharding.AXIS, out_axes=None)
+sum_devices = functools.partial(jax.lax.psum, axis_name=sharding.AXIS)
 _max_devices = functools.partial(jax.lax.pmax, axis_name=sharding.AXIS)
-_DEVICES = losses.Across(sum=_sum_devices, max=_max_devices)
+_DEVICES = losses.Across(sum=sum_devices, max=_max_devices)
 
 
 @functools.cache
@@ -113,7 +103,7 @@ def make_train_step(
         """Take one step; every device runs this on its part of the batch."""
         trained, fixed = trees.partition(state.params, spec.trains)
         stats, sums = _all_micro_batches(spec, state, inputs, batch)
-        grads, measured = _sum_devices(sums)
+        grads, measured = sum_devices(sums)
         # If every image failed to decode, the gradient is zero.
         total = measured["weight_sum"]
         grads = jax.tree.map(lambda g: jnp.where(total > 0, g / total, 0), grads)
@@ -130,7 +120,7 @@ def make_train_step(
         measured = {**measured, "finite": jnp.all(jnp.stack(finite))}
         return TrainState(state.step + 1, params, stats, opt_state), measured
 
-    return _pmap(step, in_axes=(None, 0, None), donate_argnums=(0,))
+    return over_devices(step, in_axes=(None, 0, None), donate_argnums=(0,))
 
 
 def _all_micro_batches(
@@ -226,26 +216,6 @@ def _augmented(
     return images, weight, other, share
 
 
-@functools.cache
-def make_gather() -> Callable[[Batch, jax.Array], Batch]:
-    """Make ``(held, indices) -> batch``, which equals that of ``load_batches``.
-
-    ``held`` is ``{"image": [N, H, W, C], "label": int32[N]}``, replicated. ``indices``
-    is int32[devices, B / devices], -1 for padding.
-    """
-
-    def gather(held: Batch, indices: jax.Array) -> Batch:
-        real = indices >= 0
-        rows = jnp.where(real, indices, 0)
-        return {
-            "image": jnp.where(real[:, None, None, None], held["image"][rows], 0),
-            "label": jnp.where(real, held["label"][rows], 0),
-            "mask": real.astype(jnp.float32),
-        }
-
-    return _pmap(gather, in_axes=(None, 0), out_axes=0)
-
-
 class CompiledStep(NamedTuple):
     """A step that was compiled before its first call."""
 
@@ -268,65 +238,6 @@ def compile_step(step: Any, *arguments: Any) -> CompiledStep:
     size = getattr(compiled.memory_analysis(), "temp_size_in_bytes", 0)
     run = compiled if single_process else step
     return CompiledStep(run, lowered_at - begun, done - lowered_at, size)
-
-
-@functools.cache
-def make_eval_step(
-    backbone: Backbone, head: Head, augment: Augment, flip: bool
-) -> Callable[[Params, Params, Batch, Tally], Tally]:
-    """Make ``(params, batch_stats, batch, tally) -> tally`` with the batch added.
-
-    With ``flip`` the logits are averaged over the image and its mirror image.
-    """
-
-    def step(params: Params, stats: Params, batch: Batch, tally: Tally) -> Tally:
-        images = augmentation.normalise(augment, batch["image"])
-        views = [images, augmentation.mirror(images)] if flip else [images]
-        logits = [
-            head.apply(params["head"], _features(backbone, params, stats, view))
-            for view in views
-        ]
-        mean = jnp.mean(jnp.stack(logits), axis=0)
-        new = metrics.tally(mean, batch["label"], batch["mask"])
-        return metrics.merge(tally, _sum_devices(new))
-
-    return _pmap(step, in_axes=(None, None, 0, None))
-
-
-@functools.cache
-def make_feature_step(
-    backbone: Backbone, augment: Augment, view: str
-) -> Callable[[Params, Params, Batch, jax.Array, int], jax.Array]:
-    """Make ``(params, batch_stats, batch, key, first) -> float[B, D]``, replicated.
-
-    These are the features of a view in ``VIEWS``; masked rows are meaningless. ``key``
-    is that of the random crops. ``first`` is the position of the batch's first image in
-    its dataset.
-    """
-    make_view = VIEWS[view]
-
-    def step(
-        params: Params, stats: Params, batch: Batch, key: jax.Array, first: int
-    ) -> jax.Array:
-        size = len(batch["mask"])
-        positions = first + jax.lax.axis_index(sharding.AXIS) * size + jnp.arange(size)
-        crop_key = jax.random.wrap_key_data(key)
-        images = make_view(augment, crop_key, positions, batch["image"])
-        images = augmentation.normalise(augment, images)
-        features = _features(backbone, params, stats, images)
-        # Every process gets the features of the global batch.
-        return jax.lax.all_gather(features, sharding.AXIS, tiled=True)
-
-    return _pmap(step, in_axes=(None, None, 0, None, None))
-
-
-def _features(
-    backbone: Backbone, params: Params, stats: Params, images: jax.Array
-) -> jax.Array:
-    """Compute float[B, D] with frozen batch norm, each row independently."""
-    variables = {"params": params["backbone"], "batch_stats": stats}
-    features: Any = backbone.apply(variables, images, jnp.ones(len(images)), False)
-    return features
 
 
 def init_state(

@@ -22,7 +22,7 @@ from lt_jax.data.loader import IMAGES_PER_TASK, CropPlan, DecodeErrors, load_bat
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, stages
 from lt_jax.retraining import features
-from lt_jax.training import steps
+from lt_jax.training import inference, steps
 from lt_jax.training.progress import Meter
 
 LABELS = np.repeat(np.arange(3), (40, 20, 12)).astype(np.int32)
@@ -261,7 +261,11 @@ def one_device(monkeypatch):
     with monkeypatch.context() as patch:
         on(patch, 1)
         yield
-    makers = steps.make_train_step, steps.make_eval_step, steps.make_feature_step
+    makers = (
+        steps.make_train_step,
+        inference.make_eval_step,
+        inference.make_feature_step,
+    )
     for maker in makers:
         maker.cache_clear()
 

@@ -13,7 +13,7 @@ from lt_jax.data.dataset import Dataset, Decoder
 from lt_jax.data.loader import load_batches
 from lt_jax.distributed import sharding
 from lt_jax.experiment import stages as commands
-from lt_jax.training import batches, loop, steps
+from lt_jax.training import batches, inference, loop
 
 
 def fitted(monkeypatch, workdir, **changes: Any) -> list[Any]:
@@ -50,7 +50,7 @@ def test_gathered_batches_equal_loaded_batches():
     rows = sharding.process_part(sharding.arrange_micro_batches(rows, 1, pairs=False))
     (loaded,) = load_batches(dataset, rows, sharding.shard_batch)
     held = sharding.replicate({"image": images, "label": labels})
-    gathered = steps.make_gather()(held, sharding.shard_batch(rows[0]))
+    gathered = inference.make_gather()(held, sharding.shard_batch(rows[0]))
     assert gathered.keys() == loaded.keys()
     for name in gathered:
         assert gathered[name].dtype == loaded[name].dtype

@@ -14,7 +14,7 @@ from lt_jax import heads, losses, methods, metrics, models, trees
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.training import optim, steps
+from lt_jax.training import inference, optim, steps
 
 K = 7
 AUGMENT = Augment(pad=2, flip=True, mean=(0.5,), std=(0.25,))
@@ -45,14 +45,22 @@ def on(monkeypatch, devices):
     monkeypatch.setattr(jax, "device_count", lambda *a, **k: devices)
     real = jax.pmap
     monkeypatch.setattr(jax, "pmap", lambda f, **k: real(f, devices=chosen, **k))
-    for maker in (steps.make_train_step, steps.make_eval_step, steps.make_feature_step):
+    for maker in (
+        steps.make_train_step,
+        inference.make_eval_step,
+        inference.make_feature_step,
+    ):
         maker.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def _fresh_steps():
     yield
-    for maker in (steps.make_train_step, steps.make_eval_step, steps.make_feature_step):
+    for maker in (
+        steps.make_train_step,
+        inference.make_eval_step,
+        inference.make_feature_step,
+    ):
         maker.cache_clear()
 
 
@@ -217,7 +225,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
     for devices in (1, 4):
         with monkeypatch.context() as patch:
             on(patch, devices)
-            step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
+            step = inference.make_eval_step(backbone, heads.linear, AUGMENT, True)
             tally = sharding.replicate(metrics.empty(K))
             placed = sharding.replicate((params, stats))
             for batch in batches(5, 12):
@@ -234,7 +242,7 @@ def test_four_devices_evaluate_as_one(network, monkeypatch):
 def test_features_match_the_network(network):
     backbone, params, stats = network
     batch = next(batches(1, 12))
-    step = steps.make_feature_step(backbone, AUGMENT, "plain")
+    step = inference.make_feature_step(backbone, AUGMENT, "plain")
     placed = sharding.replicate((params, stats))
     unused = sharding.replicate((jax.random.key(0), jnp.zeros((), jnp.int32)))
     found = np.asarray(step(*placed, sharding.shard_batch(batch), *unused)).reshape(
@@ -253,7 +261,7 @@ def test_features_match_the_network(network):
 def test_mirror_averaging(network):
     """Flipping the image does not change the averaged logits."""
     backbone, params, stats = network
-    step = steps.make_eval_step(backbone, heads.linear, AUGMENT, True)
+    step = inference.make_eval_step(backbone, heads.linear, AUGMENT, True)
     placed = sharding.replicate((params, stats))
     tallies = []
     for image in (lambda b: b, lambda b: b[:, :, ::-1]):
@@ -311,7 +319,7 @@ def test_frozen_features_do_not_depend_on_the_batch(network):
     step = steps.make_train_step(program)
     state = steps.init_state(params, stats, SGD, "head/.*")
     _, measured = step(state, sharding.shard_batch(batch), inputs)
-    evaluate = steps.make_eval_step(backbone, heads.linear, plain, False)
+    evaluate = inference.make_eval_step(backbone, heads.linear, plain, False)
     placed = sharding.replicate((params, stats, metrics.empty(K)))
     tally = evaluate(*placed[:2], sharding.shard_batch(batch), placed[2])
     loss = float(tally.loss_sum.sum() / tally.seen.sum())
