@@ -52,7 +52,7 @@ KINDS: dict[type, tuple[tuple[type, ...], str]] = {
 
 
 def open_regular(file: Path, flags: int) -> int:
-    """Open a regular file; waits for no pipe, and follows a link only to read."""
+    """Open a regular file, without blocking; follows a link only to read."""
     if flags != os.O_RDONLY:
         flags |= os.O_NOFOLLOW
     try:
