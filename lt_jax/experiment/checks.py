@@ -120,7 +120,7 @@ def make_methods(
     """
     o, init, shape = config.optim, config.model.init, splits.train.shape
     counts, size = splits.train.class_counts, len(splits.train)
-    sizes = models.features_of(backbone), len(counts)
+    sizes = backbone.num_features, len(counts)
 
     @functools.cache
     def shapes(head: Head) -> Any:

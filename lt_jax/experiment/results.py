@@ -297,7 +297,7 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
             seeds = ".".join(map(str, run["seeds"]))
             columns = (run["per_class"][key] for key in rows[0][2:])
             rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
-    _write(report / "per_class.csv", printing.csv_text(rows))
+    _write(report / "per_class.csv", tables.csv_text(rows))
     return report
 
 
