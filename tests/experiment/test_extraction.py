@@ -18,7 +18,7 @@ from lt_jax.data import catalogue
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import resized
 from lt_jax.data.images.photos import PhotoOptions
-from lt_jax.errors import Interrupted
+from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import extraction
 from lt_jax.pretrained import load
 
@@ -145,6 +145,16 @@ def test_small_images_are_resized():
     assert small.shape == (8, 8, 3)
     read = small.read(np.array([1]))
     np.testing.assert_array_equal(read[0], resized(images[1], 8))
+
+
+def test_a_damaged_part_is_named(tmp_path):
+    part = tmp_path / "parts" / "train-000000000.npz"
+    part.parent.mkdir()
+    part.write_bytes(b"PK")
+    ids, labels = np.array(["a", "b"]), np.zeros(2, np.int32)
+    dataset = Dataset("x", ("k",), labels, ids, (8, 8, 3), lambda rows: rows)
+    with pytest.raises(InputError, match=r"train-0+\.npz cannot be .*remove it and"):
+        extraction._join(tmp_path, "train", dataset)
 
 
 @pytest.mark.parametrize(
