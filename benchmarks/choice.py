@@ -120,8 +120,8 @@ def photos(folder, first):
     return load
 
 
-def settings(classes, quick):
-    """Rows of every method's grid, and the position of its published values."""
+def settings(classes, thin):
+    """Every n-th row of every grid, and the positions of the published values."""
     case = recipes.Case(recipes.smoothing(classes))
     rows, published = [], {}
     for name in METHODS:
@@ -129,7 +129,7 @@ def settings(classes, quick):
         own = recipes.own(entry)
         grid = [row for row in recipes.expand(entry) if row != own]
         published[name] = len(rows)
-        rows += [(name, row) for row in [own, *grid[:: 6 if quick else 1]]]
+        rows += [(name, row) for row in [own, *grid[::thin]]]
     return rows, published
 
 
@@ -209,12 +209,12 @@ def scikit(train, labels, valid, truth, test):
     return model.decision_function(test / scale)
 
 
-def measure(load, seed, quick):
+def measure(load, seed, thin):
     """One split: balanced accuracy on test of every choice."""
     train, labels, test, truth = load(seed)
     train, centre, scale = api.standardise(train)
     test = (test - centre) * scale
-    rows, published = settings(labels.max() + 1, quick)
+    rows, published = settings(labels.max() + 1, thin)
     kept, held = longtail.hold_out(labels, 0.1, seed, labels.max() + 1)
     result = {}
 
@@ -280,6 +280,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--features", default="", help="folder of train.npz, test.npz")
     parser.add_argument("--splits", type=int, default=5)
+    parser.add_argument("--thin", type=int, default=3, help="take every n-th setting")
     parser.add_argument("--data", default="", help="only these, separated by commas")
     parser.add_argument("--json", default="", help="write the result to this file")
     parser.add_argument("--norms", action="store_true", help="by feature norm instead")
@@ -287,6 +288,7 @@ def main():
         "--quick", action="store_true", help="one split, a sixth of the grids"
     )
     args = parser.parse_args()
+    thin = 6 if args.quick else args.thin
     loads = {"digits": digits, "network": network, "made": made}
     if args.features:
         loads |= {
@@ -299,13 +301,14 @@ def main():
         "versions": {"lt_jax": __version__, "scikit-learn": sklearn.__version__},
         "device": f"{platform.machine()}, CPU",
         "date": time.strftime("%Y-%m-%d"),
+        "thin": thin,
         "data": {},
     }
     for name, load in loads.items():
         report["data"][name] = []
         for seed in range(1 if args.quick else args.splits):
             started = time.monotonic()
-            one = by_norm(load, seed) if args.norms else measure(load, seed, args.quick)
+            one = by_norm(load, seed) if args.norms else measure(load, seed, thin)
             report["data"][name].append(one)
             print(f"{name} {seed}: {time.monotonic() - started:.0f} s", flush=True)
             if args.json:

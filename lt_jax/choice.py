@@ -101,7 +101,12 @@ def choose_head(
         row["metrics"] = {"valid": {"balanced": balanced[i], "all": overall[i]}}
     chosen = selection.choose(jsonable(rows), "balanced", own, seen, margin)
     found = selection.recommend(
-        jsonable(rows), seen, chosen=chosen, untouched=overall[-1], bound=bound
+        jsonable(rows),
+        seen,
+        chosen=chosen,
+        untouched=overall[-1],
+        bound=bound,
+        margin=margin,
     )
     final = {"method": found.method, "hyper": found.hyper}
     head = _fit([final], features, labels, how)[0]

@@ -14,7 +14,7 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from lt_jax import recipes
+from lt_jax import models, recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
@@ -143,6 +143,9 @@ def fit_rows(
         f"{train.values.shape[-1]}, {_count(len(train.values), 'view')}, "
         f"{m.feature_dtype}, {duration(time.monotonic() - started)}"
     )
+    computed_elsewhere = isinstance(session.task.backbone, models.Identity)
+    if computed_elsewhere and (note := features.norm_note(train.values[0])):
+        session.log.warning(note)
     budget, chunks = budget_of(session.config), []
     for chunk in engine.plan_chunks(_jobs(cache, rows), m.batch, budget):
         if jobs := tuple(job for job in chunk.jobs if job.run not in done):

@@ -73,6 +73,7 @@ def sweep(session: Session) -> dict[str, Any]:
         chosen=chosen,
         untouched=_untouched(caches),
         metric=metric,
+        margin=config.eval.margin,
     )
     _report(session, recommended)
     return {

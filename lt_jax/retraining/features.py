@@ -195,6 +195,22 @@ def _stream(
     return digest.hexdigest()
 
 
+def norm_note(values: np.ndarray) -> str:
+    """Describe the mean norm of features float[N, D], "" if published rates suit it.
+
+    >>> norm_note(np.full((5, 4), 20.0))[:32]
+    'the features have a mean norm of'
+    """
+    norm = float(np.linalg.norm(np.asarray(values[:ROWS], np.float32), axis=1).mean())
+    if 4 <= norm <= 16:
+        return ""
+    return (
+        f"the features have a mean norm of {norm:.3g}; published rates suit 4 to 16, "
+        "so methods at their own values may fail. Multiply all features by "
+        f"{8 / max(norm, 1e-12):.3g}, or choose rates with `lt-jax sweep`"
+    )
+
+
 def fingerprint(tree: Any) -> str:
     """Return the ``trees.digest`` of a tree in hex."""
     return trees.digest(trees.leaves(jax.device_get(tree))).hex()

@@ -18,6 +18,8 @@ from lt_jax.errors import Diverged
 from lt_jax.files import jsonable
 from lt_jax.metrics import CHOOSE
 
+DEFAULT = "logistic"  # method that is recommended unless another one is clearly better
+
 
 class Setting(NamedTuple):
     """The rows of a sweep that differ only in their seeds."""
@@ -141,8 +143,8 @@ class Recommendation(NamedTuple):
     hyper: dict[str, Any]
     score: float  # of ``metric``, mean over the seeds
     error: float  # its standard error
-    runner_up: str  # the second-best method; "" if there is no other
-    sure: float  # probability that it is better than the runner-up, 0.5 .. 1
+    runner_up: str  # the best other method; "" if there is no other
+    sure: float  # probability that it is better than that one, 0 .. 1
     all: float  # overall accuracy
     untouched: float | None  # overall accuracy of the stage-1 head
     warning: str  # not "" if the overall accuracy falls by more than the bound
@@ -156,8 +158,13 @@ def recommend(
     untouched: float | None = None,
     metric: str = "balanced",
     bound: float = 0.03,
+    default: str = DEFAULT,
+    margin: float = 1.0,
 ) -> Recommendation:
     """Recommend a method and its hyperparameters from the rows of a sweep.
+
+    It is ``default``, unless another method is better by more than a standard error.
+    Over many methods, the best on validation is often luck: docs/benchmarks/choice.md.
 
     Args:
       rows: of ``rows.json``, with metrics on ``valid``.
@@ -166,6 +173,8 @@ def recommend(
       untouched: overall validation accuracy of the stage-1 head.
       metric: a key of ``metrics.CHOOSE``.
       bound: loss of overall accuracy, as a fraction, above which ``warning`` is set.
+      default: method to keep; if it is not in ``rows``, the best one is recommended.
+      margin: in standard errors; 0: the best method is recommended.
 
     Raises:
       Diverged: every setting of a method diverged.
@@ -173,7 +182,13 @@ def recommend(
     chosen = choose(rows, metric) if chosen is None else chosen
     tried = [s for s in settings(rows) if s.hyper == chosen.get(s.method)]
     tried.sort(key=lambda s: -s.score(metric))
-    first, second = tried[0], tried[1] if len(tried) > 1 else None
+    first = tried[0]
+    kept = next((s for s in tried if s.method == default), first)
+    score, _ = kept.over("valid", metric)
+    error = margin * standard_error(score, metric, counts)
+    if first.score(metric) - kept.score(metric) <= error:
+        first = kept
+    second = next((s for s in tried if s is not first), None)
     score, overall = (first.over("valid", key)[0] for key in (metric, "all"))
     error, sure = standard_error(score, metric, counts), 1.0
     if second and error:
@@ -186,11 +201,11 @@ def recommend(
             f"accuracy on validation ({100 * untouched:.1f} to {100 * overall:.1f} per "
             f"cent), more than {100 * bound:g}"
         )
-        kept = [s for s in tried if s.over("valid", "all")[0] >= untouched - bound]
-        if kept:
+        within = [s for s in tried if s.over("valid", "all")[0] >= untouched - bound]
+        if within:
             warning += (
-                f"; the best method within that bound is {kept[0].method}, with "
-                f"{metric} {kept[0].over('valid', metric)[0]:.3f} against {score:.3f}"
+                f"; the best method within that bound is {within[0].method}, with "
+                f"{metric} {within[0].over('valid', metric)[0]:.3f} against {score:.3f}"
             )
     return Recommendation(
         method=first.method,

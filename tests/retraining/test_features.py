@@ -201,3 +201,13 @@ def test_gathering_rows_of_a_sharded_array():
     assert found.shape == (jax.local_device_count(), 5, 2)
     for each in found:
         np.testing.assert_array_equal(each, values[indices])
+
+
+def test_a_norm_that_published_rates_do_not_suit_has_a_note():
+    values = np.zeros((3, 4), np.float32)
+    values[:, 0] = 40
+    note = features.norm_note(values)
+    assert "mean norm of 40;" in note
+    assert "by 0.2," in note
+    assert features.norm_note(values / 5) == ""
+    assert "by 20," in features.norm_note(values / 100)

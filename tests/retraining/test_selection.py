@@ -130,6 +130,16 @@ def test_a_recommendation_names_the_best_method_and_how_sure_it_is():
     assert selection.recommend(rows[:1], np.ones(2)).runner_up == ""
 
 
+def test_the_default_method_is_kept_within_a_standard_error():
+    rows = [measured("logistic", 1.0, 0.5, 0.8), measured("b", 0.1, 0.6, 0.7)]
+    found = selection.recommend(rows, np.full(10, 1))  # of 0.16
+    assert (found.method, found.runner_up) == ("logistic", "b")
+    assert found.sure < 0.5
+    assert selection.recommend(rows, np.full(10, 10)).method == "b"
+    assert selection.recommend(rows, np.full(10, 1), margin=0).method == "b"
+    assert selection.recommend(rows, np.full(10, 1), default="c").method == "b"
+
+
 def test_a_recommendation_that_loses_overall_accuracy_is_loud_about_it():
     rows = [measured("a", 0.1, 0.5, 0.8), measured("b", 0.1, 0.6, 0.7)]
     found = selection.recommend(rows, np.full(10, 10), untouched=0.8)
