@@ -17,6 +17,7 @@ chosen on the same validation images.
     python benchmarks/choice.py --json benchmarks/choice.json
     python benchmarks/choice.py --features FOLDER   # adds train.npz, test.npz
     python benchmarks/choice.py --norms             # published values by feature norm
+    python benchmarks/choice.py --table benchmarks/choice.json
 """
 
 from __future__ import annotations
@@ -265,15 +266,36 @@ def by_norm(load, seed):
         given = rows, train * factor, labels, test * factor
         logits, (untouched,) = logits_of(*given, with_start=True)
         accuracies = balanced(np.stack([untouched, *logits]), truth)
-        found[norm] = dict(zip(("none", *BY_NORM), map(float, accuracies), strict=True))
+        found[str(norm)] = dict(
+            zip(("none", *BY_NORM), map(float, accuracies), strict=True)
+        )
     return found
 
 
-def print_norms(splits):
-    print("| norm | " + " | ".join(splits[0][NORMS[0]]) + " |")
-    for norm in NORMS:
-        means = [np.mean([s[norm][n] for s in splits]) for n in splits[0][norm]]
-        print(f"| {norm} | " + " | ".join(f"{100 * m:.1f}" for m in means) + " |")
+def table(report):
+    """Markdown of a report: by rule or by norm."""
+    lines = []
+    if "none" in (first := next(iter(report["data"].values()))[0].get("1", {})):
+        lines += [f"| data | norm | {' | '.join(f'`{n}`' for n in first)} |"]
+        lines += ["| --- |" + " ---: |" * (1 + len(first))]
+        for name, splits in report["data"].items():
+            for norm in splits[0]:
+                means = [100 * np.mean([s[norm][n] for s in splits]) for n in first]
+                cells = " | ".join(f"{mean:.1f}" for mean in means)
+                lines += [f"| {name} | {norm} | {cells} |"]
+        return "\n".join(lines)
+    lines += [f"| rule | {' | '.join(report['data'])} | mean regret |"]
+    lines += ["| --- |" + " ---: |" * (1 + len(report["data"]))]
+    for rule in next(iter(report["data"].values()))[0]:
+        cells, regrets = [], []
+        for splits in report["data"].values():
+            one = [100 * split[rule]["one"] for split in splits]
+            spread = f" ± {np.std(one, ddof=1):.1f}" if len(one) > 1 else ""
+            cells += [f"{np.mean(one):.1f}{spread}"]
+            regrets += [100 * split[rule].get("regret", np.nan) for split in splits]
+        cells += [f"{np.mean(regrets):.2f}".replace("nan", "")]
+        lines += [f"| {rule} | {' | '.join(cells)} |"]
+    return "\n".join(lines)
 
 
 def main():
@@ -283,11 +305,15 @@ def main():
     parser.add_argument("--thin", type=int, default=3, help="take every n-th setting")
     parser.add_argument("--data", default="", help="only these, separated by commas")
     parser.add_argument("--json", default="", help="write the result to this file")
+    parser.add_argument("--table", default="", help="print the table of such a file")
     parser.add_argument("--norms", action="store_true", help="by feature norm instead")
     parser.add_argument(
         "--quick", action="store_true", help="one split, a sixth of the grids"
     )
     args = parser.parse_args()
+    if args.table:
+        print(table(json.loads(Path(args.table).read_text())))
+        return
     thin = 6 if args.quick else args.thin
     loads = {"digits": digits, "network": network, "made": made}
     if args.features:
@@ -312,18 +338,8 @@ def main():
             report["data"][name].append(one)
             print(f"{name} {seed}: {time.monotonic() - started:.0f} s", flush=True)
             if args.json:
-                Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
-        if args.norms:
-            print_norms(report["data"][name])
-            continue
-        for rule in report["data"][name][0]:
-            cells = []
-            for key in ("regret", "one", "one_regret"):
-                values = [
-                    100 * split[rule].get(key, np.nan) for split in report["data"][name]
-                ]
-                cells.append(f"{key} {np.mean(values):6.2f}")
-            print(f"  {rule:24}", *cells)
+                Path(args.json).write_text(json.dumps(report) + "\n")
+    print(table(report))
 
 
 if __name__ == "__main__":

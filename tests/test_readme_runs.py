@@ -45,6 +45,7 @@ BENCHMARK_PAGES = {
     f"docs/benchmarks/{page}.md"
     for page in (
         "results",
+        "choice",
         "protocol",
         "against_authors",
         "performance",
