@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,18 @@ def test_invalid_folds():
         choice.choose_head(FEATURES, LABELS, folds=1)
     with pytest.raises(InputError, match="no class has two examples"):
         choice.choose_head(FEATURES[[0, 50]], [0, 1], folds=2)
+
+
+def test_the_example_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[1] / "docs/tutorials/features.md"
+    section = page.read_text(encoding="utf-8").split("## One call\n")[1]
+    example = section.split("```python\n")[1].split("```")[0]
+    monkeypatch.chdir(tmp_path)
+    Path("digits_pca").mkdir()
+    for part in ("train", "test"):
+        np.savez(f"digits_pca/{part}.npz", features=FEATURES, labels=LABELS)
+    scope: dict = {}
+    exec(example, scope)
+    assert scope["found"].method in choice.METHODS
+    assert scope["found"].method in capsys.readouterr().out
+    assert scope["los"].logits(FEATURES).shape == (57, 4)

@@ -42,6 +42,7 @@ RUN_BY = {
     "Features from anywhere": "data/test_feature_files.py",
     "To PyTorch, safetensors or StableHLO": "export/test_convert.py",
     "A method of your own": "test_readme.py",
+    "One call": "test_choice.py",
 }
 # For the authors' checkout, which is not part of this repository.
 AUTHORS = "docs/benchmarks/against_authors.md"
