@@ -47,23 +47,16 @@ def curve(text: str, pattern: str) -> np.ndarray:
 
 
 def plot(curves: dict[str, list[np.ndarray]], file: Path) -> None:
-    from matplotlib.figure import Figure
+    from lt_jax.report import drawing
+    from lt_jax.report.charts import Panel, Series
 
-    from lt_jax.report import style
-
-    with style.style():
-        figure = Figure(figsize=(5, 3), layout="constrained")
-        axes = figure.add_subplot()
-        for (side, some), (color, _, line) in zip(
-            curves.items(), style.LINES, strict=False
-        ):
-            for number, losses in enumerate(some):
-                steps = np.arange(1, len(losses) + 1)
-                label = side if number == 0 else None  # one entry for all its seeds
-                axes.plot(steps, losses, line, color=color, linewidth=1, label=label)
-        axes.set(xlabel="step of the first epoch", ylabel="mean cross-entropy so far")
-        axes.legend()
-        figure.savefig(file, dpi=120)
+    lines = [
+        Series(side, range(1, len(losses) + 1), losses, look, marker="")
+        for look, (side, some) in enumerate(curves.items(), 1)
+        for losses in some
+    ]
+    labels = "step of the first epoch", "mean cross-entropy so far"
+    file.write_bytes(drawing.draw([Panel(*labels, lines)])["png"])
 
 
 def main() -> None:

@@ -38,6 +38,8 @@ ALLOWED: set[tuple[str, str]] = {
 CHECKED = (
     "lt_jax/**/*.py",
     "lt_jax/report/*.j2",
+    "lt_jax/report/*.css",
+    "lt_jax/report/*.js",
     "configs/*.py",
     "launch/*",
     "benchmarks/*.py",

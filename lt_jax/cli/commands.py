@@ -98,9 +98,7 @@ def report(options: argparse.Namespace) -> None:
     from lt_jax.report import build
 
     out = options.out or options.runs[0] / "report"
-    if sys.stderr.isatty():
-        print(f"drawing into {out}", file=sys.stderr, flush=True)
-    print(f"report: {build.write(options.runs, out)}")
+    print(f"report: {build.write(options.runs, out, options.figures)}")
 
 
 def convert(options: argparse.Namespace) -> None:

@@ -11,6 +11,7 @@ from lt_jax.data.sources.cifar import original_order
 from lt_jax.experiment import results, session
 from lt_jax.experiment.config import UserConfig, resolve
 from lt_jax.files import write
+from lt_jax.report.charts import Panel, Series
 
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
@@ -45,14 +46,21 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
         lines.append(f"{'id order':12s} {ORDER[original]}")
     lines += ["", *curve(counts)]
     if png:
-        from lt_jax.report import figures, style  # matplotlib is slow to import
+        from lt_jax.report import drawing  # matplotlib is slow to import
 
-        with style.style():
-            limits = c.data.many, c.data.few
-            drawn = style.render(figures.sorted_counts(counts, *limits))
-        write(png, drawn["png"])
+        limits = {"many above": c.data.many, "few below": c.data.few}
+        write(png, drawing.draw([_panel(counts, limits)])["png"])
         lines.append(f"curve: {png}")
     print("\n".join(lines))
+
+
+def _panel(counts: np.ndarray, limits: dict[str, int]) -> Panel:
+    """Chart of class counts int[K], largest first, with the limits of the groups."""
+    ranks, ends = range(1, len(counts) + 1), [1, len(counts)]
+    lines = [Series("classes", ranks, np.sort(counts)[::-1].tolist(), 2, marker="")]
+    for name, limit in limits.items():
+        lines.append(Series(f"{name} {limit:,}", ends, [limit, limit], marker=""))
+    return Panel("class, largest first", "training images", lines, ylog=True)
 
 
 def curve(counts: np.ndarray) -> list[str]:

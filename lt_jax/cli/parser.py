@@ -78,6 +78,8 @@ def make_parser() -> argparse.ArgumentParser:
     command.add_argument("runs", metavar="RUN", nargs="+", type=_path, help="a workdir")
     text = "default: FIRST_RUN/report"
     command.add_argument("--out", type=_path, metavar="DIR", help=text)
+    text = "also draw the charts as PNG and PDF files"
+    command.add_argument("--figures", action="store_true", help=text)
 
     _add_features(group)
     _add_predict(group)

@@ -105,7 +105,12 @@ class FeatureCache:
     def analyse(self, head: Head, params: Params) -> dict[str, Any]:
         """Make the ``analysis`` object of an outcome."""
         task, (valid, test) = self.session.task, map(self.features, ("valid", "test"))
-        return analyse(head, params, valid, test, task.groups, task.eval_batch)
+        found = analyse(head, params, valid, test, task.groups, task.eval_batch)
+        ids = task.splits.test.ids
+        if len(ids) != len(test.labels):  # undecodable images shift the rows
+            return {**found, "mistakes": []}
+        found["mistakes"] = [{**m, "id": str(ids[m["row"]])} for m in found["mistakes"]]
+        return found
 
 
 def retrain_cached(session: Session, seed: int, network: Weights) -> None:

@@ -12,9 +12,14 @@ split over several commands, therefore gives the same result.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
+import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +52,8 @@ SPEEDS = ("seconds", "images_per_second")  # of a fit
 
 REMEDY = "Delete it and rerun the command that wrote it, which computes it again"
 
+COMMAND = "command: "  # starts a line of log.txt
+
 Outcome = dict[str, Any]  # the content of an outcome.json
 StoredRow = dict[str, Any]  # an entry of a rows.json
 
@@ -76,6 +83,18 @@ def versions() -> dict[str, str]:
         "lt_jax": __version__,
         **{name: importlib.metadata.version(name) for name in PACKAGES},
     }
+
+
+def command() -> str:
+    """Describe this process: date, version, commit of a checkout, command line."""
+    root, commit = Path(__file__).resolve().parents[2], ""
+    if (root / ".git").exists():
+        git = ["git", "-C", str(root), "describe", "--always", "--dirty"]
+        with contextlib.suppress(OSError):
+            done = subprocess.run(git, capture_output=True, text=True, timeout=10)
+            commit = f" ({done.stdout.strip()})" if done.returncode == 0 else ""
+    now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    return f"{COMMAND}{now}, lt_jax {__version__}{commit}: {shlex.join(sys.argv)}"
 
 
 # Finished fits.

@@ -25,6 +25,8 @@ ANALYSIS: Schema = {
     "calibrated": ({"nll": NUMBER, "ece": NUMBER}, None),
     "reliability": {"before": BINS, "after": (BINS, None)},
     "confusion": {"groups": [{*GROUPS}, 3, 3], "counts": [[float, 4, 4], 3, 3]},
+    "taken_for?": {"class": [COUNT], "share": [float]},
+    "mistakes?": [{"row": COUNT, "predicted": COUNT, "confidence": float, "id?": str}],
 }
 # A fit that can be loaded, as `lt-jax convert` writes it too.
 OUTCOME: Schema = {

@@ -189,6 +189,7 @@ def open_session(
             # Another job may have run in the meantime.
             processes.on_process_zero(lambda: _check_same_config(given, workdir))
             processes.on_process_zero(lambda: write(file, as_json(as_dict(given))))
+            log.detail(results.command())
             for line in (*_announcement(session), *cuts):
                 log.info(line)
         yield session

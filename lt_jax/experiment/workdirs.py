@@ -9,14 +9,17 @@ from typing import Any, NamedTuple
 
 from flax import traverse_util
 
+from lt_jax import files
 from lt_jax.errors import InputError
 from lt_jax.experiment import results
 from lt_jax.experiment.config import FREE, read_config
 from lt_jax.experiment.results import REMEDY, Outcome, StoredRow
 from lt_jax.experiment.schemas import RESULT
 from lt_jax.experiment.tables import group_average
-from lt_jax.files import read_json
-from lt_jax.retraining.selection import spread
+from lt_jax.files import check, parse_json, read_json
+from lt_jax.metrics import GROUPS
+from lt_jax.retraining.selection import number, spread
+from lt_jax.training.log import LARGEST, RECORD
 
 # Keys of a config that affect speed or place, but not the meaning of a figure.
 NEUTRAL = {*FREE, "seed", "init.path"} - {"eval.choose", "eval.margin"}
@@ -27,6 +30,9 @@ PROTOCOL = {
     "select": "eval.select",
     "flip": "eval.flip",
 }
+
+# Metrics of an evaluation during a fit, see ``curves``.
+CURVES = ("epoch", "loss", "rate", "balanced", *GROUPS)
 
 
 class Run(NamedTuple):
@@ -110,6 +116,30 @@ def _by_method(workdir: Path, folder: str) -> dict[str, list[Outcome]]:
     files = (workdir / "checkpoints" / folder).glob("*/*/outcome.json")
     names = sorted({file.parts[-3] for file in files} - {"stage1", "chosen", "fixed"})
     return {name: results.outcomes(workdir, folder + name) for name in names}
+
+
+def curves(workdir: Path) -> dict[str, dict[str, list[float]]]:
+    """Read the evaluations during every fit: values by metric, by title."""
+    found: dict[str, dict[str, list[float]]] = {}
+    file = workdir / "metrics.jsonl"
+    for line in files.read(file, LARGEST).splitlines() if file.is_file() else ():
+        try:
+            record = parse_json(line)
+            check(record, RECORD, str(file), "")
+        except ValueError:  # such as a line that a kill cut off
+            continue
+        columns = found.setdefault(record["run"], {name: [] for name in CURVES})
+        for name, values in columns.items():
+            values.append(number(record.get(name)))
+    return found
+
+
+def commands(workdir: Path) -> list[str]:
+    """Read the commands that ran in a workdir from its log: date, version, command."""
+    file = workdir / "log.txt"
+    text = files.read(file).decode(errors="replace") if file.is_file() else ""
+    found = (line.partition(results.COMMAND) for line in text.splitlines())
+    return [command for before, start, command in found if start and not before]
 
 
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:

@@ -1,55 +1,72 @@
-"""``lt-jax report``: figures, tables and one HTML page from finished workdirs.
+"""``lt-jax report``: one HTML page, tables and figures from finished workdirs.
 
-Each part builds its table of numbers first, writes it as CSV, and draws from it. If a
-workdir lacks the data of a part, the page explains why instead.
+Each part is data first: ``charts.py``. The page is made from the templates in this
+folder. If a workdir lacks the data of a part, the page explains why instead.
 """
 
 from __future__ import annotations
 
-import base64
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import jinja2
 
 from lt_jax import files
+from lt_jax._version import __version__
 from lt_jax.errors import printable
-from lt_jax.experiment import workdirs
-from lt_jax.experiment.tables import caption
+from lt_jax.experiment import tables, workdirs
 from lt_jax.experiment.workdirs import Run
-from lt_jax.report import figures, style, tables
-from lt_jax.report.tables import Part
-
-LARGEST_DOWNLOAD = 2_000_000  # characters of a CSV file that the page may embed
+from lt_jax.report import charts, classes, leaderboard, panels
+from lt_jax.report.charts import Part
 
 
-class Chapter(NamedTuple):
-    """The parts about one run, or about all of them."""
+def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
+    """Write the report on these workdirs and return the path of the page.
 
-    title: str
-    facts: Sequence[tuple[str, str]]
-    parts: Sequence[Part]
-
-
-def write(paths: Sequence[Path], out: Path) -> Path:
-    """Write the report on these workdirs and return the path of the page."""
+    Args:
+      figures: also draw the charts as PNG and PDF, by matplotlib.
+    """
     runs = workdirs.read(paths)
     files.claim(out, out.parent if out.parent in paths else out)
-    with style.style():
-        chapters = _chapters(runs)
-    for part in (part for chapter in chapters for part in chapter.parts):
-        for kind, content in part.picture.items():
-            files.write(out / "figures" / f"{part.name}.{kind}", content)
-        if part.numbers is not None:
-            files.write(out / "figures" / f"{part.name}.csv", part.numbers.csv())
-    title = "Long-tailed recognition: " + ", ".join(run.label for run in runs)
-    files.write(out / "index.html", render(title, chapters))
+    names = [name for run in runs for name in [*run.fits, *run.fixed]]
+    looks = charts.looks([*names, *(row["method"] for run in runs for row in run.rows)])
+    boards = leaderboard.boards(runs)
+    shared = [leaderboard.between(runs)] if len(runs) > 1 else []
+    parts = [_parts(run, looks) for run in runs]
+    if len(runs) > 1:
+        # The number keeps names apart that are equal once they are fit for a file.
+        for i, run in enumerate(runs):
+            end = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"-{i + 1}-{run.label}")
+            parts[i] = [part._replace(name=part.name + end) for part in parts[i]]
+    first = Part("leaderboard", "Leaderboard", table=leaderboard.table(boards))
+    for part in [first, *shared, *(part for each in parts for part in each)]:
+        if not part.missing:
+            _write_files(part, out / "figures", figures)
+    page = render(
+        runs=runs,
+        notes=[*_notes(runs)],
+        looks={name: charts.paint(look) for name, look in looks.items()},
+        used=[*dict.fromkeys(names)],
+        boards=boards,
+        shared=shared,
+        parts=parts,
+    )
+    files.write(out / "index.html", page)
     return out / "index.html"
 
 
-def render(title: str, chapters: Sequence[Chapter]) -> str:
+def _write_files(part: Part, folder: Path, figures: bool) -> None:
+    files.write(folder / f"{part.name}.csv", part.csv())
+    if figures and part.panels:
+        from lt_jax.report import drawing  # matplotlib is slow to import
+
+        for kind, content in drawing.draw(part.panels).items():
+            files.write(folder / f"{part.name}.{kind}", content)
+
+
+def render(**values: Any) -> str:
     """Render the page: HTML that is well-formed XML, with everything embedded."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("lt_jax", "report"),
@@ -58,69 +75,48 @@ def render(title: str, chapters: Sequence[Chapter]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["data_uri"] = _data_uri
-    page = environment.get_template("page.html.j2")
-    text = page.render(title=title, chapters=chapters, largest=LARGEST_DOWNLOAD)
+    used = (charts.geometry, charts.paths, charts.paint, tables.caption, files.as_json)
+    used += (leaderboard.lead, leaderboard.baseline, leaderboard.plain)
+    used += (workdirs.over, workdirs.hyper, workdirs.commands)
+    environment.globals |= {function.__name__: function for function in used}
+    environment.globals |= {"colours": charts.COLOURS, "columns": leaderboard.TITLES}
+    text = environment.get_template("page.html.j2").render(**values)
     return printable(text)  # XML has no control characters
 
 
-def _data_uri(content: str | bytes, kind: str) -> str:
-    raw = printable(content).encode() if isinstance(content, str) else content
-    return f"data:{kind};base64,{base64.b64encode(raw).decode()}"
-
-
-def _chapters(runs: Sequence[Run]) -> list[Chapter]:
-    if len(runs) == 1:
-        return [Chapter(runs[0].label, _facts(runs[0]), _parts(runs[0]))]
-    chapters = [Chapter("Effect of protocol choices", (), [tables.protocol(runs)])]
-    for i, run in enumerate(runs, 1):
-        # The number keeps names apart that are equal once they are fit for a file.
-        end = f"{i}-" + re.sub(r"[^A-Za-z0-9_.-]+", "-", run.label)
-        parts = [part._replace(name=f"{part.name}-{end}") for part in _parts(run)]
-        chapters.append(Chapter(run.label, _facts(run), parts))
-    return chapters
-
-
-def _parts(run: Run) -> list[Part]:
+def _parts(run: Run, looks: panels.Looks) -> list[Part]:
     return [
-        tables.main(run),
-        tables.hyper(run),
-        figures.groups(run),
-        tables.versus(run),
-        *(figures.per_class(run, metric) for metric in figures.CLASS_METRICS),
-        figures.delta(run),
-        figures.learning_rate(run),
-        figures.correlation(run),
-        figures.reliability(run),
-        figures.confusion(run),
+        leaderboard.versus(run),
+        panels.groups(run, looks),
+        classes.table(run),
+        panels.curves(run, looks, stage=1),
+        panels.curves(run, looks, stage=2),
+        panels.per_class(run, looks),
+        panels.delta(run),
+        panels.learning_rate(run),
+        panels.correlation(run, looks),
+        panels.reliability(run, looks),
+        panels.confusion(run),
     ]
 
 
-def _facts(run: Run) -> list[tuple[str, str]]:
-    result, d = run.result, run.result["dataset"]
-    measured, protocol = caption(result).split("\n")
-    fits = [fit for of_method in run.fits.values() for fit in of_method]
-    seeds = sorted({tuple(fit["seeds"]) for fit in fits}, key=lambda s: (len(s), s))
-    listed = ", ".join(".".join(map(str, pair)) for pair in seeds)
-    facts = [
-        ("Measured", measured),
-        ("Protocol", protocol),
-        (
-            "Training set",
-            f"{d['num_train']:,} images, {d['num_classes']:,} classes of "
-            f"{d['counts_min']:,} to {d['counts_max']:,}, split {d['split_hash']}",
-        ),
-        ("Seeds", f"{listed} (stage 1, or stage 1.stage 2)"),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in result["versions"].items())),
-        ("Device", result["device"]),
-    ]
-    if run.swept:
-        diverged = sum(row.get("diverged") is not None for row in run.rows)
-        text = (
-            f"{len(run.rows):,} heads, {diverged:,} diverged; the setting of each "
-            f"method is chosen on validation ({run.choose}, mean over seeds)"
+def _notes(runs: Sequence[Run]) -> Iterator[str]:
+    """What a reader must know first."""
+    if len(data := sorted({leaderboard.dataset(run) for run in runs})) > 1:
+        yield (
+            f"These workdirs have {len(data)} datasets: {'; '.join(data)}. Their rows "
+            "are in separate groups, and no difference between them is computed."
         )
-        facts.insert(2, ("Sweep", text))
-    if result["protocol"].get("interrupted"):
-        facts.insert(0, ("Incomplete", "the run was interrupted"))
-    return facts
+    for run in runs:
+        version = run.result["versions"].get("lt_jax", "0")
+        if _numbers(version) > _numbers(__version__):
+            yield (
+                f"{run.label} was written by lt_jax {version}, newer than this "
+                f"{__version__}: what it added is not on this page."
+            )
+        if run.result["protocol"].get("interrupted"):
+            yield f"{run.label} was interrupted: it is incomplete."
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version)[:3]]

@@ -23,6 +23,7 @@ from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.types import Params
 
 MAX_TEMPERATURE = 1024.0
+MISTAKES = 24  # kept per fit
 
 Batch = tuple[jax.Array, jax.Array, jax.Array]  # values, labels, mask
 
@@ -45,32 +46,68 @@ def analyse(
       calibration error, the examples ``seen``, those ``right`` and the sum of their
       confidences ``conf``. ``confusion``: per group of classes, the test examples
       predicted right, and those predicted wrongly as a class of each group.
+      ``taken_for``: per class, its most frequent wrong prediction and the share of its
+      examples. ``mistakes``: wrong predictions with the highest confidence, by ``row``
+      of the split.
     """
     params = jax.device_put(params)  # once, not with every batch
     group_of = np.argmax(np.stack(list(groups.values())), axis=0)
 
-    def describe(temperature: float) -> tuple[Tally, np.ndarray]:
+    def describe(temperature: float) -> tuple[Tally, np.ndarray, list[Any]]:
         counts = np.zeros((len(groups), 1 + len(groups)), np.int32)
         sums: Any = metrics.empty(len(group_of)), counts
+        given, guesses = (group_of, 1 / temperature), []
         for part in test.batches(batch):
-            sums = _add_batch(head.apply, params, sums, part, group_of, 1 / temperature)
-        return jax.device_get(sums)
+            sums, guess = _add_batch(head.apply, params, sums, part, *given)
+            guesses.append(guess)
+        return *jax.device_get(sums), jax.device_get(guesses)
 
-    before, counts = describe(1.0)
+    before, counts, guesses = describe(1.0)
     found: dict[str, Any] = {
         "temperature": None,
         "calibrated": None,
         "reliability": {"before": _bins(before), "after": None},
         "confusion": {"groups": list(groups), "counts": counts.tolist()},
+        **_mistakes(test.labels, guesses, before.seen),
     }
     if len(valid.labels):
         temperature = fit_temperature(head.apply, params, valid, batch)
-        after, _ = describe(temperature)
+        after, *_ = describe(temperature)
         summary = metrics.summary(after, groups)
         found["temperature"] = temperature
         found["calibrated"] = {name: summary[name] for name in ("nll", "ece")}
         found["reliability"]["after"] = _bins(after)
     return found
+
+
+def _mistakes(labels: np.ndarray, guesses: list[Any], seen: Any) -> dict[str, Any]:
+    """Make ``taken_for`` and ``mistakes``; a class without mistakes has itself.
+
+    ``guesses`` are batches of predicted classes and their confidence.
+    """
+    predicted, confidence = (
+        np.concatenate(each)[: len(labels)] for each in zip(*guesses, strict=True)
+    )
+    size, wrong = len(seen), np.flatnonzero(predicted != labels)
+    pairs = labels[wrong].astype(np.int64) * size + predicted[wrong]
+    pairs, counts = np.unique(pairs, return_counts=True)
+    order = np.argsort(counts, kind="stable")  # the last one of a class is kept
+    other, times = np.arange(size), np.zeros(size)
+    true = pairs[order] // size
+    other[true], times[true] = pairs[order] % size, counts[order]
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MISTAKES]
+    columns = worst, predicted[worst], confidence[worst]
+    rows = zip(*(column.tolist() for column in columns), strict=True)
+    return {
+        "taken_for": {
+            "class": other.tolist(),
+            "share": (times / np.maximum(seen, 1)).tolist(),
+        },
+        "mistakes": [
+            {"row": row, "predicted": guess, "confidence": sure}
+            for row, guess, sure in rows
+        ],
+    }
 
 
 def fit_temperature(
@@ -109,15 +146,15 @@ def _slope(apply: Apply, params: Params, batch: Batch, inverse: float) -> jax.Ar
 @functools.partial(jax.jit, static_argnums=0)
 def _add_batch(
     apply: Apply, params: Params, sums: Any, batch: Batch, group_of: Any, inverse: float
-) -> tuple[Tally, jax.Array]:
-    """Add a batch to the tally and the confusion."""
+) -> tuple[tuple[Tally, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Add a batch to the tally and the confusion; predict and state the confidence."""
     (tally, counts), (values, labels, mask) = sums, batch
     logits = inverse * mean_logits(apply, params, values)
     tally = metrics.merge(tally, metrics.tally(logits, labels, mask))
     predicted = jnp.argmax(logits, axis=1)
     kind = jnp.where(predicted == labels, 0, 1 + group_of[predicted])
     counts = counts.at[group_of[labels], kind].add((mask > 0).astype(jnp.int32))
-    return tally, counts
+    return (tally, counts), (predicted, jnp.max(jax.nn.softmax(logits), axis=1))
 
 
 def _bins(tally: Tally) -> dict[str, list[float]]:

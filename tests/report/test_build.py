@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import re
@@ -16,13 +15,12 @@ import pytest
 
 from lt_jax.cli import main
 from lt_jax.errors import InputError
-from lt_jax.experiment import workdirs
-from lt_jax.report import build, style, tables
+from lt_jax.experiment import results, workdirs
+from lt_jax.report import build, leaderboard
 
 COUNTS = (500, 50, 5)
 LOS = {"lr": 5e-4, "epochs": 2, "delta": 0.9, "start": "stage1", "sampler": "instance"}
 CE = {k: v for k, v in LOS.items() if k != "delta"}
-FIGURES = ("accuracy", "groups", "loma_row", "loma_col", "rsd_row", "rsd_col")
 
 
 def fits(los: tuple[float, ...] = (0.5, 0.6), **entry: Any) -> dict[str, list[dict]]:
@@ -105,17 +103,16 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skip drawing, which takes most of the time."""
-    files = {"png": b"png", "svg": b'<svg width="9pt"/>'}
-    monkeypatch.setattr(style, "render", lambda _: files)
-
-
-def numbers(workdir: Path, name: str) -> list[dict[str, str]]:
-    file = workdir / "report" / "figures" / f"{name}.csv"
+def numbers(folder: Path, name: str) -> list[dict[str, str]]:
+    file = folder / "figures" / f"{name}.csv"
     with file.open(encoding="utf-8", newline="") as stream:
         return list(csv.DictReader(stream))
+
+
+def chart(workdir: Path, name: str) -> dict[tuple[str, str, str], dict[str, str]]:
+    """The points of a chart by label of the y axis, series and label."""
+    rows = numbers(workdir / "report", name)
+    return {(r["ylabel"], r["series"], r["label"]): r for r in rows}
 
 
 def html(workdir: Path) -> str:
@@ -130,99 +127,138 @@ def tree(text: str) -> ElementTree.Element:
 
 
 def test_groups_are_means_and_deviations_in_per_cent(plain: Path):
-    none, ce, los = numbers(plain, "groups")
-    assert los["method"] == "los"
-    assert float(los["all"]) == pytest.approx(55)
-    assert float(los["all_std"]) == pytest.approx(np.std([50, 60], ddof=1))
-    assert float(los["many"]) == pytest.approx(75)
-    assert float(los["few"]) == pytest.approx(35)
-    assert float(ce["all_std"]) == 0
-    assert none["all_std"] == ""  # one seed has no deviation
+    points = chart(plain, "groups")
+    los = points["", "los, all", "los"]
+    assert float(los["x"]) == pytest.approx(55)
+    assert float(los["std"]) == pytest.approx(np.std([50, 60], ddof=1))
+    assert float(points["", "los, many", "los"]["x"]) == pytest.approx(75)
+    assert float(points["", "ce, all", "ce"]["std"]) == 0
+    assert points["", "none, all", "none"]["std"] == ""  # one seed has no deviation
 
 
-def test_per_class_has_a_row_for_each_method_and_class(plain: Path):
-    lines = numbers(plain, "accuracy")
-    assert len(lines) == 3 * 3
-    last = lines[-1]
-    assert (last["method"], last["class"], last["train_count"]) == (
-        "los",
-        "class 2",
-        "5",
-    )
-    assert float(last["accuracy"]) == pytest.approx(55)
-    assert float(numbers(plain, "rsd_col")[0]["rsd_col_false"]) == pytest.approx(1 / 7)
+def test_charts_of_classes_have_the_mean_over_seeds(plain: Path):
+    points = chart(plain, "per_class")
+    last = points["accuracy (%)", "los", "class 2"]
+    assert (last["x"], float(last["y"])) == ("5", pytest.approx(55))
+    assert float(points["weight norm", "ce", "class 0"]["y"]) == 2
 
 
 def test_differences_from_los_are_paired_by_seeds(plain: Path):
-    none, ce = numbers(plain, "versus")
+    none, ce = numbers(plain / "report", "versus")
     assert none["pairs"] == ce["pairs"] == "2"
-    # 0.45 - 0.5 and 0.45 - 0.6
+    # 0.45 - 0.5 and 0.45 - 0.6; 12.7 standard errors of 5 points
     assert float(ce["all"]) == pytest.approx(-10)
-    assert float(ce["all_std"]) == pytest.approx(np.std([-5, -15], ddof=1))
-    assert ce["verdict"] == "los ahead"
-    assert "LOS is ahead of 2 of 2." in html(plain)
+    assert float(ce["all ± 95 %"]) == pytest.approx(12.7062 * 5, rel=1e-4)
+    assert "<td>−10.0</td><td>63.5</td>" in html(plain)
+    assert ce["verdict (balanced)"] == "los ahead"
+    assert "by balanced, LOS is ahead of 2 of 2 methods; by all, LOS is" in html(plain)
 
 
-def test_delta_uses_the_best_rate_on_validation_and_the_fixed_one(swept: Path):
-    """The curve starts at delta 0, which is plain cross-entropy."""
-    lines = numbers(swept, "delta")
-    best, fixed = lines[:3], lines[3:]
-    assert [(float(r["delta"]), float(r["lr"])) for r in best] == [
-        (0.0, 5e-4),
-        (0.5, 5e-3),
-        (0.9, 5e-4),
+def test_leaderboard_ranks_chosen_and_fixed_settings(swept: Path):
+    rows = numbers(swept / "report", "leaderboard")
+    assert [(r["method"], r["values"], r["balanced"]) for r in rows] == [
+        ("los", "chosen", "61"),
+        ("los", "fixed", "55"),
+        ("ce", "chosen", "45"),
+        ("none", "", "40"),
     ]
-    assert [float(r["lr"]) for r in fixed] == [5e-4, 5e-4, 5e-4]
-    assert float(best[0]["all"]) == pytest.approx(0.45)
-    best = best[1:]
-    assert float(best[0]["all"]) == pytest.approx(0.51)  # over the two seeds, test set
-    assert float(best[0]["all_std"]) == pytest.approx(np.std([0.5, 0.52], ddof=1))
-    assert float(best[0]["loma_row"]) == pytest.approx(2.5)
-    assert float(best[0]["gap_asked"]) == pytest.approx(np.log(1 + 3 * 0.5 / 0.5))
-    assert float(best[1]["gap_asked"]) == pytest.approx(np.log(1 + 3 * 0.1 / 0.9))
+    assert "delta 0.9" in html(swept)
+    cells = tree(html(swept)).findall(".//section[@id='leaderboard']//tbody/tr/td[3]")
+    assert ["".join(cell.itertext()) for cell in cells] == [
+        "+16.0 ± 1.4",
+        "+10.0 ± 0.0",
+        "",
+        "−5.0 ± 0.0",
+    ]
+
+
+def test_leaderboard_marks_the_best_and_what_is_within_the_noise(tmp_path: Path):
+    runs = fits(los=(0.5, 0.6)) | {
+        "crt": [made.outcome([0, s], a, COUNTS) for s, a in enumerate((0.52, 0.57))],
+        "lws": [made.outcome([0, s], a, COUNTS) for s, a in enumerate((0.44, 0.54))],
+    }
+    folder = made.write(tmp_path / "run", runs, made.config({}))
+    (run,) = workdirs.read([folder])
+    ((_, rows),) = leaderboard.boards([run]).items()
+    kinds = {row.method: row.cells[0][1] for row in rows}
+    # crt is 2 points ahead and 3 behind; lws is 6 behind with both seeds
+    assert kinds == {"los": "best", "crt": "close", "lws": "", "ce": "", "none": ""}
+    assert [row.method for row in rows] == ["los", "crt", "lws", "ce", "none"]
+
+
+def test_delta_takes_the_best_rate_on_validation(swept: Path):
+    """The curve starts at delta 0, which is plain cross-entropy."""
+    points = chart(swept, "delta")
+    rates = [
+        (label, float(r["y"]))
+        for (y, _, label), r in points.items()
+        if y == "learning rate"
+    ]
+    assert rates == [("δ 0", 5e-4), ("δ 0.5", 5e-3), ("δ 0.9", 5e-4)]
+    half = points["accuracy (%)", "all", "δ 0.5"]
+    assert float(half["y"]) == pytest.approx(51)  # over the two seeds, test set
+    assert float(half["std"]) == pytest.approx(np.std([50, 52], ddof=1))
+    gap = points["LoMa row", "loma row", "δ 0.9"]
+    assert float(gap["x"]) == pytest.approx(np.log(1 + 3 * 0.1 / 0.9))
+    assert float(gap["y"]) == pytest.approx(2.9)
 
 
 def test_heat_map_uses_the_best_other_values_on_validation(swept: Path):
-    lines = {(r["method"], float(r["lr"])): r for r in numbers(swept, "learning_rate")}
-    assert json.loads(lines["los", 5e-4]["hyper"])["delta"] == 0.9
-    assert float(lines["los", 5e-4]["all"]) == pytest.approx(61)
-    assert float(lines["los", 5e-3]["all"]) == pytest.approx(63)
-    assert lines["ce", 5e-3]["hyper"] == "diverged"
+    lines = {r["method"]: r for r in numbers(swept / "report", "learning_rate")}
+    assert float(lines["los"]["lr 0.0005"]) == pytest.approx(61)  # delta 0.9
+    assert float(lines["los"]["lr 0.005"]) == pytest.approx(63)
+    assert lines["ce"]["lr 0.005"] == ""  # diverged
+    heat = tree(html(swept)).find(".//section[@id='learning_rate']//tr[@data-m='los']")
+    assert heat is not None
+    assert [td.get("class") for td in heat.iter("td")] == ["framed", None]
+    assert "•" in "".join(heat.itertext())
 
 
 def test_correlation_skips_diverged_heads(swept: Path):
-    assert len(numbers(swept, "correlation")) == 10
-
-
-def test_main_table_lists_chosen_and_fixed_settings(swept: Path):
-    lines = [(r["method"], r["values"], r["all"]) for r in numbers(swept, "main")]
-    assert lines == [
-        ("none", "", "40"),
-        ("ce", "chosen", "45"),
-        ("los", "chosen", "61"),
-        ("los", "fixed", "55"),
-    ]
+    rows = numbers(swept / "report", "correlation")
+    assert len([r for r in rows if r["xlabel"] == "RSD row true"]) == 10
 
 
 def test_confusion_adds_up_over_seeds(swept: Path):
-    line = next(r for r in numbers(swept, "confusion") if r["method"] == "los")
-    assert (line["true_group"], line["right"], line["wrong_to_medium"]) == (
-        "many",
-        "16",
-        "2",
+    (line,) = (
+        r for r in numbers(swept / "report", "confusion") if r["method"] == "los"
     )
-    assert float(line["right_percent"]) == 80
+    assert (line["many: right"], line["many: as medium"]) == ("80", "10")
 
 
 def test_reliability_adds_up_over_seeds_and_needs_no_validation_set(swept: Path):
-    lines = numbers(swept, "reliability")
-    last = [r for r in lines if (r["method"], r["when"]) == ("los", "before")][-1]
-    assert (last["seen"], last["right"], float(last["conf"])) == ("20", "16", 19.6)
-    assert not [r for r in lines if (r["method"], r["when"]) == ("ce", "after")]
-    assert [r for r in lines if (r["method"], r["when"]) == ("los", "after")]
+    rows = numbers(swept / "report", "reliability")
+    last = [r for r in rows if (r["series"], r["panel"]) == ("los", "before")][-1]
+    assert (last["label"], float(last["x"]), float(last["y"])) == (
+        "20 examples",
+        pytest.approx(98),
+        pytest.approx(80),
+    )
+    assert {r["series"] for r in rows if r["panel"] == "after"} == {"none", "los"}
     cells = [cell.text for cell in tree(html(swept)).iter("td")]
     assert "1.50 ± 0.00" in cells  # T
     assert "3.0 ± 0.0" in cells  # ECE afterwards
+
+
+def test_learning_curves_of_every_fit(tmp_path: Path):
+    folder = made.write(tmp_path / "run", fits(), made.config({}))
+    lines = [
+        {"run": "stage1/0", "step": 1, "epoch": 1.0, "loss": 2.0, "balanced": 0.3},
+        {"run": "los/0.1", "step": 5, "epoch": 0.5, "loss": 1.0, "balanced": None},
+        {"run": "los/0.1", "step": 9, "epoch": 1.0, "loss": 0.5, "balanced": 0.4},
+    ]
+    text = "\n".join([*map(json.dumps, lines), '{"run": "cut'])
+    (folder / "metrics.jsonl").write_text(text)
+    build.write([folder], folder / "report")
+    assert [
+        (r["ylabel"], r["series"], r["x"], r["y"])
+        for r in numbers(folder / "report", "curves_stage2")
+    ] == [
+        ("training loss", "los/0.1", "0.5", "1"),
+        ("training loss", "los/0.1", "1", "0.5"),
+        ("balanced accuracy (%)", "los/0.1", "1", "40"),
+    ]
+    assert len(numbers(folder / "report", "curves_stage1")) == 2
 
 
 # The page.
@@ -232,54 +268,40 @@ def test_reliability_adds_up_over_seeds_and_needs_no_validation_set(swept: Path)
 def test_page_is_well_formed_and_self_contained(
     which: str, request: pytest.FixtureRequest
 ):
-    folder = request.getfixturevalue(which)
-    text = html(folder)
+    text = html(request.getfixturevalue(which))
     root = tree(text)
     ids = [e.get("id") for e in root.iter() if e.get("id")]
     assert len(ids) == len(set(ids))
     for element in root.iter():
-        assert element.tag not in ("script", "link", "iframe", "object")
+        assert element.tag not in ("link", "iframe", "object")
         for key in ("src", "href"):
             where = element.get(key)
             assert where is None or where.startswith(("data:", "#"))
             assert where is None or where[0] != "#" or where[1:] in ids
-        if element.tag == "img":
-            assert element.get("alt")
-            _, content = element.get("src", "").split("base64,")
-            svg = base64.b64decode(content).decode()
-            ElementTree.fromstring(svg)
-            assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", svg)
     assert not re.search(r"https?://|@import|url\(", text)
     assert "0123456789abcdef" in text  # the split
     assert "1 x made" in text  # the device
 
 
-def test_every_figure_has_its_files_and_they_are_reproducible(
-    swept: Path, tmp_path: Path
-):
-    names = (*FIGURES, "weight_norm", "delta", "learning_rate", "correlation")
-    for name in (*names, "reliability", "confusion"):
-        for kind in ("png", "svg", "csv"):
-            assert (swept / "report" / "figures" / f"{name}.{kind}").stat().st_size
-    build.write([swept], tmp_path / "again")
-    for file in sorted((swept / "report").rglob("*.*")):
-        again = tmp_path / "again" / file.relative_to(swept / "report")
+def test_files_are_reproducible(swept: Path, tmp_path: Path):
+    build.write([swept], tmp_path)
+    made_files = [file for file in (swept / "report").rglob("*") if file.is_file()]
+    assert len(made_files) == 11
+    for file in made_files:
+        again = tmp_path / file.relative_to(swept / "report")
         assert file.read_bytes() == again.read_bytes(), file.name
 
 
-def test_page_embeds_the_numbers(plain: Path):
-    links = [a for a in tree(html(plain)).iter("a") if a.get("download")]
-    link = next(a for a in links if a.get("download") == "groups.csv")
-    content = base64.b64decode(link.get("href", "").split("base64,")[1])
-    assert content == (plain / "report" / "figures" / "groups.csv").read_bytes()
-
-
-def test_page_only_names_a_large_csv():
-    table = tables.Table(["x"], [["9" * build.LARGEST_DOWNLOAD]])
-    part = tables.Part("n", "t", "r", numbers=table)
-    text = build.render("", [build.Chapter("c", (), [part])])
-    assert "figures/n.csv" in text
-    assert "download" not in text
+def test_charts_are_drawn_as_files_on_request(plain: Path, tmp_path: Path):
+    assert main.main(["report", str(plain), "--out", str(tmp_path), "--figures"]) == 0
+    folder = tmp_path / "figures"
+    for name in ("groups", "per_class", "correlation"):
+        assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (folder / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    assert not (plain / "report" / "figures" / "groups.png").exists()
+    before = (folder / "groups.pdf").read_bytes()
+    build.write([plain], tmp_path, figures=True)
+    assert (folder / "groups.pdf").read_bytes() == before
 
 
 def test_names_are_escaped(tmp_path: Path):
@@ -287,48 +309,59 @@ def test_names_are_escaped(tmp_path: Path):
     runs = fits()
     for outcomes in runs.values():
         for one in outcomes:
-            one["per_class"]["class"][0] = "<b>&\x1b[31m\udce9"  # ESC; not UTF-8
-    runs["<i>$x$"] = runs.pop("ce")
+            one["per_class"]["class"][0] = "<b>&\x1b[31m\udce9" + "x" * 200
+    runs['<i>"]]>$x$'] = runs.pop("ce")
     folder = made.write(tmp_path / "a<u>&", runs, made.config({"los": LOS}))
     result = json.loads((folder / "result.json").read_text())
     result["device"] = "<script>&"
     (folder / "result.json").write_text(json.dumps(result))
-    build.write([folder], folder / "report")
+    build.write([folder], folder / "report", figures=True)
     root = tree(html(folder))
-    assert not {"b", "i", "u", "script"} & {element.tag for element in root.iter()}
+    assert not {"b", "i", "u"} & {element.tag for element in root.iter()}
+    assert len(root.findall(".//script")) == 1
     words = "".join(root.itertext())
-    for word in ("<i>$x$", "a<u>&", "<script>&"):
+    for word in ('<i>"]]>$x$', "a<u>&", "<script>&"):
         assert word in words
-    assert numbers(folder, "accuracy")[0]["class"].startswith("<b>&")
+    assert numbers(folder / "report", "classes")[0]["class"].startswith("<b>&")
+
+
+def test_page_states_the_command_and_what_is_newer(tmp_path: Path):
+    folder = made.write(tmp_path / "run", fits(), made.config({}))
+    with (folder / "log.txt").open("w") as log:
+        log.write(f"epoch 1\n{results.command()}\n")
+    result = json.loads((folder / "result.json").read_text())
+    result["versions"]["lt_jax"] = "99.1"
+    result["sweep"] = {"recommended": {"method": "los", "hyper": {}, "warning": "few"}}
+    (folder / "result.json").write_text(json.dumps(result))
+    build.write([folder], folder / "report")
+    text = html(folder)
+    assert "pytest" in text[text.index("<dt>Command</dt>") :]
+    assert "run was written by lt_jax 99.1, newer than this" in text
+    assert "run: the sweep recommends los; few; by balanced, LOS" in text
 
 
 # Missing data.
 
 
-def test_page_explains_missing_parts(plain: Path):
-    text = {
-        section.get("id"): "".join(section.itertext())
-        for section in tree(html(plain)).iter("section")
-        if section.get("id")
-    }
-    assert "needs a sweep of LOS with two or more values" in text["delta"]
-    assert "needs a sweep with two or more learning rates" in text["learning_rate"]
-    assert "has no reliability" in text["reliability"]
-    assert "has no confusion" in text["confusion"]
+def test_page_lists_what_was_not_measured(plain: Path):
+    text = html(plain)
+    missing = text[text.index("What was not measured") :]
+    assert "needs a sweep of LOS with two or more values" in missing
+    assert "needs a sweep with two or more learning rates" in missing
+    assert missing.count("This is measured on cached features") == 2
     for name in ("delta", "learning_rate", "reliability", "confusion"):
         assert not list((plain / "report" / "figures").glob(f"{name}.*"))
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_stage_1_alone_and_empty_groups_and_nulls(tmp_path: Path):
     one = made.outcome([0], 0.4, COUNTS)
     one["metrics"] |= {"few": None, "loma_row": None}
     one["per_class"]["accuracy"][2] = None
-    one["per_class"]["rsd_row_true"] = [None] * 3
+    one["per_class"]["loma_row"] = [None] * 3
     del one["analysis"]
     folder = made.write(tmp_path / "run", {"none": [one]}, made.config({}))
-    build.write([folder], folder / "report")
-    assert numbers(folder, "groups")[0]["few"] == ""
+    build.write([folder], folder / "report", figures=True)
+    assert numbers(folder / "report", "groups")[3]["x"] == ""
     assert "nan" in [cell.text for cell in tree(html(folder)).iter("td")]
     assert "This needs LOS and at least one other method." in html(folder)
     assert "at least three heads with a finite accuracy" in html(folder)
@@ -338,10 +371,9 @@ def test_a_method_without_analysis_is_named(tmp_path: Path):
     runs = fits(analysed=made.analysis())
     folder = made.write(tmp_path / "run", runs, made.config({}))
     build.write([folder], folder / "report")
-    assert "Not measured for none and ce." in html(folder)
+    assert "Not measured for none, ce." in html(folder)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_whose_heads_all_diverged(tmp_path: Path):
     rows = [
         made.row("los", LOS | {"delta": d, "lr": lr}, [0, 0], {}, {}, 3)
@@ -358,8 +390,7 @@ def test_a_sweep_whose_heads_all_diverged(tmp_path: Path):
 # Several workdirs.
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_protocol_lists_the_choices_that_differ(plain: Path, tmp_path: Path):
+def test_runs_are_compared_by_the_choices_that_differ(plain: Path, tmp_path: Path):
     entries = {"ce": CE, "los": LOS}
     drift = made.write(
         tmp_path / "drift",
@@ -373,28 +404,38 @@ def test_protocol_lists_the_choices_that_differ(plain: Path, tmp_path: Path):
     )
     out = tmp_path / "out"
     build.write([plain, drift, both], out)
-    with (out / "figures" / "protocol.csv").open() as stream:
-        lines = {(r["workdir"], r["method"]): r for r in csv.DictReader(stream)}
-    one = lines["drift", "los"]
-    assert one["what_differs"] == "batch_norm: frozen → drift"
+    rows = numbers(out, "runs")
+    lines = {(r["run"], r["minus"], r["method"]): r for r in rows}
+    one = lines["drift", "run", "los"]
+    assert one["what differs"] == "batch_norm: frozen → drift"
     assert float(one["all"]) == pytest.approx(15)  # 0.6 - 0.5 and 0.8 - 0.6
-    assert float(one["all_std"]) == pytest.approx(np.std([10, 20], ddof=1))
-    assert one["choices"] == "1"
     # Batch norm in stage 2 does not affect the stage-1 head.
-    assert lines["drift", "none"]["what_differs"] == "nothing: a repetition"
-    choices = lines["both", "los"]["what_differs"]
-    assert choices.startswith("2 choices: ")
+    assert lines["drift", "run", "none"]["what differs"] == "nothing: a repetition"
+    choices = lines["both", "run", "los"]["what differs"]
     assert "flip: False → True" in choices
     assert "los.start: stage1 → fresh" in choices
-    assert lines["both", "ce"]["what_differs"] == "flip: False → True"
+    assert lines["both", "run", "ce"]["what differs"] == "flip: False → True"
+    assert ("both", "drift", "los") in lines  # every pair
     text = (out / "index.html").read_text(encoding="utf-8")
-    assert {"protocol", "accuracy-1-run", "accuracy-2-drift", "accuracy-3-both"} <= {
+    assert {"runs", "groups-1-run", "groups-2-drift", "groups-3-both"} <= {
         element.get("id") for element in tree(text).iter("section")
     }
-    assert (out / "figures" / "groups-2-drift.png").exists()
+    # The stage 1 of all three measures the same.
+    assert len({r["representation"] for r in numbers(out, "leaderboard")}) == 1
+    assert len(numbers(out, "leaderboard")) == 9
 
 
-@pytest.mark.usefixtures("undrawn")
+def test_datasets_are_not_compared(plain: Path, tmp_path: Path):
+    runs = {"none": [made.outcome([0], 0.4, (9, 8))]}
+    other = made.write(tmp_path / "other", runs, made.config({}, data__name="birds"))
+    build.write([plain, other], tmp_path / "out")
+    text = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert "These workdirs have 2 datasets: birds, 2 classes" in text
+    assert "No two workdirs share a dataset and a method." in text
+    bold = tree(text).findall(".//section[@id='leaderboard']//td[@class='best']")
+    assert len(bold) > 9  # each dataset has its best
+
+
 def test_training_set_and_epochs_are_choices(plain: Path, tmp_path: Path):
     folder = made.write(
         tmp_path / "other",
@@ -416,9 +457,8 @@ def test_training_set_and_epochs_are_choices(plain: Path, tmp_path: Path):
     for average in ("classes", "examples"):
         assert f"few &lt; 20, mean over {average}" in page
         assert f"classes, as the mean over {average}." in page
-    with (tmp_path / "out" / "figures" / "protocol.csv").open() as stream:
-        (line,) = csv.DictReader(stream)
-    assert (line["pairs"], line["all"], line["all_std"]) == ("0", "10", "")
+    (line,) = numbers(tmp_path / "out", "runs")
+    assert (line["pairs"], line["all"], line["all ± 95 %"]) == ("0", "10", "")
 
 
 # Errors.
@@ -489,7 +529,6 @@ def test_command_does_not_take_a_config(plain: Path, capsys: Any):
     assert "does not take --config" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_command_prints_the_path_of_the_page(plain: Path, tmp_path: Path, capsys: Any):
     assert main.main(["report", str(plain), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'index.html'}\n"

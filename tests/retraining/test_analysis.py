@@ -67,6 +67,12 @@ def test_confusion_by_groups():
     assert found["confusion"]["counts"] == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
     assert found["temperature"] is None
     assert found["reliability"]["after"] is None
+    # Classes 0 and 2 are never taken for others.
+    assert found["taken_for"]["class"] == [0, 2, 2, 2]
+    assert found["taken_for"]["share"] == pytest.approx([0, 1 / 3, 0, 1 / 3])
+    guesses = [(m["row"], m["predicted"]) for m in found["mistakes"]]
+    assert sorted(guesses) == [(1, 0), (3, 2), (4, 2), (6, 0)]
+    assert found["mistakes"][0]["confidence"] == pytest.approx(np.e / (np.e + 3))
 
 
 def test_calibration_improves_and_accuracy_is_unchanged():

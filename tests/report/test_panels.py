@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lt_jax.report import figures
+from lt_jax.report import panels
 
 
 @pytest.mark.parametrize(
@@ -21,5 +21,5 @@ from lt_jax.report import figures
     ],
 )
 def test_spearman(x: list[float], y: list[float], expected: float):
-    rho = figures.spearman(np.array(x, float), np.array(y, float))
+    rho = panels.spearman(np.array(x, float), np.array(y, float))
     assert rho == pytest.approx(expected, nan_ok=True)

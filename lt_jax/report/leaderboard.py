@@ -1,0 +1,254 @@
+"""The leaderboard, differences between fits, and hyperparameters."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from lt_jax.experiment import workdirs
+from lt_jax.experiment.results import Outcome
+from lt_jax.experiment.tables import COLUMNS, Column, cell
+from lt_jax.experiment.workdirs import Run
+from lt_jax.metrics import CHOOSE, GROUPS, RSD
+from lt_jax.report.charts import Part, Table
+from lt_jax.report.panels import LOS
+from lt_jax.retraining.selection import number, spread
+
+SHOWN = [
+    *sorted(COLUMNS, key=lambda column: column.metric != "balanced"),
+    *(Column(f"RSD {part.replace('_', ' ')}", f"rsd_{part}", 1, 2) for part in RSD),
+]
+TITLES = [SHOWN[0].title, "difference", *(column.title for column in SHOWN[1:])]
+
+RESULTS = {  # of LOS, by verdict
+    "los ahead": "ahead of",
+    "within the spread": "within the spread of",
+    "it ahead": "behind",
+    "equal": "equal to",
+}
+
+
+class Row(NamedTuple):
+    """A method of one run."""
+
+    run: Run
+    method: str
+    setting: str  # "chosen", "fixed" or ""
+    fits: Sequence[Outcome]
+    cells: Sequence[tuple[str, str]]  # by TITLES: text, and "best", "close" or ""
+
+
+def boards(runs: Sequence[Run]) -> dict[str, list[Row]]:
+    """Rank the methods of runs by balanced accuracy.
+
+    Returns:
+      The rows by dataset and stage 1: those of one are on the same representation.
+    """
+    groups: dict[Any, list[Run]] = {}
+    for run in runs:
+        stage1 = [[one["seeds"], one["metrics"]] for one in run.fits.get("none", [])]
+        key = dataset(run), json.dumps(stage1) if stage1 else run.label
+        groups.setdefault(key, []).append(run)
+    found = {}
+    for (data, _), same in groups.items():
+        best = _best([run for run in runs if dataset(run) == data])
+        title = f"{data}; stage 1 of {', '.join(run.label for run in same)}"
+        found[title] = [
+            Row(
+                run,
+                name,
+                setting if run.swept and name != "none" else "",
+                fits,
+                _cells(run, fits, best),
+            )
+            for run in same
+            for setting, of_methods in (("chosen", run.fits), ("fixed", run.fixed))
+            for name, fits in of_methods.items()
+        ]
+        found[title].sort(key=lambda row: _balanced(row.fits), reverse=True)
+    return found
+
+
+def _balanced(fits: Sequence[Outcome]) -> float:
+    return float(np.nan_to_num(workdirs.over(fits, "balanced")[0], nan=-1))
+
+
+def dataset(run: Run) -> str:
+    """Describe the data; runs are compared only if this is equal."""
+    d = run.result["dataset"]
+    return f"{d['name']}, {d['num_classes']:,} classes, {d['num_test']:,} test images"
+
+
+def baseline(run: Run) -> str:
+    """Plain cross-entropy in stage 2, or else the first method."""
+    return "ce" if "ce" in run.fits else next(iter(run.fits))
+
+
+def _best(runs: Sequence[Run]) -> dict[str, list[Outcome]]:
+    """The fits with the best mean of each accuracy and error."""
+    fits = [fits for run in runs for fits in run.fits.values()]
+    best = {}
+    for column in SHOWN:
+        sign = CHOOSE.get(column.metric, 0)
+        scores = [sign * workdirs.over(each, column.metric)[0] for each in fits]
+        if sign and np.isfinite(scores).any():
+            best[column.metric] = fits[int(np.nanargmax(scores))]
+    return best
+
+
+def _cells(
+    run: Run, fits: list[Outcome], best: Mapping[str, list[Outcome]]
+) -> list[tuple[str, str]]:
+    cells = []
+    for column in SHOWN:
+        mean, std = workdirs.over(fits, column.metric)
+        top, kind = best.get(column.metric, []), ""
+        if top and mean == workdirs.over(top, column.metric)[0]:
+            kind = "best"
+        elif top:
+            apart, noise = spread(differences(fits, top, column.metric))
+            kind = "close" if abs(apart) <= noise else ""
+        cells.append((cell(mean, std, column.factor, column.decimals), kind))
+    base = run.fits[baseline(run)]
+    apart = spread(differences(fits, base, "balanced"))
+    cells.insert(1, ("" if fits is base else cell(*apart, 100, 1, sign="+"), ""))
+    return cells
+
+
+def table(found: Mapping[str, Sequence[Row]]) -> Table:
+    """The leaderboard as a table for its CSV file."""
+    rows = [
+        [title, row.run.label, row.method, row.setting, len(row.fits)]
+        + [c.factor * v for c in SHOWN for v in workdirs.over(row.fits, c.metric)]
+        for title, rows in found.items()
+        for row in rows
+    ]
+    names = [c.metric + end for c in SHOWN for end in ("", "_std")]
+    return Table(["representation", "run", "method", "values", "fits", *names], rows)
+
+
+def differences(one: list[Outcome], other: list[Outcome], key: str) -> list[float]:
+    """Differences of a metric between fits of the same seeds.
+
+    A stage-1 head has one seed and is paired with every fit on its representation.
+    """
+    return [
+        number(a["metrics"].get(key)) - number(b["metrics"].get(key))
+        for a in one
+        for b in other
+        if all(x == y for x, y in zip(a["seeds"], b["seeds"], strict=False))
+    ]
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Return the mean and half of Student's 95 % interval (nan for one), in points."""
+    mean, std = (100 * value for value in spread(values))
+    share = scipy.stats.t.ppf(0.975, max(len(values) - 1, 1))
+    return [mean, float(share * std / math.sqrt(max(len(values), 1)))]
+
+
+def _columns(keys: Iterable[str]) -> list[str]:
+    return [name for key in keys for name in (key, f"{key} ± 95 %")]
+
+
+def versus(run: Run) -> Part:
+    """Difference of every method from LOS, paired by seeds."""
+    part = Part("versus", "Does LOS beat each method?")
+    if LOS not in run.fits or len(run.fits) < 2:
+        return part._replace(missing="This needs LOS and at least one other method.")
+    keys = dict.fromkeys((run.choose, "balanced", "all", *GROUPS))
+    rows = []
+    for name, fits in run.fits.items():
+        found = {key: differences(fits, run.fits[LOS], key) for key in keys}
+        cells = [v for values in found.values() for v in interval(values)]
+        better = verdict(name, [CHOOSE[run.choose] * v for v in found[run.choose]])
+        if name != LOS:
+            rows.append([name, better, len(found["all"]), *cells])
+    tuned = "chosen on validation" if run.swept else "as configured, not tuned"
+    return part._replace(
+        caption="The method minus LOS in points: mean, and half of its 95 % interval "
+        f"over fits with the same seeds; settings are {tuned}. A difference is within "
+        "the spread if it is at most its standard deviation. Fits on one "
+        "representation do not generalise to another.",
+        table=Table(
+            ["method", f"verdict ({run.choose})", "pairs", *_columns(keys)], rows
+        ),
+    )
+
+
+def lead(run: Run) -> str:
+    """What the sweep recommends, and the verdict on LOS by what chooses and overall."""
+    found, parts = run.result.get("sweep", {}).get("recommended"), []
+    if found:
+        parts.append(f"the sweep recommends {found['method']}")
+        parts += filter(None, [found.get("warning")])
+    others = [name for name in run.fits if name != LOS and LOS in run.fits]
+    for key in dict.fromkeys((run.choose, "all")) if others else ():
+        count = collections.Counter[str]()
+        for name in others:
+            found = differences(run.fits[name], run.fits[LOS], key)
+            kind = verdict("it", [CHOOSE[key] * value for value in found])
+            count[RESULTS.get(kind.split(",")[0], "without a verdict on")] += 1
+        counted = ", ".join(f"{kind} {size}" for kind, size in count.items())
+        parts.append(f"by {key}, LOS is {counted} of {len(others)} methods")
+    return f"{run.label}: {'; '.join(parts)}." if parts else ""
+
+
+def verdict(name: str, values: Sequence[float]) -> str:
+    """Compare a method with LOS, given differences in favour of the method."""
+    mean, std = spread(values)
+    if not np.isfinite(mean):
+        return "no seeds in common"
+    ahead = f"{name if mean > 0 else LOS} ahead"
+    if mean == 0 and not std > 0:
+        return "equal"
+    if len(values) == 1:
+        return f"{ahead}, spread unknown"
+    return "within the spread" if abs(mean) <= std else ahead
+
+
+def between(runs: Sequence[Run]) -> Part:
+    """Differences between runs of one dataset, and the choices that differ."""
+    part = Part("runs", "Differences between runs")
+    keys, rows = ("balanced", "all", *GROUPS), []
+    both = itertools.combinations(runs, 2)
+    if len(runs) > 6:  # else there are too many pairs to read
+        both = ((runs[0], other) for other in runs[1:])
+    for first, other in both:
+        for name in first.fits if dataset(first) == dataset(other) else ():
+            if name not in other.fits:
+                continue
+            changed = workdirs.differences(first, other, name)
+            choices = [
+                f"{key}: {plain(a)} → {plain(b)}" for key, (a, b) in changed.items()
+            ]
+            new, old = other.fits[name], first.fits[name]
+            found = [differences(new, old, key) for key in keys]
+            apart = [workdirs.over(new, k)[0] - workdirs.over(old, k)[0] for k in keys]
+            pairs = zip(found, apart, strict=True)
+            cells = [x for v, mean in pairs for x in interval(v or [mean])]
+            what = "; ".join(choices) or "nothing: a repetition"
+            names = other.label, first.label, name
+            rows.append([*names, len(found[0]), *cells, what])
+    if not rows:
+        return part._replace(missing="No two workdirs share a dataset and a method.")
+    return part._replace(
+        caption="The run minus the other, in points: mean, and half of its 95 % "
+        "interval over fits with the same seeds. With 0 pairs it is the difference of "
+        "the means. It is the effect of a choice only if nothing else differs.",
+        table=Table(
+            ["run", "minus", "method", "pairs", *_columns(keys), "what differs"], rows
+        ),
+    )
+
+
+def plain(value: Any) -> str:
+    """Format a value of a config."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
