@@ -3,7 +3,7 @@
 #
 #   launch/local.sh N -- lt-jax COMMAND ...
 #
-# The script adds --coordinator, --num_processes and --process_id, and divides the GPUs
+# The script adds --coordinator, --num-processes and --process-id, and divides the GPUs
 # evenly. On CPUs:
 #
 #   export JAX_PLATFORMS=cpu XLA_FLAGS=--xla_force_host_platform_device_count=2
@@ -73,7 +73,7 @@ for ((i = 0; i < num; i++)); do
       CUDA_VISIBLE_DEVICES=$(IFS=, && echo "${mine[*]}")
       export CUDA_VISIBLE_DEVICES
     fi
-    exec "$@" --coordinator "127.0.0.1:$port" --num_processes "$num" --process_id "$i"
+    exec "$@" --coordinator "127.0.0.1:$port" --num-processes "$num" --process-id "$i"
   ) &
   pids+=($!)
 done

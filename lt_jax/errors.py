@@ -81,6 +81,19 @@ def suggest(word: Any, choices: Iterable[str]) -> str:
     return valid + meant
 
 
+def near_name(path: Any) -> str:
+    """Build the end of a message about a missing file: a similar name next to it."""
+    import difflib
+
+    folder, name = os.path.split(str(path).rstrip("/"))
+    try:
+        names = [] if os.path.exists(path) else os.listdir(folder or ".")
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(name[:100], names, 1)
+    return f"; did you mean {os.path.join(folder, close[0])!r}?" if close else ""
+
+
 def one_of(what: str, name: str, choices: Iterable[str]) -> str:
     """Return ``name``; raise InputError with suggestions if it is not a choice."""
     choices = list(choices)

@@ -98,7 +98,7 @@ def test_local_numbers_the_processes(tmp_path):
     for number, words in zip("012", arguments, strict=True):
         assert words[:3] == [str(tmp_path), "x", "y"]
         assert words[3] == "--coordinator"
-        assert words[5:] == ["--num_processes", "3", "--process_id", number]
+        assert words[5:] == ["--num-processes", "3", "--process-id", number]
     assert len({words[4] for words in arguments}) == 1
     assert re.fullmatch(r"127\.0\.0\.1:\d+", arguments[0][4])
 
@@ -310,7 +310,7 @@ def test_commands_in_the_comments_change_the_manifest(tmp_path, name, expected):
     words = container["command"]
     assert words[2] == expected["stage"]
     assert expected["config"] in words[3]
-    assert f"--num_processes={expected['nodes']}" in words
+    assert f"--num-processes={expected['nodes']}" in words
     assert job["completions"] == job["parallelism"] == expected["nodes"]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": expected["gpus"]}
 

@@ -132,6 +132,7 @@ def test_other_commands_name_existing_files():
     make = (ROOT / "Makefile").read_text(encoding="utf-8")
     known = {"python3", "source", "pip", "pipx", "sbatch", "kubectl", "mpirun"}
     known |= {"check-jsonschema", "lt-jax", "launch", "pytest", "tfds"}
+    known |= {"shtab", "tensorboard"}
     for command, _ in COMMANDS:
         split = words(command)
         for word in split:

@@ -9,7 +9,7 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from lt_jax.errors import InputError, located, suggest
+from lt_jax.errors import InputError, located, near_name, suggest
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -96,7 +96,8 @@ def _find(path: str) -> str:
             return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))
     also = f"; the package has {names}" if names else ""
-    raise InputError(f"no config file {path!r:.200} in {os.getcwd()}{also}")
+    near = near_name(path)
+    raise InputError(f"no config file {path!r:.200} in {os.getcwd()}{also}{near}")
 
 
 def _parse(key: str, text: str, present: Any) -> Any:

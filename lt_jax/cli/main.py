@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
+import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +18,14 @@ from typing import TYPE_CHECKING
 from lt_jax.cli import commands, config_flags
 from lt_jax.cli.parser import make_parser
 from lt_jax.distributed import cluster
-from lt_jax.errors import Diverged, InputError, Interrupted, one_line, safe_streams
+from lt_jax.errors import (
+    Diverged,
+    InputError,
+    Interrupted,
+    near_name,
+    one_line,
+    safe_streams,
+)
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -93,6 +102,8 @@ def _ctrl_c() -> Iterator[None]:
 def _run(argv: list[str], options: argparse.Namespace) -> None:
     """Parse the flags into ``options`` and call the command."""
     flags, rest = config_flags.split(argv)
+    # The spelling of version 0.1, such as --num_processes.
+    rest = [re.sub("^--[a-z_]+", lambda m: m[0].replace("_", "-"), w) for w in rest]
     parser = make_parser()
     parser.parse_args(rest, options)
     if options.command is None:
@@ -150,7 +161,8 @@ def _failure(
         return 2, text
     if isinstance(error, OSError):
         file = f" ({error.filename})" if error.filename else ""
-        return 2, f"{error.strerror or error}{file}"
+        near = near_name(error.filename) if error.errno == errno.ENOENT else ""
+        return 2, f"{error.strerror or error}{file}{near}"
     if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in text:
         reason = text.partition("\n")[0] or "host"
         return 2, f"out of memory ({reason}): {REDUCE}"

@@ -3,49 +3,59 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from lt_jax._version import __version__
-from lt_jax.cli import commands
+from lt_jax.cli import commands, help
 from lt_jax.distributed import cluster
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, one_of
 
-CONFIG_HELP = """\
-config flags:
-  --config FILE[:ARG]      Python file that defines get_config(ARG). If it does not
-                           exist, the one shipped with the package is used
-  --config.KEY.KEY=VALUE   override one value; an unknown key is an error
-"""
-EXAMPLE = """
-example:
-  lt-jax run --config configs/digits_lt.py --workdir runs/digits
-"""
+# shtab.FILE, for an argument that is a path: what completes it in a shell.
+FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
 
 
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are one line, as all others."""
 
+    def _add_action(self, action: Any) -> Any:
+        if action.type in (_path, _new_file) or action.dest == "config":
+            action.complete = FILES
+        return super()._add_action(action)
+
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None:
+            names = action.option_strings or [str(action.metavar or "name").lower()]
+            one_of(names[0], value, action.choices)
+
+
+class Overview(argparse.RawDescriptionHelpFormatter):
+    """Leaves the commands out, which the end of the help lists by group."""
+
+    def add_arguments(self, actions: Iterable[argparse.Action]) -> None:
+        super().add_arguments(a for a in actions if a.dest != "command")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="lt-jax",
+        usage="lt-jax [--version] COMMAND [FLAGS]",
         description="Long-tailed recognition: train a representation, re-train its "
         "classifier, compare methods.",
-        epilog=CONFIG_HELP + EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=Overview,
     )
-    parser.add_argument("--version", action="version", version=__version__)
-    group = parser.add_subparsers(dest="command", metavar="COMMAND")
+    text = "print the version and exit"
+    parser.add_argument("--version", action="version", version=__version__, help=text)
+    group = parser.add_subparsers(dest="command", metavar="COMMAND", prog="lt-jax")
     for name, text in (
-        ("run", "both stages, every method of the config, table and report"),
-        ("train", "stage 1: train the representation"),
-        ("retrain", "stage 2: re-train classifiers on a finished stage 1"),
-        ("sweep", "stage 2 at every point of the grids, on cached features"),
+        ("run", "train both stages with every method, and write the report"),
+        ("train", "train the representation (stage 1)"),
+        ("retrain", "re-train classifiers on a finished stage 1 (stage 2)"),
+        ("sweep", "re-train them at every point of the grids, on cached features"),
     ):
         _add_computing(group, name, commands.fit, text)
 
@@ -89,6 +99,8 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(group, "list", commands.list_names, text, configured=False)
     whats = ("methods", "networks", "pretrained", "data", "configs")
     command.add_argument("what", choices=whats)
+    texts = {name: inner.description for name, inner in group.choices.items()}
+    parser.epilog = help.overview(texts)
     return parser
 
 
@@ -100,9 +112,13 @@ def _add(
         name,
         help=text,
         description=text[0].upper() + text[1:] + ".",
-        epilog=CONFIG_HELP if configured else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # For the help and completion: config_flags reads it.
+    if configured and name not in ("features", "fit"):  # which choose the config
+        text = "a config file; see below"
+        command.add_argument("--config", metavar="FILE[:ARG]", help=text)
+    command.epilog = help.epilog(command.prog.removeprefix("lt-jax "), configured)
     command.set_defaults(call=call, configured=configured, computes=False)
     text = "print the traceback of an error"
     command.add_argument("--debug", action="store_true", help=text)
@@ -120,15 +136,15 @@ def _add_computing(
     add = command.add_argument_group(
         "several processes",
         "Detected under SLURM, Open MPI, Kubernetes and Cloud TPU; see launch/.\n"
-        "--num_processes 1 turns detection off.",
+        "--num-processes 1 turns detection off.",
     ).add_argument
     text = "address where process 0 listens, the same for all processes"
     add("--coordinator", metavar="HOST:PORT", help=text)
-    add("--num_processes", type=int, metavar="N")
-    add("--process_id", type=int, metavar="I", help="from 0 to N - 1")
+    add("--num-processes", type=int, metavar="N")
+    add("--process-id", type=int, metavar="I", help="from 0 to N - 1")
     text = "how long to wait for the other processes (default: %(default)g)"
     seconds = cluster.JOIN_SECONDS
-    add("--join_timeout", type=float, default=seconds, metavar="SECONDS", help=text)
+    add("--join-timeout", type=float, default=seconds, metavar="SECONDS", help=text)
     return command
 
 
@@ -181,13 +197,12 @@ def _add_predict(group: Any) -> None:
 
 
 def _add_convert(group: Any) -> None:
-    text = (
-        "convert weights from PyTorch (IN a file, OUT a folder for init.path) or to it "
-        "(IN a workdir, OUT a .safetensors, .pth or .stablehlo file)"
-    )
+    text = "convert weights from PyTorch, or to it and to StableHLO"
     add = _add(group, "convert", commands.convert, text, False).add_argument
-    add("source", metavar="IN", type=_path)
-    add("target", metavar="OUT", type=_path)
+    text = "a file of PyTorch weights, or a workdir"
+    add("source", metavar="IN", type=_path, help=text)
+    text = "a folder for init.path; or a .safetensors, .pth or .stablehlo file"
+    add("target", metavar="OUT", type=_path, help=text)
     add("--arch", default="", help="the network in a weights file")
     add("--part", default="", help="name prefix, if a file holds several networks")
     text = "which fit of a workdir, such as los (default: %(default)s)"
@@ -198,7 +213,7 @@ def _add_convert(group: Any) -> None:
 def _add_data(group: Any) -> None:
     text = "inspect and prepare datasets"
     command = group.add_parser("data", help=text, description=text.capitalize() + ".")
-    inner = command.add_subparsers(dest="what", metavar="WHAT", required=True)
+    inner = command.add_subparsers(dest="what", metavar="COMMAND", required=True)
 
     text = "show counts, groups, imbalance and split hash"
     command = _add(inner, "info", commands.data_info, text, configured=True)

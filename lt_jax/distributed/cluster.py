@@ -58,7 +58,7 @@ def join(
       InputError: inconsistent flags, no connection, or processes with other code.
     """
     if not 0 < seconds <= 86400:
-        raise InputError(f"--join_timeout must be in (0, 86400] s, got {seconds:g}")
+        raise InputError(f"--join-timeout must be in (0, 86400] s, got {seconds:g}")
     flags = zip(FLAGS, (coordinator, num_processes, process_id), strict=True)
     given = {name: value for name, value in flags if value is not None}
     arguments = _arguments(given)
@@ -144,8 +144,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
         )
     if not 0 <= number < num < 2**31:
         raise InputError(
-            f"--process_id must be from 0 to --num_processes - 1, got {number} with "
-            f"--num_processes {num}"
+            f"--process-id must be from 0 to --num-processes - 1, got {number} with "
+            f"--num-processes {num}"
         )
     return arguments
 
@@ -174,8 +174,8 @@ def _time_limit(where: str, process_id: int | None, seconds: float) -> Iterator[
         print(
             f"lt-jax: {who} on {os.uname().nodename} did not reach all others within "
             f"{seconds:.0f} s (coordinator {where}). Check that all processes run, "
-            "with one --coordinator and --num_processes, and each with its own "
-            "--process_id. Process 0 must run on the coordinator's host, reachable.",
+            "with one --coordinator and --num-processes, and each with its own "
+            "--process-id. Process 0 must run on the coordinator's host, reachable.",
             file=sys.stderr,
             flush=True,
         )

@@ -12,10 +12,10 @@ from lt_jax.errors import InputError
 
 FLAGS = {
     "coordinator_address": "--coordinator",
-    "num_processes": "--num_processes",
-    "process_id": "--process_id",
+    "num_processes": "--num-processes",
+    "process_id": "--process-id",
 }
-HINT = f"pass {', '.join(FLAGS.values())}, or only --num_processes 1 to run alone"
+HINT = f"pass {', '.join(FLAGS.values())}, or only --num-processes 1 to run alone"
 
 
 def scheduled() -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import fnmatch
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -15,10 +18,12 @@ from pathlib import Path
 
 import pytest
 import tiny_digits
+from flax.traverse_util import flatten_dict
 
 from lt_jax import __main__
-from lt_jax.cli import config_flags, main
+from lt_jax.cli import config_flags, help, main
 from lt_jax.errors import InputError
+from lt_jax.experiment.defaults import base_config
 from lt_jax.report import build
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +48,7 @@ def test_help_is_light():
         "try: main.main(['--help'])\n"
         "except SystemExit: pass\n"
         "heavy = {'jax', 'flax', 'numpy', 'tensorflow_datasets', 'orbax', 'torch',"
-        " 'matplotlib', 'tensorflow'}\n"
+        " 'matplotlib', 'tensorflow', 'rich', 'tensorboardX'}\n"
         "sys.exit(len(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -58,7 +63,7 @@ def test_help_is_light():
     [
         (
             "lt_jax",
-            {"PIL", "jax", "flax", "numpy", "optax", "orbax", "tqdm", "absl"},
+            {"PIL", "jax", "flax", "numpy", "optax", "orbax", "rich", "absl"},
         ),
         # The library interface, with fit_heads and evaluate.
         ("lt_jax.api", {"PIL", "simplejpeg", "orbax"}),
@@ -115,9 +120,14 @@ def test_run_and_evaluate(tmp_path, capsys, monkeypatch):
     assert "stem_conv/kernel" not in table
     assert "stem_conv/kernel" in (tmp_path / "log.txt").read_text()
     assert "stage1/0: 2 epochs of 10 steps" in table
+    assert "plan: 1 x stage 1 (2 epochs), on" in table
+    assert "plan: 2 x stage 2 (2 epochs), on" in table
+    assert "nothing was left to do" not in table
     monkeypatch.setattr(build, "write", write_fails)
     assert main.main(["run", *arguments]) == 0  # everything is done already
-    error = capsys.readouterr().err
+    out, error = capsys.readouterr()
+    assert "nothing was left to do: every fit was finished" in out
+    assert "plan:" not in out
     assert (
         f"no report page (RuntimeError: no font); retry: lt-jax report {tmp_path}"
         in error
@@ -309,3 +319,73 @@ def test_closed_event_loops_are_silenced(monkeypatch):
     Late("Event loop is closed")
     Late("another error")
     assert [str(error) for error in printed] == ["another error"]
+
+
+def subparsers(parser):
+    """Every command of a parser by its words, such as ``data info``."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for inner in action.choices.values():
+                yield inner.prog.removeprefix("lt-jax "), inner
+                yield from subparsers(inner)
+
+
+COMMANDS = dict(subparsers(main.make_parser()))
+
+
+def test_every_command_is_in_one_group_of_the_help():
+    listed = [name for names in help.GROUPS.values() for name in names]
+    assert sorted(listed) == sorted(name for name in COMMANDS if " " not in name)
+    text = main.make_parser().format_help()
+    for name in listed:
+        (line,) = [x for x in text.splitlines() if x.startswith(f"  {name} ")]
+        assert line.endswith(".")
+
+
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"data"}))
+def test_every_command_has_examples_that_parse(name: str):
+    assert help.EXAMPLES[name]
+    for example in help.EXAMPLES[name]:
+        program, *words = shlex.split(example)
+        flags, rest = config_flags.split(words)
+        parsed = main.make_parser().parse_args(rest)
+        assert (program, words[: len(name.split())]) == ("lt-jax", name.split())
+        assert name in help.KEYS or not parsed.configured
+        assert not flags or config_flags.read(flags)
+
+
+def test_the_config_keys_of_the_help_exist():
+    keys = {".".join(key) for key in flatten_dict(base_config().to_dict())}
+    for text in help.KEYS.values():
+        for pattern in re.findall(r"[a-z]+\.[a-z*_]+", text):
+            assert fnmatch.filter(keys, pattern), pattern
+
+
+def test_flags_of_version_0_1_have_underscores(tmp_path, capsys):
+    workdir = ["--config", DIGITS, "--workdir", str(tmp_path / "x")]
+    assert main.main(["train", *workdir, "--num_processes=2"]) == 2
+    assert "--num-processes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["rnu"], "unknown command 'rnu'"),
+        (["rnu"], "did you mean 'run'"),
+        (["evaluate", "--split=tst"], "unknown --split 'tst'"),
+        (["data", "info", "--config=configs/digit_lt.py"], "'configs/digits_lt.py'?"),
+        (["report", "configz"], "configs'?"),
+        (["predict", "--workdir=configz", "a.png"], "configs'?"),
+    ],
+)
+def test_near_names(words, near, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert main.main(words) == 2
+    assert near in capsys.readouterr().err
+
+
+def test_completion_knows_commands_and_files():
+    shtab = pytest.importorskip("shtab", reason="a program of the user, not ours")
+    script = shtab.complete(main.make_parser(), shell="bash")
+    assert "retrain" in script
+    assert "_shtab_lt_jax_run___workdir_COMPGEN=_shtab_compgen_files" in script
