@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 THEIRS = r"Training .*?\((\d+)/\d+\).*?Loss: ([\d.]+)"
-OURS = r"\| step (\d+)/\d+ \| loss ([\d.]+)"
+OURS = r"\| step ([\d,]+)/[\d,]+ \| loss ([\d.]+)"
 PRINTED = (1, 2, 5, 10, 20, 40, 80, 120, 10**9)  # steps; the last is the last
 
 
@@ -35,6 +35,7 @@ def curve(text: str, pattern: str) -> np.ndarray:
     """
     losses: list[float] = []
     for step, loss in re.findall(pattern, text):
+        step = step.replace(",", "")
         if int(step) == len(losses) + 1:
             losses.append(float(loss))
         elif int(step) > len(losses):

@@ -126,7 +126,7 @@ class Run:
         assert out is not None
         for line in out:
             self.text += line
-            if line.startswith("protocol:"):
+            if "protocol:" in line:
                 return
 
     def wait(self) -> list[int]:
@@ -146,7 +146,7 @@ def finish(command: str, workdir: Path, processes: int) -> Run:
 def printed_steps(text: str) -> list[tuple[str, int]]:
     return [
         (run, int(step.replace(",", "")))
-        for run, step in re.findall(r"^(\S+) \| step ([\d,]+)/", text, re.MULTILINE)
+        for run, step in re.findall(r"(\S+) \| epoch \S+ \| step ([\d,]+)/", text)
     ]
 
 
@@ -518,7 +518,7 @@ def campaign(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 def redone(text: str, done: dict[str, int], count: Counter[str]) -> None:
     """Count a resume, and the steps that it repeats."""
     count["resumes"] += bool(done)
-    resumed = re.findall(r"^(\S+): resuming from step ([\d,]+)", text, re.MULTILINE)
+    resumed = re.findall(r"(\S+): resuming from step ([\d,]+)", text)
     for run, step in resumed:
         at = int(step.replace(",", ""))
         count["steps_redone"] += max(0, done.get(run, 0) - at)

@@ -10,7 +10,7 @@ import os
 import re
 import reprlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 # Control characters but tab and newline, marks that change the direction of text, and
@@ -143,21 +143,39 @@ def one_line(text: str, limit: int = 3000) -> str:
 class Stream:
     """A stream of ``printable`` text, in which a progress bar returns the carriage.
 
-    What the stream's encoding lacks is escaped too.
+    What the stream's encoding lacks is escaped too. ``escape=str`` escapes only that.
     """
 
-    def __init__(self, stream: Any):
-        self._stream = stream
+    def __init__(self, stream: Any, escape: Callable[[str], str] = printable):
+        self.stream, self._escape = stream, escape
 
     def write(self, text: str) -> int:
-        text = "\r".join(map(printable, text.split("\r")))
-        encoding = getattr(self._stream, "encoding", None) or "utf-8"
-        return self._stream.write(
+        text = "\r".join(map(self._escape, text.split("\r")))
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return self.stream.write(
             text.encode(encoding, "backslashreplace").decode(encoding)
         )
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
+
+
+def terminal(stream: Any) -> Any:
+    """Return rich's console on a stream, or None if it is not a terminal.
+
+    The text that is printed on it must be ``printable``.
+    """
+    if not stream.isatty() or os.environ.get("TERM") == "dumb":
+        return None
+    from rich.console import Console
+
+    plain: Any = {"markup": False, "highlight": False, "emoji": False}
+    # rich's own codes must pass.
+    file: Any = Stream(getattr(stream, "stream", stream), str)
+    console: Any = Console(file=file, **plain)
+    # A job that is killed could not show the cursor again.
+    console.show_cursor = lambda show=True: True
+    return console
 
 
 @contextlib.contextmanager

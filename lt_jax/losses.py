@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
+from scipy.special import entr
 
 from lt_jax.errors import InputError, in_range, one_of
 
@@ -255,6 +256,23 @@ def require_examples(counts: np.ndarray) -> np.ndarray:
 def _weighted(weight: np.ndarray) -> Adjust:
     mean_one = jnp.asarray(weight / weight.mean(), jnp.float32)
     return cross_entropy(len(weight))._replace(weight=mean_one)
+
+
+def least(adjust: Adjust, frequency: np.ndarray) -> float:
+    """Compute the least mean loss of any logits: the entropy of the smoothed labels.
+
+    Args:
+      frequency: of the classes among the examples, float[K], up to a factor.
+
+    >>> round(least(over_smooth(100, 0.98), np.ones(100)), 3)
+    4.587
+    """
+    num_classes, smooth = len(adjust.smooth), np.asarray(adjust.smooth, np.float64)
+    other = smooth / num_classes
+    entropy = entr(1 - smooth + other) + (num_classes - 1) * entr(other)
+    weight = np.asarray(adjust.weight, np.float64)
+    divisor = np.where(np.asarray(adjust.by_weight) > 0, weight, 1.0)
+    return float(np.sum(frequency * weight * entropy) / np.sum(frequency * divisor))
 
 
 def smoothing_gap(num_classes: int, delta: Any) -> Any:

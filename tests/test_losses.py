@@ -478,3 +478,21 @@ def test_focal_and_lade_at_zero_and_jitted(loss):
         adjusted_xent(logits, labels, neutral),
         rtol=1e-6,
     )
+
+
+def test_the_least_loss_is_that_of_logits_which_fit_the_labels():
+    """By smoothing, weights and frequencies of the classes, against such logits."""
+    counts = np.array([50, 20, 5])
+    adjust = losses.label_aware_smoothing(counts, 0.4, 0.1)
+    for by_weight in (0.0, 1.0):
+        adjust = adjust._replace(
+            weight=jnp.array([0.5, 1.0, 1.5]), by_weight=np.float32(by_weight)
+        )
+        labels = np.repeat(np.arange(3), counts)
+        smooth = np.asarray(adjust.smooth)[labels][:, None]
+        target = (1 - smooth) * np.eye(3)[labels] + smooth / 3
+        mask = jnp.ones(len(labels))
+        each = losses.adjusted_xent(jnp.log(target), jnp.array(labels), mask, adjust)
+        mean = each.sum() / losses.divisors(adjust, jnp.array(labels)).sum()
+        assert losses.least(adjust, counts) == pytest.approx(float(mean), rel=1e-5)
+    assert losses.least(losses.cross_entropy(3), counts) == 0.0

@@ -28,7 +28,7 @@ from lt_jax.retraining import engine, features
 from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import HeadFit, HeadJob
 from lt_jax.retraining.features import Features
-from lt_jax.training.log import duration
+from lt_jax.training.log import Bar, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params, Weights
@@ -167,23 +167,16 @@ def fit_rows(
         info("the features exceed method.memory: streaming them from disk")
     where = "the heads on cached features; finished chunks are kept"
     by_name, total = {row.name: row for row in rows}, sum(job.epochs for job in jobs)
-    with session.log.bar("heads", 0, total) as bar:
-        epochs, begun = 0, time.monotonic()
-        reported = begun
+    with Bar(session.log, "heads", 0, total, session.config.log.seconds) as bar:
 
         def after_epoch(heads: int) -> None:
-            nonlocal epochs, reported
-            epochs, now = epochs + heads, time.monotonic()
-            bar.update(heads)
-            if bar.disable and now - reported > session.config.log.seconds:
-                reported, share = now, epochs / total
-                left = duration((now - begun) * (1 - share) / share)
-                info(f"heads | {share:.0%} of the epochs | {left} left")
+            if bar.advance(heads):
+                bar.show({})
             session.raise_if_stopped(where)
 
         plain = functools.partial(cache.features, "plain")
         given = chunks, train, m.batch, budget, after_epoch, plain
-        chunk_begun = begun
+        chunk_begun = time.monotonic()
         for chunk, fits in engine.fit_heads(*given):
             seconds = (time.monotonic() - chunk_begun) / len(fits)
             yield [by_name[job.run] for job in chunk.jobs], fits, seconds

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from lt_jax import methods, recipes
 from lt_jax.data import catalogue
 from lt_jax.data.images.photos import PhotoOptions
-from lt_jax.errors import InputError, in_range, located, one_of, suggest
+from lt_jax.errors import InputError, in_range, located, near_name, one_of, suggest
 from lt_jax.experiment.records import ENTRIES, Config, RetrainConfig
 from lt_jax.files import Schema, read_json
 
@@ -34,7 +34,7 @@ DROPPED = {"nesterov": (False,), "at_once": range(10001)}
 # Keys that version 0.1.0 lacks, with what it did.
 ADDED = {
     **{"model.pool": "token", "init.sha256": "", "eval.group_average": "examples"},
-    "eval.margin": 0.0,
+    **{"eval.margin": 0.0, "log.sinks": ()},
 }
 
 # May change between two commands in one workdir: no result depends on these keys.
@@ -222,7 +222,7 @@ def read_config(workdir: Path) -> dict[str, Any]:
     if not file.exists():
         raise InputError(
             f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
-            "an earlier `lt-jax run`"
+            f"an earlier `lt-jax run`{near_name(workdir)}"
         )
     schema: Schema = {f"{name}?": {str: object} for name in GROUPS}
     remedy = "Restore the file, or run the same command in another --workdir"

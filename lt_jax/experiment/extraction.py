@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +34,7 @@ from lt_jax.pretrained import load as pretrained
 from lt_jax.pretrained import torch_backbones
 from lt_jax.pretrained.table import TABLE, Recipe
 from lt_jax.retraining.features import Request, extract
-from lt_jax.training.log import Logger, duration
+from lt_jax.training.log import Bar, Logger
 from lt_jax.training.loop import Task
 from lt_jax.types import Weights
 
@@ -237,34 +236,30 @@ def _compute_parts(
         if not file.is_file()
     ]
     total = sum(len(rows) for _, _, rows in parts)
-    done, begun, reported = 0, time.monotonic(), 0.0
-    for file, name, rows in parts:
-        part, size = datasets[name].take(rows), len(rows)
-        if part.decoder is not None:  # judged over the split, when it is complete
-            decoder = part.decoder._replace(max_broken=1.0)
-            part = dataclasses.replace(part, decoder=decoder)
-        errors = DecodeErrors(part)
-        values = np.concatenate(list(compute(part, errors)))
-        values = values.reshape(-1, size, values.shape[-1]).mean(0, np.float32)
-        if not np.isfinite(values).all():
-            raise InputError(
-                f"the features of {name} are not finite: use --dtype float32, or other "
-                "weights"
+    with Bar(log, "features", 0, total, QUIET) as bar:
+        for file, name, rows in parts:
+            part, size = datasets[name].take(rows), len(rows)
+            if part.decoder is not None:  # judged over the split, when it is complete
+                decoder = part.decoder._replace(max_broken=1.0)
+                part = dataclasses.replace(part, decoder=decoder)
+            errors = DecodeErrors(part)
+            values = np.concatenate(list(compute(part, errors)))
+            values = values.reshape(-1, size, values.shape[-1]).mean(0, np.float32)
+            if not np.isfinite(values).all():
+                raise InputError(
+                    f"the features of {name} are not finite: use --dtype float32, or "
+                    "other weights"
+                )
+            left_out = errors.all_indices()
+            _save(
+                file,
+                features=np.delete(values, left_out, axis=0),
+                labels=np.delete(part.labels, left_out),
+                left_out=np.asarray(part.ids)[left_out].astype(str),
             )
-        left_out = errors.all_indices()
-        _save(
-            file,
-            features=np.delete(values, left_out, axis=0),
-            labels=np.delete(part.labels, left_out),
-            left_out=np.asarray(part.ids)[left_out].astype(str),
-        )
-        done, now, end = done + size, time.monotonic(), rows[-1] + 1
-        if now - reported > QUIET or end == len(datasets[name]):
-            rate, reported = done / (now - begun), now
-            log.info(
-                f"{name}: {end:,} of {len(datasets[name]):,} images | "
-                f"{rate:,.1f} img/s | {duration((total - done) / rate)} left"
-            )
+            end, size = rows[-1] + 1, len(datasets[name])
+            if bar.advance(len(rows)) or end == size:
+                bar.show({"done": f"{name}: {end:,} of {size:,} images"})
 
 
 def _files(folder: Path, name: str, dataset: Dataset) -> list[tuple[int, Path]]:

@@ -167,6 +167,9 @@ def save_fit(
         **(origin or {}),
     }
     save_outcome(directory, outcome)
+    both = outcome["metrics"], metrics.per_class(tally)
+    test = ({f"test/{name}": v for name, v in values.items()} for values in both)
+    task.log.publish(title, fitted.step, *test)
 
 
 def save_outcome(directory: Path, outcome: Outcome) -> None:

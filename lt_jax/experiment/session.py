@@ -41,7 +41,7 @@ from lt_jax.experiment.config import (
 from lt_jax.experiment.records import Config, FitConfig
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.methods import Method
-from lt_jax.training import optim
+from lt_jax.training import optim, sinks
 from lt_jax.training.log import Logger
 from lt_jax.training.loop import Task
 
@@ -177,7 +177,10 @@ def open_session(
     signals = EXIT_CODES if writes else ["SIGTERM"]
     dataset = results.describe(c.data.name, splits, groups)
     log = Logger(workdir, writes)
-    with lock as check_workdir, catch_signals(*signals) as signalled:
+    if writes:
+        processes.on_process_zero(lambda: sinks.check_installed(c.log.sinks))
+    closing, catching = contextlib.closing(log), catch_signals(*signals)
+    with lock as check_workdir, catching as signalled, closing:
 
         def stop_requested() -> str:
             check_workdir()
@@ -192,6 +195,8 @@ def open_session(
             log.detail(results.command())
             for line in (*_announcement(session), *cuts):
                 log.info(line)
+            about = {"config": as_dict(given), "dataset": dataset}
+            log.open_sinks(c.log.sinks, jsonable(about))
         yield session
 
 
@@ -300,5 +305,5 @@ def _announcement(session: Session) -> list[str]:
         f"({medium}), few < {c.data.few} ({few}); accuracy of a group: mean over "
         f"{c.eval.group_average}",
         f"protocol: {kept[c.eval.select]}; evaluation {mirror}; stage-2 batch norm "
-        f"{c.method.batch_norm}; {sharding.device_name()}",
+        f"{c.method.batch_norm}",
     ]

@@ -10,6 +10,7 @@ method. On cached features, heads are fitted without the loop: see ``cached.py``
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lt_jax import metrics, models, samplers, trees
-from lt_jax.distributed import processes
+from lt_jax.distributed import processes, sharding
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
@@ -60,17 +61,50 @@ def _command(
 ) -> dict[str, Any]:
     """Run stages one after the other, then write ``result.json`` and the tables."""
 
-    def check(c: Config, task: Task) -> None:
+    def trains_stage1(c: Config, task: Task) -> bool:
         alone = isinstance(task.backbone, models.Identity) and not c.init.path
-        weights.check_start(c, task, workdir, stage1=alone or _stage1 in stages)
+        return alone or _stage1 in stages
+
+    def check(c: Config, task: Task) -> None:
+        weights.check_start(c, task, workdir, stage1=trains_stage1(c, task))
 
     with open_session(config, workdir, sweeps=sweeps, check=check) as session:
         try:
+            _plan(session, trains_stage1(session.config, session.task), stages[-1])
             found = [stage(session) for stage in stages]
         except Interrupted:
             _finish(session, interrupted=True)
             raise
         return _finish(session, sweep=found[-1])
+
+
+def _plan(session: Session, stage1: bool, last: Callable[..., Any]) -> None:
+    """Log the fits that are to be trained, by whether stage 1 is, and the last stage.
+
+    The log counts the time that is left by the epochs of those on images.
+    """
+    c, grid, rows = session.config, last is sweeping.sweep, list[cached.Row]()
+    seeds = [*range(c.seed, c.seed + c.optim.repeats)]
+    if not stage1:
+        path, _ = weights.origin(c, session.workdir)
+        seeds = [source.outcome["seeds"][0] for source in weights.finished(path)]
+    titles = [f"stage1/{seed}" for seed in seeds if stage1]
+    first = {t: c.optim.epochs for t in titles if not session.finished(t)}
+    if last is not _stage1:
+        rows = [row for seed in seeds for row in cached.rows_of(c, seed, grid)]
+        rows = [row for row in rows if grid or not session.finished(row.title)]
+    epochs = [row.hyper["epochs"] for row in rows]
+    online = c.method.features == "online" and not grid
+    heads = zip((row.title for row in rows), epochs, strict=True)
+    session.log.plan(first | dict(heads) if online else first)
+    parts = [
+        f"{len(each):,} x {name} ({sum(each):,} epochs)"
+        for name, each in (("stage 1", first.values()), ("stage 2", epochs))
+        if each
+    ]
+    if parts:
+        devices = sharding.device_name()
+        session.log.info(f"plan: {', '.join(parts)}, on {devices}")
 
 
 def _stage1(session: Session) -> None:
@@ -225,8 +259,10 @@ def _finish(
         info("no finished fits yet")
         return result
     info("")
-    info(tables.text(result))
+    session.log.result(tables.text(result), functools.partial(tables.drawing, result))
     info(f"tables: {report}")
+    if not session.log.worked:
+        info("nothing was left to do: every fit was finished")
     return result
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 # How a formula begins in a spreadsheet, unless it is a number.
@@ -21,6 +21,7 @@ class Column(NamedTuple):
     factor: int = 100
     decimals: int = 1
     in_text: bool = True  # False: only in the report, as terminals are narrow
+    better: int = 1  # the sign of an improvement; 0: neither
 
 
 COLUMNS = (
@@ -30,16 +31,28 @@ COLUMNS = (
     Column("few", "few"),
     Column("balanced", "balanced", in_text=False),
     Column("worst", "worst"),
-    Column("ECE", "ece"),
-    Column("LoMa row", "loma_row", 1, 2),
-    Column("LoMa col", "loma_col", 1, 2),
-    Column("spread row", "loma_row_spread", 1, 2, in_text=False),
-    Column("spread col", "loma_col_spread", 1, 2),
+    Column("ECE", "ece", better=-1),
+    Column("LoMa row", "loma_row", 1, 2, better=0),
+    Column("LoMa col", "loma_col", 1, 2, better=0),
+    Column("spread row", "loma_row_spread", 1, 2, in_text=False, better=0),
+    Column("spread col", "loma_col_spread", 1, 2, better=0),
 )
 
 
 def text(result: dict[str, Any]) -> str:
-    """Format the tables of a result below their caption."""
+    """Format the tables of a result below their caption, as Markdown."""
+    return "\n\n".join(_parts(result, table))
+
+
+def drawing(result: dict[str, Any], width: int) -> Any:
+    """Make what rich prints in place of ``text``, for a terminal of this width."""
+    from rich.console import Group
+
+    parts = _parts(result, lambda methods: _drawn(methods, width))
+    return Group(*(line for part in parts for line in (part, "")))
+
+
+def _parts(result: dict[str, Any], table: Callable[[dict[str, Any]], Any]) -> list[Any]:
     parts = [caption(result)]
     if "sweep" in result:
         s = result["sweep"]
@@ -50,7 +63,7 @@ def text(result: dict[str, Any]) -> str:
     parts.append(table(result["methods"]))
     if "fixed" in result:
         parts += ["At the config's own values:", table(result["fixed"])]
-    return "\n\n".join(parts)
+    return parts
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -107,6 +120,44 @@ def table(methods: dict[str, Any]) -> str:
 
     rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
     return "\n".join([line(*rows[0]), line(*rule), *(line(*row) for row in rows[1:])])
+
+
+def _drawn(methods: dict[str, Any], width: int) -> Any:
+    """Draw a table with the best in bold and the difference to ``none`` in colour.
+
+    Columns that do not fit are left out.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    columns: list[tuple[str, list[Text]]] = []
+    base = methods["none"]["all"]["mean"] or math.nan
+    for c in (column for column in COLUMNS if column.in_text):
+        entries = [_entry(entry, c.metric) for entry in methods.values()]
+        means = [math.nan if e["mean"] is None else e["mean"] for e in entries]
+        best = max((c.better * m for m in means if m == m), default=math.nan)
+        cells = [Text(cell(e["mean"], e["std"], c.factor, c.decimals)) for e in entries]
+        for text, mean in zip(cells, means, strict=True):
+            if c.better and c.better * mean == best:
+                text.stylize("bold")
+        columns.append((c.title, cells))
+        if c.metric == "all":
+            gains = [
+                cell(mean - base, None, c.factor, c.decimals, "+") for mean in means
+            ]
+            styles = ["red" if mean < base else "green" for mean in means]
+            pairs = zip(gains[1:], styles[1:], strict=True)
+            columns.append(("vs none", [Text(), *(Text(*pair) for pair in pairs)]))
+    drawn, left, shown = Table(box=None, pad_edge=False, header_style="dim"), width, []
+    for title, cells in [("method", [Text(name) for name in methods]), *columns]:
+        left -= 2 + max(len(title), *map(len, cells))
+        if left >= -2:
+            shown.append(cells)
+            side = "left" if title == "method" else "right"
+            drawn.add_column(title, no_wrap=True, justify=side)
+    for row in zip(*shown, strict=True):
+        drawn.add_row(*row)
+    return drawn
 
 
 def _entry(values: dict[str, Any], metric: str) -> dict[str, Any]:

@@ -243,7 +243,7 @@ def _read(source: Source) -> dict[str, Any]:
     }
 
 
-def _origin(config: Config, workdir: Path) -> tuple[Path, str]:
+def origin(config: Config, workdir: Path) -> tuple[Path, str]:
     """Where stage 2 finds stage 1, and what it skips there."""
     own = (s for s in fits(workdir, ["stage1"]) if "adopted_for" not in s.outcome)
     if any(own) or not config.init.path:
@@ -266,7 +266,7 @@ def check_start(config: Config, task: Task, workdir: Path, stage1: bool) -> None
     num_classes = len(task.splits.full_class_counts)
     like = blank(task.backbone, linear, task.splits.train.shape, num_classes)
     if not stage1:
-        path, skip = _origin(config, workdir)
+        path, skip = origin(config, workdir)
         for source in finished(path):
             processes.together(functools.partial(load, source, like, skip))
     elif config.init.path:
@@ -280,7 +280,7 @@ def representations(session: Session) -> Iterator[tuple[int, Weights]]:
     by this workdir's protocol and recorded in it.
     """
     c, task = session.config, session.task
-    path, skip = _origin(c, session.workdir)
+    path, skip = origin(c, session.workdir)
     for source in finished(path):
         seed = source.outcome["seeds"][0]
         network = load(source, fresh(task, c.model.init, (1, seed)), skip)

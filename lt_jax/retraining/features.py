@@ -22,6 +22,7 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import until_stopped
 from lt_jax.files import COUNT, jsonable, open_regular, read_json, sealed_json, write
 from lt_jax.training import inference
+from lt_jax.training.log import Bar
 from lt_jax.types import Params, Weights
 
 if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
@@ -230,11 +231,13 @@ def extract(
     network = sharding.replicate(network)
     rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
     local = sharding.process_part(rows)
-    with task.log.bar("features", 0, len(request.views) * len(dataset)) as bar:
+    title, total = f"features of {dataset.name}", len(request.views) * len(dataset)
+    with Bar(task.log, title, 0, total, task.log_seconds) as bar:
 
         def to_host(block: tuple[int, jax.Array]) -> np.ndarray:
             size, features = block
-            bar.update(size)
+            if bar.advance(size):
+                bar.show({})
             return np.asarray(features)[:size]
 
         for number, view in enumerate(request.views):

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
-from lt_jax import metrics, samplers, seeds
+from lt_jax import losses, metrics, samplers, seeds
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.loader import CropPlan, DecodeErrors, load_batches
@@ -28,7 +27,7 @@ from lt_jax.methods import Method, projection_steps
 from lt_jax.metrics import Tally
 from lt_jax.training import batches, inference, steps
 from lt_jax.training.checkpoint import Checkpoints
-from lt_jax.training.log import Logger
+from lt_jax.training.log import Bar, Logger
 from lt_jax.training.optim import Sgd
 from lt_jax.training.profiling import Profile
 from lt_jax.training.progress import Meter
@@ -113,8 +112,9 @@ def fit(task: Task, stage: Stage, start: Weights, directory: Path) -> FitResult:
       Diverged: a loss or parameter became NaN or infinite; names the step. Earlier
         checkpoints remain.
     """
+    least = _least_loss(task, stage)
     with contextlib.closing(Checkpoints(directory)) as checkpoints:
-        meter = Meter(stage.title, len(stage.rates))
+        meter = Meter(stage.title, stage.rates, stage.per_epoch, least)
         state = steps.init_state(*start, stage.sgd, stage.trains)
         run = _Fit(task, stage, checkpoints, meter, state)
         _resume(run)
@@ -145,10 +145,7 @@ def _resume(run: _Fit) -> None:
             run.meter.new_epoch()
         log.info(f"{stage.title}: resuming from {run.where}")
     elif stage.epochs:
-        log.info(
-            f"{stage.title}: {stage.epochs:,} epochs of {stage.per_epoch:,} steps; "
-            "compiling the training step ..."
-        )
+        log.info(f"{stage.title}: {stage.epochs:,} epochs of {stage.per_epoch:,} steps")
     # A killed run may have recorded steps after its last checkpoint.
     log.rewind(stage.title, run.step)
 
@@ -166,7 +163,7 @@ def _train(run: _Fit, early: StepInputs) -> None:
     train, errors = task.splits.train, DecodeErrors(task.splits.train)
     resident = batches.fits_on_device(train, task.resident)
     source = batches.resident(train) if resident else batches.streamed(train, errors)
-    bar = task.log.bar(stage.title, run.step * stage.batch, total * stage.batch)
+    bar = Bar(task.log, stage.title, run.step, total, task.log_seconds)
     traces = Path(task.profile, stage.title) if task.profile else None
     profile = Profile(traces, run.step, total, task.log)
     with bar, contextlib.closing(profile), jax.transfer_guard("disallow"):
@@ -181,7 +178,6 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 run.step += 1
                 run.meter.add(run.step, measured)
                 profile.step(run.step, measured)
-                bar.update(stage.batch)
                 if processes.is_sync_step(run.step) and (signal := stop()):
                     break
                 _show_progress(run, bar, errors)
@@ -189,13 +185,17 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 _save(run, None)
                 raise Interrupted(f"{stage.title}: {run.where}", signal)
             _end_epoch(run, epoch)
+            bar.estimate(run.meter.each())
 
 
 def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
+    made = steps.make_train_step.cache_info().misses
     step = steps.make_train_step(step_spec(run.task, run.stage))
+    if steps.make_train_step.cache_info().misses > made:  # fits may share a step
+        run.task.log.info(f"{run.stage.title}: compiling the training step ...")
     compiled = steps.compile_step(step, run.state, batch, inputs)
     if compiled.compile_seconds >= LOGGED_COMPILATION:
-        run.task.log.info(
+        run.task.log.detail(
             f"{run.stage.title}: compiled the training step in "
             f"{compiled.compile_seconds:.1f} s; temporary memory per device: "
             f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
@@ -203,15 +203,20 @@ def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
     return compiled.run
 
 
-def _show_progress(run: _Fit, bar: tqdm, errors: DecodeErrors) -> None:
+def _show_progress(run: _Fit, bar: Bar, errors: DecodeErrors) -> None:
     if warning := errors.new_warning():
         run.task.log.warning(warning)
-    if run.meter.silence() > run.task.log_seconds:
-        line = run.meter.line(run.step)
-        if bar.disable:
-            run.task.log.info(line)
-        else:
-            bar.set_postfix(loss=f"{run.meter.loss:.3f}")
+    if bar.advance(1):
+        bar.show(run.meter.parts(run.step), run.meter.each())
+
+
+def _least_loss(task: Task, stage: Stage) -> float:
+    """Return the least possible loss of a fit; 0 if it is not known."""
+    method, power = stage.method, samplers.POWERS[stage.method.sampler]
+    if stage.mixup or method.deferred is not None:
+        return 0.0
+    counts = task.splits.train.class_counts
+    return losses.least(method.adjust, counts ** (1.0 if power is None else power))
 
 
 def _end_epoch(run: _Fit, epoch: int) -> None:
@@ -243,19 +248,21 @@ def _evaluate_checkpoint(run: _Fit) -> float | None:
     task, stage, meter = run.task, run.stage, run.meter
     tests = task.select == "test"
     dataset = task.splits.test if tests else task.splits.valid
-    line, score = meter.line(run.step), None
-    values: dict[str, Any] = {}
+    line, score = " | ".join([stage.title, *meter.parts(run.step).values()]), None
+    values, per_class = dict[str, Any](), dict[str, np.ndarray]()
     if len(dataset):
         network = Weights(run.state.params, run.state.batch_stats)
         # A signal is left to the end of the epoch, which saves this result.
         uninterrupted = task._replace(stop_requested=never_stop)
         tally = evaluate(uninterrupted, stage.method.head, network, dataset)
         values = metrics.summary(tally, task.groups, task.group_average)
+        per_class = metrics.per_class(tally)
         score = values["all" if tests else "balanced"]
         line += f" | test {score:.1%}" * tests
         line += f" | validation {score:.1%} balanced" * (not tests)
     task.log.info(line)
     task.log.record(
+        per_class,
         run=stage.title,
         step=run.step,
         epoch=stage.epochs * run.step / len(stage.rates),

@@ -11,19 +11,27 @@ import numpy as np
 
 from lt_jax.distributed import sharding
 from lt_jax.errors import Diverged
-from lt_jax.training.log import duration
 from lt_jax.types import Batch
 
 
 class Meter:
-    """Loss and accuracy of the current epoch, and the speed of the run."""
+    """Loss and accuracy of the current epoch, and the speed of the run.
 
-    def __init__(self, title: str, total: int):
-        self._title = title
-        self._total = total  # steps of the run
+    Args:
+      title: of the fit.
+      rates: the learning rate of every step.
+      per_epoch: steps.
+      least: the least possible loss, see `losses.least`.
+    """
+
+    def __init__(
+        self, title: str, rates: np.ndarray, per_epoch: int, least: float = 0.0
+    ):
+        self._title, self._rates = title, rates
+        self._per_epoch, self._least = per_epoch, least
         self._wait = sharding.dispatch_limiter()
         self._pending: list[tuple[int, dict[str, jax.Array]]] = []
-        self._started = self._last_line = time.monotonic()
+        self._started = time.monotonic()
         self._mark: float | None = None  # start of the clock; None: still compiling
         # Totals without the first step, which compiles, and without evaluation. Of the
         # seconds, the host waited for batches during "waited".
@@ -113,20 +121,25 @@ class Meter:
         seconds = self._timed["seconds"]
         return self._timed["waited"] / seconds if seconds else 0.0
 
-    def silence(self) -> float:
-        """Return the seconds since the last progress line."""
-        return time.monotonic() - self._last_line
+    def each(self) -> float:
+        """Return the seconds per step, without compilation and evaluation, or nan."""
+        steps = self._timed["steps"]
+        return self._timed["seconds"] / steps if steps else float("nan")
 
-    def line(self, step: int) -> str:
-        """Format a progress line; fetches everything pending."""
+    def parts(self, step: int) -> dict[str, str]:
+        """Describe the progress up to a step; fetches everything pending."""
         self.fetch()
-        self._last_line = time.monotonic()
-        line = (
-            f"{self._title} | step {step:,}/{self._total:,} | loss {self.loss:.3f} | "
-            f"train {self.accuracy:.1%}"
-        )
-        if steps := self._timed["steps"]:  # else the speed is unknown
-            left = duration((self._total - step) * self._timed["seconds"] / steps)
-            line += f" | {self.rate():,.0f} img/s | data {self.data_share():.0%}"
-            line += f" | {left} left"
-        return line
+        epoch, total = -(-step // self._per_epoch), len(self._rates)
+        parts = {
+            "epoch": f"epoch {epoch:,}/{total // self._per_epoch:,}",
+            "step": f"step {step:,}/{total:,}",
+            "loss": f"loss {self.loss:.3f}",
+        }
+        if self._least:
+            parts["excess"] = f"{self.loss - self._least:.3f} above least"
+        parts["rate"] = f"lr {self._rates[step - 1]:.3g}"
+        parts["train"] = f"train {self.accuracy:.1%}"
+        if self._timed["steps"]:  # the first step compiles: the speed is unknown
+            parts["speed"] = f"{self.rate():,.0f} img/s"
+            parts["data"] = f"data {self.data_share():.0%}"
+        return parts

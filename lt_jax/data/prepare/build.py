@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,12 @@ from tensorflow_datasets.core import features as tfds_features
 from tensorflow_datasets.core import splits as tfds_splits
 from tensorflow_datasets.core.file_adapters import FileFormat
 from tensorflow_datasets.core.utils import Version
-from tqdm import tqdm
 
 from lt_jax.data.prepare.builders import BUILDERS, Builder
 from lt_jax.data.sources import records, tfds
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError, one_of, terminal
 
+LINE_SECONDS = 30.0  # between lines about progress, without a terminal
 SHARD = 2**29  # bytes of records per file; TFDS chooses similar sizes
 # Compressing photographs again gains nothing and costs minutes per hour.
 OPTIONS = "group_size:1,uncompressed"
@@ -241,18 +242,17 @@ def _write(
         split: SplitWriter(draft, builder.name, split) for split in builder.counts
     }
     seen: set[str] = set()
-    pause = 0.5 if sys.stderr.isatty() else 30.0  # seconds between lines in a log
-    examples = tqdm(
-        builder.examples(archives, lists),
-        desc=builder.name,
-        total=None if partial else sum(builder.counts.values()),
-        unit="img",
-        unit_scale=True,
-        leave=False,
-        mininterval=pause,
-        delay=pause,
-    )
+    examples, reported = builder.examples(archives, lists), time.monotonic()
+    total = None if partial else sum(builder.counts.values())
+    if console := terminal(sys.stderr):
+        from rich.progress import track
+
+        examples = track(examples, builder.name, total, console=console, transient=True)
     for example in examples:
+        if not console and time.monotonic() - reported > LINE_SECONDS:
+            reported = time.monotonic()
+            of = f" of {total:,}" if total else ""
+            print(f"{builder.name}: {len(seen):,}{of} images", file=sys.stderr)
         if example.id in seen:
             raise InputError(
                 f"{builder.name}: duplicate example in the archives: {example.id}"
