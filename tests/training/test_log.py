@@ -115,3 +115,4 @@ def test_a_terminal_shows_bars_below_the_lines(tmp_path: Path, monkeypatch):
     assert re.search(r"one +━*╸? 30% epoch 3/10 2:20", shown)
     assert re.search(r"all fits +━*╸? 10% then 1 more 9:00", shown)
     assert "data 7%" not in shown
+    assert not re.search(r"\x1b\[[\d;]*m", shown)  # colours, against NO_COLOR
