@@ -99,7 +99,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(group, "list", commands.list_names, text, configured=False)
     whats = ("methods", "networks", "pretrained", "data", "configs")
     command.add_argument("what", choices=whats)
-    texts = {name: inner.description for name, inner in group.choices.items()}
+    texts = {name: f"{inner.description}" for name, inner in group.choices.items()}
     parser.epilog = help.overview(texts)
     return parser
 

@@ -104,7 +104,7 @@ def _run_id(workdir: Path) -> str:
 
 def _tensorboard(workdir: Path, run_id: str, about: dict[str, Any]) -> Sink:
     """Write event files below ``tensorboard/``, a folder for each fit."""
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter  # pyright: ignore
 
     writers: dict[str, Any] = {}
 
@@ -136,7 +136,7 @@ def _tensorboard(workdir: Path, run_id: str, about: dict[str, Any]) -> Sink:
 
 def _wandb(workdir: Path, run_id: str, about: dict[str, Any]) -> Sink:
     """Log to one run, in which the names of metrics begin with the fit."""
-    import wandb
+    import wandb  # pyright: ignore
 
     run = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -168,8 +168,8 @@ def _mlflow(workdir: Path, run_id: str, about: dict[str, Any]) -> Sink:
     # By default it tries an unreachable server for several minutes.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric
+    from mlflow import MlflowClient  # pyright: ignore
+    from mlflow.entities import Metric  # pyright: ignore
 
     client, name = MlflowClient(), os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
     found = client.get_experiment_by_name(name)
