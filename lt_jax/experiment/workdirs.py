@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -138,8 +139,9 @@ def commands(workdir: Path) -> list[str]:
     """Read the commands that ran in a workdir from its log: date, version, command."""
     file = workdir / "log.txt"
     text = files.read(file).decode(errors="replace") if file.is_file() else ""
-    found = (line.partition(results.COMMAND) for line in text.splitlines())
-    return [command for before, start, command in found if start and not before]
+    start = rf"(?:[\d-]+ [\d:]+ )?{results.COMMAND}(.*)"
+    found = (re.match(start, line) for line in text.splitlines())
+    return [match[1] for match in found if match]
 
 
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
