@@ -46,10 +46,10 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
         lines.append(f"{'id order':12s} {ORDER[original]}")
     lines += ["", *curve(counts)]
     if png:
-        from lt_jax.report import drawing  # matplotlib is slow to import
+        from lt_jax.report.drawing import draw  # matplotlib is slow, and an extra
 
         limits = {"many above": c.data.many, "few below": c.data.few}
-        write(png, drawing.draw([_panel(counts, limits)])["png"])
+        write(png, draw([_panel(counts, limits)])["png"])
         lines.append(f"curve: {png}")
     print("\n".join(lines))
 

@@ -7,7 +7,7 @@ folder. If a workdir lacks the data of a part, the page explains why instead.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     Args:
       figures: also draw the charts as PNG and PDF, by matplotlib.
     """
+    draw = None
+    if figures:
+        from lt_jax.report.drawing import draw  # matplotlib is slow, and an extra
     runs = workdirs.read(paths)
     files.claim(out, out.parent if out.parent in paths else out)
     names = [name for run in runs for name in [*run.fits, *run.fixed]]
@@ -43,7 +46,7 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     first = Part("leaderboard", "Leaderboard", table=leaderboard.table(boards))
     for part in [first, *shared, *(part for each in parts for part in each)]:
         if not part.missing:
-            _write_files(part, out / "figures", figures)
+            _write_files(part, out / "figures", draw)
     page = render(
         runs=runs,
         notes=[*_notes(runs)],
@@ -57,12 +60,10 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     return out / "index.html"
 
 
-def _write_files(part: Part, folder: Path, figures: bool) -> None:
+def _write_files(part: Part, folder: Path, draw: Callable | None) -> None:
     files.write(folder / f"{part.name}.csv", part.csv())
-    if figures and part.panels:
-        from lt_jax.report import drawing  # matplotlib is slow to import
-
-        for kind, content in drawing.draw(part.panels).items():
+    if draw and part.panels:
+        for kind, content in draw(part.panels).items():
             files.write(folder / f"{part.name}.{kind}", content)
 
 

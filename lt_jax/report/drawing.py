@@ -7,12 +7,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
+from lt_jax.errors import InputError
 from lt_jax.report import charts
 from lt_jax.report.charts import Panel
+
+try:
+    import matplotlib.style
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+except ImportError as error:
+    raise InputError(
+        f"matplotlib, which draws charts as files, cannot be imported ({error}): "
+        "run pip install 'lt_jax[report]'"
+    ) from error
 
 WIDTH = 7.5  # inches, for a figure that fills a page
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "bar": "|", "": ""}

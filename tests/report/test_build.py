@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -533,3 +534,10 @@ def test_command_prints_the_path_of_the_page(plain: Path, tmp_path: Path, capsys
     assert main.main(["report", str(plain), "--out", str(tmp_path)]) == 0
     assert capsys.readouterr().out == f"report: {tmp_path / 'index.html'}\n"
     assert (tmp_path / "index.html").exists()
+
+
+def test_figures_without_matplotlib(monkeypatch, tmp_path):
+    monkeypatch.delitem(sys.modules, "lt_jax.report.drawing", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InputError, match=r"pip install 'lt_jax\[report\]'"):
+        build.write([tmp_path], tmp_path, figures=True)
