@@ -85,12 +85,13 @@ def npz(file: Path, names: Sequence[str]) -> list[np.ndarray]:
 def _array(stream: IO[bytes], size: int) -> np.ndarray:
     """Read an array of ``size`` bytes, header included."""
     version = npy_format.read_magic(stream)
-    if version == (1, 0):
-        shape, fortran, dtype = npy_format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, fortran, dtype = npy_format.read_array_header_2_0(stream)
-    else:
+    readers = {
+        (1, 0): npy_format.read_array_header_1_0,
+        (2, 0): npy_format.read_array_header_2_0,
+    }
+    if version not in readers:
         raise ValueError(f"version {version} of the format")
+    shape, fortran, dtype = readers[version](stream)
     count, left = math.prod(shape), size - stream.tell()
     if dtype.hasobject or min(shape, default=0) < 0:
         raise ValueError(f"not numbers, but {dtype}{list(shape)}")
@@ -99,8 +100,7 @@ def _array(stream: IO[bytes], size: int) -> np.ndarray:
             f"its header announces {dtype}{list(shape)}, which is "
             f"{count * dtype.itemsize:,} bytes, but {left:,} follow"
         )
-    content = stream.read(count * dtype.itemsize)
-    values = np.frombuffer(content, dtype, count)
+    values = np.frombuffer(stream.read(count * dtype.itemsize), dtype, count)
     return values.reshape(shape[::-1]).T if fortran else values.reshape(shape)
 
 

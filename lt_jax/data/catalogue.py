@@ -14,7 +14,7 @@ from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError
 
 # Datasets whose images have one size: name -> loader(dir) -> training set, perhaps a
 # validation set or None, and test set.
@@ -57,30 +57,20 @@ def load(
     """Load a long-tailed task.
 
     Cuts the training set with ``longtail.choose``, then holds out ``valid`` of it,
-    unless the source has a validation set. Images are decoded when they are read. The
-    class counts and the hash in the result do not depend on ``valid``.
+    unless the source has a validation set. The class counts and the hash in the result
+    do not depend on ``valid``.
 
     Args:
-      name: a key of ``SOURCES`` or ``PHOTOS``.
+      name: a key of ``SOURCES``, or of ``PHOTOS`` with ``photos`` and ``extra``.
       dir: folder of the source's files; "" is the source's default.
-      imbalance: size of the largest class over the smallest, at least 1.
-      split: which examples of a class to keep: ``first``, ``cao`` or ``whole``.
-      valid: fraction of the training set to hold out, in [0, 1).
-      seed: of the held-out examples.
-      photos: how to crop and decode; for a key of ``PHOTOS`` only.
-      extra: values for ``PhotoSource.extra``.
-
-    Raises:
-      InputError: an unknown name, missing or damaged files, a label outside the
-        classes, or sizes that ``longtail`` rejects.
+      imbalance, split: see ``longtail.choose``.
+      valid, seed: see ``longtail.hold_out``.
     """
-    own_valid: Dataset | None = None
-    if one_of("dataset", name, [*SOURCES, *PHOTOS]) in PHOTOS:
-        assert photos is not None
-        full, own_valid, test = PHOTOS[name].load(dir, photos, **(extra or {}))
+    if name in PHOTOS:
+        full, *others, test = PHOTOS[name].load(dir, photos, **(extra or {}))
     else:
         full, *others, test = SOURCES[name](dir)
-        own_valid = others[0] if others else None
+    own_valid = others[0] if others else None
     num_classes = len(full.classes)
     if not 2 <= num_classes <= len(full):
         raise InputError(

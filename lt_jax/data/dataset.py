@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +17,7 @@ class Decoder(NamedTuple):
     # (indices int[n], float64[n, crop_numbers] uniform in [0, 1) for random crops or
     # None for centre crops, n arrays uint8[H, W, C] to fill) -> n error messages, each
     # "" for success. Called from several threads at once.
-    fill: Callable[
-        [np.ndarray, np.ndarray | None, Sequence[np.ndarray] | np.ndarray], list[str]
-    ]
+    fill: Callable[[np.ndarray, np.ndarray | None, Any], list[str]]
     crop_numbers: int  # random numbers that a crop takes
     workers: int  # threads
     max_broken: float  # share of undecodable images that a run tolerates
@@ -69,9 +67,7 @@ class Dataset:
         decoder = self.decoder
         if decoder is not None:
             fill = decoder.fill
-            decoder = decoder._replace(
-                fill=lambda rows, numbers, out: fill(indices[rows], numbers, out)
-            )
+            decoder = decoder._replace(fill=lambda rows, *a: fill(indices[rows], *a))
         return dataclasses.replace(
             self,
             labels=self.labels[indices],
@@ -100,9 +96,6 @@ class Splits:
 
     def in_memory(self) -> Splits:
         """Read the images of all splits into memory, except photographs."""
-        return dataclasses.replace(
-            self,
-            train=self.train.in_memory(),
-            valid=self.valid.in_memory(),
-            test=self.test.in_memory(),
-        )
+        parts = {"train": self.train, "valid": self.valid, "test": self.test}
+        loaded = {name: part.in_memory() for name, part in parts.items()}
+        return dataclasses.replace(self, **loaded)

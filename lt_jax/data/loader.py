@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +29,7 @@ class CropPlan(NamedTuple):
 
 
 class DecodeErrors:
-    """The images of a dataset that could not be decoded, with the reasons."""
+    """The images of a dataset that could not be decoded."""
 
     def __init__(self, dataset: Dataset):
         self.reasons: dict[int, str] = {}  # by index into the dataset
@@ -80,26 +79,18 @@ def load_batches(
     crops: CropPlan | None = None,
     errors: DecodeErrors | None = None,
 ) -> Iterator[Batch]:
-    """Load one batch per row of a plan.
+    """Yield one batch per row of a plan.
 
-    Photographs are decoded by ``decoder.workers`` threads. A batch depends only on its
-    row and its crop positions, so a plan can be entered at any row. An image that
-    cannot be decoded becomes padding.
+    A batch depends only on its row and its crop positions, so a plan can be entered at
+    any row. An image that cannot be decoded becomes padding.
 
     Args:
-      dataset: what to read.
       rows: int32[steps, B] of indices; -1 is padding. Each of several processes passes
         its own columns of ``rows`` and ``crops.positions``.
       place: moves a host batch to the devices.
       ahead: number of batches to prepare while the devices work.
       crops: random crops of photographs; None for centre crops.
-      errors: collects the images that cannot be decoded.
-
-    Yields:
-      ``{"image": [B, H, W, C], "label": int32[B], "mask": float32[B]}`` as placed.
-
-    Raises:
-      InputError: more images are undecodable than ``decoder.max_broken`` tolerates.
+      errors: collects the images that cannot be decoded; see its ``check``.
     """
     errors = DecodeErrors(dataset) if errors is None else errors
     decoder = dataset.decoder
@@ -110,16 +101,11 @@ def load_batches(
     pending: deque[Future[Batch]] = deque()
     try:
         for step, indices in enumerate(rows):
-            if decoder is None:
-                finish = functools.partial(_read, dataset, indices)
-            else:
-                numbers, real = None, indices >= 0
-                if crops is not None and real.any():
-                    positions = crops.positions[step][real]
-                    numbers = seeds.uniform(
-                        crops.run, crops.epoch, positions, decoder.crop_numbers
-                    )
-                finish = _decode(workers, dataset, indices, numbers, errors)
+            numbers, real = None, indices >= 0
+            if decoder and crops is not None and real.any():
+                seeding = crops.run, crops.epoch, crops.positions[step][real]
+                numbers = seeds.uniform(*seeding, decoder.crop_numbers)
+            finish = _start(workers, dataset, indices, numbers, errors)
             pending.append(finisher.submit(lambda finish=finish: place(finish())))
             if len(pending) > ahead:
                 yield pending.popleft().result()
@@ -130,50 +116,43 @@ def load_batches(
             threads.shutdown(cancel_futures=True)
 
 
-def _labels_and_mask(dataset: Dataset, indices: np.ndarray) -> Batch:
-    real = indices >= 0
-    label = np.zeros(len(indices), np.int32)
-    label[real] = dataset.labels[indices[real]]
-    return {"label": label, "mask": real.astype(np.float32)}
-
-
-def _read(dataset: Dataset, indices: np.ndarray) -> Batch:
-    real = indices >= 0
-    found = dataset.read(indices[real])
-    image = np.zeros((len(indices), *dataset.shape), found.dtype)
-    image[real] = found
-    return {**_labels_and_mask(dataset, indices), "image": image}
-
-
-def _decode(
+def _start(
     workers: ThreadPoolExecutor,
     dataset: Dataset,
     indices: np.ndarray,
     numbers: np.ndarray | None,
     errors: DecodeErrors,
 ) -> Callable[[], Batch]:
-    """Start to decode a batch; return a function that waits for it."""
-    assert dataset.decoder is not None
-    image = np.zeros((len(indices), *dataset.shape), np.uint8)
+    """Start to decode a batch; return a function that waits for it, or reads it."""
+    shape, tasks = (len(indices), *dataset.shape), []
     real = np.flatnonzero(indices >= 0)
-    tasks = [
-        workers.submit(
-            dataset.decoder.fill,
-            indices[real[first : first + IMAGES_PER_TASK]],
-            None if numbers is None else numbers[first : first + IMAGES_PER_TASK],
-            [image[position] for position in real[first : first + IMAGES_PER_TASK]],
-        )
-        for first in range(0, len(real), IMAGES_PER_TASK)
-    ]
+    decoded = np.zeros(shape if dataset.decoder else 0, np.uint8)
+    if dataset.decoder:
+        for first in range(0, len(real), IMAGES_PER_TASK):
+            part = slice(first, first + IMAGES_PER_TASK)
+            drawn = None if numbers is None else numbers[part]
+            out = [decoded[position] for position in real[part]]
+            fill = dataset.decoder.fill
+            tasks.append(workers.submit(fill, indices[real[part]], drawn, out))
 
     def finish() -> Batch:
-        batch = _labels_and_mask(dataset, indices)
-        reasons = [reason for task in tasks for reason in task.result()]
-        for position, reason in zip(real, reasons, strict=True):
-            if reason:
-                batch["mask"][position] = batch["label"][position] = 0
-                errors.reasons.setdefault(int(indices[position]), reason)
-        errors.check()
-        return {**batch, "image": image}
+        label, mask = (
+            np.zeros(len(indices), np.int32),
+            np.zeros(len(indices), np.float32),
+        )
+        label[real], mask[real] = dataset.labels[indices[real]], 1
+        if dataset.decoder:
+            reasons = [reason for task in tasks for reason in task.result()]
+            for position, reason in zip(real, reasons, strict=True):
+                if reason:
+                    mask[position] = label[position] = 0
+                    errors.reasons.setdefault(int(indices[position]), reason)
+            errors.check()
+            image = decoded
+        else:
+            found = dataset.read(indices[real])
+            image = np.zeros(shape, found.dtype)
+            image[real] = found
+        return {"label": label, "mask": mask, "image": image}
 
     return finish

@@ -10,25 +10,14 @@ from collections.abc import Callable
 
 import numpy as np
 
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError
 
 
 def class_sizes(n_max: float, num_classes: int, imbalance: float) -> np.ndarray:
-    """Compute class sizes that fall exponentially from n_max to n_max / imbalance.
+    """Compute class sizes int64[K] that fall from n_max to n_max / imbalance.
 
     ``n_c = int(n_max * (1 / imbalance) ** (c / (K - 1)))`` in the order of the labels,
     rounded down in floating point as in the code of LDAM and LOS.
-
-    Args:
-      n_max: size of the largest class.
-      num_classes: K, at least 2.
-      imbalance: size of the largest class over the smallest, at least 1.
-
-    Returns:
-      int64[K].
-
-    Raises:
-      InputError: a class would be empty.
     """
     last = num_classes - 1
     sizes = [int(n_max * (1 / imbalance) ** (c / last)) for c in range(num_classes)]
@@ -59,12 +48,14 @@ def _cao(members: list[np.ndarray]) -> list[np.ndarray]:
     return [random.permutation(rows) for rows in members]
 
 
-# How to order the examples of each class before taking its first n_c.
+# How to order the examples of each class before taking its first n_c: as they are
+# (github.com/bilibili/LOS), or shuffled by NumPy's legacy generator with seed 0
+# (github.com/kaidic/LDAM-DRW, Cao et al. 2019).
 SPLITS: dict[str, Callable[[list[np.ndarray]], list[np.ndarray]]] = {
     "first": lambda members: members,
     "cao": _cao,
 }
-WHOLE = "whole"  # keeps every example
+WHOLE = "whole"  # keeps every example of a dataset that is long-tailed already
 
 
 def choose(
@@ -74,7 +65,7 @@ def choose(
     imbalance: float,
     split: str,
 ) -> np.ndarray:
-    """Choose the examples of a long-tailed subset.
+    """Choose the examples of a long-tailed subset, class by class.
 
     The sizes are ``class_sizes(n, K, imbalance)``, where n is the size of the largest
     class; for a balanced dataset, this is the authors' N / K. A dataset that is already
@@ -84,21 +75,8 @@ def choose(
       labels: int[N], 0 .. K-1.
       ids_order: int[N], positions of the examples in the order of their ids, which is
         that of the original archive; it decides which images are first.
-      num_classes: K.
-      imbalance: size of the largest class over the smallest.
-      split: ``first``, the first n_c of each class (github.com/bilibili/LOS);
-        ``cao``, n_c of each class after a shuffle by NumPy's legacy generator with
-        seed 0 (github.com/kaidic/LDAM-DRW, Cao et al. 2019); or ``whole``, all
-        examples of a dataset that is long-tailed already.
-
-    Returns:
-      int[sum of the class sizes], class by class; for ``whole`` in the order of ids.
-
-    Raises:
-      InputError: an unknown split, too few examples of a class, ``whole`` with an
-        imbalance, or sizes that ``class_sizes`` rejects.
+      split: a key of ``SPLITS``, or ``WHOLE``, whose result is in the order of ids.
     """
-    one_of("long-tailed split", split, [*SPLITS, WHOLE])
     have = np.bincount(labels, minlength=num_classes)
     if split == WHOLE:
         if imbalance != 1:
@@ -122,28 +100,18 @@ def choose(
             "dataset, or use a larger imbalance"
         )
     members = [ids_order[rows] for rows in by_class(labels[ids_order], num_classes)]
-    ordered = SPLITS[split](members)
-    return np.concatenate(
-        [rows[:size] for rows, size in zip(ordered, sizes, strict=True)]
-    )
+    chosen = map(lambda rows, size: rows[:size], SPLITS[split](members), sizes)
+    return np.concatenate([*chosen])
 
 
 def hold_out(
     labels: np.ndarray, fraction: float, seed: int, num_classes: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out a stratified part of the examples.
+    """Return kept and held-out positions of int[N] labels, both ascending.
 
     Holds out round(fraction * n_c) of the n_c examples of each class: at least one if
-    n_c > 1, and never all. The same seed with a larger fraction holds out a superset.
-
-    Args:
-      labels: int[N], 0 .. K-1.
-      fraction: in [0, 1); 0 holds out nothing.
-      seed: at least 0.
-      num_classes: K.
-
-    Returns:
-      Kept and held-out positions, both int[...] and ascending.
+    n_c > 1, and never all. The same seed with a larger fraction, in [0, 1), holds out a
+    superset; 0 holds out nothing.
     """
     random = np.random.default_rng(seed)
     held = []

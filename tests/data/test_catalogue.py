@@ -146,15 +146,6 @@ def test_load_decodes_only_what_was_chosen(monkeypatch):
     assert sum(asked) == parts.full_class_counts.sum() < 1140
 
 
-def test_load_rejects_an_unknown_name():
-    with pytest.raises(
-        InputError, match=r"'cifar_100': expected one of .*did you mean 'cifar100'"
-    ):
-        catalogue.load("cifar_100", dir="", **LOAD)
-    with pytest.raises(InputError, match=r"expected one of digits, cifar10, cifar100"):
-        catalogue.load("qqq", dir="", **LOAD)
-
-
 @pytest.mark.parametrize("label", [-1, 10])
 def test_load_rejects_a_label_outside_the_classes(monkeypatch, label):
     train, test = digits.load("")

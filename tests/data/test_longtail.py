@@ -116,13 +116,6 @@ def test_choose_keeps_a_dataset_that_is_cut_already():
     assert rows.tolist() == list(range(len(labels)))
 
 
-def test_choose_rejects_an_unknown_split():
-    with pytest.raises(InputError, match=r"'frist': .*did you mean 'first'\?"):
-        longtail.choose(np.arange(4), np.arange(4), 4, 1, "frist")
-    with pytest.raises(InputError, match=r"expected one of first, cao"):
-        longtail.choose(np.arange(4), np.arange(4), 4, 1, "zzz")
-
-
 def test_choose_rejects_a_class_that_is_too_small():
     labels = np.array([0] * 10 + [1] * 2 + [2] * 10)
     with pytest.raises(InputError, match=r"needs 7 examples of class 1, .* has 2 \(1 "):

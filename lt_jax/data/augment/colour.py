@@ -17,19 +17,12 @@ def jitter(
 ) -> jax.Array:
     """Change brightness, contrast, saturation and hue at random, in this order.
 
-    Like ``torchvision.transforms.ColorJitter``, except for its random order.
-
-    Args:
-      strength: s for each of the four. Factors are uniform in max(0, 1 - s) .. 1 + s,
-        the hue is shifted by -s .. s of a full circle; 0 switches a change off.
-      key, positions: see ``transforms``.
-      images: float[B, H, W, 3].
+    Like ``torchvision.transforms.ColorJitter``, except for its random order. There is a
+    strength s for each of the four. Factors are uniform in max(0, 1 - s) .. 1 + s, the
+    hue is shifted by -s .. s of a full circle; 0 switches a change off.
     """
-
-    def draw(position: jax.Array) -> jax.Array:
-        return jax.random.uniform(jax.random.fold_in(key, position), (4,))
-
-    drawn = jax.vmap(draw)(positions)
+    keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(positions)
+    drawn = jax.vmap(lambda own: jax.random.uniform(own, (4,)))(keys)
     for number, change in enumerate((brightness, contrast, saturation)):
         s = strength[number]
         if s:
@@ -41,13 +34,7 @@ def jitter(
 
 
 def blend(images: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
-    """Interpolate from ``other`` (factor 0) to the images (1) and beyond, clipped.
-
-    Args:
-      images: float[..., H, W, 3].
-      other: same rank, broadcastable.
-      factor: float[...].
-    """
+    """Interpolate from ``other`` (factor 0) to float[..., H, W, 3] (1) and beyond."""
     factor = factor[..., None, None, None]
     return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
 

@@ -18,15 +18,8 @@ MAX_MAGNITUDE = 30
 
 GEOMETRIC = ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")
 PHOTOMETRIC = (
-    "identity",
-    "brightness",
-    "colour",
-    "contrast",
-    "sharpness",
-    "posterize",
-    "solarize",
-    "autocontrast",
-    "equalize",
+    *("identity", "brightness", "colour", "contrast", "sharpness", "posterize"),
+    *("solarize", "autocontrast", "equalize"),
 )
 
 
@@ -37,16 +30,9 @@ def rand_augment(
     positions: jax.Array,
     images: jax.Array,
 ) -> jax.Array:
-    """Apply ``number`` random operations to each image, one after the other.
+    """Apply ``number`` random operations of a magnitude 0 .. 30 to each image.
 
-    Args:
-      number: operations per image; 0 changes nothing.
-      magnitude: of all operations, 0 .. 30.
-      key, positions: see ``transforms``.
-      images: uint8 or float[B, H, W, 3] in 0 .. 255.
-
-    Returns:
-      float32[B, H, W, 3] in 0 .. 255.
+    Maps uint8 or float[B, H, W, 3] in 0 .. 255 to float32.
     """
     strength = magnitude / MAX_MAGNITUDE
 
@@ -65,12 +51,9 @@ def rand_augment(
 def apply_op(
     image: jax.Array, op: jax.Array, strength: float, sign: jax.Array
 ) -> jax.Array:
-    """Apply one operation to float32[H, W, 3].
+    """Apply the operation ``(GEOMETRIC + PHOTOMETRIC)[op]`` to float32[H, W, 3].
 
-    Args:
-      op: int32[], index into ``GEOMETRIC + PHOTOMETRIC``.
-      strength: fraction of the operation's range, 0 .. 1.
-      sign: 1 or -1, the direction of operations that have one.
+    ``strength`` is the fraction of its range, 0 .. 1; ``sign``, 1 or -1, its direction.
     """
     image = warp(image, _matrix(op, strength * sign, image.shape[1], image.shape[0]))
     factor = 1 + 0.9 * strength * sign

@@ -47,14 +47,10 @@ def normalise(augment: Augment, images: jax.Array) -> jax.Array:
 def offsets(
     augment: Augment, key: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draw the crop and the flip of each example.
+    """Draw top row and left column, 0 .. 2 * pad, of each crop; whether to mirror it.
 
     The key is one of JAX's default generator: under ``vmap``, ``rbg`` would draw per
     batch instead of per example.
-
-    Returns:
-      int32[B] top row and int32[B] left column of the crop in the padded image, uniform
-      in 0 .. 2 * pad; bool[B] whether to mirror after the crop.
     """
 
     def draw(position: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -112,18 +108,10 @@ def vary(
 def mix_shares(
     alpha: float, key: jax.Array, positions: jax.Array, mask: jax.Array
 ) -> jax.Array:
-    """Draw the share of itself that each example keeps under mixup.
+    """Draw the share of itself, float32[B], that each example keeps under mixup.
 
     "mixup: Beyond Empirical Risk Minimization", ICLR 2018: Beta(alpha, alpha), here
-    drawn per example. It is 1 if the partner is padding.
-
-    Args:
-      alpha: above 0.
-      key, positions: see the module.
-      mask: float32[B], 0 for padding; B is even.
-
-    Returns:
-      float32[B].
+    drawn per example. It is 1 if the partner is padding, where ``mask`` is 0.
     """
     own = jax.random.fold_in(key, MIX)
 

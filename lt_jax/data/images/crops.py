@@ -29,11 +29,7 @@ def random_box(
     that of ``ratio``. A box that does not fit is drawn again. After ten attempts, it is
     the largest centred box whose shape is in ``ratio``.
     "Going Deeper with Convolutions", CVPR 2015, in torchvision's form.
-
-    Args:
-      width, height: of the photograph.
-      numbers: float64[NUMBERS], uniform in [0, 1); four per attempt.
-      scale, ratio: lower and upper limit.
+    ``numbers`` is float64[NUMBERS], uniform in [0, 1); four per attempt.
     """
     low, high = ratio
     for area, shape, x, y in numbers.reshape(ATTEMPTS, 4).tolist():

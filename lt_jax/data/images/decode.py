@@ -7,6 +7,7 @@ height in the header is lowered first. Pillow decodes everything else.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
 import os
@@ -56,20 +57,16 @@ class Undecodable(Exception):
 
 
 class Header(NamedTuple):
-    """The header of a JPEG that libjpeg-turbo can decode."""
+    """The header of a JPEG that libjpeg-turbo can decode, with sizes as stored."""
 
-    width: int  # as stored, before the EXIF rotation
+    width: int
     height: int
     height_at: int  # byte offset of the height, or 0 if it must not be lowered
     orientation: int  # EXIF's, 1 to 8
 
 
 def read_file(path: str | Path, size: int = -1) -> bytes:
-    """Read an encoded image, or its first ``size`` bytes.
-
-    Raises:
-      Undecodable: the file is missing, unreadable, too large, or no regular file.
-    """
+    """Read an encoded image, or its first ``size`` bytes; may raise Undecodable."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):  # opening a named pipe would wait
@@ -105,31 +102,18 @@ def decode_all(data: bytes | Undecodable) -> np.ndarray:
 def decode(
     data: bytes | Undecodable, box_of: Callable[[int, int], Box], size: int
 ) -> np.ndarray:
-    """Decode a box of a photograph and resize it without aliasing.
+    """Decode a box of a photograph and resize it to uint8[size, size, 3], not aliased.
 
-    The box is exact to half a pixel of the decoded scale.
-
-    Args:
-      data: an encoded image; the first frame of an animation. Or why there is none.
-      box_of: maps width and height of the upright photograph to the box.
-      size: side of the result in pixels.
-
-    Returns:
-      uint8[size, size, 3].
-
-    Raises:
-      Undecodable: Pillow cannot decode the image either. A truncated JPEG is
-        undecodable even if the box is in the part that exists. A JPEG with damaged
-        content may give wrong pixels, as with any decoder.
+    ``box_of`` maps width and height of the upright photograph to the box, which is
+    exact to half a pixel of the decoded scale. Of an animation, the first frame is
+    decoded. A truncated JPEG is undecodable even if the box is in the part that exists.
+    A JPEG with damaged content may give wrong pixels, as with any decoder.
     """
     if isinstance(data, Undecodable):
         raise data
-    header = jpeg_header(data)
-    if header is not None:
-        try:
+    if (header := jpeg_header(data)) is not None:
+        with contextlib.suppress(ValueError):  # Pillow has better error messages
             return _from_jpeg(data, header, box_of, size)
-        except ValueError:
-            pass  # Pillow may still decode it, and has better error messages
     pixels, orientation = _from_pillow(data)
     height, width = pixels.shape[:2]
     box = _stored_box(box_of, width, height, orientation)
@@ -146,10 +130,7 @@ def jpeg_header(data: bytes) -> Header | None:
         return None
     at, orientation, xmp, frame = 2, None, False, None
     try:
-        while True:
-            if data[at] != 0xFF:
-                return None
-            kind = data[at + 1]
+        while data[at] == 0xFF and (kind := data[at + 1]) != 0xDA:  # the scan
             if kind == 0xFF:  # padding
                 at += 1
                 continue
@@ -162,13 +143,11 @@ def jpeg_header(data: bytes) -> Header | None:
                 frame = kind, at + 5, struct.unpack_from(">BHHB", data, at + 4)
             elif 0xC0 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
                 return None
-            elif kind == 0xDA:  # the scan, after the last header
-                break
             at += 2 + length
         in_scan = data[at + 4]  # channels
     except (IndexError, struct.error):
         return None
-    if frame is None:
+    if frame is None or data[at] != 0xFF:
         return None
     kind, height_at, (bits, height, width, channels) = frame
     if (
@@ -214,7 +193,10 @@ def _kernel(ratio: float) -> np.ndarray:
 
 
 def _from_jpeg(
-    data: bytes, header: Header, box_of: Callable[[int, int], Box], size: int
+    data: bytes | bytearray,
+    header: Header,
+    box_of: Callable[[int, int], Box],
+    size: int,
 ) -> np.ndarray:
     """Decode with libjpeg-turbo, which raises ValueError when it fails."""
     width, height, height_at, orientation = header
@@ -223,12 +205,11 @@ def _from_jpeg(
     # Colours may be interpolated from two rows below the box; blocks have 16 rows. The
     # decoder skips the rest of the file as garbage.
     last = -(-(math.ceil(box[1] + box[3]) + 2) // 16) * 16
-    source: bytes | bytearray = data
     if height_at and last < height:
-        height, source = last, bytearray(data)
-        source[height_at : height_at + 2] = height.to_bytes(2, "big")
+        height, data = last, bytearray(data)
+        data[height_at : height_at + 2] = height.to_bytes(2, "big")
     pixels = simplejpeg.decode_jpeg(
-        source,
+        data,
         min_height=-(-height // divisor),
         min_width=-(-width // divisor),
         strict=False,  # data after the last row counts as a recoverable error
@@ -268,12 +249,10 @@ def _from_pillow(data: bytes) -> tuple[np.ndarray, int]:
 
 def _orientation(exif: bytes) -> int | None:
     """The orientation in an EXIF segment, 1 to 8; None if it is absent or invalid."""
-    entries = Image.Exif()
-    try:
+    entries, found = Image.Exif(), None
+    with contextlib.suppress(Exception):  # whatever Pillow raises for a damaged one
         entries.load(exif)
         found = entries.get(ORIENTATION)
-    except Exception:  # Pillow raises anything on a damaged segment
-        return None
     return found if found in TURNS else None
 
 

@@ -17,10 +17,7 @@ from lt_jax.errors import InputError
 
 
 class PhotoOptions(NamedTuple):
-    """How to crop and decode photographs; fields are keys of ``config.data``.
-
-    The config checks them.
-    """
+    """How to crop and decode photographs; fields are keys of ``config.data``."""
 
     size: int  # side in pixels of the network's input
     resize: int  # shorter side before the centre crop of an evaluation
@@ -30,7 +27,8 @@ class PhotoOptions(NamedTuple):
     workers: int = 1  # decoding threads; they do not change results
 
 
-# See ``photographs``.
+# Maps indices int[n] to the encoded images, or to the reasons why there is none; called
+# from several threads.
 Encoded = Callable[[np.ndarray], list[bytes | Undecodable]]
 
 
@@ -43,16 +41,13 @@ def from_files(paths: Sequence[str | Path]) -> Encoded:
         except Undecodable as error:
             return error
 
-    return lambda rows: [content(row) for row in rows]
+    return lambda rows: [*map(content, rows)]
 
 
 def same_size(
     name: str, shape: tuple[int, int, int], ids: np.ndarray, encoded: Encoded
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Make ``Dataset.read`` for images that all have H, W, C of the dataset ``name``.
-
-    It raises InputError for an image that has not.
-    """
+    """Make ``Dataset.read`` for images that all have the shape H, W, C of a dataset."""
 
     def read(rows: np.ndarray) -> np.ndarray:
         pixels = np.empty((len(rows), *shape), np.uint8)
@@ -87,15 +82,10 @@ def photographs(
 
     ``Dataset.read`` returns centre crops; an undecodable image raises InputError.
     ``load_batches`` also makes random crops, and masks undecodable images.
-
-    Args:
-      name, classes, labels, ids: see ``Dataset``.
-      encoded: maps indices int[n] to the encoded images, or to the reasons why there
-        is none; called from several threads.
-      options: how to crop and decode.
     """
-    size, resize = options.size, options.resize
+    size, resize, scale, ratio = options[:4]
     centre = functools.partial(crops.centre_box, size=size, resize=resize)
+    random = functools.partial(crops.random_box, scale=scale, ratio=ratio)
     # Images are decoded in parallel, so OpenCV's own threads would only interfere.
     opencv().setNumThreads(1)
 
@@ -108,12 +98,7 @@ def photographs(
         for i, data in enumerate(encoded(rows)):
             box_of = centre
             if numbers is not None:
-                box_of = functools.partial(
-                    crops.random_box,
-                    numbers=numbers[i],
-                    scale=options.scale,
-                    ratio=options.ratio,
-                )
+                box_of = functools.partial(random, numbers=numbers[i])
             try:
                 out[i][...] = decode(data, box_of, size)
                 reasons.append("")
@@ -129,14 +114,7 @@ def photographs(
                 raise InputError(f"image {ids[row]} cannot be decoded: {reason}")
         return images
 
-    settings = {"size": size, "resize": resize}
-    settings |= {"scale": list(options.scale), "ratio": list(options.ratio)}
-    return Dataset(
-        name=name,
-        classes=classes,
-        labels=labels,
-        ids=ids,
-        shape=(size, size, 3),
-        read=read,
-        decoder=Decoder(fill, crops.NUMBERS, options.workers, options.broken, settings),
-    )
+    looks = {"size": size, "resize": resize, "scale": [*scale], "ratio": [*ratio]}
+    decoder = Decoder(fill, crops.NUMBERS, options.workers, options.broken, looks)
+    shape = size, size, 3
+    return Dataset(name, classes, labels, ids, shape, read, decoder=decoder)

@@ -20,13 +20,10 @@ from typing import Any
 
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore
-from tensorflow_datasets.core import dataset_info, example_serializer
-from tensorflow_datasets.core import features as tfds_features
-from tensorflow_datasets.core import splits as tfds_splits
-from tensorflow_datasets.core.file_adapters import FileFormat
-from tensorflow_datasets.core.utils import Version
+from tensorflow_datasets import core
+from tensorflow_datasets import features as features_of
 
-from lt_jax.data.prepare.builders import BUILDERS, Builder
+from lt_jax.data.prepare.builders import BUILDERS, Builder, class_names
 from lt_jax.data.sources import records, tfds
 from lt_jax.errors import InputError, one_of, terminal
 
@@ -45,7 +42,7 @@ def prepare(
     checksum: bool = False,
     partial: bool = False,
 ) -> Path:
-    """Prepare a dataset, unless it exists already.
+    """Prepare a dataset, unless it exists already; return its folder.
 
     Args:
       name: a key of ``BUILDERS``.
@@ -54,9 +51,6 @@ def prepare(
       lists: folder of the ImageNet-LT lists; None for that of the archives.
       checksum: also compare the SHA-256 of the archives, which reads them once more.
       partial: accept archives of other sizes and other numbers of examples.
-
-    Returns:
-      The folder of the dataset.
 
     Raises:
       InputError: bad archives, a full disk or wrong numbers of examples. Nothing is
@@ -125,41 +119,34 @@ def _draft_of(final: Path) -> Iterator[Path]:
         raise InputError(f"{draft} is a link, which is not followed: remove it")
     created = [path for path in draft.parents if not path.exists()]
     draft.mkdir(parents=True, exist_ok=True)
-    with _locked(draft):
-        try:
-            if leftovers := list(draft.iterdir()):
-                print(f"removing {draft}, left by an interrupted command")
-            for path in leftovers:
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink()
-            yield draft
-            draft.rename(final)
-        except BaseException as error:
-            full = _disk_is_full(draft, error)
-            shutil.rmtree(draft, ignore_errors=True)
-            with contextlib.suppress(OSError):
-                for folder in created or [draft.parent]:
-                    folder.rmdir()  # only if it is empty
-            if full:
-                raise InputError(
-                    f"the disk of {final.parent} is full: free some space, or set "
-                    "--dir. The files written were removed"
-                ) from error
-            raise
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    handle = os.open(folder, os.O_RDONLY)
+    handle = os.open(draft, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
     except BlockingIOError as error:
+        os.close(handle)
         raise InputError(
-            f"another command is writing {folder}: wait until it finishes"
+            f"another command is writing {draft}: wait until it finishes"
         ) from error
+    try:
+        if leftovers := list(draft.iterdir()):
+            print(f"removing {draft}, left by an interrupted command")
+        for path in leftovers:
+            is_folder = path.is_dir() and not path.is_symlink()
+            shutil.rmtree(path) if is_folder else path.unlink()
+        yield draft
+        draft.rename(final)
+    except BaseException as error:
+        full = _disk_is_full(draft, error)
+        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for folder in created or [draft.parent]:
+                folder.rmdir()  # only if it is empty
+        if full:
+            raise InputError(
+                f"the disk of {final.parent} is full: free some space, or set --dir. "
+                "The files written were removed"
+            ) from error
+        raise
     finally:
         os.close(handle)
 
@@ -179,16 +166,16 @@ class SplitWriter:
     def __init__(self, folder: Path, dataset: str, split: str):
         self.folder, self.split = folder, split
         self.lengths: list[int] = []  # records per shard
-        self.bytes = 0  # of all records
+        self._bytes = 0  # of all records
         self._stem = f"{dataset}-{split}.array_record"
         self._labels: list[int] = []
         self._ids: list[str] = []
         self._writer: Any = None
-        self._shard_bytes = 0
+        self._shard_bytes = SHARD  # of the current shard: begin one
 
     def add(self, record: bytes, label: int, id: str) -> None:
         """Append a record."""
-        if self._writer is None or self._shard_bytes >= SHARD:
+        if self._shard_bytes >= SHARD:
             self._close()
             path = self._draft(len(self.lengths))
             self._writer = array_record_module.ArrayRecordWriter(str(path), OPTIONS)
@@ -197,11 +184,11 @@ class SplitWriter:
         self._writer.write(record)
         self.lengths[-1] += 1
         self._shard_bytes += len(record)
-        self.bytes += len(record)
+        self._bytes += len(record)
         self._labels.append(label)
         self._ids.append(id)
 
-    def finish(self) -> None:
+    def finish(self) -> core.SplitInfo:
         """Close and check the shards, rename them to TFDS's names, write the index."""
         if not self.lengths:
             raise InputError(
@@ -222,6 +209,9 @@ class SplitWriter:
         labels, ids = np.array(self._labels, np.int32), np.array(self._ids, np.str_)
         stamp = records.stamp(shards)
         records.save_index(self.folder, self.split, stamp, labels, ids)
+        return core.SplitInfo(
+            name=self.split, shard_lengths=self.lengths, num_bytes=self._bytes
+        )
 
     def _close(self) -> None:
         if self._writer is not None:
@@ -235,59 +225,44 @@ def _write(
     builder: Builder, draft: Path, archives: Path, lists: Path, partial: bool
 ) -> dict[str, int]:
     """Write shards and metadata; return the number of examples per split."""
-    features: Any = tfds_features.FeaturesDict(builder.features(archives))
-    info = features.get_serialized_info()
-    serializer: Any = example_serializer.ExampleSerializer(info)
-    writers = {
-        split: SplitWriter(draft, builder.name, split) for split in builder.counts
+    labels = {
+        label: features_of.ClassLabel(names=names)
+        for label, names in class_names(builder, archives).items()
     }
+    image = features_of.Image(shape=tuple(builder.shape))
+    features: Any = features_of.FeaturesDict(
+        {builder.id: features_of.Text(), "image": image, **labels}
+    )
+    serializer: Any = core.ExampleSerializer(features.get_serialized_info())
+    writers = {name: SplitWriter(draft, builder.name, name) for name in builder.counts}
     seen: set[str] = set()
-    examples, reported = builder.examples(archives, lists), time.monotonic()
+    examples = builder.examples(builder, archives, lists)
+    reported = time.monotonic()
     total = None if partial else sum(builder.counts.values())
     if console := terminal(sys.stderr):
         from rich.progress import track
 
         examples = track(examples, builder.name, total, console=console, transient=True)
-    for example in examples:
+    for split, example in examples:
         if not console and time.monotonic() - reported > LINE_SECONDS:
             reported = time.monotonic()
             of = f" of {total:,}" if total else ""
             print(f"{builder.name}: {len(seen):,}{of} images", file=sys.stderr)
-        if example.id in seen:
-            raise InputError(
-                f"{builder.name}: duplicate example in the archives: {example.id}"
-            )
-        seen.add(example.id)
-        encoded = features.encode_example(example.features)
-        record = serializer.serialize_example(encoded)
-        writers[example.split].add(record, example.label, example.id)
-    for writer in writers.values():
-        writer.finish()
-    _write_info(builder, features, writers, draft)
-    return {split: sum(writer.lengths) for split, writer in writers.items()}
-
-
-def _write_info(
-    builder: Builder, features: Any, writers: dict[str, SplitWriter], draft: Path
-) -> None:
-    info: Any = dataset_info.DatasetInfo(
-        builder=dataset_info.DatasetIdentity(
-            name=builder.name,
-            version=Version(builder.version),
-            data_dir=str(draft),
-            module_name=__name__,
-        ),
+        if (id := example[builder.id]) in seen:
+            raise InputError(f"{builder.name}: duplicate example in the archives: {id}")
+        seen.add(id)
+        record = serializer.serialize_example(features.encode_example(example))
+        writers[split].add(record, example["label"], id)
+    splits = [writer.finish() for writer in writers.values()]
+    version = core.Version(builder.version)
+    info: Any = core.DatasetInfo(
+        builder=core.DatasetIdentity(builder.name, version, str(draft), __name__),
         description=builder.description,
         features=features,
         supervised_keys=("image", "label"),
         homepage=builder.homepage,
     )
-    info.set_file_format(FileFormat.ARRAY_RECORD)
-    splits = [
-        tfds_splits.SplitInfo(
-            name=split, shard_lengths=writer.lengths, num_bytes=writer.bytes
-        )
-        for split, writer in writers.items()
-    ]
-    info.set_splits(tfds_splits.SplitDict(splits))
+    info.set_file_format(core.FileFormat.ARRAY_RECORD)
+    info.set_splits(core.SplitDict(splits))
     info.write_to_directory(draft)
+    return {split.name: split.num_examples for split in splits}

@@ -22,16 +22,10 @@ def cifar100(dir: str) -> tuple[Dataset, Dataset]:
 
 
 def original_order(*parts: Dataset) -> bool | None:
-    """Check whether the ids number the images as in the original archive.
+    """Check whether the ids of a dataset number its images as in the original archive.
 
     If they do, the splits ``first`` and ``cao`` have the same images as the code of LOS
-    and of LDAM.
-
-    Args:
-      parts: one dataset, or the parts it was split into.
-
-    Returns:
-      True if all known labels agree, False if one differs, None if none is present.
+    and of LDAM. None if no known label is present.
     """
     agrees = [
         bool((part.labels[part.ids == name] == label).all())

@@ -20,12 +20,8 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
 
     The file is sorted by writer, so a fixed permutation chooses the test set. The
     smallest class has 114 other images; all classes are cut to that size. Both sets are
-    in the order of the file, and ids are positions in it (``digits_00017``).
-
-    Args:
-      dir: ignored; the images come with scikit-learn.
+    in the order of the file, and ids are positions in it. ``dir`` is ignored.
     """
-    del dir
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -36,8 +32,6 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
     values, labels = load_digits(return_X_y=True)
     # 0 .. 16 to 0 .. 255; the one tie (8, 127.5) rounds up to 128 as in PNG viewers.
     images = np.round(values * 255 / 16).astype(np.uint8).reshape(-1, *SHAPE)
-    labels = labels.astype(np.int32)
-
     # The stream of the legacy generator never changes, as a fixed split requires.
     order = np.random.RandomState(0).permutation(len(labels))
     members = [order[labels[order] == c] for c in range(10)]
@@ -47,7 +41,7 @@ def load(dir: str) -> tuple[Dataset, Dataset]:
     full = Dataset(
         name="digits",
         classes=tuple(str(c) for c in range(10)),
-        labels=labels,
+        labels=labels.astype(np.int32),
         ids=np.array([f"digits_{i:05d}" for i in range(len(labels))]),
         shape=SHAPE,
         read=lambda rows: images[rows],

@@ -28,14 +28,10 @@ Arrays = tuple[np.ndarray, np.ndarray]  # features, labels
 
 
 def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
-    """Load the training, validation (or None) and test set.
+    """Load the training, validation (or None) and test set, of shape (1, 1, D).
 
-    ``shape`` is (1, 1, D), ``read`` gives float32. K is the largest training label plus
-    one. The ids start with a digest of features and labels, so the hash of a split
-    identifies the content of the files.
-
-    Raises:
-      InputError: a missing folder or file, or arrays that ``checked`` rejects.
+    K is the largest training label plus one. The ids start with a digest of features
+    and labels, so the hash of a split identifies the content of the files.
     """
     if not dir:
         raise InputError(
@@ -43,29 +39,27 @@ def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
             "--config.data.dir=FOLDER or --config configs/features.py:path=FOLDER"
         )
     folder = Path(dir).expanduser()
-    train, test = (_read(folder, split) for split in ("train", "test"))
-    parts = {"test": test}
-    if any((folder / f"val{suffix}").is_file() for suffix in FORMATS):
-        parts["val"] = _read(folder, "val")
-    num_classes = int(train[1].max()) + 1
-    if num_classes > len(train[1]):
+    has_valid = any((folder / f"val{suffix}").is_file() for suffix in FORMATS)
+    splits = ("train", "test", "val") if has_valid else ("train", "test")
+    parts = {split: _read(folder, split) for split in splits}
+    (_, width), labels = parts["train"][0].shape, parts["train"][1]
+    num_classes = int(labels.max()) + 1
+    if num_classes > len(labels):
         raise InputError(
-            f"{folder}: train has label {num_classes - 1}, but only {len(train[1])} "
+            f"{folder}: train has label {num_classes - 1}, but only {len(labels)} "
             "examples: expected labels 0 to K - 1, each with an example"
         )
     for split, (features, _) in parts.items():
-        if features.shape[1] != train[0].shape[1]:
+        if features.shape[1] != width:
             raise InputError(
-                f"{folder}: all features must have the same width, got "
-                f"{train[0].shape[1]} numbers each in train, {features.shape[1]} in "
-                f"{split}"
+                f"{folder}: all features must have the same width, got {width} numbers "
+                f"each in train, {features.shape[1]} in {split}"
             )
     classes = tuple(str(k) for k in range(num_classes))
     if (file := folder / "features.json").is_file():
         remedy = "Without this file, classes are numbers"
         named = read_json(file, {"classes": [str, num_classes]}, remedy)
         classes = tuple(named["classes"][:num_classes])
-    parts["train"] = train
     made = {name: _dataset(name, *part, classes) for name, part in parts.items()}
     return made["train"], made.get("val"), made["test"]
 
@@ -75,13 +69,13 @@ def _dataset(
 ) -> Dataset:
     content = hashlib.sha256(features.data)
     content.update(labels.data)
-    digest = content.hexdigest()[:12]
+    start = f"{split}_{content.hexdigest()[:12]}"
     stacked = features[:, None, None, :]
     return Dataset(
         name="features",
         classes=classes,
         labels=labels,
-        ids=np.array([f"{split}_{digest}_{i:08d}" for i in range(len(labels))]),
+        ids=np.array([f"{start}_{i:08d}" for i in range(len(labels))]),
         shape=stacked.shape[1:],
         read=lambda rows: stacked[rows],
     )
@@ -124,7 +118,7 @@ def _parquet(file: Path) -> Arrays:
     return np.concatenate(parts).reshape(len(table), -1), labels.to_numpy()
 
 
-# How to read each format, and what a message expects.
+# How to read each format, and what it should contain.
 FORMATS: dict[str, tuple[Callable[[Path], Sequence[np.ndarray]], str]] = {
     ".npz": (
         lambda file: arrays.npz(file, ("features", "labels")),
@@ -147,12 +141,8 @@ FORMATS: dict[str, tuple[Callable[[Path], Sequence[np.ndarray]], str]] = {
 def checked(source: Any, features: np.ndarray, labels: np.ndarray) -> Arrays:
     """Check features and labels, and convert them to float32[N, D] and int32[N].
 
-    Args:
-      source: their name in messages.
-
-    Raises:
-      InputError: features are not finite numbers [N, D], or labels are not integers
-        from 0, one per feature; names the first invalid example.
+    Raises InputError, starting with ``source``, if features are not finite numbers
+    [N, D], or labels are not integers from 0, one per feature.
     """
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind not in "fiu":
         raise InputError(

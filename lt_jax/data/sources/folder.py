@@ -15,7 +15,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,14 +34,6 @@ LAYOUT = " Expected DIR/train/CLASS/IMAGE and DIR/test/CLASS/IMAGE, or DIR/CLASS
 HEAD = 4096  # bytes to compare before two files of one size are read completely
 
 
-def _content(path: str, size: int = -1) -> object:
-    """The first bytes of a file; a value that equals nothing if it cannot be read."""
-    try:
-        return hashlib.sha256(read_file(path, size)).digest()
-    except Undecodable:
-        return object()
-
-
 def load(
     dir: str, photos: PhotoOptions, *, table: str, test: float, valid_seed: int
 ) -> tuple[Dataset, Dataset | None, Dataset]:
@@ -49,19 +41,24 @@ def load(
 
     Args:
       dir: the folder; with a table, the base of relative paths.
-      photos: how to crop and decode.
       table: path of a CSV or Parquet file; "" to list the folders.
       test: share of each training class to use for testing if there is no test set.
       valid_seed: of that draw.
-
-    Raises:
-      InputError: an unreadable folder or table, fewer than two classes, a class without
-        training images, or an empty file.
     """
     source = table or dir
     files = tables.read(table, dir) if table else _list_folders(dir)
     files = {split: sorted(found) for split, found in files.items()}
-    _check_files(files, source)
+    for found in files.values():
+        if empty := [file.id for file in found if not file.size]:
+            raise InputError(
+                f"{source}: {len(empty)} image files are empty: {first_few(empty)}. "
+                "Extraction or copying may be incomplete; repeat it, or remove them"
+            )
+    if "train" not in files:
+        raise InputError(
+            f"{source} has no training images: expected the split "
+            f"{' or '.join(SPLIT_NAMES['train'])}, found {', '.join(files)}"
+        )
     names = {file.label for file in files["train"]}
     # Text is sorted as text and before numbers, which are sorted as numbers.
     classes = sorted(names, key=lambda n: (int(n[:99]) if n.isdecimal() else -1, n))
@@ -78,7 +75,7 @@ def load(
                 f"image: {first_few(unknown)}"
             )
     if "test" not in files:
-        if not 0 < test < 1:
+        if not test:
             raise InputError(
                 f"{source} has no test images, and data.test is {test}: set it to the "
                 "share of training images to use for testing, for example 0.2"
@@ -112,20 +109,6 @@ def load(
     return dataset(files["train"]), valid, dataset(files["test"])
 
 
-def _check_files(files: dict[str, list[ImageFile]], source: str) -> None:
-    for found in files.values():
-        if empty := [file.id for file in found if not file.size]:
-            raise InputError(
-                f"{source}: {len(empty)} image files are empty: {first_few(empty)}. "
-                "Extraction or copying may be incomplete; repeat it, or remove them"
-            )
-    if "train" not in files:
-        raise InputError(
-            f"{source} has no training images: expected the split "
-            f"{' or '.join(SPLIT_NAMES['train'])}, found {', '.join(files)}"
-        )
-
-
 def _list_folders(dir: str) -> dict[str, list[ImageFile]]:
     """List the files per split; all are in "train" if there are no split folders."""
     root = Path(dir).expanduser()
@@ -145,12 +128,9 @@ def _list_folders(dir: str) -> dict[str, list[ImageFile]]:
             )
         if present:
             splits[split] = present[0]
-    if "train" not in splits:
-        splits = {"train": root}
+    splits = splits if "train" in splits else {"train": root}
     skipped: list[str] = []
-    files = {
-        split: _list_classes(path, root, skipped) for split, path in splits.items()
-    }
+    files = {split: _list_classes(splits[split], root, skipped) for split in splits}
     if skipped:
         count = f"{len(skipped):,}"
         _warn(f"{dir}: skipped {count} files without images: {first_few(skipped)}")
@@ -176,14 +156,12 @@ def _list_classes(path: Path, root: Path, skipped: list[str]) -> list[ImageFile]
                 )
             if entry.is_dir():
                 continue
-            if entry.name.startswith(".") or file.suffix.lower() not in SUFFIXES:
-                skipped.append(id)
-                continue
+            is_image = file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
             try:
-                status = entry.stat()
+                status = entry.stat() if is_image else None
             except OSError as error:  # a link to a missing file
                 _unreadable(error)
-            if stat.S_ISREG(status.st_mode):
+            if status and stat.S_ISREG(status.st_mode):
                 found.append(ImageFile(id, folder.name, entry.path, status.st_size))
             else:
                 skipped.append(id)
@@ -228,18 +206,22 @@ def _unreadable(error: OSError) -> NoReturn:
 
 def _warn_of_duplicates(files: dict[str, list[ImageFile]]) -> None:
     """Warn of test images that are also in another split, byte for byte."""
+
+    def content(file: ImageFile, size: int) -> object:
+        if size == 0:
+            return file.size
+        try:
+            return hashlib.sha256(read_file(file.path, size)).digest()
+        except Undecodable:
+            return object()  # equals nothing
+
     groups = [[(split, file) for split, found in files.items() for file in found]]
-    # Each key reads more of the files, and only of those that may be equal so far.
-    keys: list[Callable[[ImageFile], object]] = [
-        lambda file: file.size,
-        lambda file: _content(file.path, HEAD),
-        lambda file: _content(file.path),
-    ]
-    for key in keys:
+    # Read more of the files, and only of those that may be equal so far.
+    for size in (0, HEAD, -1):
         finer = collections.defaultdict(list)
         for number, group in enumerate(groups):
             for split, file in group:
-                finer[number, key(file)].append((split, file))
+                finer[number, content(file, size)].append((split, file))
         groups = [
             group
             for group in finer.values()

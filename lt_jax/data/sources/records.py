@@ -36,10 +36,7 @@ def stamp(shards: Iterable[Path]) -> str:
 def load_index(
     folder: Path, split: str, stamp: str, count: int
 ) -> tuple[np.ndarray, np.ndarray] | None:
-    """Load int32[count] labels and str[count] ids in the order of the records.
-
-    Returns None if there is no valid index with this stamp.
-    """
+    """Load int32[count] labels and str[count] ids; None without a valid index."""
     for file in _index_files(folder, split):
         try:
             with arrays.reading(file, "an index"):
@@ -57,15 +54,11 @@ def save_index(
     folder: Path, split: str, stamp: str, labels: np.ndarray, ids: np.ndarray
 ) -> None:
     """Save labels and ids for ``load_index``, if a folder is writable."""
-    found = {
-        "labels": labels.astype(np.int32),
-        "ids": np.char.encode(ids, "utf-8"),
-        "stamp": np.array(stamp),
-    }
+    found = {"labels": labels.astype(np.int32), "ids": np.char.encode(ids, "utf-8")}
     for file in _index_files(folder, split):
         with contextlib.suppress(OSError):
             with atomic_path(file) as draft, draft.open("wb") as out:
-                np.savez(out, **found)
+                np.savez(out, **found, stamp=np.array(stamp))
             return
 
 

@@ -33,15 +33,9 @@ class ImageFile(NamedTuple):
 
 
 def read(path: str, dir: str) -> dict[str, list[ImageFile]]:
-    """List the files per split; all are in "train" if there is no column split.
+    """List the files of a .csv or .parquet file per split, "train" without a column.
 
-    Args:
-      path: a .csv or .parquet file.
-      dir: base of relative paths; "" is the table's folder.
-
-    Raises:
-      InputError: an unreadable table, a missing column, an unknown split, a duplicate
-        entry or a missing file.
+    ``dir`` is the base of relative paths; "" is the table's folder.
     """
     file = Path(path).expanduser()
     base = Path(dir).expanduser() if dir else file.parent
@@ -49,15 +43,14 @@ def read(path: str, dir: str) -> dict[str, list[ImageFile]]:
     found: dict[str, list[ImageFile]] = {}
     missing: list[str] = []
     seen: set[str] = set()
-    for number, row in enumerate(_rows(file), 1):
-        name, label, split = row
-        where = f"{file}, row {number}"
+    for number, (name, label, split) in enumerate(_rows(file), 1):
+        where, row = f"{file}, row {number}", (name, label, split)
         if not name or not label or len(label) > LONGEST:
             raise InputError(
                 f"{where}: expected a path and a label of at most {LONGEST:,} "
                 f"characters, got {reprlib.repr(row)}"
             )
-        if str(split or "train").lower() not in by_name:
+        if (in_lower := (split or "train").lower()) not in by_name:
             raise InputError(
                 f"{where}: unknown split {reprlib.repr(split)}, expected one of "
                 f"{', '.join(names[0] for names in SPLIT_NAMES.values())}"
@@ -74,7 +67,7 @@ def read(path: str, dir: str) -> dict[str, list[ImageFile]]:
             missing.append(image[:LONGEST])
             continue
         entry = ImageFile(name, label, image, status.st_size)
-        found.setdefault(by_name[str(split or "train").lower()], []).append(entry)
+        found.setdefault(by_name[in_lower], []).append(entry)
     if missing:
         raise InputError(
             f"{file}: {len(missing):,} of its images do not exist or are not regular "

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +21,7 @@ from lt_jax.errors import InputError, brief
 CHUNK = 1000  # records in memory at a time
 INDEX_FROM = 2**28  # bytes; for smaller splits, an index saves little time
 
-# What is read of dataset_info.json.
-INFO = {
+INFO = {  # what is read of dataset_info.json
     "fileFormat?": str,
     "alternativeFileFormats?": [str],
     "splits?": [{"name": str, "shardLengths": [str]}],
@@ -68,14 +66,7 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
     """Load one split of a prepared dataset without decoding images.
 
     Labels and ids come from the index, or else from the records with all images.
-
-    Args:
-      name, split: TFDS's names of the dataset and the split.
-      dir: see ``data_dir``.
-      id: feature that identifies an example.
-
-    Raises:
-      InputError: the dataset is missing, incomplete, damaged or in another format.
+    ``id`` is the feature that identifies an example.
     """
     folder = find(name, dir)
     try:
@@ -93,10 +84,14 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
                 records.save_index(folder, split, stamp, *index)
         labels, ids = index
         order = np.argsort(ids)
-        twice = np.flatnonzero(ids[order][1:] == ids[order][:-1])
-        if twice.size:
-            raise ValueError(f"two examples of {split} are {ids[order][twice[0]]}")
-        classes = _class_names(folder)
+        labels, ids = labels[order], ids[order]
+        if (twice := np.flatnonzero(ids[1:] == ids[:-1])).size:
+            raise ValueError(f"two examples of {split} are {ids[twice[0]]}")
+        text = files.read(folder / "label.labels.txt", limit=2**22).decode("utf-8")
+        # As TFDS reads them: without blanks at their ends and empty lines.
+        classes = tuple(filter(None, map(str.strip, text.split("\n"))))
+        if len(set(classes)) < len(classes):
+            raise ValueError("label.labels.txt holds a class name twice")
     except (InputError, MemoryError):
         raise
     except Exception as error:  # array_record and protocol buffers raise anything
@@ -112,17 +107,15 @@ def load(name: str, dir: str, split: str, id: str = "id") -> Part:
                 raise _incomplete(name, folder, error) from error
         return found
 
-    return Part(classes=classes, labels=labels[order], ids=ids[order], encoded=encoded)
+    return Part(classes, labels, ids, encoded)
 
 
 def _shards(name: str, folder: Path, split: str) -> tuple[list[Path], int]:
     """Return the files of a split, and its number of examples."""
     remedy = f"Remove {folder} and prepare the dataset again"
     info = files.read_json(folder / "dataset_info.json", INFO, remedy)
-    formats = [
-        info.get("fileFormat", "tfrecord"),
-        *info.get("alternativeFileFormats", []),
-    ]
+    formats = [info.get("fileFormat", "tfrecord")]
+    formats += info.get("alternativeFileFormats", [])
     if "array_record" not in formats:
         raise InputError(
             f"{name} in {folder} holds {' and '.join(formats)} files, which cannot be "
@@ -134,34 +127,21 @@ def _shards(name: str, folder: Path, split: str) -> tuple[list[Path], int]:
     if split not in splits:
         raise ValueError(f"no split {split!r} (found: {', '.join(splits) or 'none'})")
     lengths, stem = [*map(int, splits[split])], f"{name}-{split}.array_record"
-    shards = [
-        folder / f"{stem}-{i:05d}-of-{len(lengths):05d}" for i in range(len(lengths))
-    ]
+    total = len(lengths)
+    shards = [folder / f"{stem}-{i:05d}-of-{total:05d}" for i in range(total)]
     for path in shards:
         if not path.is_file():
             raise ValueError(f"{path.name} is missing or not a regular file")
     return shards, sum(lengths)
 
 
-def _class_names(folder: Path) -> tuple[str, ...]:
-    """Read the names as TFDS does: without blanks at their ends and empty lines."""
-    text = files.read(folder / "label.labels.txt", limit=2**22).decode("utf-8")
-    names = tuple(filter(None, map(str.strip, text.split("\n"))))
-    if len(set(names)) < len(names):
-        raise ValueError("label.labels.txt holds a class name twice")
-    return names
-
-
 def _read_labels_and_ids(source: Any, id: str) -> tuple[np.ndarray, np.ndarray]:
     """int32[N] and str[N] in the order of the files."""
-
-    def found() -> Iterator[tuple[int, str]]:
-        for start in range(0, len(source), CHUNK):
-            rows = range(start, min(start + CHUNK, len(source)))
-            for record in source.__getitems__(rows):
-                yield records.label_and_id(record, id)
-
-    labels, ids = zip(*found(), strict=True)
+    found: list[tuple[int, str]] = []
+    for start in range(0, len(source), CHUNK):
+        rows = range(start, min(start + CHUNK, len(source)))
+        found += (records.label_and_id(r, id) for r in source.__getitems__(rows))
+    labels, ids = zip(*found, strict=True)
     return np.clip(np.array(labels), -1, 2**31 - 1).astype(np.int32), np.array(ids)
 
 
