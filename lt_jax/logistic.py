@@ -23,11 +23,12 @@ def fit(
     adjust: Adjust,
     penalty: float,
 ) -> Params:
-    """Minimise the mean adjusted cross-entropy plus ``penalty / 2 |W|^2``.
+    """Minimise the mean adjusted cross-entropy plus ``penalty / (2 N) |W|^2``.
 
     W multiplies features that are centred and divided by their root mean square
     distance from the centre, so that a penalty means the same for features of any
-    norm. The bias is free. The result is the equal head on the features as they are.
+    norm and, as a Gaussian prior, for any number N of examples. The bias is free. The
+    result is the equal head on the features as they are.
 
     Args:
       blocks: the features, float[N, D] in blocks; read once per iteration.
@@ -42,6 +43,7 @@ def fit(
     centre = np.asarray(total / len(labels), np.float32)
     square = sum(np.sum((np.asarray(v, np.float64) - centre) ** 2) for v in blocks())
     scale = np.float32(max(float(np.sqrt(square / len(labels))), 1e-12))
+    strength = penalty / len(labels)
     divisor = float(np.sum(losses.divisors(adjust, jnp.asarray(labels))))
 
     def unpack(flat: np.ndarray) -> Params:
@@ -57,8 +59,8 @@ def fit(
             loss += float(each)
             grad += np.concatenate([grads["kernel"].ravel(), grads["bias"]])
         loss, grad = loss / divisor, grad / divisor
-        grad[:size] += penalty * flat[:size]
-        return loss + penalty / 2 * float(flat[:size] @ flat[:size]), grad
+        grad[:size] += strength * flat[:size]
+        return loss + strength / 2 * float(flat[:size] @ flat[:size]), grad
 
     # The sums are float32: a smaller tolerance would follow their rounding.
     options = {"maxiter": ITERATIONS, "ftol": 1e-7}

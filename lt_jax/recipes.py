@@ -89,7 +89,7 @@ UNTRAINED = {"lr": 0.0, "epochs": 0, "decay": 0.0}
 LR = (5e-4, 5e-3, 5e-2, 0.5)
 HALF_DECADES = (5e-4, 1.6e-3, 5e-3, 1.6e-2, 5e-2, 0.16, 0.5)
 STARTS = ("stage1", "fresh")
-PENALTIES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 1e-2)
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 BETAS = (0.9, 0.99, 0.999, 0.9999)
 
 # A table: the values of a single run, then the grid.
@@ -175,10 +175,10 @@ RECIPES: dict[str, RecipeFunction] = {
         UNTRAINED, tau=1.0, grid=dict(tau=tuple(i / 5 for i in range(16)))),
     # Not published; logit adjustment, and scikit-learn's balanced weights.
     "logistic": lambda c: dict(
-        UNTRAINED, power=0.0, tau=1.0, penalty=1e-4,
+        UNTRAINED, power=0.0, tau=1.0, penalty=0.1,
         grid=dict(penalty=PENALTIES)),
     "logistic_balanced": lambda c: dict(
-        UNTRAINED, power=1.0, tau=0.0, penalty=1e-3, grid=dict(penalty=PENALTIES)),
+        UNTRAINED, power=1.0, tau=0.0, penalty=1.0, grid=dict(penalty=PENALTIES)),
     # The rest is not published: LOS with other starts, samplers and corrections.
     "los_fresh": lambda c: dict(
         RECIPES["los"](c), lr=5e-2, start="fresh",

@@ -54,10 +54,10 @@ def test_auto_chooses_by_cross_validation():
 
 def test_pipelines_grids_and_pickles():
     pipeline = make_pipeline(StandardScaler(), LongTailClassifier("logistic"))
-    grid = {"longtailclassifier__hyper": [{"penalty": 1e-3}, {"penalty": 10.0}]}
+    grid = {"longtailclassifier__hyper": [{"penalty": 0.1}, {"penalty": 1e4}]}
     search = GridSearchCV(pipeline, grid, scoring="balanced_accuracy", cv=2)
     search.fit(FEATURES, LABELS)
-    assert search.best_params_["longtailclassifier__hyper"] == {"penalty": 1e-3}
+    assert search.best_params_["longtailclassifier__hyper"] == {"penalty": 0.1}
     joblib.dump(search.best_estimator_, buffer := io.BytesIO())
     buffer.seek(0)
     again = joblib.load(buffer).predict(FEATURES)
