@@ -329,7 +329,7 @@ def test_names_are_escaped(tmp_path: Path):
 def test_page_states_the_command_and_what_is_newer(tmp_path: Path):
     folder = made.write(tmp_path / "run", fits(), made.config({}))
     with (folder / "log.txt").open("w") as log:
-        log.write(f"epoch 1\n{results.command()}\n")
+        log.write(f"epoch 1\n2026-11-26 10:00:00 {results.command()}\n")
     result = json.loads((folder / "result.json").read_text())
     result["versions"]["lt_jax"] = "99.1"
     result["sweep"] = {"recommended": {"method": "los", "hyper": {}, "warning": "few"}}
