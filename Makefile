@@ -56,7 +56,7 @@ notebooks: $(DEV)
 build/lowest.txt: pyproject.toml $(MADE)
 	@mkdir -p build
 	@$(VENV)/bin/pip install --quiet --disable-pip-version-check uv
-	$(VENV)/bin/uv pip compile --quiet --resolution lowest-direct --no-header --no-annotate \
+	$(VENV)/bin/uv pip compile --quiet --upgrade --resolution lowest-direct --no-header --no-annotate \
 	  --python $(VENV)/bin/python --extra all --output-file $@ pyproject.toml
 
 $(MADE):
