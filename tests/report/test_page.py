@@ -168,6 +168,9 @@ def test_print_repeats_headers_on_a4_landscape(browser: Any, tmp_path: Path):
     page.emulate_media(media="print")
     assert not page.locator("#filter").is_visible()
     shown = page.locator("#about pre").evaluate("e => e.checkVisibility()")
+    # A button in it would keep the header from being repeated.
+    style = "e => getComputedStyle(e).display"
+    assert page.locator("th button").first.evaluate(style) == "contents"
     content = page.pdf(prefer_css_page_size=True)
     page.close()
     assert b"/MediaBox [0 0 841.9" in content
