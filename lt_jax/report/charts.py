@@ -216,7 +216,7 @@ def axes(
 
 def geometry(panel: Panel) -> tuple[int, int, Axis, Axis, int]:
     """Return width, height, scales and the number of points outside, for the page."""
-    left, width, height = 50.0, WIDTH, HEIGHT
+    left, width, height = 58.0, WIDTH, HEIGHT
     if panel.rows:
         left = min(190, 16 + 6.6 * max(map(len, panel.rows)))
         width, height = 2 * WIDTH, ROW * len(panel.rows) + 50

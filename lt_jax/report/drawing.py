@@ -56,7 +56,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
         entries |= dict(zip(labels, handles, strict=True))
         axis.set_visible(axis.has_data())
     if 1 < len(entries) <= 40:
-        above: Any = {"loc": "outside upper left", "ncols": 5}
+        above: Any = {"loc": "outside upper left", "ncols": 4}
         figure.legend(list(entries.values()), list(entries), **above)
     return figure
 

@@ -99,8 +99,9 @@ function read(svg) {
       const [a, b] = numbers.slice(2 * i, 2 * i + 2);
       const plus = parseFloat(spread[i]) >= 0 ? ` ± ${spread[i]}` : "";
       const parts = [series.querySelector("title").textContent, labels[i] || ""];
-      parts.push(named ? `${svg.dataset.xlabel}: ${a}; ${svg.dataset.ylabel}: ${b}${plus}`
-        : `${svg.dataset.xlabel}: ${a}${plus}`);
+      const x_text = svg.dataset.xlabel ? `${svg.dataset.xlabel}: ${a}` : "";
+      parts.push(named ? `${x_text && `${x_text}; `}${svg.dataset.ylabel}: ${b}${plus}`
+        : `${x_text}${plus}`);
       found.push({ series, x: x(a), y: y(b), text: parts.filter(Boolean).join(" · ") });
     }
   }

@@ -147,14 +147,18 @@ def delta(run: Run) -> Part:
         return part._replace(missing="All LOS heads of the sweep diverged.")
     deltas = np.array([s.hyper["delta"] for s in best])
     names = [f"δ {d:g}" for d in deltas]
+    with np.errstate(divide="ignore"):
+        gaps = smoothing_gap(run.result["dataset"]["num_classes"], deltas)
+        scale = 1 / (1 - deltas)
 
-    def lines(metrics: Sequence[str], factor: float = 1, x: Any = None) -> list[Series]:
+    def lines(
+        metrics: Sequence[str], factor: float = 1, x: Any = scale
+    ) -> list[Series]:
         found = []
         for look, metric in enumerate(metrics, 1):
             mean, std = factor * np.array([s.over(split, metric) for s in best]).T
             title, place = metric.replace("_", " "), (mean, look, "", std)
-            across = 1 - deltas if x is None else x
-            found.append(Series(title, across, *place, labels=names))
+            found.append(Series(title, x, *place, labels=names))
         return found
 
     rates = [s.hyper["lr"] for s in best]
@@ -163,16 +167,14 @@ def delta(run: Run) -> Part:
         "accuracy by group (%)": lines(GROUPS, 100),
         "Logits Magnitude (nats)": lines(("loma_row", "loma_col")),
         "RSD": lines([f"rsd_{name}" for name in RSD]),
-        "learning rate": [Series("best", 1 - deltas, rates, 1, labels=names)],
+        "learning rate": [Series("best", scale, rates, 1, labels=names)],
     }
-    with np.errstate(divide="ignore"):
-        gaps = smoothing_gap(run.result["dataset"]["num_classes"], deltas)
-    ticks = {1 - d: f"{d:g}" for d in (0, 0.5, 0.9, 0.99, 0.999, 0.9999)}
-    ticks = {at: text for at, text in ticks.items() if at >= 1 - deltas.max() - 1e-9}
+    ticks = {1 / (1 - d): f"{d:g}" for d in (0, 0.5, 0.9, 0.99, 0.999, 0.9999)}
+    ticks = {at: text for at, text in ticks.items() if at <= 1.001 * scale.max()}
     label = "gap of a perfect fit, ln(1 + K(1-δ)/δ)"
     gap = Panel(label, "LoMa row", lines(["loma_row"], x=gaps), diagonal=True)
     return part._replace(
-        caption=f"LOS by delta on the {split} split; the axis is logarithmic in 1-δ. "
+        caption=f"LOS by delta on the {split} split; the axis is that of 1/(1-δ). "
         "Each delta takes the learning rate with the best validation score "
         f"({run.choose}). Lines at points: standard deviation over seeds. At δ = 0 the "
         "gap is infinite and not drawn.",
