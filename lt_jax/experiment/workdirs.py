@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from lt_jax.experiment.config import FREE, read_config
 from lt_jax.experiment.results import REMEDY, Outcome, StoredRow
 from lt_jax.experiment.schemas import RESULT
 from lt_jax.experiment.tables import group_average
-from lt_jax.files import check, parse_json, read_json
+from lt_jax.files import NUMBER, check, parse_json, read_json
 from lt_jax.metrics import GROUPS
 from lt_jax.retraining.selection import number, spread
 from lt_jax.training.log import LARGEST, RECORD
@@ -99,6 +100,12 @@ def _read(path: Path, label: str) -> Run:
             f"no finished fits in {path}: there is no outcome.json in its checkpoints. "
             "Run the same command again: it resumes"
         )
+    every = itertools.chain(stage1, *fits.values(), *fixed.values())
+    if len(sizes := {len(one["per_class"]["class"]) for one in every}) > 1:
+        raise InputError(
+            f"the fits in {path} have {' and '.join(map(str, sorted(sizes)))} classes: "
+            f"expected one number. {REMEDY}"
+        )
     order = [*result["methods"], *sorted(fits)]  # as in the table, then the rest
     first = {"none": stage1} if stage1 else {}
     return Run(
@@ -122,11 +129,11 @@ def _by_method(workdir: Path, folder: str) -> dict[str, list[Outcome]]:
 def curves(workdir: Path) -> dict[str, dict[str, list[float]]]:
     """Read the evaluations during every fit: values by metric, by title."""
     found: dict[str, dict[str, list[float]]] = {}
-    file = workdir / "metrics.jsonl"
+    file, schema = workdir / "metrics.jsonl", {f"{name}?": NUMBER for name in CURVES}
     for line in files.read(file, LARGEST).splitlines() if file.is_file() else ():
         try:
             record = parse_json(line)
-            check(record, RECORD, str(file), "")
+            check(record, RECORD | schema, str(file), "")
         except ValueError:  # such as a line that a kill cut off
             continue
         columns = found.setdefault(record["run"], {name: [] for name in CURVES})
@@ -138,7 +145,7 @@ def curves(workdir: Path) -> dict[str, dict[str, list[float]]]:
 def commands(workdir: Path) -> list[str]:
     """Read the commands that ran in a workdir from its log: date, version, command."""
     file = workdir / "log.txt"
-    text = files.read(file).decode(errors="replace") if file.is_file() else ""
+    text = files.read(file, LARGEST).decode(errors="replace") if file.is_file() else ""
     start = rf"(?:[\d-]+ [\d:]+ )?{results.COMMAND}(.*)"
     found = (re.match(start, line) for line in text.splitlines())
     return [match[1] for match in found if match]

@@ -247,6 +247,7 @@ def test_learning_curves_of_every_fit(tmp_path: Path):
         {"run": "stage1/0", "step": 1, "epoch": 1.0, "loss": 2.0, "balanced": 0.3},
         {"run": "los/0.1", "step": 5, "epoch": 0.5, "loss": 1.0, "balanced": None},
         {"run": "los/0.1", "step": 9, "epoch": 1.0, "loss": 0.5, "balanced": 0.4},
+        {"run": "los/0.1", "step": 9, "epoch": 1.0, "loss": "0.5"},  # skipped
     ]
     text = "\n".join([*map(json.dumps, lines), '{"run": "cut'])
     (folder / "metrics.jsonl").write_text(text)
@@ -504,6 +505,13 @@ def test_bad_workdirs(
     assert message in error
     assert str(folder) in error
     assert not (folder / "report").exists()
+
+
+def test_fits_of_other_numbers_of_classes(tmp_path: Path, capsys: Any):
+    runs = fits() | {"ce": [made.outcome([0, 0], 0.4, (9, 8))]}
+    folder = made.write(tmp_path / "run", runs, made.config({}))
+    assert main.main(["report", str(folder)]) == 2
+    assert f"the fits in {folder} have 2 and 3 classes" in capsys.readouterr().err
 
 
 def test_a_workdir_without_finished_fits(tmp_path: Path):
