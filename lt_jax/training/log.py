@@ -163,7 +163,8 @@ class Bar(contextlib.AbstractContextManager["Bar"]):
         """Count work that is done; return whether it is time for ``show``."""
         self._done += count
         self._move()
-        return self._log.enabled and time.monotonic() - self._shown > self._every
+        late = time.monotonic() - self._shown > self._every
+        return self._log.enabled and (late or (bool(self._tasks) and self._share == 1))
 
     @property
     def _share(self) -> float:
