@@ -172,7 +172,7 @@ class Axis(NamedTuple):
             values = [float(f"{head}e{d}") for d in decades for head in heads]
             values = [v for v in values if self.low <= v <= self.high]
         if len(values) < 2:
-            raw = (self.high - self.low) / 5
+            raw = (self.high - self.low) / 5 or 1.0
             power = 10.0 ** math.floor(math.log10(raw))
             step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
             first, last = math.ceil(self.low / step), math.floor(self.high / step)
@@ -183,7 +183,8 @@ class Axis(NamedTuple):
 def limits(values: np.ndarray, log: bool = False) -> tuple[float, float, int]:
     """Axis limits that ignore far outliers, and the number of points outside them."""
     known = values[np.isfinite(values)]
-    inside = np.log(known[known > 0]) if log else known
+    # A hostile workdir may have numbers whose exponential is 0 or infinite.
+    inside = np.log(known[(known > 1e-99) & (known < 1e99)]) if log else known
     if not len(inside):
         return 0.1 if log else 0.0, 1.0, len(known)
     low, high = np.percentile(inside, (5, 95))  # 1 method of 25 may be an outlier

@@ -83,7 +83,7 @@ def _balanced(fits: Sequence[Outcome]) -> float:
 def dataset(run: Run) -> str:
     """Describe the data; runs are compared only if this is equal."""
     d = run.result["dataset"]
-    return f"{d['name']}, {d['num_classes']:,} classes, {d['num_test']:,} test images"
+    return f"{d['name']}, {d['num_classes']:,} classes, {d.get('num_test')} test images"
 
 
 def baseline(run: Run) -> str:
@@ -188,7 +188,7 @@ def lead(run: Run) -> str:
     found, parts = run.result.get("sweep", {}).get("recommended"), []
     if found:
         parts.append(f"the sweep recommends {found['method']}")
-        parts += filter(None, [found.get("warning")])
+        parts += map(str, filter(None, [found.get("warning")]))
     others = [name for name in run.fits if name != LOS and LOS in run.fits]
     for key in dict.fromkeys((run.choose, "all")) if others else ():
         count = collections.Counter[str]()

@@ -19,6 +19,15 @@ def test_limits_skip_and_count_outliers():
     assert charts.limits(np.array([np.nan])) == (0.0, 1.0, 0)
 
 
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("value", [0.0, 5e-324, 1e-322, 1e16, 1e300])
+def test_extreme_numbers_have_an_axis(value: float, log: bool):
+    low, high, _ = charts.limits(np.array([value, value]), log)
+    axis = Axis(low, high, log, 0, 100)
+    assert isinstance(axis.ticks(), dict)
+    assert not axis.shows(value) or np.isfinite(axis.at(value))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "log", "expected"),
     [
