@@ -90,13 +90,15 @@ def _confused(names: list[str], fits: list[Outcome]) -> list[str]:
 def _mistakes(run: Run, method: str) -> tuple[str, list[tuple[str, str]]]:
     """Return a caption or why there are no images, and images with their texts."""
     found = run.fits[method][0]["analysis"].get("mistakes", [])
+    if not found:  # ``cached.py`` keeps none if undecodable images shift the rows
+        return f"{method} has no mistakes, or some test images are undecodable.", []
     try:
         splits, _ = session.load_splits(workdir_config(run.path))
         test = splits.test
         ids = [test.ids[m["row"]] for m in found if m["row"] < len(test)]
         if splits.hash != run.result["dataset"]["split_hash"]:
             raise InputError("they are not those of this run any more")
-        if not found or ids != [m["id"] for m in found]:
+        if ids != [m["id"] for m in found]:
             raise InputError("the test images are not those of this run any more")
         if test.shape[0] == 1:
             raise InputError("they are features, not images")

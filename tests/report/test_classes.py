@@ -69,6 +69,14 @@ def test_other_data_are_not_shown(
     assert not part.images
 
 
+def test_no_mistakes_need_no_data(digits: Any, tmp_path: Path, monkeypatch: Any):
+    found = run(tmp_path, digits)
+    found.fits["none"][0]["analysis"]["mistakes"] = []
+    monkeypatch.setattr(session, "load_splits", None)
+    part = classes.table(found)
+    assert part.note.startswith("none has no mistakes")
+
+
 def test_damaged_predictions_are_as_none(digits: Any, tmp_path: Path):
     found = run(tmp_path, digits)
     found.fits["none"][0]["analysis"]["taken_for"]["class"][0] = 10
