@@ -13,7 +13,8 @@ from test_readme import lt_jax_arguments
 
 from lt_jax.cli import config_flags, main
 
-NOTEBOOKS = sorted(Path(__file__).parents[1].glob("docs/notebooks/*.ipynb"))
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted(ROOT.glob("docs/notebooks/*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
@@ -79,5 +80,6 @@ def test_runs(path, tmp_path, monkeypatch):
         lines = cell.source.splitlines()
         checks = ["\nassert _exit_code == 0" * line.startswith("!") for line in lines]
         cell.source = "\n".join(map("".join, zip(lines, checks, strict=True)))
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
     where = {"metadata": {"path": str(tmp_path)}}
     NotebookClient(notebook, timeout=300, resources=where).execute()
