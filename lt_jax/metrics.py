@@ -119,6 +119,23 @@ def tally(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Tally:
     )
 
 
+def group_limits(counts: np.ndarray) -> tuple[int, int]:
+    """Return the limits ``many`` and ``few`` of ``groups`` for these class counts.
+
+    Those of the literature, 100 and 20, if each group then has a tenth of the classes.
+    Else a third of the classes are many-shot and a third few-shot, as far as equal
+    counts permit.
+
+    >>> group_limits(np.array([900, 200, 60, 9])), group_limits(np.array([40, 8, 3]))
+    ((100, 20), (8, 8))
+    """
+    sizes = [where.sum() for where in groups(counts, 100, 20).values()]
+    if min(sizes) >= max(1, len(counts) / 10):
+        return 100, 20
+    ordered, third = np.sort(counts)[::-1], len(counts) // 3
+    return int(ordered[third]), int(ordered[-1 - third])
+
+
 def groups(counts: np.ndarray, many: int, few: int) -> dict[str, np.ndarray]:
     """Group classes, bool[K] per group, by their number of training examples.
 

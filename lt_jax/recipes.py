@@ -10,8 +10,11 @@ method: the value is our first choice.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lt_jax.errors import InputError
 
@@ -59,6 +62,11 @@ def smoothing(num_classes: int) -> Smoothing:
         coarse=deltas(100.0, 11.1, 2.04),
         fresh=deltas(100.0, 11.1, 2.04, 1.01),
     )
+
+
+# A value that the data decide; see ``experiment/config.py``.
+FROM_DATA = -1
+BY_CLASSES = Smoothing(-1.0, (-1.0,), (-1.0,), (-1.0,))  # of the data's classes
 
 
 class Case(NamedTuple):
@@ -237,3 +245,22 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
     for row in rows:
         unique.setdefault(tuple(row.items()), row)
     return list(unique.values())
+
+
+def thinned(entry: Mapping[str, Any], rows: int) -> dict[str, tuple[Any, ...]]:
+    """Return the grid of an entry with at most ``rows`` combinations, if it can be.
+
+    Halves the longest axis, keeping its ends, until there are few enough.
+
+    >>> thinned({"lr": 1, "grid": {"lr": (1, 2, 3, 4, 5), "tau": (0, 1)}}, 6)
+    {'lr': (1, 3, 5), 'tau': (0, 1)}
+    """
+    grid = dict(entry[GRID])
+    while math.prod(map(len, grid.values())) > rows:
+        longest = max(grid, key=lambda key: len(grid[key]))
+        values = grid[longest]
+        if len(values) == 1:
+            break
+        kept = np.linspace(0, len(values) - 1, (len(values) + 1) // 2).round()
+        grid[longest] = tuple(values[int(i)] for i in kept)
+    return grid

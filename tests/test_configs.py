@@ -18,7 +18,7 @@ import tiny_digits
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lt_jax import methods, models, recipes
+from lt_jax import methods, metrics, models, recipes
 from lt_jax.errors import InputError
 from lt_jax.experiment import checks, records, session, stages
 from lt_jax.experiment import config as configs
@@ -95,8 +95,9 @@ def test_every_method_has_a_recipe():
 @pytest.mark.parametrize("name", FILES)
 def test_grids(name):
     """Complete, of a size that a sweep can take, and right in every row."""
-    found = entries(tiny_digits.load(name))
-    counts = np.arange(1, 11)
+    counts = np.arange(1, CLASSES.get(name, 10) + 1)
+    c = checks.from_data(configs.resolve(tiny_digits.load(name)), counts)
+    found = {key: ConfigDict(entry) for key, entry in c.method.entries.items()}
     total = 0
     for method, entry in found.items():
         rows = recipes.expand(entry)
@@ -111,8 +112,8 @@ def test_grids(name):
     assert 3 * total <= 1500
     los, ce = found["los"].grid, found["ce"].grid
     # The same amounts of smoothing everywhere: of K (1 - delta) / delta.
-    if name in CLASSES:
-        num_classes = CLASSES[name]
+    if name in (*CLASSES, "features"):
+        num_classes = len(counts)
         amounts = [num_classes * (1 - d) / d for d in los.delta]
         cifar = entries(tiny_digits.load("cifar100_lt"))["los"]
         expected = [100 * (1 - d) / d for d in cifar.grid.delta]
@@ -142,7 +143,8 @@ def test_all_configs_have_the_same_keys_outside_of_method(name):
 @pytest.mark.parametrize("name", FILES)
 def test_methods_of_the_config_exist(name):
     config = tiny_digits.load(name)
-    for method, entry in entries(config).items():
+    filled = checks.from_data(configs.resolve(config), np.arange(1, 11))
+    for method, entry in filled.method.entries.items():
         hyper = {
             k: v for k, v in recipes.own(entry).items() if k not in configs.OPTIMISER
         }
@@ -252,12 +254,31 @@ def test_arguments_of_photographs(name, argument, key, value):
     assert config[group][last] == value
 
 
-def test_delta_of_a_folder_follows_its_classes():
-    few, many = (
-        tiny_digits.load("folder", f"path=x,classes={k}").method.los.delta
-        for k in (10, 1000)
-    )
-    assert 10 * (1 - few) / few == pytest.approx(1000 * (1 - many) / many, rel=1e-2)
+@pytest.mark.parametrize("file", ["folder", "features"])
+def test_delta_and_limits_follow_the_data(file):
+    config = configs.resolve(tiny_digits.load(file))
+    assert config.method.entries["los"]["delta"] == recipes.FROM_DATA
+    for counts in (np.array([40, 8, 3]), np.arange(1000) + 1):
+        c = checks.from_data(config, counts)
+        assert (c.data.many, c.data.few) == metrics.group_limits(counts)
+        case = recipes.Case(recipes.smoothing(len(counts)))
+        for name in ("los", "los_balanced_softmax"):
+            entry, expected = c.method.entries[name], recipes.RECIPES[name](case)
+            assert entry["delta"] == expected["delta"]
+            assert entry["grid"]["delta"] == expected["grid"]["delta"]
+        assert checks.from_data(c, counts[:2]) == c  # nothing is left to the data
+
+
+def test_values_that_are_given_stay():
+    c = configs.resolve(tiny_digits.load("features", "delta=0.5,limits=30-4"))
+    c = checks.from_data(c, np.array([40, 8, 3]))
+    assert (c.data.many, c.data.few) == (30, 4)
+    assert c.method.entries["los"]["delta"] == 0.5
+    c = configs.resolve(tiny_digits.load("folder", "classes=1000"))
+    c = checks.from_data(c, np.array([40, 8, 3]))
+    assert c.method.entries["los"]["delta"] == recipes.smoothing(1000).delta
+    with pytest.raises(InputError, match=r"delta must be in \[0, 1\), got -0.5"):
+        configs.resolve(tiny_digits.load("features", "delta=-0.5"))
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -267,7 +288,8 @@ def test_recipes_of_photographs(name):
     assert (c.data.size, c.data.resize) == (224, 256)
     assert (c.data.scale, c.data.ratio) == ((0.08, 1.0), (3 / 4, 4 / 3))
     assert (c.data.imbalance, c.data.split) == (1.0, "whole")
-    assert (c.data.many, c.data.few) == (100, 20)
+    limits = (-1, -1) if name == "folder" else (100, 20)
+    assert (c.data.many, c.data.few) == limits
     assert c.model.dtype == "bfloat16"
     assert c.model.stem == "imagenet"
     assert (c.optim.batch, c.optim.lr_batch, c.optim.lr) == (256, 256, 0.1)

@@ -416,6 +416,24 @@ def test_groups_include_their_limits_in_medium():
     assert (sum(w.astype(int) for w in GROUPS.values()) == 1).all()
 
 
+@pytest.mark.parametrize(
+    ("counts", "limits", "sizes"),
+    [
+        (500 * 100.0 ** (-np.arange(100) / 99), (100, 20), (35, 35, 30)),
+        (np.array([900, 800, 700, 30, 3]), (100, 20), (3, 1, 1)),
+        (np.array([900, 800, 700, 600]), (800, 700), (1, 2, 1)),
+        (np.array([40, 8, 3]), (8, 8), (1, 1, 1)),
+        (np.array([1, 60]), (60, 1), (0, 2, 0)),
+        (np.full(10, 7), (7, 7), (0, 10, 0)),
+    ],
+)
+def test_limits_of_groups_follow_the_counts(counts, limits, sizes):
+    counts = counts.astype(int)
+    assert metrics.group_limits(counts) == limits
+    groups = metrics.groups(counts, *limits)
+    assert tuple(where.sum() for where in groups.values()) == sizes
+
+
 def test_right_equals_argmax_if_logits_are_computed_in_the_same_program():
     """A fusion may compute a logit twice, with and without a fused multiply-add.
 

@@ -25,7 +25,7 @@ from test_feature_files import config as features_config
 from test_feature_files import write
 
 from lt_jax import methods, recipes
-from lt_jax.cli import config_flags, main
+from lt_jax.cli import config_flags, fit, main
 from lt_jax.experiment import stages
 from lt_jax.training import steps
 
@@ -43,6 +43,7 @@ RUN_BY = {
     "To PyTorch, safetensors or StableHLO": "export/test_convert.py",
     "A method of your own": "test_readme.py",
     "One call": "test_choice.py",
+    "Any PyTorch module": "experiment/test_torch_modules.py",
 }
 # For the authors' checkout, which is not part of this repository.
 AUTHORS = "docs/benchmarks/against_authors.md"
@@ -112,9 +113,16 @@ def test_lt_jax_command_parses(command, monkeypatch):
     config, rest = config_flags.split(arguments)
     options = main.make_parser().parse_args(rest)  # exits on an unknown flag
     assert options.command
-    if options.command == "features":
+    if options.command == "fit":
+        photographs = [flag for flag in config if "config.data." in flag]
+        config_flags.read(["--config=configs/folder.py", *photographs])
+        config_flags.read([*fit.HEADS, *(f for f in config if f not in photographs)])
+        config = []
+    if getattr(options, "data", None):
         config = config_flags.of_data(options.data.replace("photos", "tests")) + config
-    if options.configured:
+    if options.configured and not any(f.startswith("--config=") for f in config):
+        assert options.workdir  # which has its config
+    elif options.configured:
         assert config_flags.read(config).seed == 0  # raises on an unknown key
     else:
         assert not config

@@ -20,6 +20,7 @@ import safetensors.numpy
 import test_readme
 import tiny_archives
 import tiny_photos
+import tiny_vit
 from PIL import Image
 from test_readme import ROOT, SCHEMA, lt_jax_arguments, words
 
@@ -83,6 +84,15 @@ ELSEWHERE = {
         "pretrained/test_load.py",
         "test_stage_1_starts_from_a_backbone",
     ),
+    "lt-jax fit photos --backbone torch:": (
+        "experiment/test_torch_modules.py",
+        "Any PyTorch module",
+    ),
+    "lt-jax predict --workdir runs/photos --backbone": (
+        "experiment/test_torch_modules.py",
+        '"predict"',
+    ),
+    "lt-jax fit digits_pca": ("cli/test_fit.py", "test_fit_of_features_with_names"),
     "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
     "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
@@ -218,6 +228,11 @@ def test_command_runs(command, folder, monkeypatch, capsys):
         arguments += SMALLER[config[1]]
         if config[1] == "cifar100_lt" and "init.path" not in command:
             arguments += ["--config.model.name=resnet8"]
+    tiny_vit.register(monkeypatch)
+    if arguments[0] == "fit":
+        if not Path("net").exists():
+            tiny_vit.folder(Path("net"))
+        arguments += ["--backbone=net", "--config.method.names=ce,los"]
     if arguments[:2] == ["data", "prepare"]:
         arguments += ["--partial"]
     if "best_model_stage1.pth" in arguments:
@@ -228,7 +243,7 @@ def test_command_runs(command, folder, monkeypatch, capsys):
     assert main.main(arguments) == 0, capsys.readouterr().err
     printed = capsys.readouterr().out
     assert printed
-    if arguments[0] in ("run", "retrain", "sweep"):
+    if arguments[0] in ("fit", "run", "retrain", "sweep"):
         assert "| los " in printed
     if arguments[0] == "predict":
         assert len(re.findall(r"\d %  \S", printed)) >= 3

@@ -27,11 +27,7 @@ FEATURES = (
 )
 
 
-# scikit-learn 1.6 gives a generator; pytest expects a list.
-CHECKS = parametrize_with_checks([LongTailClassifier("logistic")])
-
-
-@pytest.mark.parametrize(CHECKS.args[0], [*CHECKS.args[1]], **CHECKS.kwargs)
+@parametrize_with_checks([LongTailClassifier("logistic")])
 def test_checks_of_scikit_learn(estimator, check):
     check(estimator)
 

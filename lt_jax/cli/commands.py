@@ -16,17 +16,20 @@ if TYPE_CHECKING:
     from lt_jax.experiment.config import UserConfig
 
 
-def fit(config: UserConfig, options: argparse.Namespace) -> None:
+def work(config: UserConfig, options: argparse.Namespace) -> None:
     """Run ``run``, ``train``, ``retrain`` or ``sweep``; write the page of results."""
-    import shlex
-
     import jax
 
     from lt_jax.experiment import stages
 
     getattr(stages, options.command)(config, options.workdir)
-    if options.command not in ("run", "sweep") or jax.process_index() != 0:
-        return
+    if options.command in ("run", "sweep") and jax.process_index() == 0:
+        _write_page(options)
+
+
+def _write_page(options: argparse.Namespace) -> None:
+    import shlex
+
     try:
         from lt_jax.report import build
 
@@ -37,7 +40,35 @@ def fit(config: UserConfig, options: argparse.Namespace) -> None:
         print(f"warning: no report page ({reason}); retry: {retry}", file=sys.stderr)
 
 
+def fit(overrides: list[str], options: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from lt_jax.cli import config_flags, fit
+    from lt_jax.experiment.backbones import Options
+
+    cluster.use_devices()
+    source, given = options.source, None
+    if any(flag.startswith("--config=") for flag in overrides):
+        raise InputError("fit makes its own config: it takes --config.KEY=VALUE alone")
+    if not source.exists():
+        raise InputError(
+            f"no such file or folder: {source}. Expected photographs "
+            "(SOURCE/CLASS/*.jpg), a table of path,label (.csv, .parquet), or features "
+            "(train.npz and test.npz)"
+        )
+    if not config_flags.has_features(str(source)):
+        given = Options(options.backbone or fit.BACKBONE, options.weights)
+    elif options.backbone or options.weights:
+        raise InputError(f"{source} has features already: leave out --backbone")
+    options.workdir = options.workdir or Path("runs") / source.stem
+    predict = fit.fit(str(source), given, options.workdir, overrides)
+    _write_page(options)
+    print(f"next: {predict}")
+
+
 def features(config: UserConfig, options: argparse.Namespace) -> None:
+    import shlex
+
     from lt_jax.distributed import cluster
     from lt_jax.experiment import extraction
 
@@ -48,10 +79,7 @@ def features(config: UserConfig, options: argparse.Namespace) -> None:
     names = extraction.Options._fields
     given = extraction.Options(**{name: getattr(options, name) for name in names})
     extraction.write_features(config, given, options.out)
-    print(
-        "use them with: lt-jax run --config "
-        f"configs/features.py:path={options.out} --workdir DIR"
-    )
+    print(f"next: lt-jax fit {shlex.quote(str(options.out))}")
 
 
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
@@ -88,8 +116,6 @@ def config(config: UserConfig, options: argparse.Namespace) -> None:
     if options.plan:
         cluster.use_devices()
         config_plan.show_plan(config, options.workdir, options.json)
-    elif options.workdir:
-        raise InputError("--workdir needs --plan")
     else:
         config_plan.show(config, options.json)
 
@@ -125,15 +151,17 @@ def predict(options: argparse.Namespace) -> None:
     if top < 1:
         raise InputError(f"--top must be at least 1, got {top}")
     if options.artefact is None:
-        found = predict.predict(options.workdir, images, method, top)
-    elif method:
-        raise InputError("--artefact does not take --method: it holds one head")
+        backbone = options.backbone
+        found = predict.predict(options.workdir, images, method, top, backbone)
+    elif method or options.backbone:
+        raise InputError("--artefact takes no --method, --backbone: it holds one head")
     else:
         found = predict.predict_by_artefact(options.artefact, images, top)
     if options.json:
         print(json.dumps(found))
         return
-    print(f"head: {found['head']}")
+    best = " (recommended by validation)" * found.get("recommended", False)
+    print(f"head: {found['head']}{best}, temperature {found['temperature']:.2f}")
     for image in found["images"]:
         print(image["path"])
         for guess in image["top"]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 from lt_jax.errors import InputError, located, near_name, suggest
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ml_collections import ConfigDict
 
 
@@ -30,24 +32,40 @@ def split(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def of_data(data: str) -> list[str]:
-    """Return the flags of a config file, or of a folder of photographs."""
+    """Return the flags of photographs, a table of them, features, or a config file."""
     if os.path.isdir(data):
-        return ["--config=configs/folder.py", f"--config.data.dir={data}"]
+        kind = "features" if has_features(data) else "folder"
+        return [f"--config=configs/{kind}.py", f"--config.data.dir={data}"]
+    if data.endswith((".csv", ".parquet")):
+        return ["--config=configs/folder.py", f"--config.data.table={data}"]
     return [f"--config={data}"]
 
 
-def read(flags: list[str]) -> ConfigDict:
+def has_features(folder: str) -> bool:
+    """Whether a folder holds features, rather than photographs."""
+    from lt_jax.data.sources.features import FORMATS
+
+    return any(os.path.isfile(f"{folder}/train{suffix}") for suffix in FORMATS)
+
+
+def read(flags: list[str], workdir: Path | None = None) -> ConfigDict:
     """Return the locked config of a file, with the overrides of the other flags.
+
+    Without ``--config FILE`` it is that of the workdir.
 
     Raises:
       InputError: no such file, an error in it, an unknown key, or an invalid value.
     """
     files = [flag for flag in flags if flag.startswith("--config=")]
-    if len(files) != 1:
+    if not files and workdir and (workdir / "config.json").exists():
+        config, present = _of_workdir(workdir)
+    elif len(files) == 1:
+        config, present = _load(files[0].removeprefix("--config="))
+    else:
         raise InputError(
-            "expected --config FILE once, for example --config configs/digits_lt.py"
+            "expected --config FILE once, for example --config configs/digits_lt.py, "
+            "or the --workdir of an earlier run"
         )
-    config, present = _load(files[0].removeprefix("--config="))
     for flag in (flag for flag in flags if flag not in files):
         key, equals, text = flag.removeprefix("--config.").partition("=")
         if key not in present:
@@ -57,6 +75,16 @@ def read(flags: list[str]) -> ConfigDict:
         value = _parse(key, text if equals else "true", present[key])
         config.update_from_flattened_dict({key: value})
     return config.lock()
+
+
+def _of_workdir(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+    from flax.traverse_util import flatten_dict
+    from ml_collections import ConfigDict
+
+    from lt_jax.experiment.config import as_dict, workdir_config
+
+    tree = as_dict(workdir_config(workdir))
+    return ConfigDict(tree), flatten_dict(tree, sep=".")
 
 
 def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
@@ -87,11 +115,13 @@ def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
 
 
 def _find(path: str) -> str:
-    """Return the path if it exists, else that of the config shipped in the wheel."""
+    """Return the path if it exists, else that of the config of wheel or checkout."""
     from pathlib import Path
 
     shipped = Path(__file__).parents[1] / "configs"
-    for file in (path, str(shipped / path.removeprefix("configs/"))):
+    checkout = Path(__file__).parents[2] / "configs"
+    name = path.removeprefix("configs/")
+    for file in (path, str(shipped / name), str(checkout / name)):
         if os.path.isfile(file):
             return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))

@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from lt_jax.cli import benchmark
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment import results
+from lt_jax.experiment import checks, results
 from lt_jax.experiment.cached import rows_of
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import Session, load_splits, open_session
@@ -25,18 +25,22 @@ SECONDS = 2.0  # per measurement
 
 def show(config: UserConfig, as_json: bool) -> None:
     """Print every key with its value, and as comments the description of the data."""
-    c = resolve(config)
+    c, loaded, problem = resolve(config), None, ""
+    try:
+        loaded = load_splits(c)
+        c = checks.from_data(c, loaded[0].full_class_counts)
+    except InputError as error:
+        problem = f"# the data cannot be loaded: {error}"
     tree = as_dict(c)
     if as_json:
         print(json.dumps(jsonable(tree), sort_keys=True))
         return
     for key, value in sorted(flatten_dict(tree, sep=".").items()):
         print(f"{key} = {value!r}")
-    try:
-        splits, groups = load_splits(c)
-    except InputError as error:
-        print(f"# the data cannot be loaded: {error}")
+    if loaded is None:
+        print(problem)
         return
+    splits, groups = loaded
     described = results.describe(c.data.name, splits, groups)
     for key, value in flatten_dict(described, sep=".").items():
         print(f"# dataset.{key} = {value!r}")

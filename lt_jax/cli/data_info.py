@@ -9,10 +9,12 @@ import numpy as np
 
 from lt_jax.data.sources.cifar import original_order
 from lt_jax.experiment import results, session
+from lt_jax.experiment.checks import from_data
 from lt_jax.experiment.config import UserConfig, resolve
 from lt_jax.files import write
 from lt_jax.report.charts import Panel, Series
 
+NAMED = 5  # classes at each end
 WIDTH, HEIGHT = 60, 8  # characters of the curve in the terminal
 BARS = " ▁▂▃▄▅▆▇█"
 ORDER = {
@@ -30,17 +32,35 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
     """
     c = resolve(config)
     splits, groups = session.load_splits(c)
+    c = from_data(c, splits.full_class_counts)
     described = results.describe(c.data.name, splits, groups)
     if as_json:
         print(json.dumps(described))
         return
-    named = (f"{name} {size}" for name, size in described["groups"].items())
+    counts, sizes = splits.full_class_counts, described["groups"]
+    if splits.train.ids.size < counts.sum():
+        described["num_train"] = f"{counts.sum():,}, held-out ones included"
+    limits = {"many": f" (> {c.data.many} images)", "few": f" (< {c.data.few})"}
+    named = (f"{name} {size}{limits.get(name, '')}" for name, size in sizes.items())
     described["groups"] = ", ".join(named)
     lines = [f"{key:12s} {value}" for key, value in described.items()]
-    counts, classes = splits.full_class_counts, splits.train.classes
     lines.append(f"{'imbalance':12s} {counts.max() / counts.min():.1f}")
-    for title, k in (("largest", counts.argmax()), ("smallest", counts.argmin())):
-        lines.append(f"{title:12s} {classes[k]} ({counts[k]:,})")
+    order = np.argsort(-counts, kind="stable")
+    named = [f"{splits.train.classes[k]} ({counts[k]:,})" for k in order]
+    lines.append(f"{'largest':12s} {', '.join(named[:NAMED])}")
+    lines.append(f"{'smallest':12s} {', '.join(named[: -NAMED - 1 : -1])}")
+    for name in (name for name, size in sizes.items() if size == 1):
+        tested = splits.test.class_counts[groups[name]].sum()
+        lines.append(
+            f"{'note':12s} {name!r} is one class: its accuracy is measured on {tested} "
+            "test images, and does not describe other classes of its size"
+        )
+    held = splits.valid.class_counts
+    if held.any() and held.min() < 3:
+        lines.append(
+            f"{'note':12s} {(held < 3).sum()} classes have fewer than 3 validation "
+            "images: a choice made on them is uncertain for these classes"
+        )
     original = original_order(splits.train, splits.valid)
     if original is not None:
         lines.append(f"{'id order':12s} {ORDER[original]}")

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 GROUPS = {
+    "start here": ("fit", "predict"),
     "train": ("run", "train", "retrain", "sweep", "features"),
-    "use what was trained": ("evaluate", "report", "predict", "convert"),
+    "use what was trained": ("evaluate", "report", "convert"),
     "look around": ("data", "list", "config", "benchmark"),
 }
 CONFIG = """\
 config flags:
   --config FILE[:ARG]      Python file that defines get_config(ARG). If it does not
-                           exist, the one shipped with the package is used
+                           exist, the one shipped with the package is used. Not needed
+                           with the --workdir of an earlier run, which has its config
   --config.KEY.KEY=VALUE   override one value; an unknown key is an error
 """
 # The config keys that a command reads.
@@ -22,6 +24,7 @@ KEYS = {
     "retrain": "data.* init.path method.* (stage 2) eval.* save.* log.*",
     "sweep": "data.* method.* and its grids, eval.choose eval.curves log.*",
     "evaluate": "all, as of the run; eval.batch may differ",
+    "fit": "data.* describe SOURCE, all others the heads",
     "features": "data.* of --data",
     "config": "all",
     "benchmark": "data.* model.* optim.* method.* eval.batch",
@@ -30,8 +33,13 @@ KEYS = {
 DIGITS = "--config configs/digits_lt.py"
 EXAMPLES = {
     "": (
+        "lt-jax fit PHOTOS",
         f"lt-jax run {DIGITS} --workdir runs/digits",
         "lt-jax config --config configs/cifar100_lt.py:ir=100 --plan",
+    ),
+    "fit": (
+        "lt-jax fit PHOTOS --workdir runs/photos",
+        "lt-jax fit FEATURES --config.method.names=crt,los,logistic",
     ),
     "run": (
         f"lt-jax run {DIGITS} --workdir runs/digits",
@@ -47,14 +55,17 @@ EXAMPLES = {
     "features": (
         "lt-jax features --model vit_small_patch14_dinov2 --data PHOTOS --out FEATURES",
     ),
-    "evaluate": (f"lt-jax evaluate {DIGITS} --workdir runs/digits --split valid",),
+    "evaluate": ("lt-jax evaluate --workdir runs/digits --split valid",),
     "report": ("lt-jax report runs/one runs/two --out report",),
     "predict": ("lt-jax predict --workdir runs/digits --top 3 image.png",),
     "convert": (
         "lt-jax convert runs/digits los.safetensors --method los",
         "lt-jax convert resnet32.pth runs/theirs --arch resnet32",
     ),
-    "data info": ("lt-jax data info --config configs/cifar100_lt.py:ir=50",),
+    "data info": (
+        "lt-jax data info PHOTOS",
+        "lt-jax data info --config configs/cifar100_lt.py:ir=50",
+    ),
     "data prepare": ("lt-jax data prepare imagenet_lt --from ARCHIVES --lists LISTS",),
     "list": ("lt-jax list methods",),
     "config": (f"lt-jax config {DIGITS} --config.seed=1",),

@@ -114,8 +114,8 @@ def _run(argv: list[str], options: argparse.Namespace) -> None:
     # Orbax raises its errors; its threads also log them, with tracebacks.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     cluster.import_jax()
-    if options.call is commands.features:
-        flags = config_flags.of_data(options.data) + flags
+    if data := getattr(options, "data", None):
+        flags = config_flags.of_data(data) + flags
     if options.computes:
         cluster.join(
             options.coordinator,
@@ -125,8 +125,11 @@ def _run(argv: list[str], options: argparse.Namespace) -> None:
         )
         cluster.use_devices()
         options.call(_config(flags, options), options)
+    elif options.call is commands.fit:
+        options.call(flags, options)
     elif options.configured:
-        options.call(config_flags.read(flags), options)
+        workdir = getattr(options, "workdir", None)
+        options.call(config_flags.read(flags, workdir), options)
     elif flags:
         raise InputError(f"{options.command} does not take --config")
     else:
@@ -140,7 +143,9 @@ def _config(flags: list[str], options: argparse.Namespace) -> UserConfig:
 
     same = ("command", "workdir", "split", "heads")
     given = {key: str(value) for key, value in vars(options).items() if key in same}
-    return processes.together(lambda: config_flags.read(flags), lambda _: given)
+    return processes.together(
+        lambda: config_flags.read(flags, options.workdir), lambda _: given
+    )
 
 
 def _failure(
@@ -152,7 +157,7 @@ def _failure(
         from lt_jax.distributed.interrupt import EXIT_CODES
 
         resume = ""
-        if options.call is commands.fit:
+        if options.call in (commands.fit, commands.work):
             resume = "; checkpoint saved; rerun the same command to resume"
         elif options.call is commands.features:
             resume = "; parts saved; rerun the same command to resume"

@@ -51,13 +51,14 @@ def make_parser() -> argparse.ArgumentParser:
     text = "print the version and exit"
     parser.add_argument("--version", action="version", version=__version__, help=text)
     group = parser.add_subparsers(dest="command", metavar="COMMAND", prog="lt-jax")
+    _add_fit(group)
     for name, text in (
         ("run", "train both stages with every method, and write the report"),
         ("train", "train the representation (stage 1)"),
         ("retrain", "re-train classifiers on a finished stage 1 (stage 2)"),
         ("sweep", "re-train them at every point of the grids, on cached features"),
     ):
-        _add_computing(group, name, commands.fit, text)
+        _add_computing(group, name, commands.work, text)
 
     text = "measure every finished fit of a workdir"
     command = _add_computing(group, "evaluate", commands.evaluate, text)
@@ -79,7 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
     command = _add(group, "config", commands.config, text, configured=True)
     text = "print fits, steps and an estimate of the time"
     command.add_argument("--plan", action="store_true", help=text)
-    text = "do not count the fits that are finished in this workdir"
+    text = "a workdir: with --plan, its finished fits are not counted"
     command.add_argument("--workdir", type=_path, help=text)
     _add_json(command)
 
@@ -148,17 +149,39 @@ def _add_computing(
     return command
 
 
+def _add_fit(group: Any) -> None:
+    text = "fit every method to photographs or features, and recommend one"
+    command = _add(group, "fit", commands.fit, text, configured=False)
+    add = command.add_argument
+    text = (
+        "a folder of photographs (SOURCE/CLASS/*.jpg, or SOURCE/train/CLASS/*.jpg and "
+        "SOURCE/test/CLASS/*.jpg), a table of path,label (.csv, .parquet), or a folder "
+        "of features (train.npz, test.npz)"
+    )
+    add("source", metavar="SOURCE", type=_path, help=text)
+    text = (
+        "computes features of photographs, as --model of `lt-jax features` (default: "
+        "DINOv2's ViT-S, from the Hugging Face hub)"
+    )
+    add("--backbone", metavar="NAME", default="", help=text)
+    text = "its weights, instead of the hub's: a file or a folder"
+    add("--weights", metavar="PATH", default="", help=text)
+    text = "folder for features, heads and results (default: runs/NAME_OF_SOURCE)"
+    add("--workdir", type=_path, help=text)
+
+
 def _add_features(group: Any) -> None:
     text = "compute features of a pre-trained backbone, for configs/features.py"
     command = _add(group, "features", commands.features, text, configured=True)
     add = command.add_argument
     text = (
         "a name of `lt-jax list pretrained`, hf:OWNER/NAME[@REVISION], a folder with "
-        "model.safetensors and config.json, torch:timm/NAME or "
-        "torch:open_clip/NAME/WEIGHTS"
+        "model.safetensors and config.json, torch:timm/NAME, "
+        "torch:open_clip/NAME/WEIGHTS, or torch:MODULE:CALLABLE, which returns a "
+        "torch.nn.Module"
     )
     add("--model", required=True, help=text)
-    text = "a config file, or a folder of photographs"
+    text = "a config file, or a folder or table of photographs"
     add("--data", required=True, metavar="CONFIG_OR_FOLDER", help=text)
     add("--out", required=True, type=_path, metavar="DIR", help="folder to write")
     text = "the weights of a listed name, instead of the hub's: a file or a folder"
@@ -179,18 +202,20 @@ def _add_features(group: Any) -> None:
 
 
 def _add_predict(group: Any) -> None:
-    text = "classify images with a finished run"
+    text = "classify images, or features, with a finished run"
     command = _add(group, "predict", commands.predict, text, configured=False)
     network = command.add_mutually_exclusive_group(required=True)
     network.add_argument("--workdir", type=_path, help="a finished run")
     text = "a .stablehlo file written by `lt-jax convert`"
     network.add_argument("--artefact", type=_path, metavar="FILE", help=text)
-    command.add_argument("images", metavar="IMAGE", nargs="+", type=_path)
+    command.add_argument("images", metavar="INPUT", nargs="+", type=_path)
     text = (
         "which head: a method, a fit such as los/0.0, or none for stage 1; default: "
-        "the last finished one of config.method.names"
+        "the recommended one, chosen on validation"
     )
     command.add_argument("--method", default="", help=text)
+    text = "confirms a torch: backbone of the run, whose code is not in the workdir"
+    command.add_argument("--backbone", metavar="NAME", default="", help=text)
     text = "classes per image (default: %(default)s)"
     command.add_argument("--top", type=int, default=5, metavar="N", help=text)
     _add_json(command)
@@ -217,6 +242,8 @@ def _add_data(group: Any) -> None:
 
     text = "show counts, groups, imbalance and split hash"
     command = _add(inner, "info", commands.data_info, text, configured=True)
+    text = "photographs, a table or features, as of `lt-jax fit`, in place of --config"
+    command.add_argument("data", metavar="SOURCE", nargs="?", help=text)
     text = "also write the curve of class counts as an image"
     command.add_argument("--png", type=_new_file, metavar="FILE", help=text)
     _add_json(command)

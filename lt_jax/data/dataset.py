@@ -30,6 +30,15 @@ def _digest(ids: Iterable[str]) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
+def sorted_classes(names: Iterable[str]) -> list[str]:
+    """Sort names as text, before numbers, which are sorted as numbers.
+
+    >>> sorted_classes(["10", "9", "b", "a"])
+    ['a', 'b', '9', '10']
+    """
+    return sorted(names, key=lambda n: (int(n[:99]) if n.isdecimal() else -1, n))
+
+
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """One split of labelled images, read by index."""

@@ -233,6 +233,10 @@ def save_row(
         seconds=seconds,
         images_per_second=epochs * images / seconds,
     )
+    analysis, valid = cache.analyse(head, params), None
+    if analysis["temperature"]:
+        (measured,) = cache.measure(head, [params], "valid")
+        valid = results.Validation(measured, analysis["temperature"])
     results.save_fit(
         session.workdir,
         session.task,
@@ -241,8 +245,9 @@ def save_row(
         title=title,
         hyper=row.hyper,
         epochs=epochs,
+        valid=valid,
         keep={"params": {"head": params}},
-        analysis=cache.analyse(head, params),
+        analysis=analysis,
     )
 
 

@@ -185,7 +185,9 @@ def _scalar(key: str, value: Any, kind: type, rule: Any, each: str = "") -> Any:
             found = f"got {value!r} ({error})"
             raise InputError(f"{key} must be a regular expression, {found}") from error
     elif isinstance(rule, str):
-        in_range(key, value, rule)
+        interval, _, other = rule.partition(" or ")  # as in "[0, 1) or -1"
+        if not other or value != float(other):
+            in_range(key, value, interval)
     elif rule is not None:
         one_of(key, value, rule)
     return value

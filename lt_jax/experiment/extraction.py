@@ -2,6 +2,7 @@
 
 OUT/train.npz, val.npz, test.npz  features [N, D], the mean over views, and labels
 OUT/features.json                 provenance
+OUT/backbone/                     of `lt-jax fit`: the weights, for `lt-jax predict`
 OUT/parts/                        finished parts of an unfinished extraction
 """
 
@@ -10,74 +11,53 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from flax import traverse_util
 
-from lt_jax import models, samplers
 from lt_jax.data import arrays, catalogue
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import resized
-from lt_jax.data.loader import DecodeErrors, load_batches
-from lt_jax.distributed import sharding
-from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals, until_stopped
-from lt_jax.errors import InputError, one_of
-from lt_jax.experiment import results
+from lt_jax.data.loader import DecodeErrors
+from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
+from lt_jax.errors import InputError
+from lt_jax.experiment import backbones, results
+from lt_jax.experiment.backbones import Options
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
 from lt_jax.experiment.session import load_splits, make_task, workdir_lock
-from lt_jax.files import as_json, atomic_path, jsonable, read_json, write
-from lt_jax.pretrained import load as pretrained
-from lt_jax.pretrained import torch_backbones
-from lt_jax.pretrained.table import TABLE, Recipe
-from lt_jax.retraining.features import Request, extract
-from lt_jax.training.log import Bar, Logger
-from lt_jax.training.loop import Task
-from lt_jax.types import Weights
+from lt_jax.files import Schema, as_json, atomic_path, jsonable, read_json, write
+from lt_jax.training import checkpoint
+from lt_jax.training.log import Bar, Logger, duration
 
 PART = 512  # images whose features are written at a time
 QUIET = 10.0  # least seconds between lines about progress
-REMEDY = "Remove it, or use another --out"
+FOLDER = "extracted"  # of a workdir, with the features of `lt-jax fit`
+BACKBONE = "backbone"  # folder of its weights
+REMEDY = "Remove it, or use another folder"
 
 
-class Options(NamedTuple):
-    """Which features to compute."""
-
-    model: str  # a name of TABLE, hf:OWNER/NAME, a folder, or torch:LIBRARY/NAME
-    weights: str = ""  # file or folder of the weights of a name of TABLE
-    sha256: str = ""  # expected of the file of weights
-    pool: str = "token"  # of a ViT, see models.POOLS
-    dtype: str = "float32"  # of the computation
-    size: int = 0  # side of the images in pixels; 0: that of the model
-    mirror: bool = False  # average over mirror images
-    batch: int = 64  # images per step, all devices together
-
-
-class Backbone(NamedTuple):
-    """A loaded backbone."""
-
-    recipe: Recipe  # how to prepare images
-    notes: dict[str, Any]  # provenance
-    # (task, views, dataset, errors) -> float32[n, D], view after view, in order
-    compute: Callable[..., Iterator[np.ndarray]]
-
-
-def write_features(config: UserConfig, options: Options, out: Path) -> None:
+def write_features(
+    config: UserConfig, options: Options, out: Path, keep: bool = False
+) -> None:
     """Write the features of every split of a config's data.
+
+    Args:
+      keep: also write the backbone, unless PyTorch computes it.
 
     Raises:
       InputError: the model, its weights or the data are invalid, or ``out`` holds other
         features. Nothing is written then.
       Interrupted: a signal; finished parts are kept.
     """
-    backbone = _torch(options) if options.model.startswith("torch:") else _flax(options)
+    c = resolve(config)
+    backbone = backbones.load(options, c.data)
     recipe = backbone.recipe
     size = options.size or recipe.size
     resize = round(recipe.resize * size / recipe.size)
-    c = resolve(config)
     looks: Any = {"mean": recipe.colours[0], "std": recipe.colours[1]}
     if c.data.name in catalogue.PHOTOS:
         looks |= {"size": size, "resize": resize}
@@ -113,19 +93,43 @@ def write_features(config: UserConfig, options: Options, out: Path) -> None:
         if _is_finished(out, request):
             log.info(f"{out} has these features already")
             return
+        if keep and backbone.network is not None:
+            checkpoint.save_tree(out / BACKBONE, 0, backbone.network._asdict())
         compute = functools.partial(backbone.compute, task, views)
-        _compute_parts(compute, datasets, out / "parts", log)
+        _compute_parts(compute, datasets, out / "parts", log, len(views))
         left_out = {name: _join(out, name, data) for name, data in datasets.items()}
         provenance = {
             "request": request,
             "examples": {name: len(data) for name, data in datasets.items()},
             "left_out": left_out,
+            "config": as_dict(c)["data"],
             "classes": splits.train.classes,
             "versions": results.versions(),
         }
         write(out / "features.json", as_json(provenance))
         shutil.rmtree(out / "parts")
         log.info(f"features of {', '.join(datasets)}: {out}")
+
+
+# What ``read_request`` checks of ``features.json``.
+SIDE = range(1, 4097)
+REQUEST: Schema = {
+    "model": str,
+    "arch?": str,
+    "pool?": str,
+    "dtype": str,
+    "views": [str, 1],
+    "weights": dict,
+    "images": {"mean": [float, 3], "std": [float, 3], "size": SIDE, "resize?": SIDE},
+}
+
+
+def read_request(folder: Path) -> dict[str, Any] | None:
+    """Read which features a folder has; None if it was not written here."""
+    file = folder / "features.json"
+    if not file.is_file():
+        return None
+    return read_json(file, {"request": REQUEST}, REMEDY)["request"]
 
 
 def _resized(dataset: Dataset, size: int) -> Dataset:
@@ -144,65 +148,6 @@ def _resized(dataset: Dataset, size: int) -> Dataset:
         shape=(size, size, 3),
         read=lambda rows: np.stack([resized(image, size) for image in read(rows)]),
     )
-
-
-def _flax(options: Options) -> Backbone:
-    """Load a backbone that this package computes."""
-    entry, source = TABLE.get(options.model), options.weights or options.model
-    if entry is None and (options.weights or not pretrained.is_weights(source)):
-        one_of("model", options.model, [*TABLE, "torch:timm/NAME", "hf:OWNER/NAME"])
-    if entry is not None and not options.weights:
-        source = f"{pretrained.HUB}{entry.repository}"
-    found = pretrained.find(source, options.sha256)
-    described = entry or found.described
-    if described is None:
-        raise InputError(
-            f"{source} does not state its architecture: use --model NAME --weights "
-            f"{source}, or a folder with timm's config.json"
-        )
-    arch, size = described.arch, options.size or described.recipe.size
-    module = models.create(
-        arch,
-        pool=options.pool,
-        dtype=options.dtype,
-        axis_name=sharding.AXIS,
-        engine=models.fastest_engine(),
-    )
-    models.shapes(module, (size, size, 3))  # refuses a size that patches do not cover
-    found = found._replace(described=described)
-    leaves = pretrained.backbone(found, arch, module, 3)
-    tree = traverse_util.unflatten_dict(leaves, sep="/")
-    network = Weights(tree["params"], tree.get("batch_stats", {}))
-    notes = {"weights": found.notes, "arch": arch, "pool": options.pool}
-
-    def compute(
-        task: Task, views: tuple[str, ...], dataset: Dataset, errors: DecodeErrors
-    ) -> Iterator[np.ndarray]:
-        task, request = task._replace(backbone=module), Request(views, (), "float32")
-        return extract(task, network, dataset, request, errors)
-
-    return Backbone(described.recipe, notes, compute)
-
-
-def _torch(options: Options) -> Backbone:
-    """Load a backbone that PyTorch computes."""
-    loaded = torch_backbones.load(options.model, options.dtype, options.size)
-    mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)
-
-    def compute(
-        task: Task, views: tuple[str, ...], dataset: Dataset, errors: DecodeErrors
-    ) -> Iterator[np.ndarray]:
-        rows = samplers.batch_indices(np.arange(len(dataset)), task.eval_batch)
-        doing = f"the features of {dataset.name}"
-        for view in views:
-            batches = load_batches(dataset, rows, lambda b: b, errors=errors)
-            batches = until_stopped(batches, task.stop_requested, doing)
-            for row, batch in zip(rows, batches, strict=True):
-                images = (batch["image"].astype(np.float32) / 255 - mean) / std
-                images = images[:, :, ::-1] if view == "mirror" else images
-                yield loaded.apply(images)[: (row >= 0).sum()]
-
-    return Backbone(loaded.recipe, loaded.notes, compute)
 
 
 def _is_finished(out: Path, request: dict[str, Any]) -> bool:
@@ -227,6 +172,7 @@ def _compute_parts(
     datasets: dict[str, Dataset],
     folder: Path,
     log: Logger,
+    views: int,
 ) -> None:
     """Write the features of every part of every split that is not there yet."""
     parts = [
@@ -243,7 +189,10 @@ def _compute_parts(
                 decoder = part.decoder._replace(max_broken=1.0)
                 part = dataclasses.replace(part, decoder=decoder)
             errors = DecodeErrors(part)
-            values = np.concatenate(list(compute(part, errors)))
+            blocks = compute(part, errors)
+            if file == parts[0][0]:
+                blocks = _estimated(blocks, views * total, log)
+            values = np.concatenate(list(blocks))
             values = values.reshape(-1, size, values.shape[-1]).mean(0, np.float32)
             if not np.isfinite(values).all():
                 raise InputError(
@@ -260,6 +209,22 @@ def _compute_parts(
             end, size = rows[-1] + 1, len(datasets[name])
             if bar.advance(len(rows)) or end == size:
                 bar.show({"done": f"{name}: {end:,} of {size:,} images"})
+
+
+def _estimated(
+    blocks: Iterator[np.ndarray], views: int, log: Logger
+) -> Iterator[np.ndarray]:
+    """Log after the second block, as the first compiles, how long all views take."""
+    begun = 0.0
+    for number, block in enumerate(blocks):
+        seconds = (time.monotonic() - begun) * views / len(block)
+        if number == 1 and seconds > QUIET:
+            log.info(
+                f"{views:,} images take about {duration(seconds)} on this machine; a "
+                "smaller backbone or size takes less"
+            )
+        begun = time.monotonic()
+        yield block
 
 
 def _files(folder: Path, name: str, dataset: Dataset) -> list[tuple[int, Path]]:

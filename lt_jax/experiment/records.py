@@ -14,7 +14,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from lt_jax import heads, initializers, losses, methods, metrics, models, samplers
+from lt_jax import (
+    heads,
+    initializers,
+    losses,
+    methods,
+    metrics,
+    models,
+    recipes,
+    samplers,
+)
 from lt_jax.data import catalogue, longtail
 from lt_jax.errors import InputError
 from lt_jax.retraining.features import DTYPES
@@ -27,7 +36,7 @@ NETWORKS = ChainMap[str, Any]({"none": None}, models.ARCHS)
 Count = Annotated[int, "[1, 1e9]"]
 Size = Annotated[int, "[1, 10000]"]
 Seed = Annotated[int, "[0, 4294967295]"]  # what JAX takes
-Threshold = Annotated[int, "[0, 1e9]"]
+Threshold = Annotated[int, "[0, 1e9] or -1"]  # -1: from the class counts
 Share = Annotated[float, "[0, 1)"]
 Limit = Annotated[float, "[0, 1e9]"]
 Pair = tuple[float, float]
@@ -45,8 +54,9 @@ class DataConfig:
     split: Annotated[str, (*longtail.SPLITS, longtail.WHOLE)] = "first"
     valid: Share = 0.1  # share of each training class held out for validation; 0: none
     valid_seed: Seed = 0  # which images are held out
-    many: Threshold = 100  # a class with more training images is many-shot
-    few: Threshold = 20  # a class with fewer training images is few-shot
+    # A class with more training images is many-shot; -1: from the class counts.
+    many: Threshold = 100
+    few: Threshold = 20  # a class with fewer training images is few-shot; -1: likewise
     # Pixels of black padding for random crops.
     pad: Annotated[int, "[0, 10000]"] = 4
     flip: bool = True  # mirror images at random
@@ -221,7 +231,8 @@ ENTRIES: dict[str, Any] = {
         "epochs decay scale alpha square max_margin penalty".split(), "[0, 1e6]"
     ),
     "lr": "[0, 1e38]",
-    **dict.fromkeys(("delta", "beta"), "[0, 1)"),
+    "delta": "[0, 1) or -1",  # -1: from the number of classes
+    "beta": "[0, 1)",
     **dict.fromkeys(("defer", "head", "tail", "quantile"), "[0, 1]"),
     "gamma": "[0, 100]",
     **dict.fromkeys(("power", "tau"), "[-100, 100]"),
@@ -236,7 +247,7 @@ ENTRIES: dict[str, Any] = {
 # Rules about several keys, by their message.
 ACROSS: dict[str, Callable[[Config], bool]] = {
     "data.few must be at most data.many, got {c.data.few} and {c.data.many}": (
-        lambda c: c.data.few <= c.data.many
+        lambda c: c.data.few <= c.data.many or c.data.many == recipes.FROM_DATA
     ),
     "the last seed, seed + optim.repeats + method.repeats, must be below 2 ** 32, got "
     "seed={c.seed}": lambda c: c.seed + c.optim.repeats + c.method.repeats < 2**32,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import shlex
 import subprocess
@@ -22,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,7 +37,7 @@ from lt_jax.experiment.schemas import ACCURACIES, MEASURED, OUTCOME, RESULT, ROW
 from lt_jax.files import Schema, jsonable, read_json, sealed_json
 from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
-from lt_jax.retraining.selection import number, spread
+from lt_jax.retraining.selection import number, recommend, spread
 from lt_jax.training import checkpoint
 from lt_jax.training.loop import FitResult, Task
 from lt_jax.types import Params
@@ -110,6 +111,13 @@ def summary(task: Task, tally: Tally, head: Params) -> dict[str, float]:
     }
 
 
+class Validation(NamedTuple):
+    """A fitted head on the validation set."""
+
+    tally: Tally
+    temperature: float  # divisor of the logits with the least cross-entropy
+
+
 def save_fit(
     workdir: Path,
     task: Task,
@@ -119,6 +127,7 @@ def save_fit(
     title: str,
     hyper: dict[str, Any],
     epochs: int | None,
+    valid: Validation | None,
     keep: dict[str, Any] | None = None,
     analysis: dict[str, Any] | None = None,
     origin: dict[str, Any] | None = None,
@@ -128,6 +137,7 @@ def save_fit(
     Args:
       tally: of the test set.
       title: METHOD/SEEDS, the folder below ``checkpoints``.
+      valid: of the validation set; None if it is empty.
       keep: weights to write; None if a checkpoint of the training loop has them. If
         only ``head`` is among its parameters, the backbone is that of stage 1.
       analysis: see ``analysis.analyse``.
@@ -157,6 +167,8 @@ def save_fit(
         # Test images that could not be decoded and are in no metric.
         "left_out": len(task.splits.test) - int(tally.seen.sum()),
         "metrics": summary(task, tally, head),
+        "valid": valid and summary(task, valid.tally, head),
+        "temperature": valid and valid.temperature,
         "per_class": {
             "class": list(task.splits.train.classes),
             "train_count": task.splits.full_class_counts,
@@ -240,16 +252,22 @@ def build(
     protocol: dict[str, Any],
     methods: dict[str, dict[str, Any]],
     folder: str = "",
+    *,
+    counts: np.ndarray,
+    **chooses: Any,
 ) -> dict[str, Any]:
     """Gather the content of ``result.json`` from the outcomes in a workdir.
 
     ``methods`` are the hyperparameters by method, in the order of the table. Their
     outcomes are in ``folder``: "", ``chosen/`` or ``fixed/``.
+    ``counts`` are the validation images per class, int[K]; ``chooses`` are ``metric``
+    and ``margin`` of ``selection.recommend``.
     """
     methods = {"none": {}, **methods}
     fits = {name: _fits(workdir, folder, name, methods[name]) for name in methods}
     stage1 = fits["none"]
     return {
+        "recommended": _recommend(fits, folder, counts, **chooses),
         "dataset": dataset,
         "protocol": {
             **protocol,
@@ -272,6 +290,39 @@ def build(
         "versions": versions(),
         "device": sharding.device_name(),
     }
+
+
+def _recommend(
+    fits: dict[str, list[Outcome]],
+    folder: str,
+    counts: np.ndarray,
+    *,
+    metric: str,
+    margin: float,
+) -> dict[str, Any] | None:
+    """Recommend a fit of the table; None if no fit was measured on validation."""
+    rows = [
+        {"method": name, "hyper": {}, "seeds": o["seeds"], "metrics": {"valid": valid}}
+        for name, runs in fits.items()
+        for o in runs
+        if (valid := o.get("valid"))
+    ]
+    if not rows:
+        return None
+    untouched, _ = spread([(o.get("valid") or {}).get("all") for o in fits["none"]])
+    found = recommend(
+        rows,
+        counts,
+        chosen={name: {} for name in fits},
+        untouched=untouched if math.isfinite(untouched) else None,
+        metric=metric,
+        margin=margin,
+    )
+    best = fits[found.method][0]
+    seeds = ".".join(map(str, best["seeds"]))
+    name = "stage1" if found.method == "none" else f"{folder}{found.method}"
+    hyper = best["hyper"]
+    return {**found._asdict(), "hyper": hyper, "fit": f"{name}/{seeds}", "by": metric}
 
 
 def _fits(
@@ -326,6 +377,13 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
 def _write(file: Path, text: str) -> None:
     """Write a file in process 0; other processes wait."""
     processes.on_process_zero(lambda: files.write(file, text))
+
+
+def recommended(workdir: Path) -> str | None:
+    """Return the name of the recommended fit; None if there is none."""
+    file = workdir / "result.json"
+    found = _read(file, RESULT, None) if file.exists() else {}
+    return ((found or {}).get("recommended") or {}).get("fit")
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:

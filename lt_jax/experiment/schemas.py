@@ -42,12 +42,14 @@ OUTCOME: Schema = {
     "seconds?": NUMBER,
     "images_per_second?": NUMBER,
     "analysis?": (ANALYSIS, None),
+    "temperature?": NUMBER,
 }
 # A fit that was evaluated.
 MEASURED: Schema = {
     **OUTCOME,
     "hyper": HYPER,
     "metrics": dict.fromkeys(METRICS, NUMBER),
+    "valid?": (dict.fromkeys(METRICS, NUMBER), None),
     "per_class": {
         "class": [str],
         "train_count": [COUNT],
@@ -80,10 +82,8 @@ RESULT: Schema = {
         "interrupted?": bool,
     },
     "methods": {str: {"hyper?": HYPER}},
-    "sweep?": {
-        "choose?": {*CHOOSE},
-        "recommended?": {"method": str, "hyper": HYPER, str: object},
-    },
+    "recommended?": ({"method": str, "fit": str}, None),
+    "sweep?": {"choose?": {*CHOOSE}},
     "versions": {str: str},
     "device": str,
 }

@@ -40,10 +40,16 @@ from lt_jax.experiment.config import (
 )
 from lt_jax.experiment.records import Config, FitConfig
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
+from lt_jax.heads import Head
 from lt_jax.methods import Method
+from lt_jax.recipes import FROM_DATA
+from lt_jax.retraining.analysis import fit_temperature
+from lt_jax.retraining.engine import measure_heads
+from lt_jax.retraining.features import plain_features
 from lt_jax.training import optim, sinks
 from lt_jax.training.log import Logger
 from lt_jax.training.loop import Task
+from lt_jax.types import Weights
 
 # Keys that may differ between processes: where and how a host reads its data.
 PER_HOST = ("data.dir", "data.table", "data.workers")
@@ -86,6 +92,17 @@ class Session(NamedTuple):
             )
         return found
 
+    def validate(self, head: Head, network: Weights) -> results.Validation | None:
+        """Measure a network on the validation set; None if there is none."""
+        task, valid = self.task, self.task.splits.valid
+        if not len(valid):
+            return None
+        found, params = plain_features(task, network, valid), network.params["head"]
+        memory = self.config.method.memory * 2**30
+        (tally,) = measure_heads(head, [params], found, task.eval_batch, memory)
+        temperature = fit_temperature(head.apply, params, found, task.eval_batch)
+        return results.Validation(tally, temperature)
+
     def raise_if_stopped(self, where: str) -> None:
         """Raise `Interrupted` if a signal has reached any process."""
         if by := self.task.stop_requested():
@@ -110,6 +127,7 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         photos=photos,
         extra=extra,
     )
+    c = checks.from_data(config, splits.full_class_counts).data
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
@@ -162,12 +180,13 @@ def open_session(
         )
     processes.on_process_zero(lambda: _check_same_config(c, workdir))
     splits, groups = processes.together(lambda: load_splits(c), _split_digests)
+    c = checks.from_data(c, splits.full_class_counts)
     checks.check_data(c, splits)
     given, file = c, workdir / "config.json"  # which keeps the given batches
     c, cuts = checks.cut_batches(c, splits)
     task = make_task(c, processes.together(splits.in_memory), groups)
     if sweeps:
-        checks.check_sweep(c, splits)
+        cuts += checks.check_sweep(c, splits)
     methods = checks.make_methods(c, splits, task.backbone, grids=sweeps)
     loss = losses.cross_entropy(len(splits.full_class_counts))
     methods["stage1"] = Method(loss, c.optim.sampler, "fresh")
@@ -278,6 +297,7 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         f"  {key}: {old[key]!r} there, {now.get(key)!r} now\n"
         for key in sorted(old)
         if old[key] != now.get(key)
+        and now.get(key) != FROM_DATA  # compared once it is known
         and not any(fnmatch.fnmatch(key, free) for free in FREE)
     ]
     if lines:

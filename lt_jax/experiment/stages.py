@@ -222,6 +222,7 @@ def _fit(
         title=stage.title,
         hyper=hyper,
         epochs=stage.epochs,
+        valid=session.validate(stage.method.head, network),
         keep=keep,
         origin=origin,
     )
@@ -247,13 +248,19 @@ def _finish(
         "group_average": c.eval.group_average,
         "interrupted": interrupted,
     }
-    given = workdir, session.dataset, protocol
+    build = functools.partial(
+        results.build,
+        *(workdir, session.dataset, protocol),
+        counts=session.task.splits.valid.class_counts,
+        metric=c.eval.choose,
+        margin=c.eval.margin,
+    )
     if sweep:
-        result = results.build(*given, sweep["chosen"], "chosen/")
-        fixed = results.build(*given, sweep["fixed"], "fixed/")
+        result = build(sweep["chosen"], "chosen/")
+        fixed = build(sweep["fixed"], "fixed/")
         result |= {"fixed": fixed["methods"], "sweep": sweep["sweep"]}
     else:
-        result = results.build(*given, cached.own_values(c))
+        result = build(cached.own_values(c))
     report = results.write(workdir, result)
     if not any(found["all"]["values"] for found in result["methods"].values()):
         info("no finished fits yet")

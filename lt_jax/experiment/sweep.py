@@ -25,7 +25,7 @@ from lt_jax.experiment.cached import FeatureCache, Row
 from lt_jax.experiment.results import StoredRow
 from lt_jax.experiment.session import Session
 from lt_jax.files import jsonable
-from lt_jax.heads import Head, linear
+from lt_jax.heads import Head
 from lt_jax.retraining import selection
 from lt_jax.retraining.engine import HeadFit
 from lt_jax.training import checkpoint
@@ -67,15 +67,6 @@ def sweep(session: Session) -> dict[str, Any]:
         key = name, jsonable(hyper)
         own = [row for row in found if (row["method"], row["hyper"]) == key]
         valid[name] = results.over_seeds([r["metrics"]["valid"][metric] for r in own])
-    recommended = selection.recommend(
-        found,
-        counts,
-        chosen=chosen,
-        untouched=_untouched(caches),
-        metric=metric,
-        margin=config.eval.margin,
-    )
-    _report(session, recommended)
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -85,30 +76,8 @@ def sweep(session: Session) -> dict[str, Any]:
             "heads": len(found),
             "diverged": diverged,
             "valid": valid,
-            "recommended": recommended._asdict(),
         },
     }
-
-
-def _untouched(caches: Sequence[FeatureCache]) -> float:
-    """Return the overall validation accuracy of the stage-1 heads, mean over seeds."""
-    found = []
-    for cache in caches:
-        (tally,) = cache.measure(linear, [cache.network.params["head"]], "valid")
-        found.append(float(np.sum(tally.right) / np.sum(tally.seen)))
-    return float(np.mean(found))
-
-
-def _report(session: Session, found: selection.Recommendation) -> None:
-    """Log the recommended method, how sure it is, and what it costs."""
-    against = f"; better than {found.runner_up}: {found.sure:.0%} sure"
-    session.log.info(
-        f"recommended: {found.method}, {session.config.eval.choose} "
-        f"{found.score:.3f} +- {found.error:.3f} on validation"
-        + (against if found.runner_up else "")
-    )
-    if found.warning:
-        session.log.warning(found.warning)
 
 
 def evaluate_rows(session: Session, split: str, pattern: str) -> dict[str, Any]:

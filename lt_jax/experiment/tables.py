@@ -25,17 +25,17 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
+    Column("balanced", "balanced"),
     Column("all", "all"),
     Column("many", "many"),
     Column("medium", "medium"),
     Column("few", "few"),
-    Column("balanced", "balanced", in_text=False),
     Column("worst", "worst"),
     Column("ECE", "ece", better=-1),
-    Column("LoMa row", "loma_row", 1, 2, better=0),
-    Column("LoMa col", "loma_col", 1, 2, better=0),
+    Column("LoMa row", "loma_row", 1, 2, in_text=False, better=0),
+    Column("LoMa col", "loma_col", 1, 2, in_text=False, better=0),
     Column("spread row", "loma_row_spread", 1, 2, in_text=False, better=0),
-    Column("spread col", "loma_col_spread", 1, 2, better=0),
+    Column("spread col", "loma_col_spread", 1, 2, in_text=False, better=0),
 )
 
 
@@ -63,7 +63,21 @@ def _parts(result: dict[str, Any], table: Callable[[dict[str, Any]], Any]) -> li
     parts.append(table(result["methods"]))
     if "fixed" in result:
         parts += ["At the config's own values:", table(result["fixed"])]
+    if best := result["recommended"]:
+        parts.append(recommendation(best))
     return parts
+
+
+def recommendation(found: dict[str, Any]) -> str:
+    """Describe the recommended method, how sure the choice is, and its price."""
+    against = ""
+    if found["runner_up"]:
+        against = f", {found['sure']:.0%} sure against {found['runner_up']}"
+    text = (
+        f"Recommended: {found['method']} (validation {found['by']} "
+        f"{100 * found['score']:.1f} ± {100 * found['error']:.1f}{against})"
+    )
+    return f"{text}\nWARNING: {found['warning']}" if found["warning"] else text
 
 
 def caption(result: dict[str, Any]) -> str:
@@ -85,7 +99,8 @@ def caption(result: dict[str, Any]) -> str:
     views = "averaged over mirror images" if p["flip"] else "each image once"
     limits = p["group_limits"]
     return (
-        f"{d['name']}, split {d['split_hash']}, test set; per cent except LoMa; {runs}"
+        f"{d['name']}, split {d['split_hash']}, test set; accuracies and ECE in per "
+        f"cent; {runs}"
         f"\n{kept[p['select']]}; {views}; stage 2 {p['features']}, batch norm "
         f"{p['batch_norm']}; many > {limits['many']} training images, few < "
         f"{limits['few']}, mean over {group_average(p)}"

@@ -312,6 +312,7 @@ def _adopt(session: Session, source: Source, network: Weights) -> None:
         title=f"stage1/{seed}",
         hyper={},
         epochs=outcome.get("epochs"),
+        valid=session.validate(linear, network),
         keep=network._asdict(),
         origin={"fitted_on": outcome["fitted_on"], "adopted_for": examples},
     )

@@ -21,12 +21,14 @@ from jax import export
 from lt_jax import files, models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
-from lt_jax.errors import InputError, brief
-from lt_jax.experiment import weights
+from lt_jax.errors import InputError, brief, one_of
+from lt_jax.experiment import extraction, results, weights
 from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.weights import Weights
 from lt_jax.heads import Head
 from lt_jax.pretrained import torch_names, weight_files
+from lt_jax.retraining.analysis import MAX_TEMPERATURE
+from lt_jax.training import checkpoint
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -40,6 +42,7 @@ NOTE: files.Schema = {
     "dataset": str,
     "classes": [str],
     "sha256?": str,
+    "temperature?": float,
     "images": ({"size": [SIDE, 2], "resize": (SIDE, None), "flip": bool}, None),
 }
 REMEDY = "Convert the workdir again: `lt-jax convert WORKDIR FILE.stablehlo`"
@@ -54,6 +57,7 @@ class Finished(NamedTuple):
     backbone: Any
     head: Head
     network: Weights
+    temperature: float  # divisor of the logits for probabilities
     # From the config, which a folder that `lt-jax convert` made does not have.
     dataset: str = ""
     augment: Augment | None = None
@@ -66,8 +70,8 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     """Load a finished fit of a workdir, or of a folder that ``convert`` made.
 
     Args:
-      method, seeds: see ``weights.find``. An empty method is the last finished one of
-        ``config.method.names``.
+      method, seeds: see ``weights.find``. An empty method is the recommended fit, or
+        without validation the last finished one of ``config.method.names``.
 
     Raises:
       InputError: there is none, or it has no head.
@@ -75,7 +79,9 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     config, names = None, [method]
     if not method or (workdir / "config.json").exists():
         config = workdir_config(workdir)
-        names = [method] if method else [*reversed(config.method.names), "stage1"]
+        if not method:
+            best = results.recommended(workdir)
+            names = [best] if best else [*reversed(config.method.names), "stage1"]
     source = weights.find(workdir, names, seeds)
     model = dict(vars(config.model)) if config else source.outcome.get("model")
     leaves = weights.load_leaves(source)
@@ -102,7 +108,12 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         shape = side, side, channels
     head, network = weights.load_fit(source, backbone, shape, num_classes)
     classes = (source.outcome.get("per_class") or {}).get("class")
-    fit = Finished(source.title, classes, model, backbone, head, network)
+    analysis = source.outcome.get("analysis") or {}  # of versions without the other
+    temperature = source.outcome.get("temperature") or analysis.get("temperature")
+    if not 1 / MAX_TEMPERATURE < (temperature or 0) < MAX_TEMPERATURE:
+        temperature = 1.0  # none was fitted, or all validation examples are right
+    given = source.title, classes, model, backbone, head, network
+    fit = Finished(*given, temperature)
     if config is None:
         return fit
     data, images = config.data, None
@@ -113,6 +124,45 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
             size, resize = [data.size] * 2, data.resize
         images = {"size": size, "resize": resize, "flip": config.eval.flip}
     return fit._replace(dataset=data.name, augment=augment, images=images)
+
+
+def with_backbone(fit: Finished, folder: Path, request: dict[str, Any]) -> Finished:
+    """Put the backbone before a head that was trained on its features.
+
+    Args:
+      folder: of ``extraction.write_features``; it has the weights.
+      request: see ``extraction.read_request``.
+    """
+    looks, arch = request["images"], request["arch"]
+    backbone = models.create(
+        one_of("architecture", arch, models.ARCHS),
+        pool=one_of("pool", request["pool"], models.POOLS),
+        dtype=one_of("dtype", request["dtype"], ("float32", "bfloat16")),
+        axis_name=None,
+    )
+    shape = (looks["size"], looks["size"], 3)
+    classes = len(fit.classes or ())
+    like = weights.blank(backbone, fit.head, shape, classes)
+    own = {f"params/head/{n}": a for n, a in fit.network.params["head"].items()}
+    leaves = checkpoint.load_leaves(folder / extraction.BACKBONE / "0") | own
+    network = checkpoint.merge_leaves(leaves, like, "", str(folder))
+    return fit._replace(
+        model={**fit.model, "name": arch},
+        backbone=backbone,
+        network=network,
+        augment=Augment(0, False, tuple(looks["mean"]), tuple(looks["std"])),
+        images=images_of(request),
+    )
+
+
+def images_of(request: dict[str, Any]) -> dict[str, Any]:
+    """Return how an extraction made pixels of photographs, as ``Finished.images``."""
+    looks = request["images"]
+    return {
+        "size": [looks["size"]] * 2,
+        "resize": max(looks.get("resize", 0), looks["size"]),
+        "flip": "mirror" in request["views"],
+    }
 
 
 def write(fit: Finished, target: Path) -> None:
@@ -188,7 +238,7 @@ def program(fit: Finished) -> tuple[Callable[[Weights, jax.Array], jax.Array], A
         def logits(network: Weights, features: jax.Array) -> jax.Array:
             return head.apply(network.params["head"], features)
 
-        shape = export.symbolic_shape(f"b, {backbone.size}")
+        shape = export.symbolic_shape(f"b, {backbone.num_features}")
         return logits, jax.ShapeDtypeStruct(shape, jnp.float32)
     if augment is None:
         raise InputError(
@@ -215,6 +265,7 @@ def note_of(fit: Finished, inputs: Any) -> dict[str, Any]:
         "input": f"{np.dtype(inputs.dtype)}[{', '.join(map(str, inputs.shape))}]",
         "classes": fit.classes,
         "run": fit.title,
+        "temperature": fit.temperature,
         "model": fit.model,
         "dataset": fit.dataset,
         "images": fit.images,

@@ -30,8 +30,8 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
     """
     url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
     remedy = (
-        f"download {url} by another way, and give the path of the file in place of "
-        f"hf:{repository} (init.path), or with --weights (lt-jax features)"
+        f"download {url} elsewhere and pass the file: --weights FILE (lt-jax fit and "
+        "features), or init.path=FILE"
     )
     try:
         import huggingface_hub  # pyright: ignore[reportMissingImports]
@@ -47,4 +47,7 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
         return Path(download(repository, file, revision=revision or None))
     except Exception as error:  # whose class depends on the version of the hub
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"cannot fetch {url}: {first} Otherwise {remedy}") from error
+        reason = first.partition(". ")[0].rstrip(".")
+        raise InputError(
+            f"cannot fetch hf:{repository}: {reason}. Or {remedy}"
+        ) from error

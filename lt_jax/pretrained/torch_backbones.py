@@ -1,13 +1,17 @@
-"""Backbones of timm and open_clip, computed by PyTorch (the extra ``torch``)."""
+"""Backbones that PyTorch computes (the extra ``torch``)."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import pkgutil
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, brief
 from lt_jax.pretrained.table import Recipe
 
 LIBRARIES = ("timm", "open_clip")
@@ -21,47 +25,89 @@ class Loaded(NamedTuple):
     notes: dict[str, Any]  # provenance
 
 
-def load(model: str, dtype: str, size: int) -> Loaded:
-    """Load ``torch:timm/NAME`` or ``torch:open_clip/NAME/WEIGHTS``.
+def load(model: str, dtype: str, size: int, recipe: Recipe | None = None) -> Loaded:
+    """Load ``torch:timm/NAME``, ``torch:open_clip/NAME/WEIGHTS``, or any other module.
 
-    The libraries find the weights: on the hub, or in its cache.
+    ``torch:MODULE:CALLABLE`` calls a function or class of an importable module, also
+    of a file in the current folder, which returns a ``torch.nn.Module``: float[B, 3, H,
+    W] -> float[B, D]. The libraries find their weights: on the hub, or in its cache.
 
     Args:
       dtype: of the computation, float32 or bfloat16.
       size: side of the images in pixels; 0: that of the model.
+      recipe: images for ``torch:MODULE:CALLABLE``.
 
     Raises:
-      InputError: the library is missing, or has no such weights.
+      InputError: the library or module is missing, or has no such weights.
     """
-    library, _, name = model.removeprefix("torch:").partition("/")
-    if library not in LIBRARIES or not name:
+    full = model.removeprefix("torch:")
+    library, _, name = full.partition("/")
+    if library not in LIBRARIES:
+        library, _, name = full.partition(":")
+    if not library or not name:
         raise InputError(
-            f"expected torch:timm/NAME or torch:open_clip/NAME/WEIGHTS, got {model!r}"
+            "expected torch:timm/NAME, torch:open_clip/NAME/WEIGHTS or "
+            f"torch:MODULE:CALLABLE, got {model!r}"
         )
     try:
         import torch  # pyright: ignore[reportMissingImports]
 
-        make = _timm if library == "timm" else _open_clip
-        module, recipe = make(name, size)
+        makers = {"timm": _timm, "open_clip": _open_clip}
+        if library in makers:
+            module, recipe = makers[library](name, size)
+        else:
+            module = _module(full)
+    except InputError:
+        raise
     except ImportError as error:
         raise InputError(
             f"{model} needs PyTorch and {library} ({error}): pip install "
-            "'lt_jax[torch]'"
+            "'lt_jax[torch]', and run the command where the module can be imported"
         ) from error
     except Exception as error:  # whatever the library raises for a name or a download
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{library} cannot load {name!r}: {first:.300}") from error
+        raise InputError(f"{library} cannot load {name!r}: {brief(error)}") from error
+    if not isinstance(module, torch.nn.Module):
+        raise InputError(f"{model} must return a torch.nn.Module, got {module!r:.100}")
+    if recipe is None:
+        raise InputError(f"{model} takes photographs: --data must be a folder of them")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     number = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(
+            value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        )
     module = module.eval().to(device, number)
 
     def apply(images: np.ndarray) -> np.ndarray:
         pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-        with torch.inference_mode():
-            return module(pixels.to(device, number)).float().cpu().numpy()
+        try:
+            with torch.inference_mode():
+                found = module(pixels.to(device, number))
+        except Exception as error:  # for example of images that are too small
+            raise InputError(
+                f"{model} fails on images of {images.shape[1]} pixels: {brief(error)}"
+            ) from error
+        if found.ndim != 2 or len(found) != len(images):
+            raise InputError(
+                f"{model} must return features [B, D], got {list(found.shape)} for "
+                f"{len(images)} images"
+            )
+        return found.float().cpu().numpy()
 
-    notes = {"weights": {"library": library, "name": name}, "torch": torch.__version__}
-    return Loaded(apply, recipe, notes)
+    known = {"library": library, "name": name, "sha256": digest.hexdigest()}
+    return Loaded(apply, recipe, {"weights": known, "torch": torch.__version__})
+
+
+def _module(name: str) -> Any:
+    """Call ``MODULE:CALLABLE``, also of a file in the current folder."""
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
+    try:
+        return pkgutil.resolve_name(name)()
+    except AttributeError as error:
+        raise InputError(f"torch:{name}: {error}") from error
 
 
 def _timm(name: str, size: int) -> tuple[Any, Recipe]:

@@ -184,10 +184,10 @@ def versus(run: Run) -> Part:
 
 
 def lead(run: Run) -> str:
-    """What the sweep recommends, and the verdict on LOS by what chooses and overall."""
-    found, parts = run.result.get("sweep", {}).get("recommended"), []
+    """What validation recommends, and the verdict on LOS by choice and overall."""
+    found, parts = run.result.get("recommended"), []
     if found:
-        parts.append(f"the sweep recommends {found['method']}")
+        parts.append(f"validation recommends {found['method']}")
         parts += map(str, filter(None, [found.get("warning")]))
     others = [name for name in run.fits if name != LOS and LOS in run.fits]
     for key in dict.fromkeys((run.choose, "all")) if others else ():

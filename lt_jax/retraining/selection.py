@@ -118,7 +118,8 @@ def standard_error(score: float, metric: str, counts: np.ndarray) -> float:
     """Estimate the standard error of a validation accuracy; 0 for other metrics.
 
     With one image per tail class, the variance within a class cannot be estimated.
-    All classes therefore share ``score (1 - score)``.
+    All classes therefore share ``p (1 - p)``, where p is the score with one more right
+    and one more wrong image: few images that are all right prove little.
 
     >>> round(standard_error(0.5, "balanced", np.array([100, 25, 1])), 4)
     0.1708
@@ -130,7 +131,10 @@ def standard_error(score: float, metric: str, counts: np.ndarray) -> float:
     """
     held = np.asarray(counts, np.float64)
     held = held[held > 0]
-    variance = score * (1 - score) if 0 <= score <= 1 else 0.0  # also not for nan
+    if not 0 <= score <= 1:  # also nan
+        return 0.0
+    share = (score * held.sum() + 1) / (held.sum() + 2)
+    variance = share * (1 - share)
     if metric == "balanced":
         return float(np.sqrt(variance * np.sum(1 / held)) / len(held))
     return float(np.sqrt(variance / held.sum())) if metric == "all" else 0.0

@@ -60,9 +60,13 @@ def test_plan_counts_what_is_left(capsys, monkeypatch, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_workdir_needs_the_plan(capsys, tmp_path):
-    assert main.main(["config", *CONFIG, "--workdir", str(tmp_path)]) == 2
-    assert "--workdir needs --plan" in capsys.readouterr().err
+def test_the_config_of_a_workdir(capsys, tmp_path):
+    assert main.main(["config", "--workdir", str(tmp_path)]) == 2
+    assert "or the --workdir of an earlier run" in capsys.readouterr().err
+    assert main.main(["config", *CONFIG, "--json"]) == 0
+    (tmp_path / "config.json").write_text(given := capsys.readouterr().out)
+    assert main.main(["config", "--workdir", str(tmp_path), "--json"]) == 0
+    assert capsys.readouterr().out == given
 
 
 @pytest.mark.parametrize("value", ["-0.1", "0"])

@@ -26,13 +26,14 @@ DIGITS = str(tiny_digits.CONFIGS / "digits_lt.py")
 COMPUTING = f"--config {DIGITS} --workdir W --config.seed=3"
 # The function of each command, and a command line.
 COMMANDS = {
-    "fit": [f"{name} {COMPUTING}" for name in ("run", "train", "retrain", "sweep")],
+    "fit": ["fit PHOTOS"],
+    "work": [f"{name} {COMPUTING}" for name in ("run", "train", "retrain", "sweep")],
     "evaluate": [f"evaluate {COMPUTING}"],
     "benchmark": [f"benchmark --config {DIGITS}"],
     "config": [f"config --config {DIGITS}"],
     "report": ["report W"],
     "convert": ["convert IN OUT"],
-    "predict": ["predict --workdir W IMAGE"],
+    "predict": ["predict --workdir W INPUT"],
     "data_info": [f"data info --config {DIGITS}"],
     "data_prepare": ["data prepare cifar10 --from=F"],
     "list_names": ["list methods"],
@@ -115,7 +116,7 @@ def test_out_of_memory_names_what_to_reduce(error, capsys, monkeypatch):
     ("line", "message"),
     [
         ("predict x.png --workdir=", "argument --workdir: expected a path, got ''"),
-        ("predict --workdir x a\0b", r"argument IMAGE: expected a path, got 'a\x00b'"),
+        ("predict --workdir x a\0b", r"argument INPUT: expected a path, got 'a\x00b'"),
         ("report runs --out=", "argument --out: expected a path, got ''"),
         (
             f"data info --config {DIGITS} --png /nope/x.png",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -19,6 +21,7 @@ from lt_jax.data import catalogue
 from lt_jax.data.sources import features as vectors
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages as train
+from lt_jax.export import stablehlo
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = tiny_digits.CONFIGS / "features.py"
@@ -87,6 +90,47 @@ def test_other_numbers_become_float32(tmp_path, dtype):
     np.testing.assert_array_equal(found, given.astype(np.float32))
 
 
+NAMES = np.array(["b", "a", "10", "9"])  # of the classes, numbers last
+
+
+@pytest.mark.parametrize("form", ["npz", "npy", "parquet"])
+def test_labels_are_names(tmp_path, form):
+    features, labels = arrays()
+    test = arrays((10,) * 4, seed=1)
+    pairs = {"train": (features, NAMES[labels]), "test": (test[0], NAMES[test[1]])}
+    full, _, test_set = vectors.load(write(tmp_path, form, **pairs))
+    assert full.classes == ("a", "b", "9", "10")
+    np.testing.assert_array_equal(np.array(full.classes)[full.labels], NAMES[labels])
+    np.testing.assert_array_equal(test_set.labels, np.array([1, 0, 3, 2])[test[1]])
+    given = {"train": (features, NAMES[labels].astype("S")), "test": pairs["test"]}
+    assert vectors.load(write(tmp_path / "bytes", **given))[0].hash == full.hash
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (np.arange(4), "labels are text in test, but numbers in train: use one kind"),
+        (
+            np.array(["a", "b", "9", "c"]),
+            "1 classes of 'test' have no training example",
+        ),
+    ],
+)
+def test_names_that_differ(tmp_path, names, message):
+    (features, labels), test = arrays(), arrays((10,) * 4, seed=1)
+    pairs = {"train": (features, names[labels]), "test": (test[0], NAMES[test[1]])}
+    with pytest.raises(InputError, match=message):
+        vectors.load(write(tmp_path, **pairs))
+
+
+def test_without_a_test_set_a_fifth_of_each_class_is_held_out(tmp_path, capsys):
+    (Path(write(tmp_path)) / "test.npz").unlink()
+    full, _, test = vectors.load(str(tmp_path))
+    assert test.class_counts.tolist() == [8, 4, 2, 1]
+    assert (full.class_counts + test.class_counts).tolist() == list(COUNTS)
+    assert "no test set (test.npz): 20% of each" in capsys.readouterr().err
+
+
 def changed(**changes):
     features, labels = arrays()
     given = {"features": features, "labels": labels}
@@ -113,7 +157,7 @@ def with_nan(features):
         (changed(labels=lambda y: y - 1), r"labels must be integers from 0, got -1"),
         (
             changed(labels=lambda y: y.astype(float)),
-            "labels must be integers, got float64",
+            r"labels must be integers or names .*, got float64: .*astype\(int\)",
         ),
         (changed(labels=lambda y: y % 3), r"has label 3, expected 0 to 2 \(10 such"),
         (
@@ -188,12 +232,11 @@ MAP = pyarrow.map_(pyarrow.string(), pyarrow.float32())
         (pyarrow.array([[("a", 1.0)]] * 2, MAP), [0, 1], "features holds map"),
         ([["a"], ["b"]], [0, 1], "features holds list<element: string>"),
         ([[[1.0]], [[2.0]]], [0, 1], "features holds list<element: list"),
-        ([[1.0], None], [0, 1], "1 lack features"),
+        ([[1.0], None], [0, 1], "which lack 1 features and 0 labels"),
         ([[1.0], [None]], [0, 1], "features must be finite"),
         ([[1.0], [2.0]], [0, None], "1 labels"),
-        ([[1.0], [2.0]], [0.0, 1.0], "labels holds double, not integers"),
+        ([[1.0], [2.0]], [0.0, 1.0], "labels holds double, not text or integers"),
         ([[1.0], [2.0]], [{"a": 0}] * 2, "labels holds struct"),
-        ([[1.0], [2.0]], ["0", "1"], "labels holds dictionary<values=string"),
     ],
 )
 def test_invalid_columns(tmp_path, features, labels, message):
@@ -300,6 +343,46 @@ def test_sweep_without_stage1(folder, tmp_path):
     result = train.sweep(config(folder), tmp_path)
     assert result["sweep"]["heads"] == 2 * 2 * 3  # methods, seeds; the grid and its own
     assert set(result["methods"]) == {"none", "ce", "los"}
+
+
+def test_predict_from_features_with_the_recommended_head(folder, tmp_path, capsys):
+    result = train.sweep(config(folder), tmp_path / "run")
+    best = result["recommended"]
+    scores = result["sweep"]["valid"]
+    assert best["method"] in ("none", *scores)
+    assert best["score"] >= max(v["mean"] for v in scores.values())
+    values, labels = arrays((10,) * 4, seed=1)
+    np.savez(tmp_path / "new.npz", features=values)
+    flags = ["predict", "--workdir", str(tmp_path / "run"), str(tmp_path / "new.npz")]
+    capsys.readouterr()
+    assert main.main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["head"], found["recommended"]) == (best["fit"], True)
+    assert found["images"][3]["path"] == f"{tmp_path / 'new.npz'}[3]"
+    guesses = [int(each["top"][0]["class"]) for each in found["images"]]
+    method = result["methods"][best["method"]]["all"]["values"][0]
+    assert np.mean(guesses == labels) == pytest.approx(method)
+
+    # The temperature is that of the outcome, which minimises the loss on validation.
+    outcome = json.loads(
+        (tmp_path / "run/checkpoints" / best["fit"] / "outcome.json").read_text()
+    )
+    fitted = outcome["temperature"]  # at a bound if all validation examples are right
+    temperature = fitted if 1 / 1024 < fitted < 1024 else 1.0
+    assert found["temperature"] == temperature
+    fit = stablehlo.finished(tmp_path / "run", "")
+    logits = np.asarray(fit.head.apply(fit.network.params["head"], values))
+    expected = jax.nn.softmax(logits / temperature).max(axis=1)
+    chances = [each["top"][0]["probability"] for each in found["images"]]
+    np.testing.assert_allclose(chances, expected, rtol=1e-5)
+
+    np.save(tmp_path / "wide.npy", np.ones((2, 9)))
+    for name, message in (
+        ("wide.npy", "has 9 numbers per example, but chosen"),
+        ("x.jpg", "takes features, 8 numbers per example: expected files that end in"),
+    ):
+        assert main.main([*flags[:3], str(tmp_path / name)]) == 2
+        assert message.replace("chosen", best["fit"]) in capsys.readouterr().err
 
 
 def test_other_files_are_not_mistaken_for_the_old_ones(folder, tmp_path):

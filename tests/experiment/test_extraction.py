@@ -19,7 +19,7 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.images.decode import resized
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import extraction
+from lt_jax.experiment import backbones, extraction
 from lt_jax.pretrained import load
 
 SIZES = {"blau": 5, "grün wiese": 3, "rot": 2}
@@ -103,7 +103,7 @@ def test_features_of_photographs(photos, net, tmp_path, capsys):
 
 def test_an_interrupted_extraction_is_resumed(photos, net, tmp_path, monkeypatch):
     assert features(net, photos, tmp_path / "one") == 0
-    calls, extract = [], extraction.extract
+    calls, extract = [], backbones.extract
 
     def stops(*given, **named):
         calls.append(given[2].ids.tolist())
@@ -111,7 +111,7 @@ def test_an_interrupted_extraction_is_resumed(photos, net, tmp_path, monkeypatch
             raise Interrupted("the features", "SIGTERM")
         return extract(*given, **named)
 
-    monkeypatch.setattr(extraction, "extract", stops)
+    monkeypatch.setattr(backbones, "extract", stops)
     out = tmp_path / "two"
     assert features(net, photos, out) == 75
     assert not (out / "features.json").exists()
@@ -166,7 +166,7 @@ def test_a_damaged_part_is_named(tmp_path):
         (["--sha256", "ab"], "has the SHA-256"),
         (["--data", "configs/digits_lt.py"], "expected colour images, of 3 channels"),
         (["--model", "vit_small_patch14_dinov2"], "'vit_small_patch14_dinov2.lvd142m'"),
-        (["--model", "torch:keras/x"], "expected torch:timm/NAME or torch:open_clip/"),
+        (["--model", "torch:keras/x"], "expected torch:timm/NAME, torch:open_clip/"),
         (
             ["--model", "resnet18.tv_in1k", "--weights", "{net}/model.safetensors"],
             "does not hold a resnet18: it holds no residual network",

@@ -74,6 +74,7 @@ def test_the_files_of_the_contract(finished):
     stored = json.loads((workdir / "result.json").read_text())
     assert set(stored) == {
         "dataset", "protocol", "stage1", "methods", "versions", "device", "digest",
+        "recommended",
     }  # fmt: skip
     assert stored["dataset"] == {
         "name": "digits",

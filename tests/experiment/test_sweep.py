@@ -82,13 +82,17 @@ def test_the_choice_is_the_best_on_validation(swept):
 
 
 def test_the_result_recommends_the_method_with_the_best_chosen_setting(swept):
-    sweep_ = swept[1]["sweep"]
-    found, means = (
-        sweep_["recommended"],
-        {n: v["mean"] for n, v in sweep_["valid"].items()},
-    )
+    workdir, result = swept
+    found = result["recommended"]
+    means = {name: v["mean"] for name, v in result["sweep"]["valid"].items()}
+    (none,) = results.outcomes(workdir, "stage1")
+    means["none"] = none["valid"]["balanced"]
     assert found["score"] == pytest.approx(max(means.values()))
     assert means[found["method"]] == pytest.approx(found["score"])
+    assert found["untouched"] == none["valid"]["all"]
+    assert (workdir / "checkpoints" / found["fit"] / "outcome.json").is_file()
+    assert results.recommended(workdir) == found["fit"]
+    assert "Recommended: " in (workdir / "report/table.md").read_text("utf-8")
     assert found["hyper"] == swept[1]["methods"][found["method"]]["hyper"]
     assert 0 < found["untouched"] < 1
 
@@ -318,7 +322,9 @@ def test_a_lost_backbone_is_reported(swept, tmp_path):
         weights.load(source, weights.Weights({}, {}), "")
 
 
-def test_the_command(swept, capsys):
-    workdir, _ = swept
-    assert main.main(["sweep", "--workdir", str(workdir)]) == 2
-    assert "--config" in capsys.readouterr().err
+def test_the_workdir_has_the_config(swept, capsys):
+    workdir, result = swept
+    assert main.main(["sweep", "--workdir", str(workdir)]) == 0
+    assert "heads are already fitted" in capsys.readouterr().out
+    again = json.loads((workdir / "result.json").read_text())
+    assert again["recommended"] == jsonable(result["recommended"])

@@ -31,12 +31,13 @@ VARIED: dict[str, dict[str, tuple[str, ...]]] = {
     "features": {
         "path": ("", "some/folder"),
         "ir": ("whole", "100"),
-        "delta": ("0.98", "0.5"),
-        "limits": ("100-20", "50-10"),
+        "methods": ("two", "all"),
+        "delta": ("", "0.5"),
+        "limits": ("", "50-10"),
     },
     "folder": {
         "path": ("", "some/folder"),
-        "classes": ("100", "7"),
+        "classes": ("", "7"),
         "table": ("", "some/table.csv"),
         "net": ("resnet50", "resnet10", "resnext50_32x4d"),
         "epochs": ("90", "5"),

@@ -265,10 +265,10 @@ def test_without_the_file_or_the_network_a_message_says_what_to_fetch(
 ):
     where = re.escape(f"{hub.endpoint()}/a/b/resolve/main/{load.FILE}")
     (served.folder / load.FILE).unlink()
-    with pytest.raises(InputError, match=rf"cannot fetch {where}: .*download {where}"):
+    with pytest.raises(InputError, match=rf"hf:a/b: .*Or download {where}"):
         load.find("hf:a/b")
     go_offline(monkeypatch)
-    with pytest.raises(InputError, match=r"cannot fetch .*config\.json: .*hf:a/c"):
+    with pytest.raises(InputError, match=r"cannot fetch hf:a/c: .*/config\.json "):
         load.find("hf:a/c")
     with pytest.raises(InputError, match=r"did you mean 'resnet50\.tv_in1k'"):
         load.find("hf:timm/resnet50.tv_in2k")

@@ -330,16 +330,16 @@ def test_names_are_escaped(tmp_path: Path):
 def test_page_states_the_command_and_what_is_newer(tmp_path: Path):
     folder = made.write(tmp_path / "run", fits(), made.config({}))
     with (folder / "log.txt").open("w") as log:
-        log.write(f"epoch 1\n2026-11-26 10:00:00 {results.command()}\n")
+        log.write(f"epoch 1\n{results.command()}\n")
     result = json.loads((folder / "result.json").read_text())
     result["versions"]["lt_jax"] = "99.1"
-    result["sweep"] = {"recommended": {"method": "los", "hyper": {}, "warning": "few"}}
+    result["recommended"] = {"method": "los", "fit": "los/0.0", "warning": "few"}
     (folder / "result.json").write_text(json.dumps(result))
     build.write([folder], folder / "report")
     text = html(folder)
     assert "pytest" in text[text.index("<dt>Command</dt>") :]
     assert "run was written by lt_jax 99.1, newer than this" in text
-    assert "run: the sweep recommends los; few; by balanced, LOS" in text
+    assert "run: validation recommends los; few; by balanced, LOS" in text
 
 
 # Missing data.

@@ -22,7 +22,7 @@ from typing import NoReturn
 import numpy as np
 
 from lt_jax.data import longtail
-from lt_jax.data.dataset import Dataset
+from lt_jax.data.dataset import Dataset, sorted_classes
 from lt_jax.data.images.decode import Undecodable, read_file
 from lt_jax.data.images.photos import PhotoOptions, from_files, photographs
 from lt_jax.data.sources import table as tables
@@ -60,8 +60,7 @@ def load(
             f"{' or '.join(SPLIT_NAMES['train'])}, found {', '.join(files)}"
         )
     names = {file.label for file in files["train"]}
-    # Text is sorted as text and before numbers, which are sorted as numbers.
-    classes = sorted(names, key=lambda n: (int(n[:99]) if n.isdecimal() else -1, n))
+    classes = sorted_classes(names)
     if len(classes) < 2:
         raise InputError(
             f"{source} has only one class, {classes[0]!r}: expected at least two"

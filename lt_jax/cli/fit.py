@@ -1,0 +1,77 @@
+"""``lt-jax fit``: from photographs or features to a classifier and its page.
+
+A composition of `lt-jax features`, into WORKDIR/extracted, and `lt-jax sweep` on these
+features with small grids. The config in WORKDIR/config.json reproduces the sweep, and
+WORKDIR/extracted/features.json has what the features depend on.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lt_jax import recipes
+from lt_jax.cli import config_flags
+from lt_jax.experiment import extraction, session, stages
+from lt_jax.experiment.backbones import Options
+from lt_jax.experiment.checks import from_data
+from lt_jax.experiment.config import resolve
+
+BACKBONE = "vit_small_patch14_dinov2.lvd142m"
+# Shares of each class that are held out, unless there are such sets.
+HELD_OUT = ("--config.data.test=0.2", "--config.data.valid=0.2")
+HEADS = (
+    *("--config=configs/features.py:methods=all", "--config.method.repeats=1"),
+    "--config.data.valid=0.2",
+)
+# Settings per method: at most MOST, and fewer if training the heads takes more
+# floating-point operations. These are a quarter of an hour on two CPU cores.
+MOST, OPERATIONS = 12, 2e13
+
+
+def fit(
+    source: str, options: Options | None, workdir: Path, overrides: list[str]
+) -> str:
+    """Extract features if necessary, fit all methods, and recommend one.
+
+    Args:
+      source: folder or table of photographs, or folder of features.
+      options: of the backbone; None for features.
+      overrides: flags ``--config.KEY=VALUE``. Those of ``data`` describe the source.
+
+    Returns:
+      The command that classifies new examples.
+
+    Raises:
+      InputError: the source, the backbone or an override is invalid.
+    """
+    predict = f"lt-jax predict --workdir {shlex.quote(str(workdir))}"
+    features, example = source, "FEATURES.npz"
+    if options:
+        flags, features = config_flags.of_data(source), workdir / extraction.FOLDER
+        data = [flag for flag in overrides if flag.startswith("--config.data.")]
+        overrides = [flag for flag in overrides if flag not in data]
+        photographs = config_flags.read([*flags, *HELD_OUT, *data])
+        extraction.write_features(photographs, options, features, keep=True)
+        code = options.model.startswith("torch:")
+        example = f"--backbone {options.model} PHOTO.jpg" if code else "PHOTO.jpg"
+    heads = [*HEADS, f"--config.data.dir={features}"]
+    config = config_flags.read([*heads, *small_grids(heads), *overrides])
+    stages.sweep(config, workdir)
+    return f"{predict} {example}"
+
+
+def small_grids(flags: list[str]) -> list[str]:
+    """Return overrides that thin the grids of all methods to fit the data's size."""
+    config = resolve(config_flags.read(flags))
+    splits, _ = session.load_splits(config)
+    config = from_data(config, splits.full_class_counts)
+    train, entries = splits.train, config.method.entries
+    size = 6 * len(train) * train.shape[-1] * len(train.classes)  # of an epoch
+    epochs = sum(entries[name]["epochs"] for name in config.method.names)
+    rows = int(min(MOST, max(1, OPERATIONS / (size * epochs))))
+    return [
+        f"--config.method.{name}.grid.{key}={values}"
+        for name in config.method.names
+        for key, values in recipes.thinned(entries[name], rows).items()
+    ]

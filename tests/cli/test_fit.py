@@ -1,0 +1,145 @@
+"""`lt-jax fit`: photographs or features in, a recommended head and its page out."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tiny_photos
+import tiny_vit
+from test_feature_files import NAMES, arrays, write
+
+from lt_jax.cli.main import main
+from lt_jax.experiment import extraction
+
+SIZES = {"blau": 20, "grün wiese": 10, "rot": 5}
+FEW = ["--config.method.names=ce,crt", "--config.optim.epochs=3"]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    tiny_vit.register(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """Photographs, a backbone, and a workdir fitted on them, in a folder of its own."""
+    root = tmp_path_factory.mktemp("fit")
+    tiny_photos.write(root / "photos", SIZES)
+    with pytest.MonkeyPatch.context() as patch:
+        tiny_vit.register(patch)
+        net = tiny_vit.folder(root / "net")
+        patch.chdir(root)
+        assert main(["fit", "photos", "--backbone", str(net), *FEW]) == 0
+    return root
+
+
+def test_fit_splits_fits_recommends_and_names_the_next_command(
+    fitted, monkeypatch, capsys
+):
+    monkeypatch.chdir(fitted)
+    flags = ["fit", "photos", "--backbone", str(fitted / "net"), *FEW]
+    assert main(flags) == 0  # resumes
+    out = capsys.readouterr().out
+    assert "has these features already" in out
+    assert "heads are already fitted" in out
+    assert "Recommended: " in out
+    assert "page: runs/photos/report/index.html" in out
+    assert out.endswith("next: lt-jax predict --workdir runs/photos PHOTO.jpg\n")
+    result = json.loads((fitted / "runs/photos/result.json").read_text())
+    assert result["dataset"]["num_classes"] == 3
+    assert [result["dataset"][f"num_{s}"] for s in ("train", "valid", "test")] == [
+        22, 6, 7
+    ]  # fmt: skip
+    assert set(result["methods"]) == {"none", "ce", "crt"}
+
+
+def test_predict_needs_the_workdir_only(fitted, tmp_path, capsys):
+    """The backbone is in it; the logits equal those of the extracted features."""
+    shutil.copytree(fitted / "runs/photos", tmp_path / "moved")
+    photos = sorted((fitted / "photos").rglob("*.jpg"))[:4]
+    provenance = json.loads((tmp_path / "moved/extracted/features.json").read_text())
+    flags = ["predict", "--workdir", str(tmp_path / "moved"), "--json"]
+    assert main([*flags, *map(str, photos)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["recommended"]
+    assert {g["class"] for i in found["images"] for g in i["top"]} == {*SIZES}
+    assert provenance["config"]["test"] == 0.2
+
+    features = tmp_path / "moved/extracted/test.npz"
+    assert main([*flags, str(features)]) == 0
+    by_features = json.loads(capsys.readouterr().out)
+    data = provenance["config"]
+    assert data["dir"] == "photos"
+    ids = sorted(p.relative_to(fitted / "photos").as_posix() for p in photos)
+    assert ids  # photographs of both calls are the same where they are in the test set
+    assert by_features["head"] == found["head"]
+    assert len(by_features["images"]) == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["gone"], "no such file or folder: gone. Expected photographs"),
+        (["photos", "--backbone", "vit_tset"], "unknown backbone 'vit_tset'"),
+        (["photos/rot", "--backbone", "net"], "has no class folders"),
+        (["photos", "--backbone", "net", "--config.data.size=x"], "data.size must be"),
+        (["photos", "--backbone", "net", "--config.optim.lr=-1"], "optim.lr must be"),
+        (["photos", "--config", "x.py"], "it takes --config.KEY=VALUE alone"),
+        (["one", "--backbone", "net"], "one has only one class, 'rot'"),
+        (["features", "--backbone", "net"], "has features already: leave out --backb"),
+    ],
+)
+def test_bad_input_is_one_line(fitted, monkeypatch, capsys, flags, message):
+    monkeypatch.chdir(fitted)
+    tiny_photos.write(fitted / "one", {"rot": 3})
+    write(fitted / "features")
+    assert main(["fit", "--workdir", "bad", *flags]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (fitted / "bad/checkpoints").exists()
+
+
+def test_fit_of_features_with_names(tmp_path, capsys):
+    (features, labels), test = arrays(), arrays((10,) * 4, seed=1)
+    pairs = {"train": (features, NAMES[labels]), "test": (test[0], NAMES[test[1]])}
+    folder = write(tmp_path / "f", **pairs)
+    assert main(["fit", folder, "--workdir", str(tmp_path / "run"), *FEW]) == 0
+    assert "FEATURES.npz\n" in capsys.readouterr().out
+    flags = ["predict", "--workdir", str(tmp_path / "run"), f"{folder}/test.npz"]
+    assert main([*flags, "--top", "1", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    guesses = np.array([each["top"][0]["class"] for each in found])
+    assert np.mean(guesses == NAMES[test[1]]) > 0.7
+
+
+def test_features_of_another_backbone(fitted, tmp_path, capsys):
+    other = tmp_path / "other"
+    shutil.copytree(fitted / "runs/photos/extracted", other)
+    note = json.loads((other / "features.json").read_text())
+    note["request"]["weights"]["sha256"] = "0" * 64
+    (other / "features.json").write_text(json.dumps(note))
+    flags = ["predict", "--workdir", str(fitted / "runs/photos")]
+    assert main([*flags, str(other / "test.npz")]) == 2
+    assert "are features of another backbone" in capsys.readouterr().err
+
+
+def test_a_backbone_of_a_module_needs_consent(fitted, tmp_path, capsys):
+    """A workdir from someone else must not run code."""
+    shutil.copytree(fitted / "runs/photos", tmp_path / "run")
+    file = tmp_path / "run" / extraction.FOLDER / "features.json"
+    note = json.loads(file.read_text())
+    note["request"].pop("arch")
+    note["request"]["model"] = "torch:antigravity:fly_geohash"
+    file.write_text(json.dumps(note))
+    image = str(next((fitted / "photos").rglob("*.jpg")))
+    assert main(["predict", "--workdir", str(tmp_path / "run"), image]) == 2
+    error = capsys.readouterr().err
+    assert "confirm it with --backbone torch:antigravity:fly_geohash\n" in error
+    flags = ["--workdir", str(fitted / "runs/photos"), "--backbone", "torch:os:abort"]
+    assert main(["predict", *flags, image]) == 2
+    error = capsys.readouterr().err
+    assert f"was not trained on features of torch:os:abort, but of {fitted}" in error
