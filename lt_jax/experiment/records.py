@@ -27,7 +27,8 @@ from lt_jax import (
 from lt_jax.data import catalogue, longtail
 from lt_jax.errors import InputError
 from lt_jax.retraining.features import DTYPES
-from lt_jax.training import sinks, steps
+from lt_jax.training import steps
+from lt_jax.training.sinks import MODULES as SINKS
 
 # A program may add to both.
 DATASETS = ChainMap[str, Any](catalogue.PHOTOS, catalogue.SOURCES)
@@ -198,7 +199,7 @@ class LogConfig:
     seconds: Limit = 30.0  # between progress lines when there is no terminal
     profile: str = ""  # folder for a profiler trace of five steps per fit
     # Where records go too: some of "tensorboard", "wandb", "mlflow", each an extra.
-    sinks: Annotated[tuple[str, ...], sinks.MODULES] = ()
+    sinks: Annotated[tuple[str, ...], SINKS] = ()
 
 
 @dataclass(frozen=True)
