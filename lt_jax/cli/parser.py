@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from lt_jax._version import __version__
 from lt_jax.cli import commands, help
 from lt_jax.distributed import cluster
 from lt_jax.errors import InputError, one_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # shtab.FILE, for an argument that is a path: what completes it in a shell.
 FILES = {"bash": "_shtab_compgen_files", "zsh": "_files", "tcsh": "f"}
@@ -269,6 +271,8 @@ def _add_json(command: argparse.ArgumentParser) -> None:
 
 def _path(text: str) -> Path:
     """Return a path; an empty one would be the current folder."""
+    from pathlib import Path
+
     if not text or "\0" in text:
         raise argparse.ArgumentTypeError(f"expected a path, got {text!r}")
     return Path(text).expanduser()

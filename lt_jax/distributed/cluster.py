@@ -1,21 +1,18 @@
 """Multi-process setup (wraps jax.distributed) and the compilation cache.
 
-Importing this module does not import JAX.
+Importing this module does not import JAX, nor what only some commands need.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import re
 import signal
-import socket
 import stat
 import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from lt_jax._version import __version__
@@ -107,6 +104,9 @@ def join(
 
 def _code() -> dict[str, str]:
     """Return versions and settings that must not differ between processes."""
+    import hashlib
+    from pathlib import Path
+
     import jax
     import jaxlib.version
 
@@ -152,6 +152,8 @@ def _arguments(given: dict[str, Any]) -> dict[str, Any] | None:
 
 def _check_address(address: str) -> None:
     """Check that process 0 can listen on an address; otherwise JAX would crash."""
+    import socket
+
     host, _, port = address.rpartition(":")
     try:
         family, *_, place = socket.getaddrinfo(host.strip("[]"), int(port))[0]
@@ -271,6 +273,8 @@ def enable_compilation_cache() -> None:
     (XDG_CACHE_HOME). JAX executes the files in it. So it must be the user's own, and
     not in the workdir, which is shared.
     """
+    from pathlib import Path
+
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" in os.environ:
