@@ -33,16 +33,18 @@ MARKERS = {  # relative SVG paths
 }
 WIDTH, HEIGHT, ROW = 340, 226, 19  # pixels of a panel, and of a row of methods
 
+Numbers = Sequence[float] | np.ndarray
+
 
 class Series(NamedTuple):
     """A line, or points, of one colour."""
 
     name: str
-    x: Sequence[float]
-    y: Sequence[float]
+    x: Numbers
+    y: Numbers
     look: int = 0  # its colour and dash, see ``looks``
     method: str = ""  # the filter of the page shows or hides it
-    spread: Sequence[float] = ()  # the standard deviation of y; of x in a panel of rows
+    spread: Numbers = ()  # the standard deviation of y; of x in a panel of rows
     marker: str = "circle"  # a key of MARKERS
     line: bool = True
     labels: Sequence[str] = ()  # of the points
@@ -106,7 +108,7 @@ class Part(NamedTuple):
 def _numbers(panels: Sequence[Panel]) -> Iterator[Sequence[Any]]:
     for panel in panels:
         for s in panel.series:
-            labels = s.labels or [panel.rows[y] if panel.rows else "" for y in s.y]
+            labels = s.labels or [panel.rows[int(y)] if panel.rows else "" for y in s.y]
             spread = s.spread if len(s.spread) else [math.nan] * len(s.x)
             for label, *values in zip(labels, s.x, s.y, spread, strict=True):
                 numbers, names = map(float, values), (panel.xlabel, panel.ylabel)
@@ -204,13 +206,13 @@ def axes(
     if panel.rows:
         ends = [np.nan_to_num(np.asarray(s.spread, float)) for s in panel.series]
         x = [v + sign * end for v, end in zip(x, ends, strict=True) for sign in (-1, 1)]
-    *xlimits, outside = limits(np.concatenate([*x, [*panel.xticks]]), panel.xlog)
-    *ylimits, above = limits(np.concatenate(y), panel.ylog)
+    low, high, outside = limits(np.concatenate([*x, [*panel.xticks]]), panel.xlog)
+    bottom, top, above = limits(np.concatenate(y), panel.ylog)
     if panel.rows:
-        ylimits, above = [len(panel.rows) - 0.4, -0.6], 0
+        bottom, top, above = len(panel.rows) - 0.4, -0.6, 0
     return (
-        Axis(*xlimits, panel.xlog, *across),
-        Axis(*ylimits, panel.ylog, *up),
+        Axis(low, high, panel.xlog, *across),
+        Axis(bottom, top, panel.ylog, *up),
         outside + above,
     )
 

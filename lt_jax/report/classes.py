@@ -79,11 +79,11 @@ def _taken_for(fit: Outcome, size: int) -> list[tuple[int, float]]:
 
 def _confused(names: list[str], fits: list[Outcome]) -> list[str]:
     """Format the class that each class is most often taken for, over all fits."""
-    sums = [collections.Counter[int]() for _ in names]
+    sums: list[dict[int, float]] = [collections.defaultdict(float) for _ in names]
     for fit in fits:
         for total, (other, share) in zip(sums, _taken_for(fit, len(sums)), strict=True):
             total[other] += share / len(fits)
-    most = [total.most_common(1)[0] for total in sums]
+    most = [max(total.items(), key=lambda pair: pair[1]) for total in sums]
     return [f"{names[k]} ({100 * share:.0f} %)" if share else "" for k, share in most]
 
 
