@@ -135,6 +135,7 @@ def delta(run: Run) -> Part:
         for s in selection.settings(run.rows)
         if s.method in ("ce", LOS)
     ]
+    tried = [s for s in tried if {"lr", "delta"} <= s.hyper.keys()]
     if len({s.hyper["delta"] for s in tried}) < 2:
         return part._replace(
             missing="This needs a sweep of LOS with two or more values of delta "

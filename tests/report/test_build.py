@@ -389,6 +389,17 @@ def test_a_sweep_whose_heads_all_diverged(tmp_path: Path):
     assert "All LOS heads of the sweep diverged." in html(folder)
 
 
+@pytest.mark.parametrize("key", ["lr", "delta"])
+def test_a_setting_that_lacks_a_value_of_its_method(tmp_path: Path, key: str):
+    rows = sweep_rows()
+    rows[0] = rows[0] | {"hyper": {k: v for k, v in LOS.items() if k != key}}
+    runs = {"none": [made.outcome([0], 0.4, COUNTS)]}
+    folder = made.write(tmp_path / "run", runs, made.config({"los": LOS}), rows)
+    build.write([folder], folder / "report")
+    shown = {label for *_, label in chart(folder, "delta")}
+    assert shown == {"δ 0", "δ 0.5", "δ 0.9"}
+
+
 # Several workdirs.
 
 
