@@ -13,10 +13,21 @@ from lt_jax.errors import InputError, first_few, located, one_of
 from lt_jax.experiment import results, weights
 from lt_jax.export import stablehlo
 from lt_jax.heads import linear
-from lt_jax.pretrained import torch_names, vit_names, weight_files
+from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.training import checkpoint
 
 MAX_SIZE = 10**6  # of a width, of channels, of classes
+OUTCOME = {  # of a stage 1 that another program has trained
+    "run": "stage1/0",
+    "weights": results.FINAL,
+    "backbone": "",
+    "seeds": [0],
+    "step": 0,
+    "epochs": None,
+    "hyper": {},
+    "seconds": None,
+    "images_per_second": None,
+}
 
 
 class Shape(NamedTuple):
@@ -37,9 +48,6 @@ def convert(
       arch: architecture in a file of weights, a key of ``models.ARCHS``.
       method, seeds: which fit of a workdir, see ``weights.find``.
       part: prefix of the names to read from a file of weights.
-
-    Raises:
-      InputError: an argument is invalid; nothing is written.
     """
     if source.is_dir():
         stablehlo.write(stablehlo.finished(source, method, seeds), target)
@@ -53,7 +61,8 @@ def convert(
         names = ", ".join(models.ARCHS)
         raise InputError(f"--arch is missing: which network is in {source}? {names}")
     one_of("arch", arch, models.ARCHS)
-    if target.is_file() or (target / "checkpoints" / "stage1" / "0").exists():
+    directory = target / "checkpoints" / "stage1" / "0"
+    if target.is_file() or directory.exists():
         raise InputError(f"{target} exists already: expected the name of a new folder")
     state = weight_files.read(source)
     shape = _shape(state, part)
@@ -70,7 +79,11 @@ def convert(
         if numbers > there:
             raise InputError(f"{there:,} bytes cannot be {numbers:,} numbers")
         found = torch_names.from_torch(state, expected, part)
-    _write_stage1(target, source, arch, shape, found)
+    tree = traverse_util.unflatten_dict(found.leaves, sep="/")
+    checkpoint.save_tree(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
+    model = {"name": arch, "stem": shape.stem, "width": shape.width}
+    origin = {"fitted_on": f"unknown: converted from {source.name}", "model": model}
+    results.save_outcome(directory, OUTCOME | origin)
     for line in found.lines:
         sizes = "x".join(map(str, found.leaves[line.name].shape))
         ours = line.name.removeprefix("params/")
@@ -91,33 +104,8 @@ def convert(
     print(f"use it with: lt-jax retrain --config FILE --workdir DIR {flags}")
 
 
-def _write_stage1(
-    target: Path, source: Path, arch: str, shape: Shape, found: torch_names.Found
-) -> None:
-    directory = target / "checkpoints" / "stage1" / "0"
-    tree = traverse_util.unflatten_dict(found.leaves, sep="/")
-    checkpoint.save_tree(directory / results.FINAL, 0, {"batch_stats": {}, **tree})
-    outcome = {
-        "run": "stage1/0",
-        "weights": results.FINAL,
-        "backbone": "",
-        "seeds": [0],
-        "step": 0,
-        "epochs": None,
-        "hyper": {},
-        "fitted_on": f"unknown: converted from {source.name}",
-        "seconds": None,
-        "images_per_second": None,
-        "model": {"name": arch, "stem": shape.stem, "width": shape.width},
-    }
-    results.save_outcome(directory, outcome)
-
-
 def _shape(state: dict[str, weight_files.Array], part: str) -> Shape:
-    """Read sizes from the first convolution and the classifier.
-
-    Without them, `from_torch` reports every array that differs.
-    """
+    """Read sizes from the first convolution and the classifier, or guess."""
     heads = (a for n, a in state.items() if torch_names.is_head(n) and a.ndim == 2)
     num_classes = next((leaf.shape[0] for leaf in heads), 1)
     width, channels, side, _ = torch_names.stem(state, part) or (64, 3, 3, 3)
@@ -125,7 +113,6 @@ def _shape(state: dict[str, weight_files.Array], part: str) -> Shape:
 
 
 def _expected(arch: str, shape: Shape) -> dict[str, Any]:
-    """Return the shapes of a network's leaves by our names."""
     backbone = models.create(arch, shape.stem, shape.width)
     side = 8 * backbone.side_multiple
     size = side, side, shape.channels
@@ -137,7 +124,7 @@ def _guess(state: dict[str, weight_files.Array], shape: Shape, part: str) -> str
     """End an error message with the architecture that fits, if one does."""
     names = [name for name in state if name.startswith(part)]
     counts = torch_names.stages(names)
-    if counts or any(name.endswith(vit_names.TOKEN) for name in names):
+    if counts or any(name.endswith(torch_names.TOKEN) for name in names):
         for arch, fields in models.ARCHS.items():
             with contextlib.suppress(InputError):
                 if fields.get("stages", ()) == counts:

@@ -21,12 +21,7 @@ def endpoint() -> str:
 def fetch(repository: str, file: str, revision: str = "") -> Path:
     """Return the path of a file in the hub's cache; download it if it is not there.
 
-    Args:
-      repository: OWNER/NAME.
-      revision: a commit, branch or tag; "" is ``main``.
-
-    Raises:
-      InputError: it cannot be fetched; the message explains what to do without it.
+    ``repository`` is OWNER/NAME, ``revision`` a commit, branch or tag.
     """
     url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
     remedy = (

@@ -32,8 +32,6 @@ REMEDY = "Expected weights under timm's names, such as those of hf:timm/..."
 
 
 class Weights(NamedTuple):
-    """A file of weights and what is known about it."""
-
     source: str  # as the user gave it
     file: Path
     described: Pretrained | None  # None for a lone file
@@ -52,13 +50,8 @@ def is_weights(path: str) -> bool:
 def find(source: str, sha256: str = "") -> Weights:
     """Find weights, download them if necessary, and check their hash.
 
-    Args:
-      source: ``hf:OWNER/NAME``, ``hf:OWNER/NAME@REVISION``, a file, or a folder with
-        FILE and timm's ``config.json``.
-      sha256: expected of the file; "" takes that of the table, if it has one.
-
-    Raises:
-      InputError: there are none, or their hash differs.
+    ``source`` is ``hf:OWNER/NAME``, ``hf:OWNER/NAME@REVISION``, a file, or a folder
+    with FILE and timm's ``config.json``. ``sha256`` "" takes that of the table, if any.
     """
     described, notes = None, {"source": source}
     if source.startswith(HUB):
@@ -67,12 +60,15 @@ def find(source: str, sha256: str = "") -> Weights:
             raise InputError(
                 f"expected hf:OWNER/NAME or hf:OWNER/NAME@REVISION, got {source!r}"
             )
-        owner, name = repository.split("/")
-        if owner == "timm" and name in TABLE:
-            described = TABLE[name]
+        name = repository.removeprefix("timm/")
+        if described := TABLE.get(name):
             revision = revision or described.revision
         else:
-            described = _from_hub(repository, revision)
+            try:
+                listed = hub.fetch(repository, "config.json", revision)
+                described = _from_config(listed)
+            except InputError as error:
+                raise InputError(f"{error}{suggest(name, TABLE)}") from error
         file = hub.fetch(repository, FILE, revision)
         notes["revision"] = file.parent.name  # the commit, in the cache of the hub
     else:
@@ -96,14 +92,6 @@ def find(source: str, sha256: str = "") -> Weights:
     return Weights(source, file, described, notes)
 
 
-def _from_hub(repository: str, revision: str) -> Pretrained:
-    try:
-        return _from_config(hub.fetch(repository, "config.json", revision))
-    except InputError as error:
-        close = suggest(repository.removeprefix("timm/"), TABLE)
-        raise InputError(f"{error}{close}") from error
-
-
 def _from_config(file: Path) -> Pretrained:
     """Read timm's ``config.json``."""
     if not file.is_file():
@@ -114,12 +102,12 @@ def _from_config(file: Path) -> Pretrained:
     looks = found["pretrained_cfg"]
     size = looks["input_size"][1]
     recipe = Recipe(
-        (tuple(looks["mean"]), tuple(looks["std"])),
-        size,
-        int(size / (looks.get("crop_pct") or 1)),
-        looks.get("interpolation", "bicubic"),
-        looks.get("license") or "unknown",
-        str(file),
+        colours=(tuple(looks["mean"]), tuple(looks["std"])),
+        size=size,
+        resize=int(size / (looks.get("crop_pct") or 1)),
+        interpolation=looks.get("interpolation", "bicubic"),
+        licence=looks.get("license") or "unknown",
+        source=str(file),
     )
     return Pretrained(arch, recipe)
 
@@ -129,12 +117,7 @@ def backbone(
 ) -> dict[str, np.ndarray]:
     """Read the backbone of a file, without its head, by our names.
 
-    Args:
-      name: the architecture of ``module``.
-      channels: of the images.
-
-    Raises:
-      InputError: the file holds another network.
+    ``name`` is the architecture of ``module``, ``channels`` are those of the images.
     """
     source = weights.source
     if name == "none":

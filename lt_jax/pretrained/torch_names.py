@@ -1,10 +1,10 @@
 """Networks under PyTorch's names and under ours, as dicts of arrays.
 
-Supports the names of torchvision's ResNets and ResNeXts, and of timm, whose ViTs are in
-``vit_names``. The code of LOS, weight balancing, Decoupling ("classifier-balancing"),
-MiSLAS and LDAM differs from them in prefixes, and in the names of the head and the
-shortcuts. PyTorch stores a convolution as [out, in, height, width] and a linear layer
-as [K, D]; we store them as [height, width, in, out] and [D, K].
+Supports the names of torchvision's ResNets and ResNeXts, and of timm. The code of LOS,
+weight balancing, Decoupling ("classifier-balancing"), MiSLAS and LDAM differs from them
+in prefixes, and in the names of the head and the shortcuts. PyTorch stores a
+convolution as [out, in, height, width] and a linear layer as [K, D]; we store them as
+[height, width, in, out] and [D, K].
 """
 
 from __future__ import annotations
@@ -19,12 +19,34 @@ import numpy as np
 
 from lt_jax import trees
 from lt_jax.errors import InputError, first_few
-from lt_jax.pretrained import vit_names
 from lt_jax.pretrained.weight_files import Array
 
 KERNEL, BIAS = "params/head/kernel", "params/head/bias"
-# Our names in a batch norm -> PyTorch's.
-NORM = {"scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+TOKEN = "cls_token"  # every ViT has it, under this name
+# Our names of layers and leaves -> PyTorch's; names that are not here are the same.
+RESNET = {
+    "head": "fc",
+    "stem_conv": "conv1",
+    "stem_norm": "bn1",
+    "norm1": "bn1",
+    "norm2": "bn2",
+    "norm3": "bn3",
+    "short_conv": "downsample.0",
+    "short_norm": "downsample.1",
+}
+VIT = {  # timm's; DINOv2's own code uses them too
+    "stem_conv": "patch_embed.proj",
+    "qkv": "attn.qkv",
+    "proj": "attn.proj",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+}
+LEAVES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 
 # Order of the axes of a convolution and a linear layer of PyTorch in our layout.
 OUR_AXES = {4: (2, 3, 1, 0), 2: (1, 0)}
@@ -88,39 +110,34 @@ def stem(state: Mapping[str, Array], part: str = "") -> tuple[int, ...] | None:
     return None
 
 
-def torch_name(name: str) -> str:
-    """Translate one of our names of a residual network to torchvision's.
+def torch_name(name: str, layers: Mapping[str, str] = RESNET) -> str:
+    """Translate one of our names.
 
-    >>> torch_name("params/backbone/stage2_block1/conv1/kernel")
-    'layer2.0.conv1.weight'
     >>> torch_name("batch_stats/stage2_block1/short_norm/var")
     'layer2.0.downsample.1.running_var'
+    >>> torch_name("params/backbone/block3/qkv/kernel", VIT)
+    'blocks.2.attn.qkv.weight'
     """
-    if name in (KERNEL, BIAS):
-        return "fc.weight" if name == KERNEL else "fc.bias"
-    *parts, leaf = name.split("/")
-    layer = parts[-1].removeprefix("stem_") + ("1" if "stem_" in parts[-1] else "")
-    layer = {"short_conv": "downsample.0", "short_norm": "downsample.1"}.get(
-        layer, layer.replace("norm", "bn")
-    )
-    if stage := re.fullmatch(r"stage(\d+)_block(\d+)", parts[-2]):
-        layer = f"layer{stage[1]}.{int(stage[2]) - 1}.{layer}"
-    return f"{layer}.{'weight' if leaf == 'kernel' else NORM[leaf]}"
+    _, *modules, leaf = name.split("/")  # the first is params or batch_stats
+    theirs = []
+    for module in modules:
+        if block := re.fullmatch(r"(?:stage(\d+)_)?block(\d+)", module):
+            start = f"layer{block[1]}" if block[1] else "blocks"
+            theirs.append(f"{start}.{int(block[2]) - 1}")
+        elif module != "backbone":
+            theirs.append(layers.get(module, module))
+    return ".".join([*theirs, LEAVES.get(leaf, leaf)])
 
 
 def torch_names(names: Iterable[str]) -> dict[str, str]:
     """Translate our names of a network: PyTorch's by ours."""
     names = list(names)
-    if not _is_vit(names):
-        return {name: torch_name(name) for name in names}
-    heads = {KERNEL: "head.weight", BIAS: "head.bias"}
-    vit_name = vit_names.torch_name
-    return {n: heads.get(n) or vit_name(n.split("/")[2:]) for n in names}
+    layers = VIT if _is_vit(names) else RESNET
+    return {name: torch_name(name, layers) for name in names}
 
 
 def _is_vit(names: Iterable[str]) -> bool:
-    """Check whether our names are those of a vision transformer."""
-    return f"params/backbone/{vit_names.TOKEN}" in names
+    return f"params/backbone/{TOKEN}" in names
 
 
 def to_torch_layout(array: Any) -> np.ndarray:
@@ -135,19 +152,10 @@ def to_our_layout(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(axes))
 
 
-def _our_shape(array: Array) -> jax.ShapeDtypeStruct:
-    """Return the shape of an array of PyTorch in our layout; loads nothing."""
-    axes = OUR_AXES.get(array.ndim, range(array.ndim))
-    return jax.ShapeDtypeStruct([array.shape[axis] for axis in axes], np.float32)
-
-
 def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Translate the leaves of a network to PyTorch's names and layout.
 
     ``num_batches_tracked`` is left out, which ``load_state_dict`` accepts.
-
-    Raises:
-      InputError: the head is neither linear nor a scaled linear layer.
     """
     head = {n: leaf for n, leaf in leaves.items() if n.startswith("params/head/")}
     rest = {n: leaf for n, leaf in leaves.items() if n not in head}
@@ -175,29 +183,21 @@ def _linear(head: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {KERNEL: kernel, BIAS: bias}
 
 
-class Match(NamedTuple):
-    """Which entries of a file are the leaves of a network; nothing is loaded."""
-
-    sources: dict[str, str]  # names in the file by ours; "" for a bias of zeros
-    scale: str  # name of the learned scales of the head, or ""
-    skipped: list[str]  # names in the file that are not weights
-
-
 def match(
     state: Mapping[str, Array], expected: Mapping[str, Any], part: str = ""
-) -> Match:
+) -> tuple[dict[str, str], str, list[str]]:
     """Find a network in a state dict by names and shapes, under any prefix.
 
-    A file without a head gives only a backbone.
+    A file without a head gives only a backbone. Loads nothing.
 
     Args:
       state: arrays by PyTorch's names, as ``weight_files.read`` gives them.
       expected: arrays, or their shapes, by our names.
       part: prefix of the names to read, for a file with several networks.
 
-    Raises:
-      InputError: there is no such network, or several; arrays are missing, unexpected
-        or of another shape.
+    Returns:
+      Names in the file by ours, "" for a bias of zeros; the name of the learned scales
+      of the head, or ""; names in the file that are not weights.
     """
     state = {name: leaf for name, leaf in state.items() if name.startswith(part)}
     prefix = _prefix(state, _is_vit(expected))
@@ -218,7 +218,11 @@ def match(
             skipped.append(source)
         else:
             unexpected[source] = leaf
-    found = {name: _our_shape(state[source]) for name, source in sources.items()}
+    found: dict[str, Any] = {}
+    for name, source in sources.items():
+        shape = state[source].shape
+        shape = [shape[axis] for axis in OUR_AXES.get(len(shape), range(len(shape)))]
+        found[name] = jax.ShapeDtypeStruct(shape, np.float32)
     if KERNEL in found and BIAS not in found:
         found[BIAS], sources[BIAS] = expected[BIAS], ""
     absent = () if KERNEL in found else (KERNEL, BIAS)
@@ -227,19 +231,13 @@ def match(
         raise InputError(first_few(errors, 5, "; "))
     if scale and state[scale].size not in (1, expected[BIAS].size):
         raise InputError(f"{scale} must have one value per class")
-    return Match({name: sources[name] for name in wanted}, scale, skipped)
+    return {name: sources[name] for name in wanted}, scale, skipped
 
 
 def from_torch(
     state: Mapping[str, Array], expected: Mapping[str, Any], part: str = ""
 ) -> Found:
-    """Load the arrays that ``match`` finds.
-
-    Floats of other precisions become float32. A head without a bias gets zeros.
-
-    Raises:
-      InputError: as ``match``; or values are not floats or not finite.
-    """
+    """Load the arrays that ``match`` finds, as finite float32."""
     sources, scale, skipped = match(state, expected, part)
     scales = _float32(state[scale], scale)[0].ravel() if scale else 1
     leaves, lines = {}, []
@@ -258,7 +256,7 @@ def from_torch(
 def _prefix(state: Iterable[str], is_vit: bool) -> str:
     """Return the prefix of the only network of this family in a file."""
     if is_vit:
-        kind, example, token = "vision transformer", "blocks.0.", vit_names.TOKEN
+        kind, example, token = "vision transformer", "blocks.0.", TOKEN
         found = [name.removesuffix(token) for name in state if name.endswith(token)]
     else:
         kind, example = "residual network", "layer1.0.conv1.weight"
@@ -279,7 +277,7 @@ def _prefix(state: Iterable[str], is_vit: bool) -> str:
 
 
 def _float32(stored: Array, source: str) -> tuple[np.ndarray, str]:
-    """Load as float32 in our layout; return the array and a note on its former type."""
+    """Load as float32 in our layout, with a note on its former type."""
     if (kind := str(stored.dtype)) not in FLOATS:
         raise InputError(
             f"{source} has dtype {kind}, expected one of {', '.join(FLOATS)}: restore "

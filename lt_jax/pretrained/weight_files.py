@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import math
 import warnings
 import zipfile
@@ -52,16 +53,12 @@ def read(file: Path) -> dict[str, Array]:
     """List the arrays of a file by name; names of nested dicts are joined by dots.
 
     Never runs code from the file, and loads no array. Skips entries of other kinds.
-
-    Raises:
-      InputError: the file is missing, damaged or of another kind, or a pickle holds
-        more than arrays.
     """
     if not file.is_file():
         raise InputError(f"no such file: {file}")
     with located(f"{file}"):
         if file.suffix.lower() != SAFETENSORS:
-            return dict(_arrays(_read_pytorch(file)))
+            return dict(_arrays(_read_pytorch(file), itertools.count(1)))
         import safetensors  # on use, as commands without such files do without it
 
         try:
@@ -73,8 +70,8 @@ def read(file: Path) -> dict[str, Array]:
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:
     import safetensors
 
-    with file.open("rb") as opened:
-        header = int.from_bytes(opened.read(8), "little")
+    with file.open("rb") as start:
+        header = int.from_bytes(start.read(8), "little")
     if header > MAX_HEADER:
         raise InputError(
             f"not a safetensors file: a header of {header:,} bytes, expected at most "
@@ -84,8 +81,7 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:
     for name in opened.keys():
         _check_name(name)
         found = opened.get_slice(name)
-        kind = str(found.get_dtype())
-        kind = FLOATS.get(kind, kind)
+        kind = FLOATS.get(found.get_dtype(), found.get_dtype())
         load = functools.partial(opened.get_tensor, name)
         yield name, Stored(tuple(found.get_shape()), kind, load)
 
@@ -123,7 +119,7 @@ def _read_pytorch(file: Path) -> Any:
 
 
 def _check_zip(file: Path) -> None:
-    """Check that nothing in a zip file expands, and that its pickle is small."""
+    """Require that nothing in a zip file expands, and that its pickle is small."""
     with zipfile.ZipFile(file) as opened:
         for member in opened.infolist():
             limit = MAX_HEADER if member.filename.endswith(".pkl") else math.inf
@@ -135,10 +131,7 @@ def _check_zip(file: Path) -> None:
 
 
 def _refusal(file: Path, error: Exception) -> str:
-    """Explain what to do about a pickle that PyTorch refuses to open.
-
-    PyTorch's own advice would run the code of the file.
-    """
+    """Explain what to do; PyTorch's own advice would run the code of the file."""
     refused = str(error).partition("GLOBAL ")[2].split()
     if not refused:
         why = brief(ValueError(str(error).rpartition("WeightsUnpickler error: ")[2]))
@@ -156,39 +149,34 @@ def _refusal(file: Path, error: Exception) -> str:
     )
 
 
-def _arrays(content: Any) -> Iterator[tuple[str, Array]]:
+def _arrays(
+    value: Any, entries: Iterator[int], name: str = "", depth: int = 0
+) -> Iterator[tuple[str, Array]]:
     """Yield the arrays of nested dicts by dotted name, in order."""
-    entries, waiting = 0, [(content, "", 0)]
-    while waiting:
-        value, name, depth = waiting.pop()
-        entries += 1
-        if entries > MAX_ENTRIES or depth > MAX_DEPTH:  # in a cycle, both are
-            raise InputError(
-                f"dicts more than {MAX_DEPTH} deep or with more than {MAX_ENTRIES:,} "
-                "entries: expected a state dict"
-            )
-        if isinstance(value, Mapping):
-            _check_name(name)  # before it is part of many others
-            prefix = f"{name}." if name else ""
-            for key, inner in reversed(list(value.items())):
-                if isinstance(key, str | int):
-                    waiting.append((inner, f"{prefix}{key}", depth + 1))
-        elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
-            _check_name(name)
-            yield name, value if isinstance(value, np.ndarray) else _stored(value)
+    if next(entries) > MAX_ENTRIES or depth > MAX_DEPTH:  # in a cycle, both are
+        raise InputError(
+            f"dicts more than {MAX_DEPTH} deep or with more than {MAX_ENTRIES:,} "
+            "entries: expected a state dict"
+        )
+    if isinstance(value, Mapping):
+        _check_name(name)  # before it is part of many others
+        prefix = f"{name}." if name else ""
+        for key, inner in value.items():
+            if isinstance(key, str | int):
+                yield from _arrays(inner, entries, f"{prefix}{key}", depth + 1)
+    elif isinstance(value, np.ndarray) or hasattr(value, "detach"):
+        _check_name(name)
+        yield name, value if isinstance(value, np.ndarray) else _stored(value)
 
 
 def _stored(tensor: Any) -> Stored:
-    kind = str(tensor.dtype).removeprefix("torch.")
-    shape, layout = tuple(tensor.shape), str(tensor.layout).removeprefix("torch.")
+    kind, layout = (
+        f"{x}".removeprefix("torch.") for x in (tensor.dtype, tensor.layout)
+    )
+    plain = tensor.float if kind == "bfloat16" else lambda: tensor
     if tensor.device.type != "cpu" or layout != "strided":
         kind = f"{kind} ({tensor.device.type}, {layout})"
-
-    def load() -> np.ndarray:
-        plain = tensor.detach()
-        return (plain.float() if kind == "bfloat16" else plain).numpy()
-
-    return Stored(shape, kind, load)
+    return Stored(tuple(tensor.shape), kind, lambda: plain().detach().numpy())
 
 
 def _import_torch(file: Path) -> Any:
@@ -203,11 +191,7 @@ def _import_torch(file: Path) -> Any:
 
 
 def write(file: Path, state: Mapping[str, np.ndarray], notes: dict[str, str]) -> None:
-    """Write arrays by name, completely or not at all.
-
-    Args:
-      notes: metadata of a safetensors file; not written to PyTorch's format.
-    """
+    """Write arrays by name, completely or not at all; PyTorch's format has no notes."""
     if file.suffix.lower() == SAFETENSORS:
         import safetensors.numpy
 
