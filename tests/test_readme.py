@@ -84,7 +84,7 @@ def lt_jax_arguments(command: str) -> list[str] | None:
     """Return the arguments of ``lt-jax``, wherever it is in a command."""
     split = words(command)
     for i, word in enumerate(split):
-        if word.split("/")[-1] == "lt-jax":
+        if word.split("/")[-1] == "lt-jax" and ">" not in split[:i]:
             return split[i + 1 :]
     return None
 

@@ -29,12 +29,15 @@ from lt_jax.cli import main
 from lt_jax.pretrained import torch_names
 
 TUTORIALS = ("photographs", "compare_methods", "features")
-HOWTO = ("prepare_data", "sweep", "resume", "clusters", "pretrained", "convert_weights")
+HOWTO = ("prepare_data", "sweep", "watch_a_run", "resume", "clusters", "pretrained")
 PAGES = (
     "README.md",
     "docs/get_started.md",
     *(f"docs/tutorials/{page}.md" for page in TUTORIALS),
-    *(f"docs/howto/{page}.md" for page in (*HOWTO, "own_method", "measure_speed")),
+    *(
+        f"docs/howto/{page}.md"
+        for page in (*HOWTO, "convert_weights", "own_method", "measure_speed")
+    ),
     *(
         f"docs/reference/{page}.md"
         for page in ("commands", "config", "report", "result")
@@ -93,6 +96,10 @@ ELSEWHERE = {
         '"predict"',
     ),
     "lt-jax fit digits_pca": ("cli/test_fit.py", "test_fit_of_features_with_names"),
+    "lt-jax run --config configs/digits_lt.py --workdir runs/watched": (
+        "training/test_sinks.py",
+        'log__sinks=("tensorboard",)',
+    ),
     "lt-jax benchmark": ("cli/test_benchmark.py", "test_all_parts"),
     "lt-jax report runs/a": ("report/test_build.py", "write([plain, drift, both]"),
     "launch/local.sh": ("test_launch.py", "local.sh"),
@@ -109,6 +116,9 @@ ELSEWHERE = {
 NOT_RUN = {
     "python3 -m venv": "`make` does the same",
     ".venv/bin/pip install": "`make` does the same; [cuda] needs an NVIDIA GPU",
+    "pip install 'lt_jax[tensorboard]'": "from a package registry",
+    "tensorboard": "a server; test_sinks.py reads its files back",
+    "shtab": "not a dependency; it reads what test_main.py tests",
     "source": "activates the environment",
     "pip install tensorflow": "half a gigabyte, for TFDS's own converter",
     "tfds convert_format": "needs TensorFlow; test_catalogue.py reads such a copy",
