@@ -81,7 +81,8 @@ def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:
     for name in opened.keys():
         _check_name(name)
         found = opened.get_slice(name)
-        kind = FLOATS.get(found.get_dtype(), found.get_dtype())
+        kind = str(found.get_dtype())
+        kind = FLOATS.get(kind, kind)
         load = functools.partial(opened.get_tensor, name)
         yield name, Stored(tuple(found.get_shape()), kind, load)
 

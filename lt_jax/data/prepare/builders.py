@@ -52,7 +52,7 @@ class Builder(NamedTuple):
     counts: dict[str, int]  # examples per split
     labels: dict[str, str]  # features that are labels, and files of the class names
     id: str = "id"  # the feature that identifies an example
-    shape: tuple[int | None, ...] = (None, None, 3)  # of the images
+    shape: tuple[Any, ...] = (None, None, 3)  # of the images
     # For CIFAR: the number of classes for each label byte of a record, in order; the
     # files of records for each split.
     classes: tuple[int, ...] = ()
