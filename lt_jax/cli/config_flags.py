@@ -119,9 +119,9 @@ def _find(path: str) -> str:
     from pathlib import Path
 
     shipped = Path(__file__).parents[1] / "configs"
-    checkout = Path(__file__).parents[2] / "configs"
-    name = path.removeprefix("configs/")
-    for file in (path, str(shipped / name), str(checkout / name)):
+    if not shipped.is_dir():  # a checkout; next to a wheel it would be anyone's
+        shipped = Path(__file__).parents[2] / "configs"
+    for file in (path, str(shipped / path.removeprefix("configs/"))):
         if os.path.isfile(file):
             return file
     names = ", ".join(f"configs/{p.name}" for p in sorted(shipped.glob("*.py")))
