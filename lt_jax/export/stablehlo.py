@@ -109,8 +109,9 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     head, network = weights.load_fit(source, backbone, shape, num_classes)
     classes = (source.outcome.get("per_class") or {}).get("class")
     analysis = source.outcome.get("analysis") or {}  # of versions without the other
-    temperature = source.outcome.get("temperature") or analysis.get("temperature")
-    if not 1 / MAX_TEMPERATURE < (temperature or 0) < MAX_TEMPERATURE:
+    fitted = source.outcome.get("temperature") or analysis.get("temperature")
+    temperature = float(fitted or 0)
+    if not 1 / MAX_TEMPERATURE < temperature < MAX_TEMPERATURE:
         temperature = 1.0  # none was fitted, or all validation examples are right
     given = source.title, classes, model, backbone, head, network
     fit = Finished(*given, temperature)

@@ -414,8 +414,8 @@ def test_the_artefact_of_features_takes_features(tmp_path):
         given = np.ones((size, 8), np.float32)
         expected = program(fit.network, given)
         np.testing.assert_allclose(again.call(given), expected, rtol=1e-5)
-    with pytest.raises(InputError, match=r"takes features \(float32\[b, 8\]\), not im"):
-        predict.predict_by_artefact(file, [], 1)
+    with pytest.raises(InputError, match=r"takes features, 8 numbers .*got x\.png"):
+        predict.predict_by_artefact(file, [Path("x.png")], 1)
 
 
 def test_a_damaged_artefact_and_a_note_of_another_program(tmp_path):
@@ -428,6 +428,7 @@ def test_a_damaged_artefact_and_a_note_of_another_program(tmp_path):
         backbone=backbone,
         head=linear,
         network=weights.Weights(*like),
+        temperature=1.0,
         dataset="digits",
         augment=Augment(0, False, (0.3,), (0.3,)),
         images={"size": [8, 8], "resize": None, "flip": False},

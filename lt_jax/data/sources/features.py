@@ -78,7 +78,7 @@ def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
         )
         rows = longtail.hold_out(train[1], TEST, 0, num_classes)
         for split, kept in zip(("train", "test"), rows, strict=True):
-            parts[split] = tuple(np.ascontiguousarray(a[kept]) for a in train)
+            parts[split] = np.ascontiguousarray(train[0][kept]), labels[kept]
     made = {name: _dataset(name, *part, classes) for name, part in parts.items()}
     return made["train"], made.get("val"), made["test"]
 
