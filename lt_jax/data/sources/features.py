@@ -79,7 +79,7 @@ def load(dir: str) -> tuple[Dataset, Dataset | None, Dataset]:
         rows = longtail.hold_out(train[1], TEST, 0, num_classes)
         for split, kept in zip(("train", "test"), rows, strict=True):
             parts[split] = np.ascontiguousarray(train[0][kept]), labels[kept]
-    made = {name: _dataset(name, *part, classes) for name, part in parts.items()}
+    made = {name: _dataset(name, x, y, classes) for name, (x, y) in parts.items()}
     return made["train"], made.get("val"), made["test"]
 
 
