@@ -327,7 +327,8 @@ def test_names_are_escaped(tmp_path: Path):
     assert numbers(folder / "report", "classes")[0]["class"].startswith("<b>&")
 
 
-def test_page_states_the_command_and_what_is_newer(tmp_path: Path):
+def test_page_states_the_command_and_what_is_newer(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/bin/lt-jax", "run", "--workdir=x y"])
     folder = made.write(tmp_path / "run", fits(), made.config({}))
     with (folder / "log.txt").open("w") as log:
         log.write(f"epoch 1\n{results.command()}\n")
@@ -337,7 +338,7 @@ def test_page_states_the_command_and_what_is_newer(tmp_path: Path):
     (folder / "result.json").write_text(json.dumps(result))
     build.write([folder], folder / "report")
     text = html(folder)
-    assert "pytest" in text[text.index("<dt>Command</dt>") :]
+    assert "lt-jax run &#39;--workdir=x y&#39;" in text
     assert "run was written by lt_jax 99.1, newer than this" in text
     assert "run: validation recommends los; few; by balanced, LOS" in text
 
