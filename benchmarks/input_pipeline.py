@@ -377,8 +377,9 @@ def python_seconds(files: list[bytes]) -> float:
         sepFilter2D = staticmethod(lambda pixels, *_: pixels)
         resize = staticmethod(lambda *_, **__: Nothing.small)
 
-    kept = decode.cv2, decode.simplejpeg
-    decode.cv2 = decode.simplejpeg = Nothing  # type: ignore[assignment]
+    kept = decode.opencv, decode.simplejpeg
+    decode.opencv = lambda: Nothing  # type: ignore[assignment]
+    decode.simplejpeg = Nothing  # type: ignore[assignment]
     try:
         rows, seconds = plan(len(files), 256), []
         for epoch in range(5):
@@ -386,7 +387,7 @@ def python_seconds(files: list[bytes]) -> float:
             fed(made(files), rows, epoch)
             seconds.append((time.process_time() - begun) / 256)
     finally:
-        decode.cv2, decode.simplejpeg = kept
+        decode.opencv, decode.simplejpeg = kept
     return statistics.median(seconds)
 
 

@@ -63,7 +63,7 @@ def _parts(result: dict[str, Any], table: Callable[[dict[str, Any]], Any]) -> li
     parts.append(table(result["methods"]))
     if "fixed" in result:
         parts += ["At the config's own values:", table(result["fixed"])]
-    if best := result["recommended"]:
+    if best := result.get("recommended"):
         parts.append(recommendation(best))
     return parts
 
@@ -146,7 +146,7 @@ def _drawn(methods: dict[str, Any], width: int) -> Any:
     from rich.text import Text
 
     columns: list[tuple[str, list[Text]]] = []
-    base = methods["none"]["all"]["mean"] or math.nan
+    base = methods["none"]["balanced"]["mean"] or math.nan
     for c in (column for column in COLUMNS if column.in_text):
         entries = [_entry(entry, c.metric) for entry in methods.values()]
         means = [math.nan if e["mean"] is None else e["mean"] for e in entries]
@@ -156,7 +156,7 @@ def _drawn(methods: dict[str, Any], width: int) -> Any:
             if c.better and c.better * mean == best:
                 text.stylize("bold")
         columns.append((c.title, cells))
-        if c.metric == "all":
+        if c.metric == "balanced":
             gains = [
                 cell(mean - base, None, c.factor, c.decimals, "+") for mean in means
             ]

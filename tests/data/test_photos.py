@@ -21,7 +21,7 @@ from lt_jax.data.images.photos import photographs
 from lt_jax.data.loader import IMAGES_PER_TASK, CropPlan, DecodeErrors, load_batches
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, stages
-from lt_jax.retraining import features
+from lt_jax.retraining import engine, features
 from lt_jax.training import inference, steps
 from lt_jax.training.progress import Meter
 
@@ -258,6 +258,7 @@ def source(monkeypatch, broken=(), test_broken=(), share=0.1):
 @pytest.fixture
 def one_device(monkeypatch):
     """Only the first of the four virtual devices, with its own compiled steps."""
+    engine._make_measure.cache_clear()
     with monkeypatch.context() as patch:
         on(patch, 1)
         yield
@@ -268,6 +269,7 @@ def one_device(monkeypatch):
     )
     for maker in makers:
         maker.cache_clear()
+    engine._make_measure.cache_clear()
 
 
 def losses(workdir):

@@ -45,8 +45,8 @@ def test_columns_that_do_not_fit_are_left_out(width: int):
     rows = [line for line in lines if line.strip()][-4:]
     assert all(len(row.rstrip()) <= width for row in rows)
     titles = rows[0].split()
-    assert titles[:3] == ["method", "all", "vs"]
-    assert ("spread" in titles) == (width == 140)
+    assert titles[:4] == ["method", "balanced", "vs", "none"]
+    assert ("ECE" in titles) == (width > 60)
 
 
 def test_the_best_is_bold_and_a_difference_has_a_colour():

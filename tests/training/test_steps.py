@@ -40,6 +40,7 @@ def network():
 def on(monkeypatch, devices):
     """Restrict the steps to the first ``number`` virtual devices."""
     chosen = jax.devices()[:devices]
+    monkeypatch.setattr(jax, "devices", lambda *a, **k: chosen)
     monkeypatch.setattr(jax, "local_devices", lambda *a, **k: chosen)
     monkeypatch.setattr(jax, "local_device_count", lambda *a, **k: devices)
     monkeypatch.setattr(jax, "device_count", lambda *a, **k: devices)
