@@ -77,6 +77,8 @@ def recommendation(found: dict[str, Any]) -> str:
         f"Recommended: {found['method']} (validation {found['by']} "
         f"{100 * found['score']:.1f} ± {100 * found['error']:.1f}{against})"
     )
+    if found["sure"] < 2 / 3:
+        text += "; validation hardly tells them apart"
     return f"{text}\nWARNING: {found['warning']}" if found["warning"] else text
 
 
