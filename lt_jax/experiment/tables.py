@@ -78,7 +78,7 @@ def recommendation(found: dict[str, Any]) -> str:
         f"{100 * found['score']:.1f} ± {100 * found['error']:.1f}{against})"
     )
     if found["sure"] < 2 / 3:
-        text += "; validation hardly tells them apart"
+        text += "; validation hardly separates them"
     return f"{text}\nWARNING: {found['warning']}" if found["warning"] else text
 
 

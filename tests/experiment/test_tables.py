@@ -70,12 +70,12 @@ def test_a_network_without_result():
     assert "nan" in file.getvalue()
 
 
-@pytest.mark.parametrize(("sure", "told"), [(0.5, False), (0.9, True)])
-def test_a_recommendation_says_whether_validation_tells_methods_apart(
-    sure: float, told: bool
+@pytest.mark.parametrize(("sure", "separate"), [(0.5, False), (0.9, True)])
+def test_a_recommendation_says_whether_validation_separates_methods(
+    sure: float, separate: bool
 ):
     found = {"method": "los", "by": "balanced", "score": 0.9, "error": 0.02}
     found |= {"runner_up": "ce", "sure": sure, "warning": None}
     text = tables.recommendation(found)
     assert text.startswith("Recommended: los (validation balanced 90.0 ± 2.0, ")
-    assert text.endswith("hardly tells them apart") != told
+    assert text.endswith("hardly separates them") != separate
