@@ -80,7 +80,7 @@ def test_features_of_a_module(folder):
             "needs PyTorch and gone (No module named",
         ),
         ("torch:means:number", "must return a torch.nn.Module, got 3"),
-        ("torch:means:Maps", "must return features [B, D], got [13, 3, 224, 224]"),
+        ("torch:means:Maps", "must return features [B, D], got [64, 3, 224, 224]"),
         ("torch:means", "expected torch:timm/NAME"),
     ],
 )
