@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import pkgutil
@@ -53,10 +54,11 @@ def load(model: str, dtype: str, size: int, recipe: Recipe | None = None) -> Loa
         import torch  # pyright: ignore[reportMissingImports]
 
         makers = {"timm": _timm, "open_clip": _open_clip}
-        if library in makers:
-            module, recipe = makers[library](name, size)
-        else:
-            module = _module(full)
+        with contextlib.redirect_stdout(sys.stderr):  # stdout has results, as JSON too
+            if library in makers:
+                module, recipe = makers[library](name, size)
+            else:
+                module = _module(full)
     except InputError:
         raise
     except ImportError as error:

@@ -23,6 +23,7 @@ class Means(torch.nn.Module):
     def __init__(self):
         super().__init__()
         self.scale = torch.nn.Parameter(torch.full((3,), 2.0))
+        print("a library that prints")
 
     def forward(self, images):
         assert images.shape[2] >= 16, "too small"
@@ -54,11 +55,12 @@ def features(*flags):
 
 
 @pytest.mark.parity
-def test_features_of_a_module(folder):
+def test_features_of_a_module(folder, capsys):
     """Normalised by the config; the hash of the weights is recorded."""
     flags = ["--config.data.mean=0.1,0.2,0.3", "--config.data.std=0.5,0.5,0.5"]
     flags += ["--config.data.size=16", "--config.data.resize=16"]
     assert features("--model", "torch:means:Means", *flags) == 0
+    assert "a library that prints" not in capsys.readouterr().out  # which may be JSON
     request = json.loads((folder / "out/features.json").read_text())["request"]
     assert request["images"] == {
         "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "size": 16, "resize": 16,
