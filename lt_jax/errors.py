@@ -74,7 +74,9 @@ def suggest(word: Any, choices: Iterable[str]) -> str:
     import difflib  # slow to import
 
     choices = list(choices)
-    close = difflib.get_close_matches(str(word)[:100], choices, 3, cutoff=0.5)
+    word = str(word)[:100]
+    close = difflib.get_close_matches(word, choices, 3, cutoff=0.5)
+    close = close or [choice for choice in choices if word and word in choice][:3]
     meant = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     # A long list would bury the suggestion.
     valid = f": expected one of {', '.join(choices)}" if len(choices) <= 20 else ""

@@ -44,10 +44,12 @@ def fit(overrides: list[str], options: argparse.Namespace) -> None:
     from pathlib import Path
 
     from lt_jax.cli import config_flags, fit
-    from lt_jax.experiment.backbones import Options
+    from lt_jax.experiment import backbones
 
     cluster.use_devices()
-    source, given = options.source, None
+    source, name = options.source, options.backbone or fit.BACKBONE
+    given = backbones.Options(name, options.weights)
+    backbones.check(given)
     if any(flag.startswith("--config=") for flag in overrides):
         raise InputError("fit makes its own config: it takes --config.KEY=VALUE alone")
     if not source.exists():
@@ -56,10 +58,10 @@ def fit(overrides: list[str], options: argparse.Namespace) -> None:
             "(SOURCE/CLASS/*.jpg), a table of path,label (.csv, .parquet), or features "
             "(train.npz and test.npz)"
         )
-    if not config_flags.has_features(str(source)):
-        given = Options(options.backbone or fit.BACKBONE, options.weights)
-    elif options.backbone or options.weights:
-        raise InputError(f"{source} has features already: leave out --backbone")
+    if config_flags.has_features(str(source)):
+        if options.backbone or options.weights:
+            raise InputError(f"{source} has features already: leave out --backbone")
+        given = None
     options.workdir = options.workdir or Path("runs") / source.stem
     predict = fit.fit(str(source), given, options.workdir, overrides)
     _write_page(options)

@@ -52,6 +52,7 @@ class Dataset:
     read: Callable[[np.ndarray], np.ndarray]
     # For photographs only, which do not fit in memory as pixels; see images/photos.py.
     decoder: Decoder | None = None
+    at_size: Callable[[int, int], Dataset] | None = None  # by size, resize of options
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -73,7 +74,7 @@ class Dataset:
 
     def take(self, indices: np.ndarray) -> Dataset:
         """Select these examples, in this order."""
-        decoder = self.decoder
+        decoder, at_size = self.decoder, self.at_size
         if decoder is not None:
             fill = decoder.fill
             decoder = decoder._replace(fill=lambda rows, *a: fill(indices[rows], *a))
@@ -83,6 +84,7 @@ class Dataset:
             ids=self.ids[indices],
             read=lambda rows: self.read(indices[rows]),
             decoder=decoder,
+            at_size=at_size and (lambda *sizes: at_size(*sizes).take(indices)),
         )
 
     def in_memory(self) -> Dataset:

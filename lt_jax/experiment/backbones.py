@@ -13,7 +13,7 @@ from lt_jax.data.dataset import Dataset
 from lt_jax.data.loader import DecodeErrors, load_batches
 from lt_jax.distributed import sharding
 from lt_jax.distributed.interrupt import until_stopped
-from lt_jax.errors import InputError, one_of
+from lt_jax.errors import InputError, suggest
 from lt_jax.experiment.records import DataConfig
 from lt_jax.pretrained import load as pretrained
 from lt_jax.pretrained import torch_backbones
@@ -46,25 +46,34 @@ class Backbone(NamedTuple):
     network: Weights | None = None  # without a head; None: PyTorch has it
 
 
+def check(options: Options) -> None:
+    """Refuse the name of an unknown backbone, without looking for weights."""
+    name = options.model
+    if name.startswith("torch:"):
+        if options.weights or options.sha256:
+            raise InputError(f"{name} finds its own weights: no --weights")
+    elif name not in TABLE and (options.weights or not pretrained.is_weights(name)):
+        raise InputError(
+            f"unknown backbone {name!r:.100}{suggest(name, TABLE)}. Expected a name of "
+            "`lt-jax list pretrained`, hf:OWNER/NAME, torch:timm/NAME, "
+            "torch:MODULE:CALLABLE, or a folder with model.safetensors"
+        )
+
+
 def load(options: Options, data: DataConfig) -> Backbone:
     """Load a backbone; ``data`` describes images for a module that does not.
 
     Raises:
       InputError: the model or its weights are invalid.
     """
-    if options.model.startswith("torch:"):
-        if options.weights or options.sha256:
-            raise InputError(f"{options.model} finds its own weights: no --weights")
-        return _torch(options, data)
-    return _flax(options)
+    check(options)
+    is_torch = options.model.startswith("torch:")
+    return _torch(options, data) if is_torch else _flax(options)
 
 
 def _flax(options: Options) -> Backbone:
     """Load a backbone that this package computes."""
     entry, source = TABLE.get(options.model), options.weights or options.model
-    if entry is None and (options.weights or not pretrained.is_weights(source)):
-        others = "hf:OWNER/NAME", "torch:timm/NAME", "torch:MODULE:CALLABLE"
-        one_of("backbone", options.model, [*TABLE, *others])
     if entry is not None and not options.weights:
         source = f"{pretrained.HUB}{entry.repository}"
     found = pretrained.find(source, options.sha256)

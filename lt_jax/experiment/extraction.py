@@ -53,7 +53,12 @@ def write_features(
         features. Nothing is written then.
       Interrupted: a signal; finished parts are kept.
     """
+    backbones.check(options)
     c = resolve(config)
+    splits, groups = load_splits(c)
+    named = {"train": splits.train, "val": splits.valid, "test": splits.test}
+    datasets = {name: data for name, data in named.items() if len(data)}
+    _check_colours(splits.train)
     backbone = backbones.load(options, c.data)
     recipe = backbone.recipe
     size = options.size or recipe.size
@@ -63,9 +68,7 @@ def write_features(
         looks |= {"size": size, "resize": resize}
     c = dataclasses.replace(c, data=dataclasses.replace(c.data, **looks))
     c = resolve(as_dict(c))  # checks the size
-    splits, groups = load_splits(c)
-    named = {"train": splits.train, "val": splits.valid, "test": splits.test}
-    datasets = {n: _resized(data, size) for n, data in named.items() if len(data)}
+    datasets = {n: _resized(data, size, resize) for n, data in datasets.items()}
     views = ("plain", "mirror") if options.mirror else ("plain",)
     request = jsonable(
         {
@@ -132,16 +135,19 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     return read_json(file, {"request": REQUEST}, REMEDY)["request"]
 
 
-def _resized(dataset: Dataset, size: int) -> Dataset:
-    """Resize the images of a dataset, unless its decoder does."""
+def _check_colours(dataset: Dataset) -> None:
     *sides, channels = dataset.shape
     if channels != 3 or sides == [1, 1]:
         raise InputError(
             f"{dataset.name} has examples of shape {list(dataset.shape)}: expected "
             "colour images, of 3 channels"
         )
-    if dataset.decoder is not None:
-        return dataset
+
+
+def _resized(dataset: Dataset, size: int, resize: int) -> Dataset:
+    """Resize the images of a dataset to the side that a backbone takes."""
+    if dataset.at_size is not None:
+        return dataset.at_size(size, resize)
     read = dataset.read
     return dataclasses.replace(
         dataset,

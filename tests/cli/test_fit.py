@@ -11,8 +11,10 @@ import tiny_photos
 import tiny_vit
 from test_feature_files import NAMES, arrays, write
 
+from lt_jax.cli import fit
 from lt_jax.cli.main import main
 from lt_jax.experiment import extraction
+from lt_jax.pretrained import load
 
 SIZES = {"blau": 20, "grün wiese": 10, "rot": 5}
 FEW = ["--config.method.names=ce,crt", "--config.optim.epochs=3"]
@@ -89,6 +91,8 @@ def test_predict_needs_the_workdir_only(fitted, tmp_path, capsys):
         (["photos", "--backbone", "net", "--config.optim.lr=-1"], "optim.lr must be"),
         (["photos", "--config", "x.py"], "it takes --config.KEY=VALUE alone"),
         (["one", "--backbone", "net"], "one has only one class, 'rot'"),
+        (["gone", "--backbone", "dinov2"], "; did you mean 'vit_small_patch14_dinov2"),
+        (["features", "--backbone", "resnet5"], "; did you mean 'resnet50.tv_in1k'"),
         (["features", "--backbone", "net"], "has features already: leave out --backb"),
     ],
 )
@@ -101,6 +105,21 @@ def test_bad_input_is_one_line(fitted, monkeypatch, capsys, flags, message):
     assert message in error
     assert error.count("\n") == 1
     assert not (fitted / "bad/checkpoints").exists()
+
+
+@pytest.mark.parametrize("command", ["fit", "features"])
+def test_the_data_are_checked_before_weights_are_found(
+    tmp_path, monkeypatch, capsys, command
+):
+    monkeypatch.setattr(load, "find", None)  # would fail
+    monkeypatch.chdir(tmp_path)
+    tiny_photos.write(tmp_path / "one", {"rot": 3})
+    given = ["--data", "{}", "--model", fit.BACKBONE, "--out", "new"]
+    given = ["{}", "--workdir", "new"] if command == "fit" else given
+    for folder, message in (("one/rot", "no class folders"), ("one", "only one class")):
+        assert main([command, *(word.format(folder) for word in given)]) == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_fit_of_features_with_names(tmp_path, capsys):

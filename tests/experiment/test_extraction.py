@@ -141,7 +141,7 @@ def test_small_images_are_resized():
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
     ids, labels = np.array(["a", "b"]), np.zeros(2, np.int32)
     one = Dataset("x", ("k",), labels, ids, (32, 32, 3), lambda rows: images[rows])
-    small = extraction._resized(one, 8)
+    small = extraction._resized(one, 8, 8)
     assert small.shape == (8, 8, 3)
     read = small.read(np.array([1]))
     np.testing.assert_array_equal(read[0], resized(images[1], 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -116,5 +117,11 @@ def photographs(
 
     looks = {"size": size, "resize": resize, "scale": [*scale], "ratio": [*ratio]}
     decoder = Decoder(fill, crops.NUMBERS, options.workers, options.broken, looks)
+
+    def at_size(size: int, resize: int) -> Dataset:
+        other = options._replace(size=size, resize=resize)
+        return photographs(name, classes, labels, ids, encoded, other)
+
     shape = size, size, 3
-    return Dataset(name, classes, labels, ids, shape, read, decoder=decoder)
+    loaded = Dataset(name, classes, labels, ids, shape, read)
+    return dataclasses.replace(loaded, decoder=decoder, at_size=at_size)
