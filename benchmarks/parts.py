@@ -95,7 +95,7 @@ def begin(
     return state, sharding.replicate(inputs)
 
 
-def torch_network(net: str, width: int, num_classes: int) -> Any:
+def torch_network(net: str, width: int, num_classes: int, stem: str = "cifar") -> Any:
     """Make the network in torch.nn, with torchvision's names and PyTorch's init."""
     import torch
 
@@ -103,7 +103,38 @@ def torch_network(net: str, width: int, num_classes: int) -> Any:
     from torch_networks import Network
 
     torch.manual_seed(0)
-    return Network(net, width, num_classes)
+    return Network(net, width, num_classes, stem)
+
+
+class Worker:
+    """A process that runs a task per line of its input and prints the seconds."""
+
+    def __init__(self, script: str, *words: object, devices: int = 1):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        env = os.environ | ({"XLA_FLAGS": flags} if devices > 1 else {})
+        self._process = subprocess.Popen(
+            [sys.executable, script, *map(str, words)],
+            env=env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def take(self, *task: object) -> float:
+        """Measure the seconds of a task."""
+        process: Any = self._process
+        process.stdin.write(" ".join(map(str, task)) + "\n")
+        process.stdin.flush()
+        answer = process.stdout.readline()
+        if not answer:
+            sys.exit("a worker died; its message is above")
+        return float(answer)
+
+    def close(self) -> None:
+        process: Any = self._process
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
 def answer(*words: object, **env: str) -> Any:

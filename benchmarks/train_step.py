@@ -34,7 +34,6 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -232,38 +231,10 @@ def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
         print(time.perf_counter() - begun, flush=True)
 
 
-class Worker:
-    """A worker process."""
-
-    def __init__(self, kind: str, net: str, batch: int, number: int, device: str):
-        words = ["--worker", kind, net, str(batch), str(number), device]
-        env = dict(os.environ)
-        if kind == "lt_jax_split":
-            cores = os.cpu_count() or 1
-            env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={cores}"
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, *words],
-            env=env,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def take(self, name: str, count: int) -> float:
-        """Measure the seconds of ``count`` steps."""
-        process: Any = self._process
-        process.stdin.write(f"{name} {count}\n")
-        process.stdin.flush()
-        answer = process.stdout.readline()
-        if not answer:
-            sys.exit("a worker died; its message is above")
-        return float(answer)
-
-    def close(self) -> None:
-        process: Any = self._process
-        process.stdin.close()
-        process.stdout.close()
-        process.wait()
+def worker(kind: str, *words: object) -> parts.Worker:
+    """Start the process of a variant."""
+    cores = os.cpu_count() if kind == "lt_jax_split" else 1
+    return parts.Worker(__file__, "--worker", kind, *words, devices=cores or 1)
 
 
 def measure(
@@ -271,7 +242,7 @@ def measure(
 ) -> dict[str, list[dict[str, float]]]:
     """Measure images/s of every variant per task and round."""
     workers = {
-        kind: Worker(kind, net, batch, number, device)
+        kind: worker(kind, net, batch, number, device)
         for kind in (*OURS[device], *TORCH)
     }
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in counts}
@@ -294,7 +265,7 @@ def measure(
 def over_classes(rounds: int, count: int, number: int, device: str) -> dict[int, float]:
     """Measure a ResNet-32 step with more classes, relative to 100."""
     workers = {
-        k: Worker(f"lt_jax:{k}", "resnet32", 64, number, device) for k in (100, *MANY)
+        k: worker(f"lt_jax:{k}", "resnet32", 64, number, device) for k in (100, *MANY)
     }
     times: dict[int, list[float]] = {k: [] for k in workers}
     try:

@@ -11,6 +11,7 @@ import inspect
 import json
 import os
 import re
+import runpy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 SCHEMA = ROOT / "docs/reference/result.schema.json"
+TABLES = runpy.run_path(str(ROOT / "benchmarks/leaderboard.py"))["TABLES"]
 MARK = re.compile(r"^<!-- generated: (\w+) -->$", re.MULTILINE)
 
 
@@ -200,6 +202,14 @@ GPU: list[tuple[str, str, str, Callable[[Any], str]]] = [
         "resnet50",
         lambda found: f"{found['training_step']:,.0f} images/s",
     ),
+    (
+        "features of ResNet-50 and ViT-S, 224 px, bfloat16",
+        "speed",
+        "extraction",
+        lambda found: (
+            f"{found['resnet50']:,.0f}, {found['vit_small_patch16_224']:,.0f} images/s"
+        ),
+    ),
     ("stage 2, 437,513 x 2,048 features, 8,142 classes", "speed", "scale", _sizes),
     (
         "training step over PyTorch's: ResNet-32, wide ResNet-34",
@@ -231,4 +241,5 @@ PARTS = {
     "methods": methods,
     "result": result,
     "gpu": gpu,
+    **{table.__name__: table for table in TABLES},
 }

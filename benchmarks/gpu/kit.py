@@ -9,7 +9,8 @@
 - `train`: CIFAR100-LT at IR 100, the wide ResNet-34 for 200 + 20 epochs in bfloat16,
   with the clean protocol and with the authors'. FOLDER holds TFDS's cifar100.
 - `speed`: the training step next to `torch.compile`, if PyTorch with CUDA is installed;
-  images/s of ResNet-50 from made photographs; stage 2 at iNaturalist 2018's size.
+  images/s of ResNet-50 from made photographs; features of ResNet-50 and of ViT-S, also
+  next to PyTorch; stage 2 at iNaturalist 2018's size.
 
 A command runs its parts in order and writes DIR/COMMAND.json after each. It stops after
 `--minutes`. The same command, run again, does the parts that are missing, and resumes a
@@ -125,6 +126,10 @@ def speed(out: Path, options: argparse.Namespace) -> list[Part]:
         if options.toy:
             words += ["--config.data.size=32", "--config.model.width=8"]
         parts.append(Part(net, lt_jax(*words), lambda _, f=found: read(f)))
+    nets = ["resnet32"] if options.toy else ["resnet50", "vit_small_patch16_224"]
+    command = [sys.executable, str(bench / "extraction.py"), "--json", *quick]
+    command += ["--platform", "cpu" if options.toy else "gpu", "--nets", *nets]
+    parts.append(Part("extraction", command, last_line))
     command = [sys.executable, str(bench / "scale.py"), "--json", *quick]
     parts.append(Part("scale", command, last_line))
     if importlib.util.find_spec("torch") and not options.toy:
