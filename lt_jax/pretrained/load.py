@@ -11,7 +11,7 @@ import numpy as np
 from lt_jax import models, trees
 from lt_jax.errors import InputError, located, one_of, suggest
 from lt_jax.files import read_json
-from lt_jax.pretrained import hub, torch_names, weight_files
+from lt_jax.pretrained import hub, torch_names, transformers_names, weight_files
 from lt_jax.pretrained.table import TABLE, Pretrained, Recipe
 
 HUB = "hf:"
@@ -28,7 +28,10 @@ CONFIG = {
         "license?": (str, None),
     },
 }
-REMEDY = "Expected weights under timm's names, such as those of hf:timm/..."
+REMEDY = (
+    "Expected what timm writes, such as hf:timm/... For other weights, also those of "
+    "transformers: lt-jax features --model NAME --weights FILE.safetensors"
+)
 
 
 class Weights(NamedTuple):
@@ -127,7 +130,7 @@ def backbone(
             f"{source} is a {weights.described.arch}, but the network is a {name}: set "
             f"--config.model.name={weights.described.arch}"
         )
-    state = weight_files.read(weights.file)
+    state = transformers_names.to_timm(weight_files.read(weights.file))
     state = {n: leaf for n, leaf in state.items() if not torch_names.is_head(n)}
     stem = torch_names.stem(state)
     if stem and stem[1] != channels:
