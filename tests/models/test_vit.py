@@ -84,10 +84,7 @@ def test_features_are_those_of_timm(timm, name):
 
 @pytest.mark.parity
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["vit_small_patch14_dinov2", "vit_base_patch16_clip_224"],
-)
+@pytest.mark.parametrize("name", vit.ARCHS)
 def test_features_of_the_complete_network_are_those_of_timm(timm, name):
     compare(timm, name, models.create(name).depth, ((14, 14), (16, 16)))
 
