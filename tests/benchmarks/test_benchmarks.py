@@ -8,6 +8,7 @@ from pathlib import Path
 
 import against_authors
 import authors_curves
+import extraction
 import jax
 import parts
 import protocol
@@ -163,3 +164,13 @@ def test_incomplete_curves_are_reported(text: str, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", words)
     with pytest.raises(SystemExit, match=r"log.txt: (found no line|expected step 1)"):
         authors_curves.main()
+
+
+@pytest.mark.parity
+@pytest.mark.slow
+def test_extraction_measures_both_sides() -> None:
+    kinds = (*extraction.OURS["cpu"], *extraction.TORCH)
+    (rates,) = extraction.measure("resnet32", "cpu", 1, kinds, quick=True)
+    assert len(rates) == 4
+    assert extraction.best(rates, torch=True) > 0
+    assert extraction.best(rates, torch=False) > 0
