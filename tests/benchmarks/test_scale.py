@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import compiled
+import dispatch
 import numpy as np
 import pytest
 import scale
@@ -133,3 +134,10 @@ def test_compiled_agrees_with_hand_counts():
         assert 0.97 < low <= high < 1.12
     for row in found["rows"]:
         assert 0.3 < row["temporary_over_hand"] < 5
+
+
+@pytest.mark.slow
+def test_dispatch_compares_equal_steps():
+    found = dispatch.measure("resnet8", 2, 1)
+    assert found["ratio"] > 0
+    assert found["loss"]["pmap"] == pytest.approx(found["loss"]["shard_map"], rel=1e-6)
