@@ -189,17 +189,15 @@ def all_methods(data, groups, seeds, settings):
 def of_stage1(workdir, file):
     """Write the features of a stage 1 on all images of CIFAR-100, and its head."""
     from lt_jax.experiment import weights
-    from lt_jax.experiment.config import resolve, workdir_config
+    from lt_jax.experiment.config import workdir_config
     from lt_jax.experiment.session import load_splits, make_task
 
-    c = resolve(workdir_config(workdir))
+    c = workdir_config(workdir)
     splits, groups = load_splits(c)
     task = make_task(c, splits, groups)
     (source,) = weights.finished(workdir)[:1]
     _, network = weights.load_fit(source, task.backbone, splits.train.shape, 100)
-    whole = resolve(
-        dataclasses.replace(c, data=dataclasses.replace(c.data, imbalance=1.0))
-    )
+    whole = dataclasses.replace(c, data=dataclasses.replace(c.data, imbalance=1.0))
     everything, _ = load_splits(whole)
     rest = everything.train
     unused = np.flatnonzero(~np.isin(rest.ids, splits.train.ids))
