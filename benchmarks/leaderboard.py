@@ -74,7 +74,8 @@ def literature() -> str:
     for name in ["none", *names]:
         found = [of(cell, name, "published") for cell in cells]
         groups = (
-            mean([f.get(g) for f in found])[:4] for g in ("many", "medium", "few")
+            mean([f.get(g) for f in found]).partition(" ")[0]
+            for g in ("many", "medium", "few")
         )
         others = [
             f"{f['name']} {f['all']:g}"
@@ -88,8 +89,8 @@ def literature() -> str:
                 f"`{name}`",
                 mean(f["all"] for f in found),
                 " / ".join(groups),
-                mean((f["ece"] for f in found), digits=1).split(" ")[0],
-                mean((f["loma_row_spread"] for f in found), 1, 2).split(" ")[0],
+                mean(f["ece"] for f in found).partition(" ")[0],
+                mean((f["loma_row_spread"] for f in found), 1, 2).partition(" ")[0],
                 "" if name == "none" else tuned,
                 "; ".join(others),
             ]
