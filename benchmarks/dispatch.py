@@ -127,7 +127,7 @@ def work(net: str, address: str, processes: int, process: int, rounds: int) -> N
 
 
 def measure(net: str, processes: int, rounds: int) -> dict[str, Any]:
-    """Run so many processes; return what process 0 found."""
+    """Run that many processes; return what process 0 found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

@@ -43,7 +43,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def ours(net: str, batch: int, platform: str) -> Callable[[int], None]:
-    """Return a function that computes the features of so many batches."""
+    """Return a function that computes the features of a number of batches."""
     import jax
     import numpy as np
 

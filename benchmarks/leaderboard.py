@@ -181,7 +181,7 @@ def ratios(report: dict[str, Any]) -> list[str]:
 
 
 def standing() -> str:
-    """Where LOS stands at every imbalance ratio."""
+    """Rank LOS among all methods, for every imbalance ratio."""
     report = read(FROZEN)
     if not report["groups"]:
         return NOT_MEASURED
@@ -272,7 +272,8 @@ def draw(image: Path) -> None:
             y = [float(np.mean(found[at])) for at in x]
             if not np.isnan(y).any():
                 lines.append(Series(f"IR {ratio}", x, y, look))
-        panels.append(Panel(label, title, lines, xlog=True))
+        if lines:
+            panels.append(Panel(label, title, lines, xlog=True))
     image.write_bytes(drawing.draw(panels)["png"])
 
 

@@ -18,7 +18,7 @@ from lt_jax import models, recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.checks import make_method
+from lt_jax.experiment.checks import make_method, rates
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
 from lt_jax.heads import Head
@@ -206,12 +206,11 @@ def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
             given = session.task, c.model.init, cache.network, method, order
             initial[key] = weights.with_head(*given).params["head"]
         epochs = hyper["epochs"]
-        rates = session.rates(hyper["lr"], epochs, c.method, images)
         job = HeadJob(
             run=row.name,
             method=method,
             start=initial[key],
-            rates=rates,
+            rates=rates(c.method, hyper["lr"], epochs, images),
             epochs=epochs,
             sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on),
             order=order,

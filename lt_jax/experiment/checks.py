@@ -19,7 +19,7 @@ from lt_jax.data.dataset import Splits
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError, first_few, located
 from lt_jax.experiment.config import OPTIMISER
-from lt_jax.experiment.records import Config
+from lt_jax.experiment.records import Config, FitConfig
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
 from lt_jax.training import optim
@@ -133,6 +133,24 @@ def make_method(name: str, counts: np.ndarray, hyper: Mapping[str, Any]) -> Meth
     return methods.make(name, counts, own)
 
 
+def rates(group: FitConfig, lr: float, epochs: int, images: int) -> np.ndarray:
+    """Return the learning rate of every step, float32[steps].
+
+    Args:
+      lr: highest rate for a batch of ``group.lr_batch``; it scales with the batch.
+      images: per epoch.
+    """
+    return optim.rates(
+        lr * group.batch / group.lr_batch,  # linear scaling, arXiv 1706.02677
+        epochs,
+        -(-images // group.batch),
+        group.warmup,
+        group.schedule,
+        milestones=group.milestones,
+        fall=group.fall,
+    )
+
+
 def make_methods(
     config: Config, splits: Splits, backbone: Any, grids: bool = False
 ) -> dict[str, Method]:
@@ -160,12 +178,11 @@ def make_methods(
         Sgd(o.momentum, o.decay, o.decay_on).check(trained)
     _check_memory(config, splits, network, trained)
     with located("optim.epochs"):
-        optim.rates(o.lr, o.epochs, -(-size // o.batch), o.warmup, o.schedule)
+        rates(o, o.lr, o.epochs, size)
 
     def checked(name: str, hyper: Mapping[str, Any]) -> Method:
         method, m = make_method(name, counts, hyper), config.method
-        steps = -(-size // m.batch)
-        optim.rates(hyper["lr"], hyper["epochs"], steps, m.warmup, m.schedule)
+        rates(m, hyper["lr"], hyper["epochs"], size)
         trains = f"head/(?:{method.head.trains})"
         trained, _ = trees.partition({"head": shapes(method.head)}, trains)
         with located("method.decay_on"):

@@ -127,6 +127,9 @@ class FitConfig:
     schedule: Annotated[str, ("step", "epoch")] = "epoch"  # when the cosine moves
     # Epochs of linear warm-up; 5 for batches of thousands.
     warmup: Annotated[float, "[0, 1e6]"] = 0.0
+    # Epochs at which lr is multiplied by fall; (): it follows half a cosine.
+    milestones: Annotated[tuple[float, ...], "(0, 1e6]"] = ()
+    fall: Annotated[float, "(0, 1]"] = 0.1  # at a milestone
 
 
 @dataclass(frozen=True)

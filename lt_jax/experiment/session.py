@@ -38,7 +38,7 @@ from lt_jax.experiment.config import (
     resolve,
     without_dropped,
 )
-from lt_jax.experiment.records import Config, FitConfig
+from lt_jax.experiment.records import Config
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.heads import Head
 from lt_jax.methods import Method
@@ -46,7 +46,7 @@ from lt_jax.recipes import FROM_DATA
 from lt_jax.retraining.analysis import fit_temperature
 from lt_jax.retraining.engine import measure_heads
 from lt_jax.retraining.features import plain_features
-from lt_jax.training import optim, sinks
+from lt_jax.training import sinks
 from lt_jax.training.log import Logger
 from lt_jax.training.loop import Task
 from lt_jax.types import Weights
@@ -64,19 +64,6 @@ class Session(NamedTuple):
     dataset: dict[str, Any]  # as in result.json
     log: Logger
     methods: dict[str, Method]  # stage 2 by name, and the cross-entropy of "stage1"
-
-    def rates(
-        self, lr: float, epochs: int, group: FitConfig, images: int
-    ) -> np.ndarray:
-        """Return the learning rate of every step, float32[steps].
-
-        Args:
-          lr: highest rate for a batch of ``group.lr_batch``; it scales with the batch.
-          images: per epoch.
-        """
-        per_epoch = -(-images // group.batch)
-        lr = lr * group.batch / group.lr_batch  # linear scaling, arXiv 1706.02677
-        return optim.rates(lr, epochs, per_epoch, group.warmup, group.schedule)
 
     def finished(self, title: str) -> dict[str, Any] | None:
         """Return the outcome of a fit as process 0 reads it; None if not finished."""

@@ -22,6 +22,7 @@ from lt_jax.distributed import processes, sharding
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
+from lt_jax.experiment.checks import rates
 from lt_jax.experiment.config import UserConfig
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session, open_session, workdir_lock
@@ -133,7 +134,7 @@ def first_stage(session: Session, seed: int) -> Stage:
         method=session.methods["stage1"],
         epochs=o.epochs,
         batch=o.batch,
-        rates=session.rates(o.lr, o.epochs, o, images),
+        rates=rates(o, o.lr, o.epochs, images),
         sgd=Sgd(o.momentum, o.decay, o.decay_on),
         trains=o.trains,
         batch_norm=o.batch_norm,
@@ -174,7 +175,7 @@ def _second_stage(session: Session, row: cached.Row) -> Stage:
         method=method,
         epochs=hyper["epochs"],
         batch=m.batch,
-        rates=session.rates(hyper["lr"], hyper["epochs"], m, images),
+        rates=rates(m, hyper["lr"], hyper["epochs"], images),
         sgd=Sgd(m.momentum, hyper["decay"], m.decay_on),
         trains=f"head/(?:{method.head.trains})",
         batch_norm=m.batch_norm,

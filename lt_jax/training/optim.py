@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -59,7 +60,14 @@ class Sgd(NamedTuple):
 
 
 def rates(
-    lr: float, epochs: int, steps_per_epoch: int, warmup: float, per: str
+    lr: float,
+    epochs: int,
+    steps_per_epoch: int,
+    warmup: float,
+    per: str,
+    *,
+    milestones: Sequence[float] = (),
+    fall: float = 0.1,
 ) -> np.ndarray:
     """Compute the rate of every step: linear warm-up, then half a cosine to zero.
 
@@ -69,12 +77,16 @@ def rates(
       warmup: epochs of linear warm-up.
       per: ``step`` moves along the cosine every step, ``epoch`` every epoch: epoch t
         of T has ``lr (1 + cos(pi t / T)) / 2``, the authors' schedule.
+      milestones: in place of the cosine, epochs from which on the rate is ``fall``
+        times what it was before.
 
     Returns:
       float32[epochs * steps_per_epoch].
 
     >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
     [2.0, 1.5, 0.5]
+    >>> rates(2.0, 3, 1, 0, "epoch", milestones=(1, 2)).round(3).tolist()
+    [2.0, 0.2, 0.02]
     """
     one_of("schedule", per, ("step", "epoch"))
     if in_range("epochs", epochs, "[0, inf)", integer=True) == 0:
@@ -90,7 +102,11 @@ def rates(
     step = np.arange(epochs * steps_per_epoch)
     now = step / steps_per_epoch
     now = np.floor(now) if per == "epoch" else now
-    cosine = (1 + np.cos(np.pi * np.maximum(now - warmup, 0) / (epochs - warmup))) / 2
+    decay = (1 + np.cos(np.pi * np.maximum(now - warmup, 0) / (epochs - warmup))) / 2
+    if milestones:
+        if max(milestones) >= epochs:
+            raise InputError(f"milestones must be below {epochs} epochs: {milestones}")
+        decay = fall ** np.searchsorted(np.sort(milestones), now, side="right")
     # The first step has a rate above zero, the last warm-up step the full rate.
     ramp = np.minimum((step + 1) / max(warmup * steps_per_epoch, 1), 1)
-    return (lr * cosine * ramp).astype(np.float32)
+    return (lr * decay * ramp).astype(np.float32)

@@ -17,7 +17,7 @@ from lt_jax.data.augment import transforms
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment.checks import check_data
+from lt_jax.experiment.checks import check_data, rates
 from lt_jax.experiment.config import resolve
 from lt_jax.experiment.session import load_splits, open_session
 from lt_jax.experiment.stages import run
@@ -358,7 +358,7 @@ def test_doubling_the_batch_doubles_the_rate(tmp_path):
     config = tiny_digits.config()
     config.optim.batch = 2 * config.optim.lr_batch
     with open_session(config, tmp_path, writes=False) as session:
-        rates = session.rates(0.1, 1, session.config.optim, 1000)
-        assert rates[0] == pytest.approx(0.2)
-        rates = session.rates(0.1, 1, session.config.method, 1000)
-        assert rates[0] == pytest.approx(0.1)
+        found = rates(session.config.optim, 0.1, 1, 1000)
+        assert found[0] == pytest.approx(0.2)
+        found = rates(session.config.method, 0.1, 1, 1000)
+        assert found[0] == pytest.approx(0.1)

@@ -55,9 +55,19 @@ def test_warm_up_of_part_of_an_epoch():
     assert found[4] == pytest.approx((1 + np.cos(np.pi * 0.5 / 2.5)) / 2, rel=1e-6)
 
 
+@pytest.mark.parametrize("per", ["step", "epoch"])
+def test_milestones_replace_the_cosine(per):
+    """LDAM's schedule: warm-up, then a hundredth at each of two epochs."""
+    found = rates(0.1, 20, 3, 5, per, milestones=(18, 16), fall=0.01)
+    np.testing.assert_allclose(found[:15], 0.1 * np.arange(1, 16) / 15, rtol=1e-6)
+    expected = [0.1] * 3 * 11 + [1e-3] * 3 * 2 + [1e-5] * 3 * 2
+    np.testing.assert_allclose(found[15:], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("numbers", "message"),
     [
+        ({"milestones": (2, 5)}, r"milestones must be below 5 epochs: \(2, 5\)"),
         ({"per": "steps"}, r"schedule 'steps'.*did you mean 'step'"),
         ({"epochs": -1}, "epochs must be an integer in .*, got -1"),
         ({"warmup": 5}, "warmup must be below 5 epochs, got 5"),
