@@ -46,7 +46,7 @@ from lt_jax import __version__, api, heads, metrics, recipes
 from lt_jax.data import longtail
 from lt_jax.files import jsonable
 from lt_jax.retraining import engine, selection
-from lt_jax.retraining.features import Features, plain_features
+from lt_jax.retraining.features import NORM, Features, plain_features, standardise
 
 SEEDS = (0, 1, 2)  # of stage 2, or of the subset
 PER_CLASS = 20  # images to tune on
@@ -292,17 +292,17 @@ def cell(folder, axes, imbalance, seed, settings):
 
     raw = prepared(train, test)
     unscaled = measure(fit(raw, published, 0), test, truth, groups)
-    scaled, centre, scale = api.standardise(train)
+    scaled, centre, scale = standardise(train)
     data = prepared(scaled, (test - centre) * scale)
     (found,), sizes, chosen = all_methods(data, groups, (0,), settings)
     found["seed"] = seed
     for (name, _), summary in zip(published, unscaled, strict=True):
         found["methods"][name]["unscaled"] = compact(summary)
     # Of norm 1, which suits the strengths.
-    given = data.train / api.NORM, data.labels, data.valid / api.NORM, data.valid_labels
+    given = data.train / NORM, data.labels, data.valid / NORM, data.valid_labels
     found["others"] = {}
     for name, model in scikit(*given):
-        right = model.predict(data.test / api.NORM) == truth
+        right = model.predict(data.test / NORM) == truth
         each = np.array([right[truth == k].mean() for k in range(len(counts))])
         found["others"][name] = {"all": float(right.mean())} | {
             g: float(each[where].mean()) for g, where in groups.items() if where.any()

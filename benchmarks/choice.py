@@ -40,6 +40,7 @@ from sklearn.neural_network import MLPClassifier
 from lt_jax import __version__, api, recipes
 from lt_jax.data import longtail
 from lt_jax.retraining import selection
+from lt_jax.retraining.features import NORM, standardise
 
 METHODS = (
     *("ce", "los", "reweight", "balanced_softmax", "crt", "tau_norm"),
@@ -213,7 +214,7 @@ def scikit(train, labels, valid, truth, test):
 def measure(load, seed, thin):
     """One split: balanced accuracy on test of every choice."""
     train, labels, test, truth = load(seed)
-    train, centre, scale = api.standardise(train)
+    train, centre, scale = standardise(train)
     test = (test - centre) * scale
     rows, published = settings(labels.max() + 1, thin)
     kept, held = longtail.hold_out(labels, 0.1, seed, labels.max() + 1)
@@ -256,13 +257,13 @@ BY_NORM = ("ce", "los", "reweight", "balanced_softmax", "crt", "los_fresh", "log
 def by_norm(load, seed):
     """Balanced accuracy on test of published values, by mean norm of the features."""
     train, labels, test, truth = load(seed)
-    train, centre, scale = api.standardise(train)
+    train, centre, scale = standardise(train)
     test = (test - centre) * scale
     case = recipes.Case(recipes.smoothing(labels.max() + 1))
     rows = [(n, recipes.own(recipes.RECIPES[n](case))) for n in BY_NORM]
     found = {}
     for norm in NORMS:
-        factor = np.float32(norm / api.NORM)
+        factor = np.float32(norm / NORM)
         given = rows, train * factor, labels, test * factor
         logits, (untouched,) = logits_of(*given, with_start=True)
         accuracies = balanced(np.stack([untouched, *logits]), truth)

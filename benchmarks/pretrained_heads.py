@@ -31,10 +31,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from sklearn.svm import LinearSVC
 
-from lt_jax import __version__, api, metrics, recipes
+from lt_jax import __version__, metrics, recipes
 from lt_jax.data import longtail
 from lt_jax.files import jsonable
 from lt_jax.retraining import selection
+from lt_jax.retraining.features import NORM, standardise
 
 RATIOS = (100, 200, 500)
 SPLITS = 3
@@ -108,7 +109,7 @@ def cell(folder, axes, imbalance, seed, count):
     rows = [(n, row) for n in recipes.RECIPES for row in thinned(n, case, count)]
     own = {name: thinned(name, case, 1)[0] for name in recipes.RECIPES}
     (raw,) = choice.logits_of([*own.items()], train[kept], labels[kept], test)
-    train, centre, scale = api.standardise(train)
+    train, centre, scale = standardise(train)
     test = (test - centre) * scale
     inner = (train[kept], labels[kept], train[held], test)
     valid, tested, untouched = choice.logits_of(rows, *inner, with_start=True)
@@ -155,9 +156,9 @@ def cell(folder, axes, imbalance, seed, count):
     )
     result["recommended"] = found._asdict() | on_test(found.method, found.hyper)
     # Of norm 1, which suits the strengths.
-    given = train[kept] / api.NORM, labels[kept], train[held] / api.NORM, labels[held]
+    given = train[kept] / NORM, labels[kept], train[held] / NORM, labels[held]
     for name, model in scikit(*given):
-        predicted = np.eye(len(counts))[model.predict(test / api.NORM)]
+        predicted = np.eye(len(counts))[model.predict(test / NORM)]
         result[name] = accuracies(predicted, truth, groups)
     return result
 

@@ -17,9 +17,9 @@ delta     smoothing of LOS; default: the paper's K (1 - delta) / delta = 2.04 at
 limits    a class with more training examples is many-shot, with fewer few-shot;
           default: from the class counts
 
-Learning rates are those of the other configs. Features of another norm need others
-(larger ones for unit length, as CLIP's often are): `lt-jax sweep` tries them. Figures
-depend on your features.
+Learning rates are those of the other configs, which suit features of a mean norm of 4
+to 16. --config.data.norm=8 centres and scales others, such as CLIP's of unit length, or
+`lt-jax sweep` tries other rates. Figures depend on your features.
 
     lt-jax run --config configs/features.py:path=FOLDER --workdir runs/features
 """

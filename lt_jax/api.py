@@ -19,14 +19,12 @@ from lt_jax.errors import InputError, in_range, located, one_of
 from lt_jax.heads import Head
 from lt_jax.methods import Method, make
 from lt_jax.retraining import engine
-from lt_jax.retraining.features import Features
+from lt_jax.retraining.features import Features, standardise
 from lt_jax.training import optim
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
 
 ROWS = 4096  # examples per block of logits
-# Mean norm of features that published rates suit: docs/benchmarks/choice.md.
-NORM = 8.0
 
 
 class Recipe(NamedTuple):
@@ -136,18 +134,6 @@ def fit_head(
             return fitted._replace(centre=centre, scale=scale)
     given: Any = {"": recipe}
     return fit_heads(features, labels, given, start=start, **how)[""]
-
-
-def standardise(features: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Centre features, float32[N, D], and scale them to a mean norm of ``NORM``.
-
-    Returns:
-      The features, their centre float32[D], and the scale.
-    """
-    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
-    values = features - centre
-    scale = NORM / max(float(np.linalg.norm(values, axis=1).mean()), 1e-12)
-    return values * np.float32(scale), centre, scale
 
 
 def fit_heads(

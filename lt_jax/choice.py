@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lt_jax import recipes
-from lt_jax.api import FittedHead, Recipe, fit_heads, published, stage1, standardise
+from lt_jax.api import FittedHead, Recipe, fit_heads, published, stage1
 from lt_jax.data import longtail
 from lt_jax.data.sources.features import checked
 from lt_jax.errors import InputError, in_range
 from lt_jax.files import jsonable
 from lt_jax.retraining import selection
+from lt_jax.retraining.features import standardise
 from lt_jax.retraining.selection import Recommendation
 
 # One compiled program and closed forms: a fold takes seconds.

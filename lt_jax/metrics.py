@@ -23,8 +23,11 @@ RSD = ("row_true", "row_false", "col_true", "col_false")  # see ``per_class``
 # Criteria of a sweep, and whether the highest (1) or the lowest (-1) is best.
 CHOOSE = {
     **dict.fromkeys(("all", *GROUPS, "balanced", "worst", "top5"), 1),
-    **dict.fromkeys(("nll", "ece"), -1),
+    **dict.fromkeys(("nll", "ece", "balanced_nll"), -1),
 }
+# Criteria that only heads of a sweep are measured by, and what compares methods then:
+# docs/benchmarks/choice.md.
+COMPARED = {"balanced_nll": "balanced"}
 NUM_BINS = 15  # for the calibration error (Guo et al., ICML 2017)
 
 Array = Any  # jax on the devices, numpy on the host; type checkers cannot follow both

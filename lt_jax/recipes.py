@@ -108,13 +108,14 @@ RECIPES: dict[str, RecipeFunction] = {
     # Published for CIFAR100-LT at K = 100; not published for other datasets.
     "los": lambda c: dict(
         USUAL, lr=5e-4, delta=c.smoothing.delta,
-        grid=dict(lr=(5e-4, 1.6e-3, 5e-3, 5e-2, 0.5), delta=c.smoothing.curve)),
+        grid=dict(lr=(5e-5, *LR), delta=c.smoothing.curve)),
     # Not published; 0.1 is the usual value.
     "label_smoothing": lambda c: dict(
         USUAL, lr=5e-4, delta=0.1, grid=dict(lr=LR, delta=(0.05, 0.1, 0.2, 0.4))),
     # Not published; 1.0: inverse frequency, 0.5: its square root.
     "reweight": lambda c: dict(
-        USUAL, lr=5e-4, power=1.0, grid=dict(lr=LR, power=(0.5, 1.0, 1.5))),
+        USUAL, lr=5e-4, power=1.0,
+        grid=dict(decay=(5e-4, 0.0), lr=LR[1:], power=(0.5, 1.0), start=STARTS)),
     # lr not published; beta 0.9999 (CIFAR-LT) and mean: official code.
     "class_balanced": lambda c: dict(
         USUAL, lr=5e-4, beta=0.9999, mean="examples", grid=dict(lr=LR, beta=BETAS)),
@@ -170,7 +171,7 @@ RECIPES: dict[str, RecipeFunction] = {
     "weight_balancing": lambda c: dict(
         lr=c.lr(1e-4, batch=64), epochs=10, decay=10.0, beta=0.9999, mean="examples",
         quantile=0.1, every="epoch", sampler="instance",
-        grid=dict(lr=(1e-4, 5e-4, 5e-3, 5e-2), decay=(1e-3, 1e-2, 0.1, 1.0, 10.0),
+        grid=dict(lr=(1e-4, 5e-4, 5e-3, 5e-2), decay=(1e-3, 0.1, 1.0, 10.0),
                   every=("step", "epoch"))),
     # tau 1: unit vectors; the grid is Decoupling's. Weight balancing tuned 1.9 for
     # CIFAR100-LT, in code that keeps the bias.
@@ -201,7 +202,7 @@ RECIPES: dict[str, RecipeFunction] = {
     "los_max_norm": lambda c: dict(
         lr=5e-4, epochs=20, decay=0.0, delta=c.smoothing.delta,
         quantile=0.1, every="epoch", sampler="instance",
-        grid=dict(lr=LR, delta=c.smoothing.coarse, quantile=(0.1, 0.5))),
+        grid=dict(lr=LR[:3], delta=c.smoothing.coarse, quantile=(0.1, 0.5))),
     "los_tau_norm": lambda c: dict(
         RECIPES["los"](c), tau=1.0,
         grid=dict(lr=LR[:3], delta=c.smoothing.coarse, tau=(0.5, 1.0, 1.5))),

@@ -163,6 +163,7 @@ def predict(options: argparse.Namespace) -> None:
         print(json.dumps(found))
         return
     best = " (recommended by validation)" * found.get("recommended", False)
+    best += ", fitted on all training examples" * found.get("refit", False)
     print(f"head: {found['head']}{best}, temperature {found['temperature']:.2f}")
     for image in found["images"]:
         print(image["path"])

@@ -16,13 +16,15 @@ from lt_jax.experiment import extraction, session, stages
 from lt_jax.experiment.backbones import Options
 from lt_jax.experiment.checks import from_data
 from lt_jax.experiment.config import resolve
+from lt_jax.retraining.features import NORM
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 # Shares of each class that are held out, unless there are such sets.
 HELD_OUT = ("--config.data.test=0.2", "--config.data.valid=0.2")
 HEADS = (
     *("--config=configs/features.py:methods=all", "--config.method.repeats=1"),
-    "--config.data.valid=0.2",
+    "--config.method.refit",
+    *("--config.data.valid=0.2", f"--config.data.norm={NORM:g}"),
 )
 # Settings per method: at most MOST, and fewer if training the heads takes more
 # floating-point operations. These are a quarter of an hour on two CPU cores.

@@ -110,3 +110,16 @@ class Splits:
         parts = {"train": self.train, "valid": self.valid, "test": self.test}
         loaded = {name: part.in_memory() for name, part in parts.items()}
         return dataclasses.replace(self, **loaded)
+
+    def joined(self) -> Splits:
+        """Move the validation examples to the training set; not for photographs."""
+        parts = self.train, self.valid
+        images = np.concatenate([part.read(np.arange(len(part))) for part in parts])
+        train = dataclasses.replace(
+            self.train,
+            labels=np.concatenate([part.labels for part in parts]),
+            ids=np.concatenate([part.ids for part in parts]),
+            read=lambda rows: images[rows],
+        )
+        none = self.valid.take(np.arange(0))
+        return dataclasses.replace(self, train=train, valid=none)

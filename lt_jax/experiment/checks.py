@@ -229,7 +229,7 @@ def check_sweep(config: Config, splits: Splits) -> list[str]:
                 f"eval.choose is {choose!r}, but no class of that group has a "
                 "validation image: raise data.valid, or choose by another group"
             )
-    elif choose in ("balanced", "worst") and not held.all():
+    elif choose in ("balanced", "balanced_nll", "worst") and not held.all():
         without = [str(valid.classes[k]) for k in (~held).nonzero()[0]]
         return [
             f"NOTE: {len(without)} classes have no validation image, so they do not "

@@ -34,7 +34,7 @@ DROPPED = {"nesterov": (False,), "at_once": range(10001)}
 # Keys that version 0.1.0 lacks, with what it did.
 ADDED = {
     **{"model.pool": "token", "init.sha256": "", "eval.group_average": "examples"},
-    **{"eval.margin": 0.0, "log.sinks": ()},
+    **{"eval.margin": 0.0, "log.sinks": (), "data.norm": 0.0, "method.refit": False},
     **{f"{group}.milestones": () for group in ("optim", "method")},
     **{f"{group}.fall": 0.1 for group in ("optim", "method")},
 }
@@ -44,7 +44,7 @@ FREE = (
     *("data.dir", "data.table", "data.workers", "optim.resident"),
     *("save.*", "log.*", "eval.batch", "eval.curves", "method.memory"),
     # Every fit is kept by its method and seeds, so more of them may come.
-    *("method.names", "method.repeats", "optim.repeats"),
+    *("method.names", "method.repeats", "optim.repeats", "method.refit"),
     # Every row of a sweep records its setting; `choose` only reads rows.
     *("method.*.grid.*", "eval.choose", "eval.margin"),
 )

@@ -69,6 +69,7 @@ class DataConfig:
     mean: Annotated[tuple[float, ...], "[-1e6, 1e6]"] = (0.4914, 0.4822, 0.4465)
     # Standard deviation, likewise.
     std: Annotated[tuple[float, ...], "[1e-6, 1e6]"] = (0.2023, 0.1994, 0.2010)
+    norm: Limit = 0.0  # centre features, scale them to this mean norm; 0: as they are
 
     # Photographs only, see photo_config.
     size: Size | None = None  # side of the network's input, pixels
@@ -146,6 +147,9 @@ class RetrainConfig(FitConfig):
     views: Size = 1
     # Of cached features; "bfloat16" halves them.
     feature_dtype: Annotated[str, DTYPES] = "float32"
+    # sweep on features: fit the recommended head again, on training and validation
+    # examples together, for `predict`.
+    refit: bool = False
     # GiB per device for features and heads together.
     memory: Annotated[float, "(0, 1e9]"] = 1.0
     # "frozen", or "drift": the authors' moving statistics.
@@ -183,7 +187,8 @@ class EvalConfig:
     # Accuracy of a group: mean over its "classes", or over its "examples".
     group_average: Annotated[str, metrics.GROUP_AVERAGES] = "classes"
     # Validation metric that a sweep chooses by: "balanced", "all", "many", "medium",
-    # "few", "worst", "top5" (highest mean over seeds) or "nll", "ece" (lowest).
+    # "few", "worst", "top5" (highest mean over seeds), "nll", "ece" or "balanced_nll"
+    # (lowest), the mean over classes of nll after a temperature.
     choose: Annotated[str, metrics.CHOOSE] = "balanced"
     # A setting replaces the method's own values only if it is better by this many
     # standard errors of the validation accuracy; 0: the best one always does.
@@ -278,6 +283,11 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
     "{c.method.accumulate}": lambda c: c.method.accumulate <= c.method.batch,
     "optim.accumulate must be at most optim.batch, {c.optim.batch}, got "
     "{c.optim.accumulate}": lambda c: c.optim.accumulate <= c.optim.batch,
+    "data.norm and method.refit are for features, model.name='none' without data.mean: "
+    "expected 0 and False, got {c.data.norm} and {c.method.refit}": lambda c: (
+        not (c.data.norm or c.method.refit)
+        or (c.model.name == "none" and not c.data.mean)
+    ),
     "cached features need a frozen backbone and the last step: expected "
     "method.batch_norm='frozen' and eval.select='last', got {c.method.batch_norm!r} "
     "and {c.eval.select!r}; or fit online: `lt-jax retrain` with "

@@ -4,6 +4,7 @@
     checkpoints/METHOD/SEEDS/outcome.json  a finished fit: metrics, hyperparameters
     sweep/SEED/CHUNK/rows.json         finished heads of a sweep
     result.json                        metrics of all methods over seeds
+    refit/checkpoints/                 the recommended head, fitted on all examples
     report/table.md, per_class.csv     the same as text; every class of every fit
 
 ``result.json`` is gathered from the outcomes. A run that was stopped and resumed, or
@@ -42,6 +43,7 @@ from lt_jax.training import checkpoint
 from lt_jax.training.loop import FitResult, Task
 from lt_jax.types import Params
 
+REFIT = "refit"  # folder of a workdir with the head that `method.refit` fits
 FINAL = "final"  # folder of weights that no checkpoint of the training loop holds
 
 PACKAGES = (
@@ -230,16 +232,17 @@ def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[StoredRow]) -
 
 def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[StoredRow]:
     """Read the rows of a sweep, each with its ``folder`` and its chunk's ``origin``."""
-    found: dict[str, StoredRow] = {}
+    found, sizes = dict[str, StoredRow](), dict[str, int]()
     for file in sorted((workdir / "sweep").glob("*/*/rows.json")):
         chunk = _read(file, ROWS, report) or {"rows": []}
         for row in chunk["rows"]:
             row = {**row, "origin": chunk["origin"], "folder": str(file.parent)}
             keys = ("method", "hyper", "seeds", "origin")
             name = json.dumps([row[key] for key in keys])
-            # A row that was measured again on more splits replaces the first one.
-            if len(row["metrics"]) >= len(found.get(name, row)["metrics"]):
-                found[name] = row
+            # A row that was measured again by more metrics replaces the first one.
+            size = sum(map(len, row["metrics"].values()))
+            if size >= sizes.get(name, 0):
+                found[name], sizes[name] = row, size
     return list(found.values())
 
 
@@ -379,11 +382,11 @@ def _write(file: Path, text: str) -> None:
     processes.on_process_zero(lambda: files.write(file, text))
 
 
-def recommended(workdir: Path) -> str | None:
-    """Return the name of the recommended fit; None if there is none."""
+def recommended(workdir: Path) -> dict[str, Any]:
+    """Return the recommendation in ``result.json``; {} if there is none."""
     file = workdir / "result.json"
     found = _read(file, RESULT, None) if file.exists() else {}
-    return ((found or {}).get("recommended") or {}).get("fit")
+    return (found or {}).get("recommended") or {}
 
 
 def swept(workdir: Path) -> dict[str, Any] | None:

@@ -82,7 +82,7 @@ RESULT: Schema = {
         "interrupted?": bool,
     },
     "methods": {str: {"hyper?": HYPER}},
-    "recommended?": ({"method": str, "fit": str}, None),
+    "recommended?": ({"method": str, "fit": str, "refit?": bool}, None),
     "sweep?": {"choose?": {*CHOOSE}},
     "versions": {str: str},
     "device": str,

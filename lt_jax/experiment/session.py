@@ -122,7 +122,8 @@ def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> 
     """Make what all fits of a config share."""
     c = config
     if c.model.name == "none":  # the examples are features
-        backbone: Any = models.Identity(math.prod(splits.train.shape))
+        shape, scaled = splits.train.shape, c.data.norm > 0
+        backbone: Any = models.Identity(math.prod(shape), scaled)
     else:
         engine, values = models.fastest_engine(), dataclasses.asdict(c.model)
         backbone = models.create(**values, axis_name=sharding.AXIS, engine=engine)

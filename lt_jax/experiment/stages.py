@@ -10,6 +10,7 @@ method. On cached features, heads are fitted without the loop: see ``cached.py``
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -19,16 +20,17 @@ import numpy as np
 
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes, sharding
-from lt_jax.errors import InputError, Interrupted
+from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.experiment import cached, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import rates
 from lt_jax.experiment.config import UserConfig
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session, open_session, workdir_lock
+from lt_jax.files import jsonable
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
-from lt_jax.training.log import duration, parameter_table
+from lt_jax.training.log import Logger, duration, parameter_table
 from lt_jax.training.loop import Stage, Task, evaluate, fit
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Weights
@@ -253,13 +255,15 @@ def _finish(
         results.build,
         *(workdir, session.dataset, protocol),
         counts=session.task.splits.valid.class_counts,
-        metric=c.eval.choose,
+        metric=metrics.COMPARED.get(c.eval.choose, c.eval.choose),
         margin=c.eval.margin,
     )
     if sweep:
         result = build(sweep["chosen"], "chosen/")
         fixed = build(sweep["fixed"], "fixed/")
         result |= {"fixed": fixed["methods"], "sweep": sweep["sweep"]}
+        if c.method.refit and (best := result["recommended"]):
+            _refit(session, best)
     else:
         result = build(cached.own_values(c))
     report = results.write(workdir, result)
@@ -272,6 +276,43 @@ def _finish(
     if not session.log.worked:
         info("nothing was left to do: every fit was finished")
     return result
+
+
+def _refit(session: Session, best: dict[str, Any]) -> None:
+    """Fit the recommended head and its stage 1 on training and validation examples."""
+    c, name, folder = session.config, best["method"], session.workdir / results.REFIT
+    splits, log = session.task.splits.joined(), Logger(folder, enabled=False)
+    entries = {**c.method.entries, name: best["hyper"]}
+    method: Any = {"names": (name,), "repeats": 1, "features": "cached"}
+    method = dataclasses.replace(c.method, entries=entries, **method)
+    optim = dataclasses.replace(c.optim, repeats=1)
+    inner = session._replace(
+        config=dataclasses.replace(c, method=method, optim=optim),
+        workdir=folder,
+        task=session.task._replace(splits=splits, log=log),
+        log=log,
+    )
+    stage, first = (
+        (_stage2, name) if name != "none" else (_stage1_on_features, "stage1")
+    )
+    title = f"{first}/{best['fit'].rpartition('/')[2]}"
+    outcome, info = inner.finished(title), session.log.info
+    if outcome is None or outcome["hyper"] != jsonable(best["hyper"]):
+        file = folder / "checkpoints" / title / "outcome.json"
+        processes.on_process_zero(lambda: file.unlink(missing_ok=True))
+        info(f"fitting {name} again on all {len(splits.train):,} examples, to predict")
+        try:
+            stage(inner)
+        except Diverged as error:
+            info(f"WARNING: {error}; `lt-jax predict` uses the head from before")
+            return
+        session.log.worked = True
+    found = weights.find(folder, [title]).outcome["metrics"]
+    info(
+        f"{name}, fitted on all {len(splits.train):,} examples: balanced accuracy "
+        f"{100 * found['balanced']:.1f} on test, overall {100 * found['all']:.1f}"
+    )
+    best["refit"] = True
 
 
 def evaluate_all(

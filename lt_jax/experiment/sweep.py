@@ -27,6 +27,7 @@ from lt_jax.experiment.session import Session
 from lt_jax.files import jsonable
 from lt_jax.heads import Head
 from lt_jax.retraining import selection
+from lt_jax.retraining.analysis import balanced_nll
 from lt_jax.retraining.engine import HeadFit
 from lt_jax.training import checkpoint
 from lt_jax.types import Params
@@ -53,20 +54,22 @@ def sweep(session: Session) -> dict[str, Any]:
         f"{metric} on {len(session.task.splits.valid):,} validation images; "
         f"{config.eval.margin:g} standard errors better than the config's own values:"
     )
-    valid = {}
+    valid, edges = {}, []
     for name, hyper in chosen.items():
         grid = config.method.entries[name]["grid"]
         values = ", ".join(f"{key} {hyper[key]}" for key in grid)
-        if hyper == jsonable(fixed[name]):
-            how = " (the config's own)"
-        else:
-            how = selection.ties(found, name, metric)
-        if edges := selection.at_edge(hyper, grid):
-            how += f"; at the edge of the grid: {', '.join(edges)}"
+        how = " (the config's own)" * (hyper == jsonable(fixed[name]))
+        keys = selection.at_edge(hyper, fixed[name], grid)
+        edges += [f"{name}.grid.{key} ({hyper[key]:g})" for key in keys]
         session.log.info(f"  {name}: {values or 'nothing to choose'}{how}")
         key = name, jsonable(hyper)
         own = [row for row in found if (row["method"], row["hyper"]) == key]
         valid[name] = results.over_seeds([r["metrics"]["valid"][metric] for r in own])
+    if edges:
+        session.log.info(
+            f"chosen at the end of a grid, so further values may be better: "
+            f"{', '.join(edges)}; widen one with --config.method.NAME.grid.KEY=VALUES"
+        )
     return {
         "chosen": chosen,
         "fixed": fixed,
@@ -100,7 +103,12 @@ def _fit_grid(cache: FeatureCache) -> Stored:
     session = cache.session
     splits = ["valid", "test"] if session.config.eval.curves == "test" else ["valid"]
     rows, stored = cached.rows_of(session.config, cache.seed, grid=True), _stored(cache)
-    done = {n: row for n, row in stored.items() if set(splits) <= set(row["metrics"])}
+    done = {
+        name: row
+        for name, row in stored.items()
+        if set(splits) <= set(row["metrics"])
+        and session.config.eval.choose in row["metrics"]["valid"]
+    }
     if count := sum(row.name in done for row in rows):
         session.log.info(
             f"sweep on stage1/{cache.seed}: {count:,} of {len(rows):,} heads are "
@@ -135,6 +143,10 @@ def _save_chunk(
     """Measure the heads of a chunk and write them; ``rows.json`` comes last."""
     heads, kind = [fit.head for fit in fits], cache.method(rows[0]).head
     measured = [_summaries(cache, kind, heads, split) for split in splits]
+    if cache.session.config.eval.choose == "balanced_nll":
+        given = cache.features("valid"), cache.session.task.eval_batch
+        for head, summary in zip(heads, measured[0], strict=True):
+            summary["balanced_nll"] = balanced_nll(kind.apply, head, *given)
     names = [row.name for row in rows]
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     folder = cache.session.workdir / "sweep" / f"{cache.seed}" / digest[:12]

@@ -27,6 +27,7 @@ from lt_jax.files import check, is_inside
 from lt_jax.heads import Head, linear
 from lt_jax.methods import Method
 from lt_jax.pretrained import load as pretrained
+from lt_jax.retraining.features import standardise
 from lt_jax.retraining.selection import number
 from lt_jax.training import checkpoint
 from lt_jax.training.loop import FitResult, Task, evaluate
@@ -79,6 +80,12 @@ def initial(
     """Make the network that stage 1 starts from; return it with its provenance."""
     c, task = session.config, session.task
     start, origin = fresh(task, c.model.init, run), None
+    if c.data.norm:
+        train = task.splits.train
+        values = train.read(np.arange(len(train))).reshape(len(train), -1)
+        _, centre, scale = standardise(values, c.data.norm)
+        stats = {"centre": centre, "scale": np.float32(scale)}
+        start = start._replace(batch_stats=stats)
     if c.init.path:
         start, origin, place = _given(c, task, start)
         session.log.info(f"stage 1 starts from {place}")

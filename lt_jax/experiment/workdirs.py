@@ -19,7 +19,7 @@ from lt_jax.experiment.results import REMEDY, Outcome, StoredRow
 from lt_jax.experiment.schemas import RESULT
 from lt_jax.experiment.tables import group_average
 from lt_jax.files import NUMBER, check, parse_json, read_json
-from lt_jax.metrics import GROUPS
+from lt_jax.metrics import COMPARED, GROUPS
 from lt_jax.retraining.selection import number, spread
 from lt_jax.training.log import LARGEST, RECORD
 
@@ -58,6 +58,11 @@ class Run(NamedTuple):
     def choose(self) -> str:
         """The metric that chooses on validation."""
         return self.result.get("sweep", {}).get("choose") or "balanced"
+
+    @property
+    def compare(self) -> str:
+        """The metric that compares methods."""
+        return COMPARED.get(self.choose, self.choose)
 
 
 def read(paths: Sequence[Path]) -> list[Run]:

@@ -38,10 +38,11 @@ def predict(
         workdir; needed for a head on its features.
 
     Returns:
-      ``{"recommended": whether validation recommends the fit, "head": fit,
-      "temperature": T, "images": [{"path", "top": [{"class", "probability"}]}]}``, the
-      most probable class first. Probabilities are the softmax of logits / T, averaged
-      over mirror images if ``eval.flip`` is set. T was fitted on validation.
+      ``recommended``: whether validation recommends the fit. ``refit``: whether it was
+      then fitted on all training examples. ``head``: the fit. ``temperature``: T, from
+      validation. ``images``: for each its ``path`` and ``top``, ``class`` and
+      ``probability`` with the most probable class first. Probabilities are the softmax
+      of logits / T, averaged over mirror images if ``eval.flip`` is set.
 
     Raises:
       InputError: there is no such fit, a file is not an image, or it has another size
@@ -69,9 +70,13 @@ def predict(
         head, channels = logits_of, 3
         note["images"] = stablehlo.images_of(request)
         logits_of = lambda images: head(network(images))  # noqa: E731
-    recommended = fit.title == results.recommended(workdir)
+    best = results.recommended(workdir)
     found = _classify(logits_of, channels, note, inputs, top)
-    return {"recommended": recommended, **found}
+    return {
+        "recommended": fit.title == best.get("fit"),
+        "refit": not method and best.get("refit", False),
+        **found,
+    }
 
 
 def predict_by_artefact(file: Path, inputs: Sequence[Path], top: int) -> dict[str, Any]:

@@ -70,28 +70,32 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
     """Load a finished fit of a workdir, or of a folder that ``convert`` made.
 
     Args:
-      method, seeds: see ``weights.find``. An empty method is the recommended fit, or
-        without validation the last finished one of ``config.method.names``.
+      method, seeds: see ``weights.find``. An empty method is the recommended fit, with
+        the weights of ``method.refit`` if there are any, or without validation the last
+        finished one of ``config.method.names``.
 
     Raises:
       InputError: there is none, or it has no head.
     """
-    config, names = None, [method]
+    config, names, best = None, [method], dict[str, Any]()
     if not method or (workdir / "config.json").exists():
         config = workdir_config(workdir)
         if not method:
             best = results.recommended(workdir)
-            names = [best] if best else [*reversed(config.method.names), "stage1"]
-    source = weights.find(workdir, names, seeds)
+            names = [*reversed(config.method.names), "stage1"]
+    source = weights.find(workdir, [best["fit"]] if best else names, seeds)
+    refit = best.get("refit") and [best["method"]]
+    kept = weights.find(workdir / results.REFIT, refit) if refit else source
     model = dict(vars(config.model)) if config else source.outcome.get("model")
-    leaves = weights.load_leaves(source)
+    leaves = weights.load_leaves(kept)
     if torch_names.KERNEL not in leaves:
         raise InputError(f"{workdir} has a backbone without a head")
     if model is None:
         raise InputError(f"{workdir} has no config.json, which describes its network")
     num_features, num_classes = np.atleast_2d(leaves[torch_names.KERNEL]).shape[-2:]
     if model["name"] == "none":
-        shape, backbone = (1, 1, num_features), models.Identity(num_features)
+        scaled = "batch_stats/centre" in leaves
+        shape, backbone = (1, 1, num_features), models.Identity(num_features, scaled)
     else:
         backbone = models.create(
             model["name"],
@@ -106,7 +110,7 @@ def finished(workdir: Path, method: str, seeds: str = "") -> Finished:
         stem = leaves.get("params/backbone/stem_conv/kernel", np.zeros((1, 1, 3, 1)))
         side, channels = 8 * backbone.side_multiple, np.atleast_3d(stem).shape[2]
         shape = side, side, channels
-    head, network = weights.load_fit(source, backbone, shape, num_classes)
+    head, network = weights.load_fit(kept, backbone, shape, num_classes)
     classes = (source.outcome.get("per_class") or {}).get("class")
     analysis = source.outcome.get("analysis") or {}  # of versions without the other
     fitted = source.outcome.get("temperature") or analysis.get("temperature")
@@ -143,17 +147,26 @@ def with_backbone(fit: Finished, folder: Path, request: dict[str, Any]) -> Finis
     )
     shape = (looks["size"], looks["size"], 3)
     classes = len(fit.classes or ())
-    like = weights.blank(backbone, fit.head, shape, classes)
+    before = functools.partial(_standardised, fit)
+    head = fit.head._replace(apply=lambda params, f: fit.head.apply(params, before(f)))
+    like = weights.blank(backbone, head, shape, classes)
     own = {f"params/head/{n}": a for n, a in fit.network.params["head"].items()}
     leaves = checkpoint.load_leaves(folder / extraction.BACKBONE / "0") | own
     network = checkpoint.merge_leaves(leaves, like, "", str(folder))
     return fit._replace(
         model={**fit.model, "name": arch},
         backbone=backbone,
+        head=head,
         network=network,
         augment=Augment(0, False, tuple(looks["mean"]), tuple(looks["std"])),
         images=images_of(request),
     )
+
+
+def _standardised(fit: Finished, features: jax.Array) -> Any:
+    """Apply the ``Identity`` of a fit on features."""
+    variables = {"batch_stats": fit.network.batch_stats}
+    return fit.backbone.apply(variables, features, None, False)
 
 
 def images_of(request: dict[str, Any]) -> dict[str, Any]:
@@ -237,7 +250,8 @@ def program(fit: Finished) -> tuple[Callable[[Weights, jax.Array], jax.Array], A
     if isinstance(backbone, models.Identity):
 
         def logits(network: Weights, features: jax.Array) -> jax.Array:
-            return head.apply(network.params["head"], features)
+            values = _standardised(fit._replace(network=network), features)
+            return head.apply(network.params["head"], values)
 
         shape = export.symbolic_shape(f"b, {backbone.num_features}")
         return logits, jax.ShapeDtypeStruct(shape, jnp.float32)

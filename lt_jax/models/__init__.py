@@ -34,15 +34,24 @@ ARCHS = {**RESNETS, **VITS}
 
 
 class Identity(nn.Module):
-    """The backbone for precomputed features: returns the examples, flattened."""
+    """The backbone for precomputed features: returns the examples, flattened.
+
+    With ``scaled`` it returns ``(x - centre) * scale``, by its batch statistics.
+    """
 
     num_features: int  # D
+    scaled: bool = False
     side_multiple: ClassVar[int] = 1  # see `ResNet`
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array, moving: bool) -> jax.Array:
         """[B, H, W, C] -> float32[B, D], D = H W C; ignores ``mask`` and ``moving``."""
-        return x.reshape(len(x), self.num_features).astype(jnp.float32)
+        x = x.reshape(-1, self.num_features).astype(jnp.float32)
+        if not self.scaled:
+            return x
+        centre = self.variable("batch_stats", "centre", jnp.zeros, self.num_features)
+        scale = self.variable("batch_stats", "scale", jnp.ones, ())
+        return (x - centre.value[None, :]) * scale.value
 
 
 Backbone = ResNet | ViT | Identity

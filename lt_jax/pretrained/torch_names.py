@@ -159,7 +159,11 @@ def to_torch(leaves: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """
     head = {n: leaf for n, leaf in leaves.items() if n.startswith("params/head/")}
     rest = {n: leaf for n, leaf in leaves.items() if n not in head}
-    translated = rest | _linear(head)
+    linear = _linear(head)
+    if scale := rest.pop("batch_stats/scale", None):  # of features, see Identity
+        linear[KERNEL] = linear[KERNEL] * scale
+        linear[BIAS] = linear[BIAS] - rest.pop("batch_stats/centre") @ linear[KERNEL]
+    translated = rest | linear
     theirs = torch_names(translated)
     return {theirs[n]: to_torch_layout(leaf) for n, leaf in translated.items()}
 

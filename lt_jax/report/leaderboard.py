@@ -163,12 +163,12 @@ def versus(run: Run) -> Part:
     part = Part("versus", "Does LOS beat each method?")
     if LOS not in run.fits or len(run.fits) < 2:
         return part._replace(missing="This needs LOS and at least one other method.")
-    keys = dict.fromkeys((run.choose, "balanced", "all", *GROUPS))
+    keys = dict.fromkeys((run.compare, "balanced", "all", *GROUPS))
     rows = []
     for name, fits in run.fits.items():
         found = {key: differences(fits, run.fits[LOS], key) for key in keys}
         cells = [v for values in found.values() for v in interval(values)]
-        better = verdict(name, [CHOOSE[run.choose] * v for v in found[run.choose]])
+        better = verdict(name, [CHOOSE[run.compare] * v for v in found[run.compare]])
         if name != LOS:
             rows.append([name, better, len(found["all"]), *cells])
     tuned = "chosen on validation" if run.swept else "as configured, not tuned"
@@ -178,7 +178,7 @@ def versus(run: Run) -> Part:
         "the spread if it is at most its standard deviation. Fits on one "
         "representation do not generalise to another.",
         table=Table(
-            ["method", f"verdict ({run.choose})", "pairs", *_columns(keys)], rows
+            ["method", f"verdict ({run.compare})", "pairs", *_columns(keys)], rows
         ),
     )
 
@@ -190,7 +190,7 @@ def lead(run: Run) -> str:
         parts.append(f"validation recommends {found['method']}")
         parts += map(str, filter(None, [found.get("warning")]))
     others = [name for name in run.fits if name != LOS and LOS in run.fits]
-    for key in dict.fromkeys((run.choose, "all")) if others else ():
+    for key in dict.fromkeys((run.compare, "all")) if others else ():
         count = collections.Counter[str]()
         for name in others:
             found = differences(run.fits[name], run.fits[LOS], key)

@@ -14,7 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import brentq
+import optax
+from scipy.optimize import brentq, minimize_scalar
 
 from lt_jax import metrics
 from lt_jax.heads import Head
@@ -132,6 +133,30 @@ def fit_temperature(
         return 1 / MAX_TEMPERATURE
     root: Any = brentq(slope, -bound, bound, xtol=1e-6)
     return math.exp(-root)
+
+
+def balanced_nll(apply: Apply, params: Params, features: Features, batch: int) -> float:
+    """Compute the mean over classes of the cross-entropy at the best temperature."""
+    counts, params = np.bincount(features.labels), jax.device_put(params)
+    weight = np.float32(1 / np.maximum(counts, 1) / np.sum(counts > 0))
+
+    def loss(log_inverse: float) -> float:
+        parts = features.batches(batch)
+        weighted = ((values, own, mask * weight[own]) for values, own, mask in parts)
+        inverse = math.exp(log_inverse)
+        return sum(float(_nll(apply, params, part, inverse)) for part in weighted)
+
+    bound = math.log(MAX_TEMPERATURE)
+    found: Any = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")
+    return float(found.fun)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _nll(apply: Apply, params: Params, batch: Batch, inverse: float) -> jax.Array:
+    values, labels, mask = batch
+    logits = inverse * mean_logits(apply, params, values)
+    each = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(mask * each)
 
 
 @functools.partial(jax.jit, static_argnums=0)

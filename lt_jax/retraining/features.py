@@ -37,6 +37,8 @@ DTYPES = {
 # The note next to a file, apart from its provenance.
 NOTE = {"sha256": str, "left_out?": [COUNT]}
 ROWS = 4096  # copied at a time
+# Mean norm of features that published rates suit: docs/benchmarks/choice.md.
+NORM = 8.0
 QUEUED = 4  # batches that the devices may be ahead of the file
 
 # Computes logits, see ``heads.Head.apply``.
@@ -196,6 +198,20 @@ def _stream(
     return digest.hexdigest()
 
 
+def standardise(
+    features: np.ndarray, norm: float = NORM
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Centre features, float32[N, D], and scale them to a mean norm.
+
+    Returns:
+      The features, their centre float32[D], and the scale.
+    """
+    centre = features.mean(axis=0, dtype=np.float64).astype(np.float32)
+    values = features - centre
+    scale = norm / max(float(np.linalg.norm(values, axis=1).mean()), 1e-12)
+    return values * np.float32(scale), centre, scale
+
+
 def norm_note(values: np.ndarray) -> str:
     """Describe the mean norm of features float[N, D], "" if published rates suit it.
 
@@ -207,8 +223,8 @@ def norm_note(values: np.ndarray) -> str:
         return ""
     return (
         f"the features have a mean norm of {norm:.3g}; published rates suit 4 to 16, "
-        "so methods at their own values may fail. Multiply all features by "
-        f"{8 / max(norm, 1e-12):.3g}, or choose rates with `lt-jax sweep`"
+        "so methods at their own values may fail. Set "
+        f"--config.data.norm={NORM:g}, or choose rates with `lt-jax sweep`"
     )
 
 

@@ -99,17 +99,25 @@ def choose(
     return chosen
 
 
-def at_edge(hyper: Mapping[str, Any], grid: Mapping[str, Sequence[Any]]) -> list[str]:
-    """List the keys whose value is the smallest or largest number of their grid.
+def at_edge(
+    hyper: Mapping[str, Any],
+    own: Mapping[str, Any],
+    grid: Mapping[str, Sequence[Any]],
+) -> list[str]:
+    """List the keys whose value is at an end of a grid that could be extended there.
 
-    >>> at_edge({"lr": 0.5, "tau": 1.0}, {"lr": (0.1, 0.5), "tau": (0.5, 1.0, 1.5)})
+    Not those with a method's own value, with 0, or with a name.
+
+    >>> own, grid = {"lr": 0.1, "tau": 1.0}, {"lr": (0.1, 0.5), "tau": (0.0, 1.0)}
+    >>> at_edge({"lr": 0.5, "tau": 0.0}, own, grid)
     ['lr']
     """
     return [
         key
         for key, values in grid.items()
-        if not any(isinstance(value, str) for value in values)
-        and hyper.get(key) in (min(values), max(values))
+        if hyper[key] not in (0, own.get(key))
+        and not isinstance(hyper[key], str)
+        and hyper[key] in (min(values), max(values))
         and len(values) > 1
     ]
 
@@ -222,15 +230,6 @@ def recommend(
         untouched=untouched,
         warning=warning,
     )
-
-
-def ties(rows: Sequence[Mapping[str, Any]], method: str, metric: str) -> str:
-    """Describe how many settings of a method share the best score; "" if one does."""
-    scores = [s.score(metric) for s in settings(rows) if s.method == method]
-    tied = scores.count(max(scores))
-    if tied == 1:
-        return ""
-    return f" (the first of {tied} of {len(scores)} settings with the best mean)"
 
 
 def value(row: Mapping[str, Any], split: str, metric: str) -> float:

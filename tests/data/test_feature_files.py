@@ -16,12 +16,16 @@ import pyarrow.parquet
 import pytest
 import tiny_digits
 
+from lt_jax import trees
 from lt_jax.cli import main
 from lt_jax.data import catalogue
 from lt_jax.data.sources import features as vectors
 from lt_jax.errors import InputError
+from lt_jax.experiment import results
 from lt_jax.experiment import stages as train
+from lt_jax.experiment.config import resolve
 from lt_jax.export import stablehlo
+from lt_jax.pretrained import torch_names
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = tiny_digits.CONFIGS / "features.py"
@@ -343,6 +347,84 @@ def test_sweep_without_stage1(folder, tmp_path):
     result = train.sweep(config(folder), tmp_path)
     assert result["sweep"]["heads"] == 2 * 2 * 3  # methods, seeds; the grid and its own
     assert set(result["methods"]) == {"none", "ce", "los"}
+
+
+def test_features_of_any_norm_are_scaled_on_request(folder, tmp_path, capsys):
+    """Heads are those of the scaled features; the workdir has centre and scale."""
+    pairs = {"train": arrays(), "test": arrays((10,) * 4, seed=1)}
+    pairs = {split: (64 * values + 5, y) for split, (values, y) in pairs.items()}
+    far = write(tmp_path / "far", **pairs)
+    one, other = (
+        train.retrain(config(at, data__norm=8.0), tmp_path / name)["methods"]
+        for at, name in ((folder, "one"), (far, "other"))
+    )
+    assert "published rates suit" not in capsys.readouterr().out
+    for name in ("none", "ce", "los"):
+        values = (r[name]["nll"]["values"] for r in (one, other))
+        np.testing.assert_allclose(*values, rtol=1e-3)
+    seen = np.load(tmp_path / "other/features/0/train.npy")[0]
+    assert np.linalg.norm(seen, axis=1).mean() == pytest.approx(8, rel=1e-4)
+    np.testing.assert_allclose(seen.mean(axis=0), 0, atol=1e-4)
+
+    found = train.evaluate_all(config(far, data__norm=8.0), tmp_path / "other", "test")
+    assert found["los/0.1"]["all"] == other["los"]["all"]["values"][1]
+    fit = stablehlo.finished(tmp_path / "other", "los")
+    values, labels = pairs["test"]
+    compute, _ = stablehlo.program(fit)
+    logits = np.asarray(compute(fit.network, values))
+    assert np.mean(logits.argmax(axis=1) == labels) == other["los"]["all"]["values"][0]
+    torch = torch_names.to_torch(trees.leaves(fit.network._asdict()))
+    assert torch.keys() == {"fc.weight", "fc.bias"}
+    expected = values @ torch["fc.weight"].T + torch["fc.bias"]
+    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(InputError, match=r"data\.norm and .* are for features"):
+        resolve(tiny_digits.config(data__norm=8.0))
+
+
+def test_a_refit_has_seen_the_validation_examples(folder, tmp_path, capsys):
+    changes = {"method__names": ("logistic",), "data__norm": 8.0, "method__repeats": 1}
+    c, run = config(folder, method__refit=True, **changes), tmp_path / "run"
+    best = train.sweep(c, run)["recommended"]
+    assert (best["method"], best["refit"]) == ("logistic", True)
+    assert "logistic, fitted on all 76 examples: balanced" in capsys.readouterr().out
+    fit = stablehlo.finished(run, "")
+    chosen = stablehlo.finished(run, best["fit"])
+    assert (fit.title, fit.temperature) == (chosen.title, chosen.temperature)
+    without = config(folder, data__valid=0.0, **changes)
+    for key, value in best["hyper"].items():
+        without.method.logistic[key] = value
+    train.retrain(without, tmp_path / "all")
+    expected = stablehlo.finished(tmp_path / "all", "logistic")
+
+    def logits(fit):
+        compute, _ = stablehlo.program(fit)
+        return np.asarray(compute(fit.network, arrays((10,) * 4, seed=1)[0]))
+
+    np.testing.assert_allclose(logits(fit), logits(expected), rtol=1e-2, atol=1e-2)
+    assert np.abs(logits(fit) - logits(chosen)).max() > 0.1
+
+    train.sweep(c, run)
+    assert "fitting logistic again" not in capsys.readouterr().out
+    directory = run / "refit/checkpoints/logistic/0.0"
+    outcome = results.outcome(directory)
+    other = {**outcome, "hyper": {**outcome["hyper"], "penalty": 7.0}}
+    results.save_outcome(directory, other)  # as if another setting had been chosen
+    train.sweep(c, run)
+    assert "fitting logistic again on all 76 examples" in capsys.readouterr().out
+    assert results.outcome(directory)["hyper"] == best["hyper"]
+
+
+def test_a_refit_of_stage_1(folder, tmp_path):
+    """LOS that changes nothing is no better than the head of stage 1."""
+    entry = {"lr": 1e-30, "epochs": 1, "decay": 0.0, "delta": 0.1, "start": "stage1"}
+    entry |= {"sampler": "instance", "grid": {"lr": (1e-30,)}}
+    changes = {"method__names": ("los",), "method__los": entry, "method__refit": True}
+    best = train.sweep(config(folder, **changes), tmp_path)["recommended"]
+    assert (best["method"], best["refit"]) == ("none", True)
+    fit = stablehlo.finished(tmp_path, "")
+    assert fit.title == best["fit"] == "stage1/0"
+    kernel = stablehlo.finished(tmp_path, "stage1").network.params["head"]["kernel"]
+    assert np.abs(fit.network.params["head"]["kernel"] - kernel).max() > 1e-3
 
 
 def test_predict_from_features_with_the_recommended_head(folder, tmp_path, capsys):

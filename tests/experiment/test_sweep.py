@@ -91,7 +91,7 @@ def test_the_result_recommends_the_method_with_the_best_chosen_setting(swept):
     assert means[found["method"]] == pytest.approx(found["score"])
     assert found["untouched"] == none["valid"]["all"]
     assert (workdir / "checkpoints" / found["fit"] / "outcome.json").is_file()
-    assert results.recommended(workdir) == found["fit"]
+    assert results.recommended(workdir)["fit"] == found["fit"]
     assert "Recommended: " in (workdir / "report/table.md").read_text("utf-8")
     assert found["hyper"] == swept[1]["methods"][found["method"]]["hyper"]
     assert 0 < found["untouched"] < 1
@@ -222,6 +222,25 @@ def test_a_killed_sweep_goes_on_with_its_finished_chunks(swept, tmp_path, monkey
         one, other = again["methods"][name], result["methods"][name]
         assert one["hyper"] == other["hyper"]
         assert one["all"]["values"] == other["all"]["values"]
+
+
+def test_a_sweep_by_likelihood_measures_it(swept, tmp_path, capsys):
+    workdir, _ = swept
+    shutil.copytree(workdir, tmp_path / "copy")
+    few = {"eval__choose": "balanced_nll", "method__names": ("ce", "ncm")}
+    result = stages.sweep(config(**few), tmp_path / "copy")
+    assert result["sweep"]["choose"] == "balanced_nll"
+    assert result["recommended"]["by"] == "balanced"
+    rows = [r for r in results.rows(tmp_path / "copy") if r["method"] == "ce"]
+    means = {}
+    for row in rows:
+        found = means.setdefault(json.dumps(row["hyper"]), [])
+        found.append(row["metrics"]["valid"]["balanced_nll"])
+    best = min(means, key=lambda hyper: np.mean(means[hyper]))
+    assert len(rows) == 4
+    assert result["methods"]["ce"]["hyper"] == json.loads(best)
+    stages.sweep(config(**few), tmp_path / "copy")
+    assert "10 of 10 heads are already fitted" in capsys.readouterr().out
 
 
 def test_edited_rows_are_fitted_again(swept, tmp_path):

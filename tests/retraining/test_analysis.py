@@ -57,6 +57,20 @@ def test_temperature_undoes_a_scale():
     assert other / one == pytest.approx(10, rel=1e-4)
 
 
+def test_a_balanced_likelihood_at_its_best_temperature():
+    labels = np.repeat(np.int32([0, 1, 3]), [60, 7, 1])  # no example of class 2
+    features = random()._replace(values=random(68).values, labels=labels)
+
+    def loss(log):
+        found = jax.nn.log_softmax(features.values[0].astype(np.float64) / np.exp(log))
+        own = -np.asarray(found)[np.arange(68), labels]
+        return np.mean([own[labels == k].mean() for k in (0, 1, 3)])
+
+    best = minimize_scalar(loss, bounds=(-7, 7), method="bounded").fun
+    given = heads.linear.apply, identity(), features, 50
+    assert analysis.balanced_nll(*given) == pytest.approx(best, rel=1e-4)
+
+
 def test_confusion_by_groups():
     logits = np.eye(4)[[0, 0, 1, 2, 2, 3, 0]]  # predictions
     labels = np.array([0, 1, 1, 1, 3, 3, 3], np.int32)

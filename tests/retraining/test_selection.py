@@ -48,11 +48,9 @@ def test_each_method_is_chosen_alone():
     assert selection.choose(rows, "balanced") == {"a": {"lr": 0.1}, "b": {"lr": 0.9}}
 
 
-def test_the_first_of_equal_settings_is_chosen_and_the_tie_is_described():
+def test_the_first_of_equal_settings_is_chosen():
     tied = [row("a", 1.0, 0, 0.5), row("a", 2.0, 0, 0.5), row("a", 3.0, 0, 0.4)]
     assert selection.choose(tied, "balanced") == {"a": {"lr": 1.0}}
-    assert "the first of 2 of 3 settings" in selection.ties(tied, "a", "balanced")
-    assert selection.ties(tied[1:], "a", "balanced") == ""
 
 
 def test_published_values_are_kept_within_a_standard_error():
@@ -78,8 +76,16 @@ def test_published_values_that_diverged_are_not_kept():
 
 def test_values_at_the_edge_of_a_grid():
     grid = {"lr": [0.1, 0.2, 0.3], "start": ["fresh", "stage1"], "tau": [1.0]}
-    assert selection.at_edge({"lr": 0.3, "start": "fresh", "tau": 1.0}, grid) == ["lr"]
-    assert selection.at_edge({"lr": 0.2, "start": "fresh", "tau": 1.0}, grid) == []
+    grid["decay"] = [0.0, 0.1]
+    own = {"lr": 0.1, "start": "stage1", "tau": 2.0, "decay": 0.2}
+
+    def keys(lr, decay):
+        hyper = {"lr": lr, "start": "fresh", "tau": 1.0, "decay": decay}
+        return selection.at_edge(hyper, own, grid)
+
+    assert keys(0.3, 0.1) == ["lr", "decay"]
+    assert keys(0.2, 0.0) == []  # a decay cannot be lower
+    assert keys(0.1, 0.0) == []  # the method's own rate
 
 
 def test_a_method_whose_settings_all_diverged():
