@@ -286,6 +286,50 @@ def _features() -> Iterator[Case]:
     )
 
 
+# `lt-jax fit`.
+
+FIT = ("fit", "{cwd}/photos", "--workdir", "{out}/run")
+BACKBONES = ("vit_smal", "../victim", "x\x1b[31m", "hf:", "hf:a/b/c@", "torch:x")
+NETWORKS = {
+    "no config": {"model.safetensors": b"x"},
+    "null": {"model.safetensors": b"x", "config.json": b"null"},
+    "an unknown architecture": {
+        "model.safetensors": b"x",
+        "config.json": b'{"architecture": "../x", "pretrained_cfg": {"mean": [], '
+        b'"std": [], "input_size": [3, 8, 8]}}',
+    },
+}
+
+
+def _put(folder: str, files: dict[str, bytes]) -> Make:
+    def make(box: Box) -> None:
+        (box.cwd / folder).mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (box.cwd / folder / name).write_bytes(content)
+
+    return make
+
+
+def _photos_in_folder(box: Box) -> None:
+    tiny_photos.write(box.cwd / "photos", TINY)
+
+
+def _fits() -> Iterator[Case]:
+    for kind in ("half", "nan", "float labels", "label table", "one class"):
+        files = {"test.npz": GOOD, "train.npz": NPZ[kind]()}
+        yield Case(f"fit features | {kind}", FIT, _put("photos", files))
+    for name in BACKBONES:
+        argv = (*FIT, "--backbone", name)
+        yield Case(f"fit backbone | {name!r}", argv, _photos_in_folder)
+    for kind, files in NETWORKS.items():
+        make = _all(_photos_in_folder, _put("net", files))
+        argv = (*FIT, "--backbone", "{cwd}/net")
+        yield Case(f"fit network | {kind}", argv, make)
+    # They are refused before any weights are looked for.
+    yield Case("fit | one class", FIT, _put("photos/a", {"a.jpg": b"x"}))
+    yield Case("fit | no class folders", FIT, _put("photos", {"a.jpg": b"x"}))
+
+
 # Folders and tables of photographs.
 
 PHOTOS = ("data", "info", "--config", str(ROOT / "configs" / "folder.py:classes=2"))
@@ -1038,6 +1082,7 @@ def _flags() -> Iterator[Case]:
 
 CASES: list[Case] = [
     *_features(),
+    *_fits(),
     *_photographs(),
     *_images(),
     *_archives(),
