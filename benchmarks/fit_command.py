@@ -1,0 +1,152 @@
+"""`lt-jax fit` against scikit-learn's balanced logistic regression, on equal features.
+
+    python benchmarks/fit_command.py --features FOLDER --out FOLDER [--json FILE]
+
+Per split: a long-tailed subset of train.npz with its classes in random order, a fifth
+of each class held out to choose on, and the principal axes of the training features.
+`fit` gets the three sets as they are. scikit-learn chooses C on the same held-out
+examples. For both there is a second fit at the chosen values, on training and held-out
+examples. Figures are balanced accuracies on test.npz.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import choice
+import numpy as np
+import sklearn
+from sklearn.linear_model import LogisticRegression
+
+from lt_jax import __version__
+from lt_jax.data import longtail
+
+
+def split(folder, ratio, seed, axes):
+    """Training, held-out and test set, each with its labels."""
+    train, own, test, truth = (
+        np.load(folder / f"{part}.npz")[key]
+        for part in ("train", "test")
+        for key in ("features", "labels")
+    )
+    classes = own.max() + 1
+    rows = choice.cut(own, len(own) // classes, ratio, seed)
+    own, train = own[rows], train[rows].astype(np.float32)
+    kept, held = longtail.hold_out(own, 0.2, seed, classes)
+    centre = train[kept].mean(axis=0)
+    found = np.linalg.svd(train[kept] - centre, full_matrices=False)[2][:axes].T
+    train, test = ((values - centre) @ found for values in (train, test))
+    pairs = ((train[kept], own[kept]), (train[held], own[held]), (test, truth))
+    return dict(zip(("train", "val", "test"), pairs, strict=True))
+
+
+def by_scikit(sets):
+    """Balanced accuracy on test of the chosen C, then of a fit on all examples."""
+    (train, own), (valid, truth), (test, expected) = sets.values()
+    scale = np.linalg.norm(train, axis=1).mean()
+
+    def fitted(strength, values, labels):
+        model = LogisticRegression(C=strength, class_weight="balanced", max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return model.fit(values / scale, labels)
+
+    def score(model, values, labels):
+        return float(choice.balanced(model.decision_function(values / scale), labels))
+
+    models = {c: fitted(c, train, own) for c in choice.STRENGTHS}
+    best = max(models, key=lambda c: score(models[c], valid, truth))
+    both = np.concatenate([train, valid]), np.concatenate([own, truth])
+    found = score(models[best], test, expected)
+    return {
+        "scikit-learn": found,
+        "scikit-learn, all": score(fitted(best, *both), test, expected),
+        "C": float(best),
+    }
+
+
+def by_fit(sets, folder, flags):
+    """The same of the recommended head of `lt-jax fit`."""
+    (folder / "features").mkdir(parents=True, exist_ok=True)
+    for name, (features, labels) in sets.items():
+        file = folder / "features" / f"{name}.npz"
+        np.savez(file, features=np.float32(features), labels=labels)
+    run = folder / "run"
+    command = [sys.executable, "-m", "lt_jax", "fit", str(folder / "features")]
+    began = time.monotonic()
+    subprocess.run([*command, "--workdir", str(run), *flags], check=True)
+    seconds = time.monotonic() - began
+    result = json.loads((run / "result.json").read_text())
+    best = result["recommended"]
+    methods = {
+        name: found["balanced"]["mean"] for name, found in result["methods"].items()
+    }
+    name = "stage1" if best["method"] == "none" else best["method"]
+    (file,) = (run / "refit/checkpoints" / name).glob("*/outcome.json")
+    again = json.loads(file.read_text())["metrics"]["balanced"]
+    return {
+        "lt-jax fit": methods[best["method"]],
+        "lt-jax fit, all": again,
+        "method": best["method"],
+        "hyper": best["hyper"],
+        "methods": methods,
+        "seconds": seconds,
+    }
+
+
+COLUMNS = ("lt-jax fit", "scikit-learn", "lt-jax fit, all", "scikit-learn, all")
+
+
+def table(report):
+    """Markdown, one row per split."""
+    lines = [f"| split | {' | '.join(COLUMNS)} | method | difference | of all |"]
+    lines += ["| ---: |" + " ---: |" * len(COLUMNS) + " --- | ---: | ---: |"]
+    for seed, found in enumerate(report["splits"]):
+        values = [100 * found[name] for name in COLUMNS]
+        apart = values[0] - values[1], values[2] - values[3]
+        cells = [f"{v:.1f}" for v in values] + [f"`{found['method']}`"]
+        cells += [f"{each:+.1f}".replace("-", "\N{MINUS SIGN}") for each in apart]
+        lines.append(f"| {seed} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs")
+    parser.add_argument(
+        "--ratio", type=float, default=100, help="largest over smallest"
+    )
+    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--axes", type=int, default=64)
+    parser.add_argument("--json", type=Path, help="write the result to this file")
+    parser.add_argument("flags", nargs="*", help="flags of lt-jax fit, after --")
+    args = parser.parse_args()
+    report = {
+        "versions": {"lt_jax": __version__, "scikit-learn": sklearn.__version__},
+        "device": f"{platform.machine()}, CPU",
+        "date": time.strftime("%Y-%m-%d"),
+        "ratio": args.ratio,
+        "axes": args.axes,
+        "splits": [],
+    }
+    for seed in range(args.splits):
+        sets = split(args.features, args.ratio, seed, args.axes)
+        found = by_scikit(sets)
+        print(f"split {seed}: {found}", flush=True)
+        found |= by_fit(sets, args.out / f"{seed}", args.flags)
+        report["splits"].append(found)
+        if args.json:
+            args.json.write_text(json.dumps(report) + "\n")
+    print(table(report))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""`lt-jax fit` and scikit-learn get the same three sets."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import fit_command
+import numpy as np
+import pytest
+
+
+def write(folder):
+    random = np.random.default_rng(0)
+    for part, size in (("train", 60), ("test", 5)):
+        labels = np.repeat(np.arange(4), size)
+        features = random.normal(size=(len(labels), 9)) + 2 * np.eye(4, 9)[labels]
+        np.savez(folder / f"{part}.npz", features=features, labels=labels)
+    return folder
+
+
+def test_a_fifth_of_a_long_tailed_subset_is_held_out(tmp_path):
+    sets = fit_command.split(write(tmp_path), 10, 0, 3)
+    counts = {name: sorted(np.bincount(labels)) for name, (_, labels) in sets.items()}
+    assert counts == {
+        "train": [5, 10, 22, 48],
+        "val": [1, 2, 5, 12],
+        "test": [5, 5, 5, 5],
+    }
+    assert {values.shape[1] for values, _ in sets.values()} == {3}
+    train, _ = sets["train"]
+    np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_split(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "report.json"
+    flags = ["--features", str(write(tmp_path)), "--out", str(tmp_path / "out")]
+    flags += ["--ratio", "10", "--splits", "1", "--axes", "3", "--json", str(out)]
+    flags += ["--", "--config.method.names=ce,logistic", "--config.optim.epochs=2"]
+    monkeypatch.setattr(sys, "argv", ["fit_command.py", *flags])
+    fit_command.main()
+    assert "| 0 |" in capsys.readouterr().out
+    (found,) = json.loads(out.read_text())["splits"]
+    assert found["method"] in found["methods"]
+    assert all(0 < found[name] <= 1 for name in fit_command.COLUMNS)
