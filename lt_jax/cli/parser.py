@@ -232,7 +232,7 @@ def _add_convert(group: Any) -> None:
     add("target", metavar="OUT", type=_path, help=text)
     add("--arch", default="", help="the network in a weights file")
     add("--part", default="", help="name prefix, if a file holds several networks")
-    text = "which fit of a workdir, such as los (default: %(default)s)"
+    text = "a fit of a workdir, '' for the recommended one (default: %(default)s)"
     add("--method", default="stage1", help=text)
     add("--seeds", default="", help="seeds of that fit, such as 0.2; default: first")
 

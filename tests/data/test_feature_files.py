@@ -25,7 +25,7 @@ from lt_jax.experiment import results
 from lt_jax.experiment import stages as train
 from lt_jax.experiment.config import resolve
 from lt_jax.export import stablehlo
-from lt_jax.pretrained import torch_names
+from lt_jax.pretrained import torch_names, weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = tiny_digits.CONFIGS / "features.py"
@@ -402,6 +402,10 @@ def test_a_refit_has_seen_the_validation_examples(folder, tmp_path, capsys):
 
     np.testing.assert_allclose(logits(fit), logits(expected), rtol=1e-2, atol=1e-2)
     assert np.abs(logits(fit) - logits(chosen)).max() > 0.1
+    file = tmp_path / "head.safetensors"
+    assert main.main(["convert", str(run), str(file), "--method="]) == 0
+    expected = torch_names.to_torch(trees.leaves(fit.network._asdict()))["fc.bias"]
+    np.testing.assert_array_equal(weight_files.read(file)["fc.bias"], expected)
 
     train.sweep(c, run)
     assert "fitting logistic again" not in capsys.readouterr().out
