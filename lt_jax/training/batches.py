@@ -38,4 +38,4 @@ def resident(dataset: Dataset) -> Batches:
     images, labels = dataset.read(np.arange(len(dataset))), dataset.labels
     held = sharding.replicate({"image": images, "label": labels.astype(np.int32)})
     gather = inference.make_gather()
-    return lambda rows, _: (gather(held, sharding.shard_batch(row)) for row in rows)
+    return lambda rows, _: (gather(held, row) for row in sharding.shard_batch([*rows]))

@@ -245,6 +245,10 @@ def init_state(
 ) -> TrainState:
     """Build the state before the first step, on every device."""
     trained, _ = trees.partition(params, trains)
-    opt_state = jax.jit(sgd.transform().init)(trained)
-    step = jnp.zeros((), jnp.int32)
+    step, opt_state = jnp.zeros((), jnp.int32), _opt_state(sgd, trained)
     return sharding.replicate(TrainState(step, params, batch_stats, opt_state))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for fits that share it
+def _opt_state(sgd: Sgd, trained: Params) -> Any:
+    return sgd.transform().init(trained)
