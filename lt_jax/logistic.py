@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.optimize import minimize
 
 from lt_jax import losses
 from lt_jax.heads import Blocks, linear
@@ -61,6 +60,8 @@ def fit(
         loss, grad = loss / divisor, grad / divisor
         grad[:size] += strength * flat[:size]
         return loss + strength / 2 * float(flat[:size] @ flat[:size]), grad
+
+    from scipy.optimize import minimize  # slow to import
 
     # The sums are float32: a smaller tolerance would follow their rounding.
     options = {"maxiter": ITERATIONS, "ftol": 1e-7}

@@ -24,7 +24,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from scipy.special import entr
 
 from lt_jax.errors import InputError, in_range, one_of
 
@@ -267,6 +266,8 @@ def least(adjust: Adjust, frequency: np.ndarray) -> float:
     >>> round(least(over_smooth(100, 0.98), np.ones(100)), 3)
     4.592
     """
+    from scipy.special import entr  # slow to import
+
     num_classes, smooth = len(adjust.smooth), np.asarray(adjust.smooth, np.float64)
     other = smooth / num_classes
     entropy = entr(1 - smooth + other) + (num_classes - 1) * entr(other)

@@ -13,10 +13,11 @@ from flax.traverse_util import flatten_dict
 from lt_jax.cli import benchmark
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment import checks, results
+from lt_jax.experiment import checks
 from lt_jax.experiment.cached import rows_of
 from lt_jax.experiment.config import UserConfig, as_dict, resolve
-from lt_jax.experiment.session import Session, load_splits, open_session
+from lt_jax.experiment.session import Session, open_session
+from lt_jax.experiment.splits import describe, load_splits
 from lt_jax.files import jsonable
 from lt_jax.training.log import duration
 
@@ -41,7 +42,7 @@ def show(config: UserConfig, as_json: bool) -> None:
         print(problem)
         return
     splits, groups = loaded
-    described = results.describe(c.data.name, splits, groups)
+    described = describe(c.data.name, splits, groups)
     for key, value in flatten_dict(described, sep=".").items():
         print(f"# dataset.{key} = {value!r}")
     for group, size in (("optim", c.optim), ("method", c.method)):

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from lt_jax.data.sources.cifar import original_order
-from lt_jax.experiment import results, session
 from lt_jax.experiment.checks import from_data
 from lt_jax.experiment.config import UserConfig, resolve
+from lt_jax.experiment.splits import describe, load_splits
 from lt_jax.files import write
 from lt_jax.report.charts import Panel, Series
 
@@ -31,9 +31,9 @@ def show(config: UserConfig, as_json: bool, png: Path | None) -> None:
       as_json: print the ``dataset`` object of ``result.json`` instead.
     """
     c = resolve(config)
-    splits, groups = session.load_splits(c)
+    splits, groups = load_splits(c)
     c = from_data(c, splits.full_class_counts)
-    described = results.describe(c.data.name, splits, groups)
+    described = describe(c.data.name, splits, groups)
     if as_json:
         print(json.dumps(described))
         return

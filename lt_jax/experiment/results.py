@@ -30,7 +30,6 @@ import numpy as np
 
 from lt_jax import files, metrics
 from lt_jax._version import __version__
-from lt_jax.data.dataset import Splits
 from lt_jax.distributed import processes, sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import tables
@@ -59,24 +58,6 @@ COMMAND = "command: "  # starts a line of log.txt
 
 Outcome = dict[str, Any]  # the content of an outcome.json
 StoredRow = dict[str, Any]  # an entry of a rows.json
-
-
-def describe(
-    name: str, splits: Splits, groups: dict[str, np.ndarray]
-) -> dict[str, Any]:
-    """Make the ``dataset`` object of ``result.json``."""
-    counts = splits.full_class_counts
-    return {
-        "name": name,
-        "split_hash": splits.hash,
-        "num_train": int(counts.sum()),
-        "num_valid": len(splits.valid),
-        "num_test": len(splits.test),
-        "num_classes": len(counts),
-        "counts_max": int(counts.max()),
-        "counts_min": int(counts.min()),
-        "groups": {group: int(where.sum()) for group, where in groups.items()},
-    }
 
 
 def versions() -> dict[str, str]:

@@ -21,10 +21,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from lt_jax import losses, metrics, models
-from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Splits
-from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.distributed import processes, sharding
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError, Interrupted
@@ -39,6 +37,7 @@ from lt_jax.experiment.config import (
     without_dropped,
 )
 from lt_jax.experiment.records import Config
+from lt_jax.experiment.splits import describe, load_splits
 from lt_jax.files import as_json, claim, jsonable, open_regular, write
 from lt_jax.heads import Head
 from lt_jax.methods import Method
@@ -94,28 +93,6 @@ class Session(NamedTuple):
         """Raise `Interrupted` if a signal has reached any process."""
         if by := self.task.stop_requested():
             raise Interrupted(where, by)
-
-
-def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
-    """Load the data of a config and the groups of its classes."""
-    c: Any = config.data  # photographs have the keys that may be None
-    source = catalogue.PHOTOS.get(c.name)
-    photos, extra = None, None
-    if source:
-        photos = PhotoOptions(*(getattr(c, key) for key in PhotoOptions._fields))
-        extra = {key: getattr(c, key) for key in source.extra}
-    splits = catalogue.load(
-        c.name,
-        dir=c.dir,
-        imbalance=c.imbalance,
-        split=c.split,
-        valid=c.valid,
-        seed=c.valid_seed,
-        photos=photos,
-        extra=extra,
-    )
-    c = checks.from_data(config, splits.full_class_counts).data
-    return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 
 
 def make_task(config: Config, splits: Splits, groups: dict[str, np.ndarray]) -> Task:
@@ -182,7 +159,7 @@ def open_session(
         check(c, task)
     lock = workdir_lock(workdir) if writes else contextlib.nullcontext(lambda: None)
     signals = EXIT_CODES if writes else ["SIGTERM"]
-    dataset = results.describe(c.data.name, splits, groups)
+    dataset = describe(c.data.name, splits, groups)
     log = Logger(workdir, writes)
     if writes:
         processes.on_process_zero(lambda: sinks.check_installed(c.log.sinks))

@@ -67,6 +67,7 @@ def test_help_is_light():
         ),
         # The library interface, with fit_heads and evaluate.
         ("lt_jax.api", {"PIL", "simplejpeg", "orbax"}),
+        ("lt_jax.cli.data_info", {"orbax", "tensorstore", "scipy"}),
         # Imports of a training command before it reads its data.
         ("lt_jax.experiment.stages", set()),
     ],

@@ -81,7 +81,7 @@ def test_digits_split_is_pinned():
 
 
 def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(InputError, match=r"pip install 'lt_jax\[demo\]'"):
         digits.load("")
 
