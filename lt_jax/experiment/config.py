@@ -235,12 +235,17 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 def workdir_config(workdir: Path) -> Config:
     """Read and resolve ``config.json``, of version 0.1 too."""
+    tree = read_config(workdir)
+    with located(f"{workdir / 'config.json'}"):
+        return from_json(tree)
+
+
+def from_json(tree: Any) -> Config:
+    """Resolve nested values from JSON, where tuples are lists."""
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: tuples(inner) for key, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    tree = tuples(read_config(workdir))
-    with located(f"{workdir / 'config.json'}"):
-        return resolve(tree)
+    return resolve(tuples(tree))

@@ -27,8 +27,10 @@ from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
 from lt_jax.errors import InputError
 from lt_jax.experiment import backbones, results
 from lt_jax.experiment.backbones import Options
-from lt_jax.experiment.config import UserConfig, as_dict, resolve
-from lt_jax.experiment.session import load_splits, make_task, workdir_lock
+from lt_jax.experiment.config import UserConfig, as_dict, from_json, resolve
+from lt_jax.experiment.records import Config
+from lt_jax.experiment.session import make_task, workdir_lock
+from lt_jax.experiment.splits import load_splits
 from lt_jax.files import Schema, as_json, atomic_path, jsonable, read_json, write
 from lt_jax.training import checkpoint
 from lt_jax.training.log import Bar, Logger, duration
@@ -127,12 +129,39 @@ REQUEST: Schema = {
 }
 
 
+IMAGES: Schema = {
+    "request": {"data": {"test": str}},
+    "config": dict,
+    "left_out": {"test": [str]},
+}
+
+
 def read_request(folder: Path) -> dict[str, Any] | None:
     """Read which features a folder has; None if it was not written here."""
     file = folder / "features.json"
     if not file.is_file():
         return None
     return read_json(file, {"request": REQUEST}, REMEDY)["request"]
+
+
+def test_images(folder: Path, config: Config) -> Dataset:
+    """Load the images whose features are the test set in a folder, in their order.
+
+    Args:
+      config: its ``data`` are replaced by those of the images.
+
+    Raises:
+      InputError: the images are unknown, or others by now.
+    """
+    file = folder / "features.json"
+    if not file.is_file():
+        raise InputError("they are features, not images")
+    note = read_json(file, IMAGES, REMEDY)
+    images = from_json({**as_dict(config), "data": note["config"]})
+    test = load_splits(images)[0].test
+    if test.hash != note["request"]["data"]["test"]:
+        raise InputError(f"the test images in {images.data.dir} are others by now")
+    return test.take(np.flatnonzero(~np.isin(test.ids, note["left_out"]["test"])))
 
 
 def _check_colours(dataset: Dataset) -> None:

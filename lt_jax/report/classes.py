@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import collections
 import io
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from lt_jax.errors import InputError
-from lt_jax.experiment import session, workdirs
+from lt_jax.experiment import extraction, splits, workdirs
 from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.workdirs import Run
@@ -93,15 +94,16 @@ def _mistakes(run: Run, method: str) -> tuple[str, list[tuple[str, str]]]:
     if not found:  # ``cached.py`` keeps none if undecodable images shift the rows
         return f"{method} has no mistakes, or some test images are undecodable.", []
     try:
-        splits, _ = session.load_splits(workdir_config(run.path))
-        test = splits.test
+        config = workdir_config(run.path)
+        loaded, _ = splits.load_splits(config)
+        test = loaded.test
         ids = [test.ids[m["row"]] for m in found if m["row"] < len(test)]
-        if splits.hash != run.result["dataset"]["split_hash"]:
+        if loaded.hash != run.result["dataset"]["split_hash"]:
             raise InputError("they are not those of this run any more")
         if ids != [m["id"] for m in found]:
             raise InputError("the test images are not those of this run any more")
         if test.shape[0] == 1:
-            raise InputError("they are features, not images")
+            test = extraction.test_images(Path(config.data.dir).expanduser(), config)
         images = test.read(np.array([m["row"] for m in found]))
         texts = [
             f"{test.classes[test.labels[m['row']]]} → {test.classes[m['predicted']]}, "

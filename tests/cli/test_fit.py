@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import shutil
+import xml.etree.ElementTree as ElementTree
 
+import made_photos
 import numpy as np
 import pytest
 import tiny_photos
 import tiny_vit
+from PIL import Image
 from test_feature_files import NAMES, arrays, write
 
-from lt_jax.cli import fit
+from lt_jax.cli import config_flags, fit
 from lt_jax.cli.main import main
 from lt_jax.experiment import extraction
+from lt_jax.experiment.config import resolve
+from lt_jax.experiment.splits import load_splits
 from lt_jax.pretrained import load
 
 SIZES = {"blau": 20, "grün wiese": 10, "rot": 5}
+PHOTOS = ("dir=photos", "size=8", "resize=8", "test=0.2", "valid=0.2")
 FEW = ["--config.method.names=ce,crt", "--config.optim.epochs=3"]
 
 
@@ -30,6 +39,9 @@ def fitted(tmp_path_factory):
     """Photographs, a backbone, and a workdir fitted on them, in a folder of its own."""
     root = tmp_path_factory.mktemp("fit")
     tiny_photos.write(root / "photos", SIZES)
+    # Scenes that say nothing about their class, so that every method has mistakes.
+    for i, photo in enumerate(sorted((root / "photos").rglob("*.jpg"))):
+        photo.write_bytes(made_photos.encoded(made_photos.scene(52, 40, seed=i)))
     with pytest.MonkeyPatch.context() as patch:
         tiny_vit.register(patch)
         net = tiny_vit.folder(root / "net")
@@ -56,6 +68,40 @@ def test_fit_splits_fits_recommends_and_names_the_next_command(
         22, 6, 7
     ]  # fmt: skip
     assert set(result["methods"]) == {"none", "ce", "crt"}
+
+
+def mistakes(page):
+    """The thumbnails of a page, uint8[H, W, 3], with their texts."""
+    root = ElementTree.fromstring(page.read_text().removeprefix("<!DOCTYPE html>"))
+    for item in root.findall(".//ul[@class='strip']/li"):
+        (image,) = item
+        kind, _, data = image.get("src").partition(";base64,")
+        assert kind == "data:image/png"
+        yield np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image.tail
+
+
+def test_the_page_shows_the_worst_mistakes(fitted, tmp_path, monkeypatch):
+    """The page has photographs, though the heads are fitted on features alone."""
+    monkeypatch.chdir(fitted)
+    run, page = fitted / "runs/photos", fitted / "runs/photos/report/index.html"
+    (method,) = re.findall(r"Wrong predictions of (\w+) with", page.read_text())
+    (file,) = (run / "checkpoints/chosen" / method).glob("*/outcome.json")
+    kept = json.loads(file.read_text())["analysis"]["mistakes"]
+    shown = [*mistakes(page)]
+    flags = ["--config=configs/folder.py", *(f"--config.data.{p}" for p in PHOTOS)]
+    test = load_splits(resolve(config_flags.read(flags)))[0].test
+    assert len(shown) == len(kept) > 0
+    for (pixels, text), one in zip(shown, kept, strict=True):
+        row = one["row"]
+        assert np.array_equal(pixels, test.read(np.array([row]))[0])
+        true, guess = test.classes[test.labels[row]], test.classes[one["predicted"]]
+        assert text == f"{true} → {guess}, {100 * one['confidence']:.0f} %"
+
+    monkeypatch.chdir(tmp_path)  # without the photographs
+    assert main(["report", str(run), "--out", "page"]) == 0
+    page = tmp_path / "page/index.html"
+    assert not [*mistakes(page)]
+    assert "No images of mistakes, because of the data: " in page.read_text()
 
 
 def test_predict_needs_the_workdir_only(fitted, tmp_path, capsys):

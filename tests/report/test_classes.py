@@ -14,15 +14,14 @@ import pytest
 from PIL import Image
 
 from configs import digits_lt
-from lt_jax.experiment import session, workdirs
+from lt_jax.experiment import splits, workdirs
 from lt_jax.experiment.config import as_dict, resolve
 from lt_jax.report import classes
 
 
 @pytest.fixture(scope="module")
 def digits() -> Any:
-    splits, _ = session.load_splits(resolve(digits_lt.get_config()))
-    return splits
+    return splits.load_splits(resolve(digits_lt.get_config()))[0]
 
 
 def run(folder: Path, digits: Any, **mistake: Any) -> workdirs.Run:
@@ -72,7 +71,7 @@ def test_other_data_are_not_shown(
 def test_no_mistakes_need_no_data(digits: Any, tmp_path: Path, monkeypatch: Any):
     found = run(tmp_path, digits)
     found.fits["none"][0]["analysis"]["mistakes"] = []
-    monkeypatch.setattr(session, "load_splits", None)
+    monkeypatch.setattr(splits, "load_splits", None)
     part = classes.table(found)
     assert part.note.startswith("none has no mistakes")
 
