@@ -40,6 +40,7 @@ CHECKED = (
     "lt_jax/report/*.j2",
     "lt_jax/report/*.css",
     "lt_jax/report/*.js",
+    "lt_jax/report/*.toml",
     "configs/*.py",
     "launch/*",
     "benchmarks/*.py",

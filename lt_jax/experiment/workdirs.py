@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import traverse_util
 
 from lt_jax import files
@@ -159,6 +160,11 @@ def commands(workdir: Path) -> list[str]:
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
     """Mean and standard deviation of a metric over fits."""
     return spread(fit["metrics"].get(metric) for fit in fits)
+
+
+def over_classes(fits: Sequence[Outcome], metric: str) -> np.ndarray:
+    """Mean of a metric per class over fits, float[K]."""
+    return np.mean(np.array([fit["per_class"][metric] for fit in fits], float), axis=0)
 
 
 def hyper(fits: Sequence[Outcome]) -> dict[str, Any]:

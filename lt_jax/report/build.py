@@ -1,13 +1,10 @@
-"""``lt-jax report``: one HTML page, tables and figures from finished workdirs.
-
-Each part is data first: ``charts.py``. The page is made from the templates in this
-folder. If a workdir lacks the data of a part, the page explains why instead.
-"""
+"""``lt-jax report``: one HTML page, tables and figures from finished workdirs."""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +22,7 @@ from lt_jax.report.charts import Part
 def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     """Write the report on these workdirs and return the path of the page.
 
-    Args:
-      figures: also draw the charts as PNG and PDF, by matplotlib.
+    ``figures``: also draw the charts as PNG and PDF, by matplotlib.
     """
     draw = None
     if figures:
@@ -37,19 +33,20 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     looks = charts.looks([*names, *(row["method"] for run in runs for row in run.rows)])
     boards = leaderboard.boards(runs)
     shared = [leaderboard.between(runs)] if len(runs) > 1 else []
-    parts = [_parts(run, looks) for run in runs]
-    if len(runs) > 1:
-        # The number keeps names apart that are equal once they are fit for a file.
-        for i, run in enumerate(runs):
-            end = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"-{i + 1}-{run.label}")
-            parts[i] = [part._replace(name=part.name + end) for part in parts[i]]
+    # The number keeps names apart that are equal once they are fit for a file.
+    ends = [f"-{i}-{run.label}" * bool(shared) for i, run in enumerate(runs, 1)]
+    parts = [_parts(run, looks, end) for run, end in zip(runs, ends, strict=True)]
     first = Part("leaderboard", "Leaderboard", table=leaderboard.table(boards))
-    for part in [first, *shared, *(part for each in parts for part in each)]:
-        if not part.missing:
-            _write_files(part, out / "figures", draw)
+    every = [first, *shared, *itertools.chain(*parts)]
+    for part in (part for part in every if not part.missing):
+        drawn = draw(part.panels) if draw and part.panels else {}
+        for kind, content in {"csv": part.csv(), **drawn}.items():
+            files.write(out / "figures" / f"{part.name}.{kind}", content)
+    own = _numbers({"lt_jax": __version__})
     page = render(
         runs=runs,
-        notes=[*_notes(runs)],
+        newer=[run for run in runs if _numbers(run.result["versions"]) > own],
+        data=sorted({leaderboard.dataset(run) for run in runs}),
         looks={name: charts.paint(look) for name, look in looks.items()},
         used=[*dict.fromkeys(names)],
         boards=boards,
@@ -58,13 +55,6 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     )
     files.write(out / "index.html", page)
     return out / "index.html"
-
-
-def _write_files(part: Part, folder: Path, draw: Callable | None) -> None:
-    files.write(folder / f"{part.name}.csv", part.csv())
-    if draw and part.panels:
-        for kind, content in draw(part.panels).items():
-            files.write(folder / f"{part.name}.{kind}", content)
 
 
 def render(**values: Any) -> str:
@@ -76,17 +66,15 @@ def render(**values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    used = (charts.geometry, charts.paths, charts.paint, tables.caption, files.as_json)
-    used += (leaderboard.lead, leaderboard.baseline, leaderboard.plain)
-    used += (workdirs.over, workdirs.hyper, workdirs.commands)
-    environment.globals |= {function.__name__: function for function in used}
-    environment.globals |= {"colours": charts.COLOURS, "columns": leaderboard.TITLES}
+    modules = charts, files, leaderboard, tables, workdirs
+    environment.globals |= {m.__name__.rpartition(".")[2]: m for m in modules}
+    environment.globals["version"] = __version__
     text = environment.get_template("page.html.j2").render(**values)
     return printable(text)  # XML has no control characters
 
 
-def _parts(run: Run, looks: panels.Looks) -> list[Part]:
-    return [
+def _parts(run: Run, looks: panels.Looks, end: str) -> list[Part]:
+    parts = (
         leaderboard.versus(run),
         panels.groups(run, looks),
         classes.table(run),
@@ -98,26 +86,10 @@ def _parts(run: Run, looks: panels.Looks) -> list[Part]:
         panels.correlation(run, looks),
         panels.reliability(run, looks),
         panels.confusion(run),
-    ]
+    )
+    end = re.sub(r"[^A-Za-z0-9_.-]+", "-", end)
+    return [part._replace(name=part.name + end) for part in parts]
 
 
-def _notes(runs: Sequence[Run]) -> Iterator[str]:
-    """What a reader must know first."""
-    if len(data := sorted({leaderboard.dataset(run) for run in runs})) > 1:
-        yield (
-            f"These workdirs have {len(data)} datasets: {'; '.join(data)}. Their rows "
-            "are in separate groups, and no difference between them is computed."
-        )
-    for run in runs:
-        version = run.result["versions"].get("lt_jax", "0")
-        if _numbers(version) > _numbers(__version__):
-            yield (
-                f"{run.label} was written by lt_jax {version}, newer than this "
-                f"{__version__}: what it added is not on this page."
-            )
-        if run.result["protocol"].get("interrupted"):
-            yield f"{run.label} was interrupted: it is incomplete."
-
-
-def _numbers(version: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", version)[:3]]
+def _numbers(versions: Mapping[str, str]) -> list[int]:
+    return [*map(int, re.findall(r"\d+", versions.get("lt_jax", "0"))[:3])]

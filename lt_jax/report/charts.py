@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import math
+import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lt_jax.experiment.tables import csv_text
 
-# Colours on a light and on a dark page: of the stage-1 head, of LOS, of other methods.
-COLOURS = (
-    ("#767676", "#9c9c9c"),
-    ("#d0420b", "#ff8b57"),
-    ("#0072b2", "#5bb2ea"),
-    ("#00795a", "#3fc79a"),
-    ("#7b4fb5", "#bb9df0"),
-    ("#b3447f", "#e993c3"),
-    ("#8a6a00", "#dfb93c"),
-    ("#007a8a", "#4fc6d6"),
-    ("#8b5a3c", "#d2a384"),
-    ("#4d7a1e", "#a3cd66"),
-)
-DASHES = ("", "5 3", "2 2", "7 2 2 2")  # for methods of one colour
-MARKERS = {  # relative SVG paths
-    "circle": "h0",  # a line of no length with round ends
-    "square": "m-2.6-2.6h5.2v5.2h-5.2z",
-    "triangle": "m0-3.4l3.5 6.2h-7z",
-    "bar": "m-1-6h2v12h-2z",
-    "": "",
-}
 WIDTH, HEIGHT, ROW = 340, 226, 19  # pixels of a panel, and of a row of methods
+
+PAGE = tomllib.loads(Path(__file__).with_name("page.toml").read_text("utf-8"))
+COLOURS, DASHES = PAGE["colours"], PAGE["dashes"]
 
 Numbers = Sequence[float] | np.ndarray
 
@@ -45,7 +29,7 @@ class Series(NamedTuple):
     look: int = 0  # its colour and dash, see ``looks``
     method: str = ""  # the filter of the page shows or hides it
     spread: Numbers = ()  # the standard deviation of y; of x in a panel of rows
-    marker: str = "circle"  # a key of MARKERS
+    marker: str = "circle"  # of ``page.toml``
     line: bool = True
     labels: Sequence[str] = ()  # of the points
 
@@ -98,11 +82,30 @@ class Part(NamedTuple):
 
     def csv(self) -> str:
         """Return the numbers as CSV, with eight significant digits."""
+
+        def text(cell: Any) -> Any:
+            if not isinstance(cell, float):
+                return cell
+            return f"{cell:.8g}" if math.isfinite(cell) else ""
+
         header, rows, *_ = self.table or Table((), ())
         if self.panels:
             header = ["panel", "series", "label", "x", "y", "std", "xlabel", "ylabel"]
             rows = [*_numbers(self.panels)]
-        return csv_text([header, *([*map(_csv_cell, row)] for row in rows)])
+        return csv_text([header, *([*map(text, row)] for row in rows)])
+
+
+def part(name: str, **content: Any) -> Part:
+    """Make a part from fields of ``Part`` and from what its texts need."""
+    text = {key: PAGE[name.rstrip("12")][key] for key in ("title", "caption")}
+    text = {key: value.format(**content) for key, value in text.items()}
+    return Part(name, **text, **{k: v for k, v in content.items() if k in Part._fields})
+
+
+def missing(name: str, reason: str = "missing", **content: Any) -> Part:
+    """Make a part without content; ``reason`` is a key of its texts, or a text."""
+    text = PAGE[name.rstrip("12")]
+    return Part(name, text["title"].format(**content), missing=text.get(reason, reason))
 
 
 def _numbers(panels: Sequence[Panel]) -> Iterator[Sequence[Any]]:
@@ -115,18 +118,8 @@ def _numbers(panels: Sequence[Panel]) -> Iterator[Sequence[Any]]:
                 yield panel.title, s.name, label, *numbers, *names
 
 
-def _csv_cell(cell: Any) -> Any:
-    if isinstance(cell, float):
-        return f"{cell:.8g}" if math.isfinite(cell) else ""
-    return cell
-
-
 def looks(methods: Iterable[str]) -> dict[str, int]:
-    """Number the looks of methods: 0 for the stage-1 head, 1 for LOS, then the rest.
-
-    >>> looks(["none", "ce", "los", "crt"])
-    {'none': 0, 'los': 1, 'ce': 2, 'crt': 3}
-    """
+    """Number the looks of methods: 0 for the stage-1 head, 1 for LOS, then the rest."""
     names = dict.fromkeys(["none", "los", *methods])
     return {name: look for look, name in enumerate(names)}
 
@@ -159,13 +152,7 @@ class Axis(NamedTuple):
         return math.isfinite(value) and (value > 0 or not self.log)
 
     def ticks(self) -> dict[float, str]:
-        """Return three to seven round values of the axis, with their labels.
-
-        >>> list(Axis(0.0, 47.0, False, 0, 1).ticks().values())
-        ['0', '10', '20', '30', '40']
-        >>> list(Axis(4.0, 600.0, True, 0, 1).ticks().values())
-        ['5', '10', '20', '50', '100', '200', '500']
-        """
+        """Return three to seven round values of the axis, with their labels."""
         values: list[float] = []
         if self.log:
             first, last = (math.floor(math.log10(v)) for v in (self.low, self.high))
@@ -234,23 +221,19 @@ def paths(s: Series, x: Axis, y: Axis, across: bool) -> dict[str, Any]:
     """
     known = [i for i in range(len(s.x)) if x.shows(s.x[i]) and y.shows(s.y[i])]
     places = {i: f"{x.at(s.x[i]):g} {y.at(s.y[i]):g}" for i in known}
-    whiskers = []
+    scale, middles = (x, s.x) if across else (y, s.y)
+    mark, whiskers = PAGE["markers"][s.marker], []
     for i in known if len(s.spread) else ():
-        scale, middle = (x, s.x[i]) if across else (y, s.y[i])
-        ends = [
-            v for v in (middle - s.spread[i], middle + s.spread[i]) if scale.shows(v)
-        ]
-        if len(ends) == 2 and ends[0] < ends[1]:
+        ends = middles[i] - s.spread[i], middles[i] + s.spread[i]
+        if ends[0] < ends[1] and all(map(scale.shows, ends)):
             start, end = map(scale.at, ends)
-            fixed = y.at(s.y[i]) if across else x.at(s.x[i])
-            whiskers.append(
-                f"M{start} {fixed}H{end}" if across else f"M{fixed} {start}V{end}"
-            )
+            if across:
+                whiskers.append(f"M{start} {y.at(s.y[i])}H{end}")
+            else:
+                whiskers.append(f"M{x.at(s.x[i])} {start}V{end}")
     return {
-        "line": "".join(
-            ("L" if i - 1 in places else "M") + p for i, p in places.items()
-        ),
-        "points": "".join(f"M{place}{MARKERS[s.marker]}" for place in places.values()),
+        "line": "".join("ML"[i - 1 in places] + place for i, place in places.items()),
+        "points": "".join(f"M{place}{mark}" for place in places.values()),
         "whiskers": "".join(whiskers),
         "data": " ".join(f"{s.x[i]:.4g} {s.y[i]:.4g}" for i in known),
         "spread": " ".join(f"{s.spread[i]:.3g}" for i in known if len(s.spread)),

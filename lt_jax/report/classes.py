@@ -16,9 +16,10 @@ from lt_jax.experiment import extraction, splits, workdirs
 from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.workdirs import Run
-from lt_jax.report.charts import Part, Table
+from lt_jax.report.charts import PAGE, Part, Table, part
 from lt_jax.report.panels import LOS, UNCACHED
 
+TEXT = PAGE["classes"]
 MOST_CELLS = 40_000  # accuracies on the page
 THUMBNAIL = 96  # pixels
 
@@ -35,39 +36,33 @@ def table(run: Run) -> Part:
     columns: dict[str, Any] = {"class": names, "training images": counts.tolist()}
     columns["group"] = groups.tolist()
     for method in (name for name in run.fits if name in kept):
-        values = [fit["per_class"]["accuracy"] for fit in run.fits[method]]
-        columns[method] = (100 * np.mean(np.array(values, float), axis=0)).tolist()
-    caption, note, images = "Accuracy in per cent, mean over seeds.", "", []
-    if len(kept) < len(ranked):
-        caption += f" {len(ranked) - len(kept)} methods are only in per_class.csv."
-    guessing = [
-        name
-        for name in [*(name for name in ranked if name != "none"), "none"]
-        if all(_taken_for(fit, len(names)) for fit in run.fits.get(name, [{}]))
-    ]
-    if guessing:
-        main = guessing[0]
-        columns["taken for"] = _confused(names, run.fits[main])
-        caption += (
-            f" Taken for: the most frequent wrong prediction of {main}, with its share "
-            "of the class's test images."
-        )
-        note, images = _mistakes(run, main)
-    else:
-        note = f"What a class is taken for, and the worst mistakes: {UNCACHED}"
-    rows = list(zip(*columns.values(), strict=True))
-    shown = Table([*columns], rows)
-    return Part("classes", "Classes", caption, table=shown, images=images, note=note)
+        accuracy = workdirs.over_classes(run.fits[method], "accuracy")
+        columns[method] = (100 * accuracy).tolist()
+    dropped, guesses, images = len(ranked) - len(kept), "", []
+    note = TEXT["uncached"].format(reason=UNCACHED)
+    for method in sorted(ranked, key=lambda name: name == "none"):
+        if all(_taken_for(fit, len(names)) for fit in run.fits[method]):
+            columns["taken for"] = _confused(names, run.fits[method])
+            guesses = TEXT["guesses"].format(method=method)
+            note, images = _mistakes(run, method)
+            break
+    return part(
+        "classes",
+        table=Table([*columns], list(zip(*columns.values(), strict=True))),
+        images=images,
+        note=note,
+        dropped=TEXT["dropped"].format(number=dropped) if dropped else "",
+        guesses=guesses,
+    )
 
 
 def _ranked(run: Run) -> list[str]:
     """The methods by worth: stage 1 and LOS, then by balanced accuracy."""
-
-    def worth(name: str) -> tuple[bool, float]:
-        mean, _ = workdirs.over(run.fits[name], "balanced")
-        return name in ("none", LOS), np.nan_to_num(mean)
-
-    return sorted(run.fits, key=worth, reverse=True)
+    worth = {
+        name: (name in ("none", LOS), np.nan_to_num(workdirs.over(fits, "balanced")[0]))
+        for name, fits in run.fits.items()
+    }
+    return sorted(worth, key=worth.__getitem__, reverse=True)
 
 
 def _taken_for(fit: Outcome, size: int) -> list[tuple[int, float]]:
@@ -92,30 +87,26 @@ def _mistakes(run: Run, method: str) -> tuple[str, list[tuple[str, str]]]:
     """Return a caption or why there are no images, and images with their texts."""
     found = run.fits[method][0]["analysis"].get("mistakes", [])
     if not found:  # ``cached.py`` keeps none if undecodable images shift the rows
-        return f"{method} has no mistakes, or some test images are undecodable.", []
+        return TEXT["correct"].format(method=method), []
     try:
-        config = workdir_config(run.path)
+        config, rows = workdir_config(run.path), [m["row"] for m in found]
         loaded, _ = splits.load_splits(config)
         test = loaded.test
-        ids = [test.ids[m["row"]] for m in found if m["row"] < len(test)]
         if loaded.hash != run.result["dataset"]["split_hash"]:
             raise InputError("they are not those of this run any more")
-        if ids != [m["id"] for m in found]:
+        if [test.ids[r] for r in rows if r < len(test)] != [m["id"] for m in found]:
             raise InputError("the test images are not those of this run any more")
         if test.shape[0] == 1:
             test = extraction.test_images(Path(config.data.dir).expanduser(), config)
-        images = test.read(np.array([m["row"] for m in found]))
+        images = map(_thumbnail, test.read(np.array(rows)))
         texts = [
             f"{test.classes[test.labels[m['row']]]} → {test.classes[m['predicted']]}, "
             f"{100 * m['confidence']:.0f} %"
             for m in found
         ]
     except (ValueError, LookupError, OSError, ImportError) as error:
-        return f"No images of mistakes, because of the data: {error}.", []
-    note = (
-        f"Wrong predictions of {method} with the highest confidence: true → predicted."
-    )
-    return note, list(zip(map(_thumbnail, images), texts, strict=True))
+        return TEXT["unread"].format(reason=error), []
+    return TEXT["mistakes"].format(method=method), list(zip(images, texts, strict=True))
 
 
 def _thumbnail(pixels: np.ndarray) -> str:

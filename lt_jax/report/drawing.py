@@ -9,7 +9,7 @@ from typing import Any
 
 from lt_jax.errors import InputError
 from lt_jax.report import charts
-from lt_jax.report.charts import Panel
+from lt_jax.report.charts import COLOURS, Panel
 
 try:
     import matplotlib.style
@@ -66,7 +66,7 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     for s in panel.series:
         colour, dash = charts.paint(s.look)
         line = (0, [*map(float, dash.split())]) if dash else "-"
-        look: Any = {"color": charts.COLOURS[colour][0], "marker": MARKERS[s.marker]}
+        look: Any = {"color": COLOURS[colour][0], "marker": MARKERS[s.marker]}
         look["ls"] = line if s.line else "none"
         look["label"] = "" if panel.rows else s.method or s.name
         if len(s.spread):

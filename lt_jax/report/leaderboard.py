@@ -17,7 +17,7 @@ from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.tables import COLUMNS, Column, cell
 from lt_jax.experiment.workdirs import Run
 from lt_jax.metrics import CHOOSE, GROUPS, RSD
-from lt_jax.report.charts import Part, Table
+from lt_jax.report.charts import PAGE, Part, Table, missing, part
 from lt_jax.report.panels import LOS
 from lt_jax.retraining.selection import number, spread
 
@@ -26,13 +26,6 @@ SHOWN = [
     *(Column(f"RSD {part.replace('_', ' ')}", f"rsd_{part}", 1, 2) for part in RSD),
 ]
 TITLES = [SHOWN[0].title, "difference", *(column.title for column in SHOWN[1:])]
-
-RESULTS = {  # of LOS, by verdict
-    "los ahead": "ahead of",
-    "within the spread": "within the spread of",
-    "it ahead": "behind",
-    "equal": "equal to",
-}
 
 
 class Row(NamedTuple):
@@ -58,21 +51,14 @@ def boards(runs: Sequence[Run]) -> dict[str, list[Row]]:
         groups.setdefault(key, []).append(run)
     found = {}
     for (data, _), same in groups.items():
-        best = _best([run for run in runs if dataset(run) == data])
+        best, rows = _best([run for run in runs if dataset(run) == data]), []
+        for run in same:
+            for setting, of_methods in (("chosen", run.fits), ("fixed", run.fixed)):
+                for name, fits in of_methods.items():
+                    kind = setting if run.swept and name != "none" else ""
+                    rows.append(Row(run, name, kind, fits, _cells(run, fits, best)))
         title = f"{data}; stage 1 of {', '.join(run.label for run in same)}"
-        found[title] = [
-            Row(
-                run,
-                name,
-                setting if run.swept and name != "none" else "",
-                fits,
-                _cells(run, fits, best),
-            )
-            for run in same
-            for setting, of_methods in (("chosen", run.fits), ("fixed", run.fixed))
-            for name, fits in of_methods.items()
-        ]
-        found[title].sort(key=lambda row: _balanced(row.fits), reverse=True)
+        found[title] = sorted(rows, key=lambda row: -_balanced(row.fits))
     return found
 
 
@@ -114,7 +100,7 @@ def _cells(
             kind = "best"
         elif top:
             apart, noise = spread(differences(fits, top, column.metric))
-            kind = "close" if abs(apart) <= noise else ""
+            kind = "close" * (abs(apart) <= noise)
         cells.append((cell(mean, std, column.factor, column.decimals), kind))
     base = run.fits[baseline(run)]
     apart = spread(differences(fits, base, "balanced"))
@@ -160,45 +146,42 @@ def _columns(keys: Iterable[str]) -> list[str]:
 
 def versus(run: Run) -> Part:
     """Difference of every method from LOS, paired by seeds."""
-    part = Part("versus", "Does LOS beat each method?")
-    if LOS not in run.fits or len(run.fits) < 2:
-        return part._replace(missing="This needs LOS and at least one other method.")
-    keys = dict.fromkeys((run.compare, "balanced", "all", *GROUPS))
-    rows = []
-    for name, fits in run.fits.items():
-        found = {key: differences(fits, run.fits[LOS], key) for key in keys}
-        cells = [v for values in found.values() for v in interval(values)]
-        better = verdict(name, [CHOOSE[run.compare] * v for v in found[run.compare]])
-        if name != LOS:
-            rows.append([name, better, len(found["all"]), *cells])
+    keys, rows = dict.fromkeys((run.compare, "balanced", "all", *GROUPS)), []
+    for name, fits in _others(run):
+        found = [differences(fits, run.fits[LOS], key) for key in keys]
+        cells = [v for values in found for v in interval(values)]
+        better = _against_los(run, name, fits, run.compare)
+        rows.append([name, better, len(found[0]), *cells])
+    if not rows:
+        return missing("versus")
+    header = ["method", f"verdict ({run.compare})", "pairs", *_columns(keys)]
     tuned = "chosen on validation" if run.swept else "as configured, not tuned"
-    return part._replace(
-        caption="The method minus LOS in points: mean, and half of its 95 % interval "
-        f"over fits with the same seeds; settings are {tuned}. A difference is within "
-        "the spread if it is at most its standard deviation. Fits on one "
-        "representation do not generalise to another.",
-        table=Table(
-            ["method", f"verdict ({run.compare})", "pairs", *_columns(keys)], rows
-        ),
-    )
+    return part("versus", table=Table(header, rows), tuned=tuned)
+
+
+def _others(run: Run) -> list[tuple[str, list[Outcome]]]:
+    """The methods to compare with LOS, none without it."""
+    return [(k, v) for k, v in run.fits.items() if k != LOS and LOS in run.fits]
 
 
 def lead(run: Run) -> str:
     """What validation recommends, and the verdict on LOS by choice and overall."""
-    found, parts = run.result.get("recommended"), []
-    if found:
-        parts.append(f"validation recommends {found['method']}")
-        parts += map(str, filter(None, [found.get("warning")]))
-    others = [name for name in run.fits if name != LOS and LOS in run.fits]
+    found, others = run.result.get("recommended") or {}, _others(run)
+    parts = [f"validation recommends {found['method']}"] if found else []
+    parts += [str(found["warning"])] if found.get("warning") else []
+    words = PAGE["versus"]["verdicts"]
     for key in dict.fromkeys((run.compare, "all")) if others else ():
-        count = collections.Counter[str]()
-        for name in others:
-            found = differences(run.fits[name], run.fits[LOS], key)
-            kind = verdict("it", [CHOOSE[key] * value for value in found])
-            count[RESULTS.get(kind.split(",")[0], "without a verdict on")] += 1
+        verdicts = (_against_los(run, "it", fits, key) for _, fits in others)
+        kinds = (words.get(v.split(",")[0], words["none"]) for v in verdicts)
+        count = collections.Counter(kinds)
         counted = ", ".join(f"{kind} {size}" for kind, size in count.items())
         parts.append(f"by {key}, LOS is {counted} of {len(others)} methods")
     return f"{run.label}: {'; '.join(parts)}." if parts else ""
+
+
+def _against_los(run: Run, name: str, fits: list[Outcome], key: str) -> str:
+    apart = differences(fits, run.fits[LOS], key)
+    return verdict(name, [CHOOSE[key] * value for value in apart])
 
 
 def verdict(name: str, values: Sequence[float]) -> str:
@@ -206,47 +189,36 @@ def verdict(name: str, values: Sequence[float]) -> str:
     mean, std = spread(values)
     if not np.isfinite(mean):
         return "no seeds in common"
-    ahead = f"{name if mean > 0 else LOS} ahead"
     if mean == 0 and not std > 0:
         return "equal"
-    if len(values) == 1:
-        return f"{ahead}, spread unknown"
-    return "within the spread" if abs(mean) <= std else ahead
+    if abs(mean) <= std:
+        return "within the spread"
+    unknown = ", spread unknown" * (len(values) == 1)
+    return f"{name if mean > 0 else LOS} ahead{unknown}"
 
 
 def between(runs: Sequence[Run]) -> Part:
     """Differences between runs of one dataset, and the choices that differ."""
-    part = Part("runs", "Differences between runs")
     keys, rows = ("balanced", "all", *GROUPS), []
     both = itertools.combinations(runs, 2)
     if len(runs) > 6:  # else there are too many pairs to read
         both = ((runs[0], other) for other in runs[1:])
     for first, other in both:
-        for name in first.fits if dataset(first) == dataset(other) else ():
-            if name not in other.fits:
-                continue
-            changed = workdirs.differences(first, other, name)
-            choices = [
-                f"{key}: {plain(a)} → {plain(b)}" for key, (a, b) in changed.items()
-            ]
-            new, old = other.fits[name], first.fits[name]
-            found = [differences(new, old, key) for key in keys]
-            apart = [workdirs.over(new, k)[0] - workdirs.over(old, k)[0] for k in keys]
-            pairs = zip(found, apart, strict=True)
-            cells = [x for v, mean in pairs for x in interval(v or [mean])]
-            what = "; ".join(choices) or "nothing: a repetition"
-            names = other.label, first.label, name
-            rows.append([*names, len(found[0]), *cells, what])
+        same = dataset(first) == dataset(other)
+        for name in (name for name in first.fits if same and name in other.fits):
+            new, old, cells = other.fits[name], first.fits[name], []
+            for key in keys:
+                apart = workdirs.over(new, key)[0] - workdirs.over(old, key)[0]
+                cells += interval(differences(new, old, key) or [apart])
+            pairs = len(differences(new, old, "all"))
+            changed = workdirs.differences(first, other, name).items()
+            what = [f"{key}: {plain(a)} → {plain(b)}" for key, (a, b) in changed]
+            cells.append("; ".join(what) or "nothing: a repetition")
+            rows.append([other.label, first.label, name, pairs, *cells])
     if not rows:
-        return part._replace(missing="No two workdirs share a dataset and a method.")
-    return part._replace(
-        caption="The run minus the other, in points: mean, and half of its 95 % "
-        "interval over fits with the same seeds. With 0 pairs it is the difference of "
-        "the means. It is the effect of a choice only if nothing else differs.",
-        table=Table(
-            ["run", "minus", "method", "pairs", *_columns(keys), "what differs"], rows
-        ),
-    )
+        return missing("runs")
+    header = ["run", "minus", "method", "pairs", *_columns(keys), "what differs"]
+    return part("runs", table=Table(header, rows))
 
 
 def plain(value: Any) -> str:
