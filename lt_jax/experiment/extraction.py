@@ -127,8 +127,7 @@ REQUEST: Schema = {
     "weights": dict,
     "images": {"mean": [float, 3], "std": [float, 3], "size": SIDE, "resize?": SIDE},
 }
-
-
+# And ``source_images``.
 IMAGES: Schema = {
     "request": {"data": {"test": str}},
     "config": dict,
@@ -144,7 +143,7 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     return read_json(file, {"request": REQUEST}, REMEDY)["request"]
 
 
-def test_images(folder: Path, config: Config) -> Dataset:
+def source_images(folder: Path, config: Config) -> Dataset:
     """Load the images whose features are the test set in a folder, in their order.
 
     Args:
