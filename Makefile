@@ -1,4 +1,5 @@
-# make demo   both stages on the digits that scikit-learn ships; downloads no data
+# make demo   both stages and a sweep on the digits that scikit-learn ships, and their page;
+#             downloads no data
 # make test   the tests that run on a laptop
 # make lint   ruff, pyright, and the rules for imports between modules
 # make docs   the site, in build/docs; warnings are errors
@@ -36,6 +37,7 @@ INSTALL = $(VENV)/bin/pip install --quiet --disable-pip-version-check \
 # The dev environment contains the demo's packages.
 demo: $(if $(wildcard $(DEV)),$(DEV),$(DEMO))
 	$(VENV)/bin/lt-jax run --config configs/digits_lt.py --workdir runs/digits
+	$(VENV)/bin/lt-jax sweep --config configs/digits_lt.py --workdir runs/digits
 
 test: $(DEV)
 	$(VENV)/bin/python -m pytest -q -n 2 --dist loadfile

@@ -315,6 +315,12 @@ def test_schema_accepts_the_demo_and_rejects_an_unknown_key():
         jsonschema.validate(golden | {"surprise": 1}, SCHEMA)
 
 
+def test_the_demo_runs_the_commands_of_the_readme():
+    recipe = re.findall(r"\$\(VENV\)/bin/(lt-jax .*)", (ROOT / "Makefile").read_text())
+    assert [command.split()[1] for command in recipe] == ["run", "sweep"]
+    assert "\n".join(recipe) in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
 def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 250
