@@ -180,7 +180,10 @@ def _train(run: _Fit, early: StepInputs) -> None:
                 profile.step(run.step, measured)
                 if processes.is_sync_step(run.step) and (signal := stop()):
                     break
-                _show_progress(run, bar, errors)
+                if warning := errors.new_warning():
+                    task.log.warning(warning)
+                if bar.advance(1):
+                    bar.show(run.meter.parts(run.step), run.meter.each())
             if run.step % stage.per_epoch:  # stopped within the epoch
                 _save(run, None)
                 raise Interrupted(f"{stage.title}: {run.where}", signal)
@@ -201,13 +204,6 @@ def _compile(run: _Fit, batch: Batch, inputs: StepInputs) -> Callable[..., Any]:
             f"{compiled.temporary_bytes / 2**20:,.0f} MiB"
         )
     return compiled.run
-
-
-def _show_progress(run: _Fit, bar: Bar, errors: DecodeErrors) -> None:
-    if warning := errors.new_warning():
-        run.task.log.warning(warning)
-    if bar.advance(1):
-        bar.show(run.meter.parts(run.step), run.meter.each())
 
 
 def _least_loss(task: Task, stage: Stage) -> float:
