@@ -143,11 +143,8 @@ def read_request(folder: Path) -> dict[str, Any] | None:
     return read_json(file, {"request": REQUEST}, REMEDY)["request"]
 
 
-def source_images(folder: Path, config: Config) -> Dataset:
+def source_images(folder: Path) -> Dataset:
     """Load the images whose features are the test set in a folder, in their order.
-
-    Args:
-      config: its ``data`` are replaced by those of the images.
 
     Raises:
       InputError: the images are unknown, or others by now.
@@ -156,7 +153,7 @@ def source_images(folder: Path, config: Config) -> Dataset:
     if not file.is_file():
         raise InputError("they are features, not images")
     note = read_json(file, IMAGES, REMEDY)
-    images = from_json({**as_dict(config), "data": note["config"]})
+    images = from_json({**as_dict(Config()), "data": note["config"]})
     test = load_splits(images)[0].test
     if test.hash != note["request"]["data"]["test"]:
         raise InputError(f"the test images in {images.data.dir} are others by now")

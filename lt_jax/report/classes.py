@@ -97,7 +97,7 @@ def _mistakes(run: Run, method: str) -> tuple[str, list[tuple[str, str]]]:
         if [test.ids[r] for r in rows if r < len(test)] != [m["id"] for m in found]:
             raise InputError("the test images are not those of this run any more")
         if test.shape[0] == 1:
-            test = extraction.source_images(Path(config.data.dir).expanduser(), config)
+            test = extraction.source_images(Path(config.data.dir).expanduser())
         images = map(_thumbnail, test.read(np.array(rows)))
         texts = [
             f"{test.classes[test.labels[m['row']]]} → {test.classes[m['predicted']]}, "

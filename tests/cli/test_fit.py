@@ -107,7 +107,7 @@ def test_the_page_shows_the_worst_mistakes(fitted, tmp_path, monkeypatch):
 def test_predict_needs_the_workdir_only(fitted, tmp_path, capsys):
     """The backbone is in it; the logits equal those of the extracted features."""
     shutil.copytree(fitted / "runs/photos", tmp_path / "moved")
-    photos = sorted((fitted / "photos").rglob("*.jpg"))
+    photos = sorted((fitted / "photos").rglob("*.*"))
     provenance = json.loads((tmp_path / "moved/extracted/features.json").read_text())
     flags = ["predict", "--workdir", str(tmp_path / "moved"), "--json"]
     assert main([*flags, *map(str, photos)]) == 0
