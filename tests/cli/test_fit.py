@@ -39,7 +39,7 @@ def fitted(tmp_path_factory):
     """Photographs, a backbone, and a workdir fitted on them, in a folder of its own."""
     root = tmp_path_factory.mktemp("fit")
     tiny_photos.write(root / "photos", SIZES)
-    # Scenes that say nothing about their class, so that every method has mistakes.
+    # Half of them show nothing of their class, so that every method has mistakes.
     for i, photo in enumerate(sorted((root / "photos").rglob("*.jpg"))):
         photo.write_bytes(made_photos.encoded(made_photos.scene(52, 40, seed=i)))
     with pytest.MonkeyPatch.context() as patch:
