@@ -53,16 +53,16 @@ def run(config: UserConfig, workdir: Path) -> dict[str, Any]:
 
 def sweep(config: UserConfig, workdir: Path) -> dict[str, Any]:
     """Train stage 2 at every point of the methods' grids, on cached features."""
-    return _command(config, workdir, _stage1_on_features, sweeping.sweep, sweeps=True)
+    return _command(config, workdir, _stage1_on_features, sweeping.sweep)
 
 
 def _command(
     config: UserConfig,
     workdir: Path,
     *stages: Callable[[Session], dict[str, Any] | None],
-    sweeps: bool = False,
 ) -> dict[str, Any]:
     """Run stages one after the other, then write ``result.json`` and the tables."""
+    sweeps = sweeping.sweep in stages
 
     def trains_stage1(c: Config, task: Task) -> bool:
         alone = isinstance(task.backbone, models.Identity) and not c.init.path
@@ -326,7 +326,8 @@ def evaluate_all(
         instead of the fits, as in ``los .*delta=0.98 .*lr=0.005``. May write features.
 
     Returns:
-      The summary by fit, for example ``los/0.2``. ``lowest``, for fits only, holds the
+      The summary by fit, for example ``los/0.2``, with that of ``method.refit`` on the
+      test set as ``refit/los/0.2``. ``lowest``, for fits only, holds the
       names and accuracies of the three least accurate classes that have examples.
     """
     weights.finished(workdir)
@@ -342,12 +343,18 @@ def evaluate_all(
         kinds = [
             f"{kind}{name}" for kind in ("", "chosen/", "fixed/") for name in names
         ]
-        fits = weights.fits(workdir, ["stage1", *kinds])
-        for source in fits:
+        fits = {s.title: s for s in weights.fits(workdir, ["stage1", *kinds])}
+        folder = workdir / results.REFIT
+        if split == "test" and folder.is_dir():  # it has seen the others
+            best = processes.from_process_zero(lambda: results.recommended(workdir))
+            if best.get("refit"):
+                source = weights.find(folder, [best["method"]])
+                fits[f"{results.REFIT}/{source.title}"] = source
+        for source in fits.values():
             weights.head_of(source)  # checks all outcomes before the first evaluation
         found = {}
         sizes = task.splits.train.shape, len(task.splits.full_class_counts)
-        for source in fits:
+        for title, source in fits.items():
             head, network = weights.load_fit(source, task.backbone, *sizes)
             if not found:
                 number = f"{len(fits)} fits on {len(dataset):,} images"
@@ -355,7 +362,7 @@ def evaluate_all(
             tally = evaluate(task, head, network, dataset)
             accuracy = metrics.per_class(tally)["accuracy"]
             order = np.argsort(accuracy, kind="stable")[:3]  # nan comes last
-            found[source.title] = {
+            found[title] = {
                 **results.summary(task, tally, network.params["head"]),
                 "lowest": [
                     (dataset.classes[k], float(accuracy[k]))

@@ -407,6 +407,11 @@ def test_a_refit_has_seen_the_validation_examples(folder, tmp_path, capsys):
     expected = torch_names.to_torch(trees.leaves(fit.network._asdict()))["fc.bias"]
     np.testing.assert_array_equal(weight_files.read(file)["fc.bias"], expected)
 
+    found = train.evaluate_all(c, run, "test")["refit/logistic/0.0"]
+    right = logits(fit).argmax(axis=1) == arrays((10,) * 4, seed=1)[1]
+    assert found["all"] == pytest.approx(np.mean(right))
+    assert "refit/logistic/0.0" not in train.evaluate_all(c, run, "valid")
+
     train.sweep(c, run)
     assert "fitting logistic again" not in capsys.readouterr().out
     directory = run / "refit/checkpoints/logistic/0.0"
