@@ -190,7 +190,8 @@ def of_stage1(workdir, file):
     """Write the features of a stage 1 on all images of CIFAR-100, and its head."""
     from lt_jax.experiment import weights
     from lt_jax.experiment.config import workdir_config
-    from lt_jax.experiment.session import load_splits, make_task
+    from lt_jax.experiment.session import make_task
+    from lt_jax.experiment.splits import load_splits
 
     c = workdir_config(workdir)
     splits, groups = load_splits(c)
