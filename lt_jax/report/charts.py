@@ -197,11 +197,8 @@ def axes(
     bottom, top, above = limits(np.concatenate(y), panel.ylog)
     if panel.rows:
         bottom, top, above = len(panel.rows) - 0.4, -0.6, 0
-    return (
-        Axis(low, high, panel.xlog, *across),
-        Axis(bottom, top, panel.ylog, *up),
-        outside + above,
-    )
+    x_axis, y_axis = (low, high, panel.xlog, *across), (bottom, top, panel.ylog, *up)
+    return Axis(*x_axis), Axis(*y_axis), outside + above
 
 
 def geometry(panel: Panel) -> tuple[int, int, Axis, Axis, int]:

@@ -31,7 +31,11 @@ def table(run: Run) -> Part:
     limit = run.result["protocol"]["group_limits"]
     groups = np.where(counts < limit["few"], "few", "medium")
     groups = np.where(counts > limit["many"], "many", groups)
-    ranked = _ranked(run)
+    worth = {  # stage 1 and LOS, then by balanced accuracy
+        name: (name in ("none", LOS), np.nan_to_num(workdirs.over(fits, "balanced")[0]))
+        for name, fits in run.fits.items()
+    }
+    ranked = sorted(worth, key=worth.__getitem__, reverse=True)
     kept = ranked[: max(3, MOST_CELLS // len(names))]
     columns: dict[str, Any] = {"class": names, "training images": counts.tolist()}
     columns["group"] = groups.tolist()
@@ -54,15 +58,6 @@ def table(run: Run) -> Part:
         dropped=TEXT["dropped"].format(number=dropped) if dropped else "",
         guesses=guesses,
     )
-
-
-def _ranked(run: Run) -> list[str]:
-    """The methods by worth: stage 1 and LOS, then by balanced accuracy."""
-    worth = {
-        name: (name in ("none", LOS), np.nan_to_num(workdirs.over(fits, "balanced")[0]))
-        for name, fits in run.fits.items()
-    }
-    return sorted(worth, key=worth.__getitem__, reverse=True)
 
 
 def _taken_for(fit: Outcome, size: int) -> list[tuple[int, float]]:
