@@ -1,12 +1,13 @@
 """`lt-jax fit` against scikit-learn's balanced logistic regression, on equal features.
 
-    python benchmarks/fit_command.py --features FOLDER --out FOLDER [--json FILE]
+    python benchmarks/fit_command.py --features FOLDER --out FOLDER [--seeds 0 1 2]
 
 Per split: a long-tailed subset of train.npz with its classes in random order, a fifth
 of each class held out to choose on, and the principal axes of the training features.
 `fit` gets the three sets as they are. scikit-learn chooses C on the same held-out
 examples. For both there is a second fit at the chosen values, on training and held-out
-examples. Figures are balanced accuracies on test.npz.
+examples. Figures are balanced accuracies on test.npz. FOLDER/report.json keeps those of
+every seed so far.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def table(report):
     """Markdown, one row per split."""
     lines = [f"| split | {' | '.join(COLUMNS)} | method | difference | of all |"]
     lines += ["| ---: |" + " ---: |" * len(COLUMNS) + " --- | ---: | ---: |"]
-    for seed, found in enumerate(report["splits"]):
+    for seed, found in sorted(report["splits"].items()):
         values = [100 * found[name] for name in COLUMNS]
         apart = values[0] - values[1], values[2] - values[3]
         cells = [f"{v:.1f}" for v in values] + [f"`{found['method']}`"]
@@ -124,9 +125,8 @@ def main():
     parser.add_argument(
         "--ratio", type=float, default=100, help="largest over smallest"
     )
-    parser.add_argument("--splits", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--axes", type=int, default=64)
-    parser.add_argument("--json", type=Path, help="write the result to this file")
     parser.add_argument("flags", nargs="*", help="flags of lt-jax fit, after --")
     args = parser.parse_args()
     report = {
@@ -135,16 +135,19 @@ def main():
         "date": time.strftime("%Y-%m-%d"),
         "ratio": args.ratio,
         "axes": args.axes,
-        "splits": [],
+        "splits": {},
     }
-    for seed in range(args.splits):
+    args.out.mkdir(parents=True, exist_ok=True)
+    file = args.out / "report.json"
+    if file.exists():
+        report["splits"] = json.loads(file.read_text())["splits"]
+    for seed in args.seeds:
         sets = split(args.features, args.ratio, seed, args.axes)
         found = by_scikit(sets)
         print(f"split {seed}: {found}", flush=True)
         found |= by_fit(sets, args.out / f"{seed}", args.flags)
-        report["splits"].append(found)
-        if args.json:
-            args.json.write_text(json.dumps(report) + "\n")
+        report["splits"][f"{seed}"] = found
+        file.write_text(json.dumps(report) + "\n")
     print(table(report))
 
 

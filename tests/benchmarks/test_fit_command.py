@@ -34,13 +34,13 @@ def test_a_fifth_of_a_long_tailed_subset_is_held_out(tmp_path):
 
 @pytest.mark.slow
 def test_a_split(tmp_path, monkeypatch, capsys):
-    out = tmp_path / "report.json"
-    flags = ["--features", str(write(tmp_path)), "--out", str(tmp_path / "out")]
-    flags += ["--ratio", "10", "--splits", "1", "--axes", "3", "--json", str(out)]
+    out = tmp_path / "out"
+    flags = ["--features", str(write(tmp_path)), "--out", str(out)]
+    flags += ["--ratio", "10", "--seeds", "0", "--axes", "3"]
     flags += ["--", "--config.method.names=ce,logistic", "--config.optim.epochs=2"]
     monkeypatch.setattr(sys, "argv", ["fit_command.py", *flags])
     fit_command.main()
     assert "| 0 |" in capsys.readouterr().out
-    (found,) = json.loads(out.read_text())["splits"]
+    found = json.loads((out / "report.json").read_text())["splits"]["0"]
     assert found["method"] in found["methods"]
     assert all(0 < found[name] <= 1 for name in fit_command.COLUMNS)
