@@ -213,8 +213,9 @@ def of_stage1(workdir, file):
         arrays[f"{name}_labels"] = found.labels.astype(np.uint8)
     head = {k: np.asarray(v, np.float32) for k, v in network.params["head"].items()}
     np.savez_compressed(file, **arrays, **head)
-    for name in ("config.json", "log.txt"):
-        shutil.copy(workdir / name, file.parent / name)
+    config = json.loads((workdir / "config.json").read_text("utf-8"))
+    config["data"]["dir"] = ""  # of another machine
+    (file.parent / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     shutil.copy(source.directory / "outcome.json", file.parent / "stage1.json")
 
 

@@ -113,9 +113,10 @@ def pairs() -> str:
     ((_, group),) = report["groups"].items()
     rows = []
     for f in published["figures"]:
-        ours = 100 * score(group["cells"], f["method"], "published")
+        found = mean(of(c, f["method"], "published")["all"] for c in group["cells"])
+        ours = float(found.partition(" ")[0])
         spread = f.get("spread", 0.0) + SUBSET
-        difference = ours - f["all"]
+        difference = round(ours - f["all"], 1)
         within = "yes" if abs(difference) <= spread else "no"
         theirs = f"{f['all']:g}" + (f" ± {f['spread']:g}" if "spread" in f else "")
         rows.append(
