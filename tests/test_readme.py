@@ -130,7 +130,7 @@ def test_lt_jax_command_parses(command, monkeypatch):
 
 @pytest.mark.parametrize(("command", "comment"), BENCHMARKS)
 def test_benchmark_has_the_flags(command, comment):
-    (script,) = [word for word in words(command) if word.startswith("benchmarks/")]
+    script = next(w for w in words(command) if w.startswith("benchmarks/"))
     source = (ROOT / script).read_text(encoding="utf-8")
     for flag in re.findall(r"--[\w-]+", f"{command} {comment}"):
         assert f'"{flag}"' in source, flag
