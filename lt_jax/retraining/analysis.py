@@ -138,7 +138,8 @@ def fit_temperature(
 def balanced_nll(apply: Apply, params: Params, features: Features, batch: int) -> float:
     """Compute the mean over classes of the cross-entropy at the best temperature."""
     counts, params = np.bincount(features.labels), jax.device_put(params)
-    weight = np.float32(1 / np.maximum(counts, 1) / np.sum(counts > 0))
+    weight = 1 / np.maximum(counts, 1) / np.sum(counts > 0)
+    weight = weight.astype(np.float32)
 
     def loss(log_inverse: float) -> float:
         parts = features.batches(batch)
