@@ -75,7 +75,7 @@ def mistakes(page):
     root = ElementTree.fromstring(page.read_text().removeprefix("<!DOCTYPE html>"))
     for item in root.findall(".//ul[@class='strip']/li"):
         (image,) = item
-        kind, _, data = image.get("src").partition(";base64,")
+        kind, _, data = image.get("src", "").partition(";base64,")
         assert kind == "data:image/png"
         yield np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))), image.tail
 
