@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import fit_command
 import numpy as np
@@ -30,6 +31,13 @@ def test_a_fifth_of_a_long_tailed_subset_is_held_out(tmp_path):
     assert {values.shape[1] for values, _ in sets.values()} == {3}
     train, _ = sets["train"]
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-5)
+
+
+def test_the_table_of_the_page_is_that_of_the_stored_result():
+    root = Path(__file__).parents[2]
+    stored = json.loads((root / "benchmarks/fit_command.json").read_text())
+    page = (root / "docs/benchmarks/choice.md").read_text(encoding="utf-8")
+    assert fit_command.table(stored) in page
 
 
 @pytest.mark.slow
