@@ -85,8 +85,8 @@ def rates(
 
     >>> rates(2.0, 3, 1, 0, "epoch").round(3).tolist()
     [2.0, 1.5, 0.5]
-    >>> rates(2.0, 3, 1, 0, "epoch", milestones=(1, 2)).round(3).tolist()
-    [2.0, 0.2, 0.02]
+    >>> rates(2.0, 3, 1, 0, "epoch", milestones=(1, 2), fall=0.5).tolist()
+    [2.0, 1.0, 0.5]
     """
     one_of("schedule", per, ("step", "epoch"))
     if in_range("epochs", epochs, "[0, inf)", integer=True) == 0:
