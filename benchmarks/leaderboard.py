@@ -61,6 +61,29 @@ def made(report: dict[str, Any]) -> str:
     return f"{m['device']}, {versions}, commit {m['commit']}, {m['date']}"
 
 
+def runs() -> str:
+    """One row per representation and imbalance ratio, with its provenance."""
+    rows = []
+    for name, title, link in (
+        (OWN, "ResNet-32", "#resnet-32-200-epochs-next-to-published-figures"),
+        (FROZEN, "EfficientNet-Lite0", "#pre-trained-features-five-imbalance-ratios"),
+    ):
+        report = read(name)
+        for ratio in ratios(report):
+            cells = report["groups"][ratio]["cells"]
+            best = max(cells[0]["methods"], key=lambda n: score(cells, n, "tuned"))
+            shown = [("none", "published"), ("ce", "published"), ("los", "published")]
+            shown += [("los", "tuned"), (best, "tuned")]
+            values = [mean(of(c, *each)["all"] for c in cells) for each in shown]
+            values[-1] += f" `{best}`"
+            seeds = ", ".join(str(cell["seed"]) for cell in cells)
+            where = f"{seeds}; {report['made']['commit']}, {report['made']['date']}"
+            rows.append([f"{title}, IR {ratio or 100}", f"[{where}]({link})", *values])
+    head = ("representation", "seeds; commit, date; command", "stage 1", "CE", "LOS")
+    head += ("LOS, tuned", "best, tuned")
+    return markdown(head, rows, left=2) if rows else NOT_MEASURED
+
+
 def literature() -> str:
     """Every method on an own stage 1, sorted, with the figures of others."""
     report = read(OWN)
@@ -178,7 +201,7 @@ def _splits(cells: Sequence[Any]) -> str:
 
 
 def ratios(report: dict[str, Any]) -> list[str]:
-    return sorted(report["groups"], key=int)
+    return sorted(report["groups"], key=lambda ratio: int(ratio or 0))
 
 
 def standing() -> str:
@@ -278,7 +301,7 @@ def draw(image: Path) -> None:
     image.write_bytes(drawing.draw(panels)["png"])
 
 
-TABLES = (literature, pairs, pretrained, standing, indicators)
+TABLES = (runs, literature, pairs, pretrained, standing, indicators)
 
 
 def main() -> None:
