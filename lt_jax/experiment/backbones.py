@@ -54,9 +54,9 @@ def check(options: Options) -> None:
             raise InputError(f"{name} finds its own weights: no --weights")
     elif name not in TABLE and (options.weights or not pretrained.is_weights(name)):
         raise InputError(
-            f"unknown backbone {name!r:.100}{suggest(name, TABLE)}. Expected a name of "
-            "`lt-jax list pretrained`, hf:OWNER/NAME, torch:timm/NAME, "
-            "torch:MODULE:CALLABLE, or a folder with model.safetensors"
+            f"unknown backbone {name!r:.100}: expected a name of `lt-jax list "
+            "pretrained`, hf:OWNER/NAME, torch:timm/NAME, torch:MODULE:CALLABLE, or a "
+            f"folder with model.safetensors{suggest(name, TABLE)}"
         )
 
 

@@ -145,7 +145,7 @@ def chances(found):
         (["photos", "--config", "x.py"], "it takes --config.KEY=VALUE alone"),
         (["one", "--backbone", "net"], "one has only one class, 'rot'"),
         (["gone", "--backbone", "dinov2"], "; did you mean 'vit_small_patch14_dinov2"),
-        (["features", "--backbone", "resnet5"], "; did you mean 'resnet50.tv_in1k'"),
+        (["features", "--backbone", "resnet5"], "tensors; did you mean 'resnet50"),
         (["features", "--backbone", "net"], "has features already: leave out --backb"),
     ],
 )
