@@ -251,17 +251,25 @@ def expand(entry: Mapping[str, Any]) -> list[dict[str, Any]]:
 def thinned(entry: Mapping[str, Any], rows: int) -> dict[str, tuple[Any, ...]]:
     """Return the grid of an entry with at most ``rows`` combinations, if it can be.
 
-    Halves the longest axis, keeping its ends, until there are few enough.
+    Halves axes of more than three values, the longest first, then the shortest axes,
+    rates last. An axis keeps its ends if three values remain, else inner ones.
 
     >>> thinned({"lr": 1, "grid": {"lr": (1, 2, 3, 4, 5), "tau": (0, 1)}}, 6)
     {'lr': (1, 3, 5), 'tau': (0, 1)}
+    >>> thinned({"lr": 1, "grid": {"lr": (1, 2, 3), "tau": (0, 1, 2, 3)}}, 3)
+    {'lr': (1, 2, 3), 'tau': (1,)}
     """
     grid = dict(entry[GRID])
-    while math.prod(map(len, grid.values())) > rows:
-        longest = max(grid, key=lambda key: len(grid[key]))
-        values = grid[longest]
-        if len(values) == 1:
-            break
-        kept = np.linspace(0, len(values) - 1, (len(values) + 1) // 2).round()
-        grid[longest] = tuple(values[int(i)] for i in kept)
+
+    def order(key: str) -> tuple[bool, int, bool]:
+        size = len(grid[key])
+        return size > 3, size if size > 3 else -size, key != "lr"
+
+    while math.prod(map(len, grid.values())) > max(rows, 1):
+        axis = max((key for key in grid if len(grid[key]) > 1), key=order)
+        values = grid[axis]
+        kept, last = (len(values) + 1) // 2, len(values) - 1
+        ends = np.linspace(0, last, kept)
+        at = ends if kept > 2 else np.linspace(0, last, kept + 2)[1:-1]
+        grid[axis] = tuple(values[i] for i in sorted({*at.round().astype(int)}))
     return grid

@@ -234,3 +234,22 @@ def test_a_method_of_your_own(tmp_path, monkeypatch, capsys):
     assert main.main(["sweep", *flags, "--workdir", str(tmp_path / "sweep")]) == 0
     result = json.loads((tmp_path / "sweep/result.json").read_text())
     assert result["methods"]["halved"]["hyper"]["share"] in (0.5, 1.0)
+
+
+def test_thin_grids_keep_inner_rates():
+    """The best rate of few is seldom an extreme one."""
+    case = recipes.Case(recipes.smoothing(100))
+    for rows in (6, 12):
+        for name, made in recipes.entries(case).items():
+            grid = recipes.thinned(made, rows)
+            size = np.prod([len(values) for values in grid.values()])
+            assert 1 <= size <= rows, name
+            rates = made["grid"].get("lr", ())
+            if len(rates) > 2:
+                assert {*grid["lr"]} & {*sorted(rates)[1:-1]}, name
+    assert recipes.thinned(recipes.entries(case)["reweight"], 12) == {
+        "decay": (5e-4,),
+        "lr": (5e-3, 5e-2, 0.5),
+        "power": (0.5, 1.0),
+        "start": ("stage1", "fresh"),
+    }

@@ -15,7 +15,7 @@ from lt_jax.cli import config_flags
 from lt_jax.experiment import extraction, session, stages
 from lt_jax.experiment.backbones import Options
 from lt_jax.experiment.checks import from_data
-from lt_jax.experiment.config import resolve
+from lt_jax.experiment.config import resolve, workdir_config
 from lt_jax.retraining.features import NORM
 
 BACKBONE = "vit_small_patch14_dinov2.lvd142m"
@@ -23,12 +23,13 @@ BACKBONE = "vit_small_patch14_dinov2.lvd142m"
 HELD_OUT = ("--config.data.test=0.2", "--config.data.valid=0.2")
 HEADS = (
     *("--config=configs/features.py:methods=all", "--config.method.repeats=1"),
-    "--config.method.refit",
     *("--config.data.valid=0.2", f"--config.data.norm={NORM:g}"),
 )
 # Settings per method: at most MOST, and fewer if training the heads takes more
 # floating-point operations. These are a quarter of an hour on two CPU cores.
 MOST, OPERATIONS = 12, 2e13
+# Folds take FOLDS times as long. They are the default if ENOUGH settings are left then.
+FOLDS, ENOUGH = 5, 6
 
 
 def fit(
@@ -58,22 +59,39 @@ def fit(
         code = options.model.startswith("torch:")
         example = f"--backbone {options.model} PHOTO.jpg" if code else "PHOTO.jpg"
     heads = [*HEADS, f"--config.data.dir={features}"]
-    config = config_flags.read([*heads, *small_grids(heads), *overrides])
-    stages.sweep(config, workdir)
+    own = adapted([*heads, *overrides], workdir)
+    stages.sweep(config_flags.read([*heads, *own, *overrides]), workdir)
     return f"{predict} {example}"
 
 
-def small_grids(flags: list[str]) -> list[str]:
-    """Return overrides that thin the grids of all methods to fit the data's size."""
+def adapted(flags: list[str], workdir: Path) -> list[str]:
+    """Return overrides that adapt the choice and the grids to the size of the data.
+
+    A workdir that exists keeps its way to choose.
+    """
     config = resolve(config_flags.read(flags))
     splits, _ = session.load_splits(config)
     config = from_data(config, splits.full_class_counts)
     train, entries = splits.train, config.method.entries
-    size = 6 * len(train) * train.shape[-1] * len(train.classes)  # of an epoch
+    examples = len(train) + len(splits.valid)
+    size = 6 * examples * train.shape[-1] * len(train.classes)  # of an epoch
     epochs = sum(entries[name]["epochs"] for name in config.method.names)
-    rows = int(min(MOST, max(1, OPERATIONS / (size * epochs))))
+    rows, folds = OPERATIONS / max(size * epochs, 1), config.eval.folds
+    if (workdir / "config.json").exists():
+        folds = workdir_config(workdir).eval.folds
+    elif not any(flag.startswith("--config.eval.folds=") for flag in flags):
+        folds = FOLDS * (rows >= FOLDS * ENOUGH)
+        how = (
+            f"{FOLDS} folds" if folds else "held-out examples, as folds take long here"
+        )
+        other = 0 if folds else FOLDS
+        print(f"choosing by {how}; --config.eval.folds={other} changes this")
+    most = int(min(MOST, max(1, rows / max(folds, 1))))
     return [
-        f"--config.method.{name}.grid.{key}={values}"
-        for name in config.method.names
-        for key, values in recipes.thinned(entries[name], rows).items()
+        f"--config.eval.folds={folds}" if folds else "--config.method.refit",
+        *(
+            f"--config.method.{name}.grid.{key}={values}"
+            for name in config.method.names
+            for key, values in recipes.thinned(entries[name], most).items()
+        ),
     ]

@@ -145,3 +145,21 @@ def folds(labels: np.ndarray, number: int, seed: int, num_classes: int) -> np.nd
     dealt = np.concatenate([random.permutation(rows) for rows in members] or [[]])
     found[dealt.astype(int)] = np.arange(len(dealt)) % number
     return found
+
+
+def cross_validation(
+    labels: np.ndarray, number: int, seed: int, num_classes: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """List the positions to train on and those held out, for every fold of ``folds``.
+
+    All training sets have one size, so that a program that is compiled for one suits
+    all: a larger one gives up an example of its largest class.
+    """
+    fold = folds(labels, number, seed, num_classes)
+    held = [np.flatnonzero(fold == each) for each in np.unique(fold[fold >= 0])]
+    size, pairs = len(labels) - max(map(len, held), default=0), []
+    for rows in held:
+        kept = np.setdiff1d(np.arange(len(labels)), rows)
+        largest = np.flatnonzero(labels[kept] == np.bincount(labels[kept]).argmax())
+        pairs.append((np.delete(kept, largest[: len(kept) - size]), rows))
+    return pairs

@@ -12,105 +12,22 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lt_jax import models, recipes
 from lt_jax.distributed import processes
 from lt_jax.errors import Diverged
 from lt_jax.experiment import results, weights
-from lt_jax.experiment.checks import make_method, rates
+from lt_jax.experiment.checks import rates
+from lt_jax.experiment.feature_cache import FeatureCache, Row, budget_of
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
-from lt_jax.heads import Head
-from lt_jax.methods import Method
-from lt_jax.metrics import Tally
 from lt_jax.retraining import engine, features
-from lt_jax.retraining.analysis import analyse
 from lt_jax.retraining.engine import HeadFit, HeadJob
-from lt_jax.retraining.features import Features
 from lt_jax.training.log import Bar, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params, Weights
-
-
-class Row(NamedTuple):
-    """One head: a method at one setting, on two seeds."""
-
-    method: str
-    hyper: dict[str, Any]  # the method's entry in the config, with these values
-    seeds: tuple[int, int]  # of stage 1 and of stage 2
-
-    @property
-    def title(self) -> str:
-        """``los/0.2``, the folder of its outcome."""
-        return f"{self.method}/{self.seeds[0]}.{self.seeds[1]}"
-
-    @property
-    def name(self) -> str:
-        """``los delta=0.98 lr=0.0005 0.2``, unique among all rows."""
-        numbers = " ".join(f"{key}={self.hyper[key]}" for key in sorted(self.hyper))
-        return f"{self.method} {numbers} {self.seeds[0]}.{self.seeds[1]}"
-
-
-class FeatureCache:
-    """A stage 1 with a frozen backbone, and the features of every split."""
-
-    def __init__(self, session: Session, seed: int, network: Weights):
-        self.session = session
-        self.seed = seed  # of stage 1
-        self.network = network
-        self._features: dict[str, Features] = {}
-
-    def features(self, name: str) -> Features:
-        """Return the features of a split: ``train``, ``valid`` or ``test``.
-
-        ``plain`` are those of the training images without augmentation.
-        """
-        session, m = self.session, self.session.config.method
-        name = "train" if name == "plain" and m.views == 1 else name
-        if name not in self._features:
-            varied = ("random",) * m.views if m.views > 1 else ("plain",)
-            held_out = ("plain", "mirror") if session.task.flip else ("plain",)
-            views = {"train": varied, "plain": ("plain",)}.get(name, held_out)
-            self._features[name] = features.cached_features(
-                session.task,
-                self.network,
-                getattr(session.task.splits, "train" if name == "plain" else name),
-                features.Request(views, (3, self.seed), m.feature_dtype),
-                session.workdir / "features" / f"{self.seed}" / f"{name}.npy",
-            )
-        return self._features[name]
-
-    @functools.cached_property
-    def origin(self) -> dict[str, Any]:
-        """What heads depend on, apart from their rows."""
-        m = self.session.config.method
-        return {
-            "fitted_on": self.session.task.splits.train.hash,
-            "network": features.fingerprint(self.network._asdict()),
-            "views": m.views,
-            "dtype": m.feature_dtype,
-        }
-
-    def method(self, row: Row) -> Method:
-        counts = self.session.task.splits.train.class_counts
-        return make_method(row.method, counts, row.hyper)
-
-    def measure(self, head: Head, many: Sequence[Params], split: str) -> list[Tally]:
-        """Compute the tallies of many heads of one kind on a split."""
-        budget, batch = budget_of(self.session.config), self.session.task.eval_batch
-        return engine.measure_heads(head, many, self.features(split), batch, budget)
-
-    def analyse(self, head: Head, params: Params) -> dict[str, Any]:
-        """Make the ``analysis`` object of an outcome."""
-        task, (valid, test) = self.session.task, map(self.features, ("valid", "test"))
-        found = analyse(head, params, valid, test, task.groups, task.eval_batch)
-        ids = task.splits.test.ids
-        if len(ids) != len(test.labels):  # undecodable images shift the rows
-            return {**found, "mistakes": []}
-        found["mistakes"] = [{**m, "id": str(ids[m["row"]])} for m in found["mistakes"]]
-        return found
 
 
 def retrain_cached(session: Session, seed: int, network: Weights) -> None:
@@ -119,12 +36,12 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
     rows = rows_of(session.config, seed, grid=False)
     done = [row.name for row in rows if session.finished(row.title)]
     for fitted, fits, seconds in fit_rows(cache, rows, done):
-        for row, fit in zip(fitted, fits, strict=True):
-            if fit.diverged:
-                where = f"the loss is not finite at step {fit.diverged:,}"
+        for row, each in zip(fitted, fits, strict=True):
+            if step := diverged_at(each):
+                where = f"the loss is not finite at step {step:,}"
                 diverged.append(f"{row.name}: {where}")
             else:
-                save_row(cache, row, fit.head, seconds, row.title)
+                save_row(cache, row, [fit.head for fit in each], seconds, row.title)
     if diverged:
         raise Diverged("; ".join(diverged))
     analyse_stage1(cache)
@@ -132,9 +49,10 @@ def retrain_cached(session: Session, seed: int, network: Weights) -> None:
 
 def fit_rows(
     cache: FeatureCache, rows: Sequence[Row], done: Collection[str]
-) -> Iterator[tuple[list[Row], list[HeadFit], float]]:
+) -> Iterator[tuple[list[Row], list[tuple[HeadFit, ...]], float]]:
     """Fit rows; yield those of a chunk, their heads, and the seconds per row.
 
+    With ``eval.folds`` a row has a head of all examples, then one without each fold.
     ``done`` are names of rows that are already fitted. They stay in the plan of chunks,
     so that a resumed sweep compiles the same programs and gives the same bits.
     """
@@ -151,22 +69,32 @@ def fit_rows(
     computed_elsewhere = isinstance(session.task.backbone, models.Identity)
     if computed_elsewhere and (note := features.norm_note(train.values[0])):
         session.log.warning(note)
-    budget, chunks = budget_of(session.config), []
-    for chunk in engine.plan_chunks(_jobs(cache, rows), m.batch, budget):
-        if jobs := tuple(job for job in chunk.jobs if job.run not in done):
-            chunks.append(chunk._replace(jobs=jobs))
+    budget, parts = budget_of(session.config), [cache, *cache.folds]
+    plans = [
+        [
+            chunk._replace(jobs=jobs)
+            for chunk in engine.plan_chunks(_jobs(part, rows), m.batch, budget)
+            if (jobs := tuple(job for job in chunk.jobs if job.run not in done))
+        ]
+        for part in parts
+    ]
+    chunks = plans[0]
     jobs = [job for chunk in chunks for job in chunk.jobs]
     if any(job.method.correct and job.method.needs_features for job in jobs):
         cache.features("plain")
+    times = f"{len(parts)} times " * (len(parts) > 1)
     info(
-        f"{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at most "
-        f"{max(len(chunk.jobs) for chunk in chunks):,} (method.memory {m.memory} GiB), "
+        f"{times}{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at "
+        f"most {max(len(chunk.jobs) for chunk in chunks):,} "
+        f"(method.memory {m.memory} GiB), "
         f"{_count(engine.count_programs(chunks), 'program')} to compile"
     )
+    budget /= len(parts)
     if not engine.fits_in_memory(train, budget):
         info("the features exceed method.memory: streaming them from disk")
     where = "the heads on cached features; finished chunks are kept"
     by_name, total = {row.name: row for row in rows}, sum(job.epochs for job in jobs)
+    total *= len(parts)
     with Bar(session.log, "heads", 0, total, session.config.log.seconds) as bar:
 
         def after_epoch(heads: int) -> None:
@@ -174,12 +102,23 @@ def fit_rows(
                 bar.show({})
             session.raise_if_stopped(where)
 
-        plain = functools.partial(cache.features, "plain")
-        given = chunks, train, m.batch, budget, after_epoch, plain
+        runs = [
+            engine.fit_heads(
+                plan,
+                part.features("train"),
+                m.batch,
+                budget,
+                after_epoch,
+                functools.partial(part.features, "plain"),
+            )
+            for part, plan in zip(parts, plans, strict=True)
+        ]
         chunk_begun = time.monotonic()
-        for chunk, fits in engine.fit_heads(*given):
-            seconds = (time.monotonic() - chunk_begun) / len(fits)
-            yield [by_name[job.run] for job in chunk.jobs], fits, seconds
+        for found in zip(*runs, strict=True):
+            made = [by_name[job.run] for job in found[0][0].jobs]
+            fits = [*zip(*(each for _, each in found), strict=True)]
+            seconds = (time.monotonic() - chunk_begun) / len(made)
+            yield made, fits, seconds
             chunk_begun = time.monotonic()
             session.raise_if_stopped(where)
     info(
@@ -219,11 +158,20 @@ def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
     return jobs
 
 
+def diverged_at(fits: Sequence[HeadFit]) -> int | None:
+    """Return the first step at which a head of a row diverged."""
+    return min((fit.diverged for fit in fits if fit.diverged), default=None)
+
+
 def save_row(
-    cache: FeatureCache, row: Row, params: Params, seconds: float, title: str
+    cache: FeatureCache,
+    row: Row,
+    heads: Sequence[Params],
+    seconds: float,
+    title: str,
 ) -> None:
-    """Evaluate a head on the test set and save it as a finished fit."""
-    session, head = cache.session, cache.method(row).head
+    """Evaluate a row, see ``fit_rows``, on the test set; save it as a finished fit."""
+    session, head, params = cache.session, cache.method(row).head, heads[0]
     (tally,) = cache.measure(head, [params], "test")
     epochs, images = row.hyper["epochs"], len(cache.features("train").labels)
     fitted = FitResult(
@@ -232,10 +180,7 @@ def save_row(
         seconds=seconds,
         images_per_second=epochs * images / seconds,
     )
-    analysis, valid = cache.analyse(head, params), None
-    if analysis["temperature"]:
-        (measured,) = cache.measure(head, [params], "valid")
-        valid = results.Validation(measured, analysis["temperature"])
+    analysis, valid = cache.analyse(head, heads)
     results.save_fit(
         session.workdir,
         session.task,
@@ -251,12 +196,16 @@ def save_row(
 
 
 def analyse_stage1(cache: FeatureCache) -> None:
-    """Add the analysis of stage 1's own head to its outcome, for comparison."""
+    """Add to the outcome of stage 1 its analysis, and its metrics on the folds."""
     directory = cache.session.workdir / "checkpoints" / "stage1" / f"{cache.seed}"
     outcome = processes.from_process_zero(lambda: results.outcome(directory))
     if outcome and outcome.get("analysis") is None:
-        head = cache.session.methods["stage1"].head
-        analysis = cache.analyse(head, cache.network.params["head"])
+        head, task = cache.session.methods["stage1"].head, cache.session.task
+        heads = [part.network.params["head"] for part in (cache, *cache.folds)]
+        analysis, valid = cache.analyse(head, heads)
+        if valid and not outcome.get("valid"):
+            measured = results.summary(task, valid.tally, heads[0])
+            outcome |= {"valid": measured, "temperature": valid.temperature}
         results.save_outcome(directory, {**outcome, "analysis": analysis})
 
 
@@ -279,8 +228,3 @@ def own_values(config: Config) -> dict[str, dict[str, Any]]:
 def seeds_of(config: Config) -> range:
     """Return the seeds of stage 2."""
     return range(config.seed, config.seed + config.method.repeats)
-
-
-def budget_of(config: Config) -> float:
-    """Return the bytes per device for features; heads may take as many."""
-    return config.method.memory * 2**30 / 2

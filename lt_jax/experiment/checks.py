@@ -207,6 +207,13 @@ def make_methods(
     return made
 
 
+def validated(config: Config, splits: Splits) -> np.ndarray:
+    """Count the examples per class that a sweep chooses by, int[K]."""
+    counts = splits.train.class_counts
+    in_folds = np.where(counts > 1, counts, 0)  # a single one is always trained on
+    return in_folds if config.eval.folds else splits.valid.class_counts
+
+
 def check_sweep(config: Config, splits: Splits) -> list[str]:
     """Check that features can be cached, and that validation images can choose.
 
@@ -215,13 +222,14 @@ def check_sweep(config: Config, splits: Splits) -> list[str]:
     """
     method = dataclasses.replace(config.method, features="cached")
     dataclasses.replace(config, method=method)  # raises if they cannot be
-    choose, valid = config.eval.choose, splits.valid
-    if not len(valid):
+    choose, held = config.eval.choose, validated(config, splits) > 0
+    if not held.any():
         raise InputError(
             "a sweep chooses on validation images, but data.valid is 0: hold out a "
             "share of the training set"
+            if not config.eval.folds
+            else "eval.folds: no class has two examples, so none can be held out"
         )
-    held = valid.class_counts > 0
     if choose in metrics.GROUPS:
         limits = config.data.many, config.data.few
         if not held[metrics.groups(splits.full_class_counts, *limits)[choose]].any():
@@ -230,7 +238,7 @@ def check_sweep(config: Config, splits: Splits) -> list[str]:
                 "validation image: raise data.valid, or choose by another group"
             )
     elif choose in ("balanced", "balanced_nll", "worst") and not held.all():
-        without = [str(valid.classes[k]) for k in (~held).nonzero()[0]]
+        without = [str(splits.train.classes[k]) for k in (~held).nonzero()[0]]
         return [
             f"NOTE: {len(without)} classes have no validation image, so they do not "
             f"affect the choice: {first_few(without, 10)}"

@@ -35,6 +35,7 @@ DROPPED = {"nesterov": (False,), "at_once": range(10001)}
 ADDED = {
     **{"model.pool": "token", "init.sha256": "", "eval.group_average": "examples"},
     **{"eval.margin": 0.0, "log.sinks": (), "data.norm": 0.0, "method.refit": False},
+    "eval.folds": 0,
     **{f"{group}.milestones": () for group in ("optim", "method")},
     **{f"{group}.fall": 0.1 for group in ("optim", "method")},
 }

@@ -193,6 +193,9 @@ class EvalConfig:
     # A setting replaces the method's own values only if it is better by this many
     # standard errors of the validation accuracy; 0: the best one always does.
     margin: Annotated[float, "[0, 1e6]"] = 1.0
+    # Features only: a sweep chooses by this many stratified folds of all training
+    # examples, and every head is fitted on all of them too; 0: by held-out examples.
+    folds: Annotated[int, "[2, 1000] or 0"] = 0
     # Split that every head of a sweep is measured on for figures: "valid" or "test".
     curves: Annotated[str, ("valid", "test")] = "valid"
 
@@ -283,10 +286,15 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
     "{c.method.accumulate}": lambda c: c.method.accumulate <= c.method.batch,
     "optim.accumulate must be at most optim.batch, {c.optim.batch}, got "
     "{c.optim.accumulate}": lambda c: c.optim.accumulate <= c.optim.batch,
-    "data.norm and method.refit are for features, model.name='none' without data.mean: "
-    "expected 0 and False, got {c.data.norm} and {c.method.refit}": lambda c: (
-        not (c.data.norm or c.method.refit)
+    "data.norm, method.refit and eval.folds are for features, model.name='none' "
+    "without data.mean: expected 0, False and 0, got {c.data.norm}, {c.method.refit} "
+    "and {c.eval.folds}": lambda c: (
+        not (c.data.norm or c.method.refit or c.eval.folds)
         or (c.model.name == "none" and not c.data.mean)
+    ),
+    "eval.folds trains a stage 1 without each fold: expected init.path='' and "
+    "optim.mixup=0, got {c.init.path!r} and {c.optim.mixup}": lambda c: (
+        not c.eval.folds or not (c.init.path or c.optim.mixup)
     ),
     "cached features need a frozen backbone and the last step: expected "
     "method.batch_norm='frozen' and eval.select='last', got {c.method.batch_norm!r} "

@@ -244,8 +244,8 @@ def build(
 
     ``methods`` are the hyperparameters by method, in the order of the table. Their
     outcomes are in ``folder``: "", ``chosen/`` or ``fixed/``.
-    ``counts`` are the validation images per class, int[K]; ``chooses`` are ``metric``
-    and ``margin`` of ``selection.recommend``.
+    ``counts`` are the validation images per class, int[K]; ``chooses`` are ``folds``,
+    and ``metric`` and ``margin`` of ``selection.recommend``.
     """
     methods = {"none": {}, **methods}
     fits = {name: _fits(workdir, folder, name, methods[name]) for name in methods}
@@ -283,6 +283,7 @@ def _recommend(
     *,
     metric: str,
     margin: float,
+    folds: int,
 ) -> dict[str, Any] | None:
     """Recommend a fit of the table; None if no fit was measured on validation."""
     rows = [
@@ -305,8 +306,19 @@ def _recommend(
     best = fits[found.method][0]
     seeds = ".".join(map(str, best["seeds"]))
     name = "stage1" if found.method == "none" else f"{folder}{found.method}"
-    hyper = best["hyper"]
-    return {**found._asdict(), "hyper": hyper, "fit": f"{name}/{seeds}", "by": metric}
+    return {
+        **found._asdict(),
+        "hyper": best["hyper"],
+        "fit": f"{name}/{seeds}",
+        "by": metric,
+        "folds": folds,
+        "test": on_test(best),
+    }
+
+
+def on_test(outcome: Outcome) -> dict[str, float]:
+    """Make ``recommended.test``: what the head that `predict` uses has on test."""
+    return {name: outcome["metrics"][name] for name in ("balanced", "all")}
 
 
 def _fits(

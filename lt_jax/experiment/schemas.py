@@ -82,7 +82,13 @@ RESULT: Schema = {
         "interrupted?": bool,
     },
     "methods": {str: {"hyper?": HYPER}},
-    "recommended?": ({"method": str, "fit": str, "refit?": bool}, None),
+    "recommended?": (
+        {
+            **{"method": str, "fit": str, "refit?": bool, "folds?": COUNT},
+            "test?": {"balanced": NUMBER, "all": NUMBER},
+        },
+        None,
+    ),
     "sweep?": {"choose?": {*CHOOSE}},
     "versions": {str: str},
     "device": str,

@@ -86,7 +86,7 @@ class Session(NamedTuple):
         found, params = plain_features(task, network, valid), network.params["head"]
         memory = self.config.method.memory * 2**30
         (tally,) = measure_heads(head, [params], found, task.eval_batch, memory)
-        temperature = fit_temperature(head.apply, params, found, task.eval_batch)
+        temperature = fit_temperature(head.apply, [(params, found)], task.eval_batch)
         return results.Validation(tally, temperature)
 
     def raise_if_stopped(self, where: str) -> None:
@@ -282,10 +282,13 @@ def _announcement(session: Session) -> list[str]:
         "validation": "the best checkpoint on validation is kept",
         "test": "THE TEST SET PICKS THE CHECKPOINT, as in the authors' code",
     }
+    held = f"{d['num_valid']:,} held out for validation"
+    if c.eval.folds:
+        held = f"validated in {c.eval.folds} stratified folds"
     return [
-        f"{d['name']}: {d['num_train']:,} training images ({d['num_valid']:,} held out "
-        f"for validation), {d['num_test']:,} test images, {d['num_classes']} classes "
-        f"of {d['counts_min']} to {d['counts_max']}, split {d['split_hash']}",
+        f"{d['name']}: {d['num_train']:,} training images ({held}), "
+        f"{d['num_test']:,} test images, {d['num_classes']} classes of "
+        f"{d['counts_min']} to {d['counts_max']}, split {d['split_hash']}",
         f"groups by training images: many > {c.data.many} ({many} classes), medium "
         f"({medium}), few < {c.data.few} ({few}); accuracy of a group: mean over "
         f"{c.eval.group_average}",

@@ -5,6 +5,7 @@ Importing this file does not import what trains and saves.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from lt_jax.experiment.records import Config
 
 
 def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
-    """Load the data of a config and the groups of its classes."""
+    """Load the data of a config and the groups of its classes.
+
+    With ``eval.folds`` the training set has all examples, and the validation set none.
+    """
     c: Any = config.data  # photographs have the keys that may be None
     source = catalogue.PHOTOS.get(c.name)
     photos, extra = None, None
@@ -35,6 +39,9 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         photos=photos,
         extra=extra,
     )
+    if config.eval.folds:
+        counts = splits.train.class_counts + splits.valid.class_counts
+        splits = dataclasses.replace(splits.joined(), full_class_counts=counts)
     c = from_data(config, splits.full_class_counts).data
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 

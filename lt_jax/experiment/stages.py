@@ -21,7 +21,7 @@ import numpy as np
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes, sharding
 from lt_jax.errors import Diverged, InputError, Interrupted
-from lt_jax.experiment import cached, results, tables, weights
+from lt_jax.experiment import cached, checks, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import rates
 from lt_jax.experiment.config import UserConfig
@@ -96,6 +96,7 @@ def _plan(session: Session, stage1: bool, last: Callable[..., Any]) -> None:
     if last is not _stage1:
         rows = [row for seed in seeds for row in cached.rows_of(c, seed, grid)]
         rows = [row for row in rows if grid or not session.finished(row.title)]
+    rows *= 1 + c.eval.folds
     epochs = [row.hyper["epochs"] for row in rows]
     online = c.method.features == "online" and not grid
     heads = zip((row.title for row in rows), epochs, strict=True)
@@ -254,15 +255,16 @@ def _finish(
     build = functools.partial(
         results.build,
         *(workdir, session.dataset, protocol),
-        counts=session.task.splits.valid.class_counts,
+        counts=checks.validated(c, session.task.splits),
         metric=metrics.COMPARED.get(c.eval.choose, c.eval.choose),
         margin=c.eval.margin,
+        folds=c.eval.folds,
     )
     if sweep:
         result = build(sweep["chosen"], "chosen/")
         fixed = build(sweep["fixed"], "fixed/")
         result |= {"fixed": fixed["methods"], "sweep": sweep["sweep"]}
-        if c.method.refit and (best := result["recommended"]):
+        if c.method.refit and not c.eval.folds and (best := result["recommended"]):
             _refit(session, best)
     else:
         result = build(cached.own_values(c))
@@ -307,12 +309,8 @@ def _refit(session: Session, best: dict[str, Any]) -> None:
             info(f"WARNING: {error}; `lt-jax predict` uses the head from before")
             return
         session.log.worked = True
-    found = weights.find(folder, [title]).outcome["metrics"]
-    info(
-        f"{name}, fitted on all {len(splits.train):,} examples: balanced accuracy "
-        f"{100 * found['balanced']:.1f} on test, overall {100 * found['all']:.1f}"
-    )
-    best["refit"] = True
+    again = weights.find(folder, [title]).outcome
+    best |= {"refit": True, "test": results.on_test(again)}
 
 
 def evaluate_all(
@@ -335,7 +333,8 @@ def evaluate_all(
         task = session.task
         dataset = getattr(task.splits, split)
         if not len(dataset):
-            raise InputError(f"the {split} split is empty because data.valid is 0")
+            zero = "eval.folds is not" if session.config.eval.folds else "data.valid is"
+            raise InputError(f"the {split} split is empty because {zero} 0")
         if heads:
             with workdir_lock(workdir):  # may write features
                 return sweeping.evaluate_rows(session, split, heads)

@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
 from lt_jax.distributed import processes
-from lt_jax.experiment import cached, results, weights
-from lt_jax.experiment.cached import FeatureCache, Row
+from lt_jax.experiment import cached, checks, results, weights
+from lt_jax.experiment.feature_cache import FeatureCache, Row
 from lt_jax.experiment.results import StoredRow
 from lt_jax.experiment.session import Session
 from lt_jax.files import jsonable
@@ -43,7 +44,8 @@ def sweep(session: Session) -> dict[str, Any]:
         caches.append(FeatureCache(session, seed, network))
         stored |= _fit_grid(caches[-1])
     found = list(stored.values())
-    fixed, counts = cached.own_values(config), session.task.splits.valid.class_counts
+    fixed = cached.own_values(config)
+    counts = checks.validated(config, session.task.splits)
     chosen = selection.choose(found, metric, fixed, counts, config.eval.margin)
     for cache in caches:
         _save_best(cache, stored, {"chosen": chosen, "fixed": fixed})
@@ -51,7 +53,7 @@ def sweep(session: Session) -> dict[str, Any]:
     diverged = sum(row["diverged"] is not None for row in found)
     session.log.info(
         f"chosen from {len(found):,} heads ({diverged:,} diverged) by the mean "
-        f"{metric} on {len(session.task.splits.valid):,} validation images; "
+        f"{metric} on {counts.sum():,} validation images; "
         f"{config.eval.margin:g} standard errors better than the config's own values:"
     )
     valid, edges = {}, []
@@ -137,32 +139,38 @@ def _save_chunk(
     cache: FeatureCache,
     splits: Sequence[str],
     rows: Sequence[Row],
-    fits: Sequence[HeadFit],
+    fits: Sequence[Sequence[HeadFit]],
     seconds: float,
 ) -> Stored:
     """Measure the heads of a chunk and write them; ``rows.json`` comes last."""
-    heads, kind = [fit.head for fit in fits], cache.method(rows[0]).head
+    heads = [[fit.head for fit in each] for each in fits]
+    kind, batch = cache.method(rows[0]).head, cache.session.task.eval_batch
     measured = [_summaries(cache, kind, heads, split) for split in splits]
     if cache.session.config.eval.choose == "balanced_nll":
-        given = cache.features("valid"), cache.session.task.eval_batch
-        for head, summary in zip(heads, measured[0], strict=True):
-            summary["balanced_nll"] = balanced_nll(kind.apply, head, *given)
+        for each, summary in zip(heads, measured[0], strict=True):
+            unseen = cache.unseen(each)
+            summary["balanced_nll"] = balanced_nll(kind.apply, unseen, batch)
     names = [row.name for row in rows]
     digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
     folder = cache.session.workdir / "sweep" / f"{cache.seed}" / digest[:12]
-    stacked = {name: np.stack([head[name] for head in heads]) for name in heads[0]}
+    stacked = {
+        f"heads_{part:04}" if part else "heads": {
+            name: np.stack([head[name] for head in each]) for name in each[0]
+        }
+        for part, each in enumerate(zip(*heads, strict=True))
+    }
     # New heads must never be next to the rows of old ones.
     processes.on_process_zero(lambda: (folder / "rows.json").unlink(missing_ok=True))
-    checkpoint.save_tree(folder, 0, {"heads": stacked})
+    checkpoint.save_tree(folder, 0, stacked)
     stored: list[StoredRow] = [
         {
             **row._asdict(),
             "index": index,
-            "diverged": fit.diverged,
+            "diverged": cached.diverged_at(each),
             "seconds": seconds,
             "metrics": dict(zip(splits, summaries, strict=True)),
         }
-        for index, (row, fit, *summaries) in enumerate(
+        for index, (row, each, *summaries) in enumerate(
             zip(rows, fits, *measured, strict=True)
         )
     ]
@@ -173,24 +181,31 @@ def _save_chunk(
 
 
 def _summaries(
-    cache: FeatureCache, kind: Head, heads: Sequence[Params], split: str
+    cache: FeatureCache, kind: Head, rows: Sequence[Sequence[Params]], split: str
 ) -> list[dict[str, float]]:
-    tallies = cache.measure(kind, heads, split)
+    """Measure rows, each with its heads, see ``cached.fit_rows``."""
+    heads = [each[0] for each in rows]
+    if split == "valid":
+        tallies = cache.validate(kind, rows)
+    else:
+        tallies = cache.measure(kind, heads, split)
     with np.errstate(invalid="ignore", over="ignore"):  # heads that diverged
         pairs = zip(tallies, heads, strict=True)
         return [results.summary(cache.session.task, *pair) for pair in pairs]
 
 
-def _load_heads(stored: Stored) -> Iterator[tuple[list[str], list[Params]]]:
-    """Load heads chunk by chunk, each with the names of its rows."""
+def _load_heads(stored: Stored) -> Iterator[tuple[list[str], list[list[Params]]]]:
+    """Load the heads of rows chunk by chunk, with the names of the rows."""
     by_folder = sorted(stored, key=lambda name: stored[name]["folder"])
     chunks = itertools.groupby(by_folder, key=lambda name: stored[name]["folder"])
     for folder, names in chunks:
         leaves = checkpoint.load_leaves(Path(folder) / "0")
-        named = {name.removeprefix("heads/"): leaf for name, leaf in leaves.items()}
-        names = list(names)
-        indices = [stored[name]["index"] for name in names]
-        yield names, [{n: leaf[i] for n, leaf in named.items()} for i in indices]
+        parts = sorted(unflatten_dict(leaves, sep="/").items())
+        names, rows = list(names), []
+        for index in (stored[name]["index"] for name in names):
+            heads = ({n: leaf[index] for n, leaf in part.items()} for _, part in parts)
+            rows.append([*heads])
+        yield names, rows
 
 
 def _save_best(
@@ -217,8 +232,8 @@ def _save_best(
                     continue
                 due.setdefault(row.name, []).append(title)
     for names, heads in _load_heads({name: stored[name] for name in due}):
-        for name, head in zip(names, heads, strict=True):
+        for name, each in zip(names, heads, strict=True):
             for title in due[name]:
                 session.raise_if_stopped("the chosen heads; finished ones are kept")
                 row, seconds = _row(stored[name]), stored[name]["seconds"]
-                cached.save_row(cache, row, head, seconds, title)
+                cached.save_row(cache, row, each, seconds, title)

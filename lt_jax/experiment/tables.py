@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from lt_jax.retraining.selection import number
+
 # How a formula begins in a spreadsheet, unless it is a number.
 FORMULA = re.compile(r"(?![+-]?[\d.]+(e[+-]?\d+)?$)[=+\-@\t\r]")
 
@@ -55,10 +57,11 @@ def drawing(result: dict[str, Any], width: int) -> Any:
 def _parts(result: dict[str, Any], table: Callable[[dict[str, Any]], Any]) -> list[Any]:
     parts = [caption(result)]
     if "sweep" in result:
-        s = result["sweep"]
+        s, best = result["sweep"], result.get("recommended") or {}
+        every = "; each was fitted on all training examples" * bool(best.get("folds"))
         parts.append(
-            f"Chosen on validation by the mean {s['choose']} over seeds, from "
-            f"{s['heads']:,} heads:"
+            f"Chosen on {judge(best)} by the mean {s['choose']} over seeds, from "
+            f"{s['heads']:,} heads{every}:"
         )
     parts.append(table(result["methods"]))
     if "fixed" in result:
@@ -68,17 +71,35 @@ def _parts(result: dict[str, Any], table: Callable[[dict[str, Any]], Any]) -> li
     return parts
 
 
+def judge(found: dict[str, Any]) -> str:
+    """Describe which examples a recommendation was made on."""
+    return f"{found['folds']}-fold validation" if found.get("folds") else "validation"
+
+
+def final(found: dict[str, Any]) -> str:
+    """Describe the recommended head after its last fit; "" if there was none."""
+    if not found.get("refit") or "test" not in found:
+        return ""
+    balanced, overall = (100 * number(found["test"][k]) for k in ("balanced", "all"))
+    return (
+        f"fitted again on all examples for `predict`, {found['method']} has balanced "
+        f"{balanced:.1f}, all {overall:.1f} on test"
+    )
+
+
 def recommendation(found: dict[str, Any]) -> str:
     """Describe the recommended method, how sure the choice is, and its price."""
     against = ""
     if found["runner_up"]:
         against = f", {found['sure']:.0%} sure against {found['runner_up']}"
     text = (
-        f"Recommended: {found['method']} (validation {found['by']} "
+        f"Recommended: {found['method']} ({judge(found)} {found['by']} "
         f"{100 * found['score']:.1f} ± {100 * found['error']:.1f}{against})"
     )
     if found["sure"] < 2 / 3:
         text += "; validation hardly separates them"
+    if last := final(found):
+        text += f"\n{last[0].upper()}{last[1:]}; the table has the head before that fit"
     return f"{text}\nWARNING: {found['warning']}" if found["warning"] else text
 
 

@@ -49,6 +49,14 @@ class Run(NamedTuple):
     fits: dict[str, list[Outcome]]  # what the sweep chose, if there is one
     fixed: dict[str, list[Outcome]]  # the config's own values, if there is a sweep
     rows: list[StoredRow]  # of the sweep
+    refit: dict[
+        str, list[Outcome]
+    ]  # the recommended fit, if `method.refit` repeated it
+
+    @property
+    def recommended(self) -> dict[str, Any]:
+        """The recommendation in ``result.json``; empty if there is none."""
+        return self.result.get("recommended") or {}
 
     @property
     def swept(self) -> bool:
@@ -114,6 +122,11 @@ def _read(path: Path, label: str) -> Run:
         )
     order = [*result["methods"], *sorted(fits)]  # as in the table, then the rest
     first = {"none": stage1} if stage1 else {}
+    best = result.get("recommended") or {}
+    again = {}
+    if best.get("refit"):
+        folder = "stage1" if best["method"] == "none" else best["method"]
+        again = {best["method"]: results.outcomes(path / results.REFIT, folder)}
     return Run(
         path=path,
         label=label,
@@ -122,6 +135,7 @@ def _read(path: Path, label: str) -> Run:
         fits=first | {name: fits[name] for name in order if name in fits},
         fixed=fixed,
         rows=results.rows(path),
+        refit={name: found for name, found in again.items() if found},
     )
 
 

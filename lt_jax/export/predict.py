@@ -39,7 +39,7 @@ def predict(
 
     Returns:
       ``recommended``: whether validation recommends the fit. ``refit``: whether it was
-      then fitted on all training examples. ``head``: the fit. ``temperature``: T, from
+      fitted on all training examples. ``head``: the fit. ``temperature``: T, from
       validation. ``images``: for each its ``path`` and ``top``, ``class`` and
       ``probability`` with the most probable class first. Probabilities are the softmax
       of logits / T, averaged over mirror images if ``eval.flip`` is set.
@@ -74,7 +74,7 @@ def predict(
     found = _classify(logits_of, channels, note, inputs, top)
     return {
         "recommended": fit.title == best.get("fit"),
-        "refit": not method and best.get("refit", False),
+        "refit": not method and bool(best.get("refit") or best.get("folds")),
         **found,
     }
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.stats
 
-from lt_jax.experiment import workdirs
+from lt_jax.experiment import tables, workdirs
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.tables import COLUMNS, Column, cell
 from lt_jax.experiment.workdirs import Run
@@ -53,9 +53,11 @@ def boards(runs: Sequence[Run]) -> dict[str, list[Row]]:
     for (data, _), same in groups.items():
         best, rows = _best([run for run in runs if dataset(run) == data]), []
         for run in same:
-            for setting, of_methods in (("chosen", run.fits), ("fixed", run.fixed)):
+            kinds = {"chosen": run.fits, "fixed": run.fixed, "fitted again": run.refit}
+            for setting, of_methods in kinds.items():
                 for name, fits in of_methods.items():
-                    kind = setting if run.swept and name != "none" else ""
+                    kind = setting if run.swept else ""
+                    kind = "" if (name, kind) == ("none", "chosen") else kind
                     rows.append(Row(run, name, kind, fits, _cells(run, fits, best)))
         title = f"{data}; stage 1 of {', '.join(run.label for run in same)}"
         found[title] = sorted(rows, key=lambda row: -_balanced(row.fits))
@@ -155,7 +157,8 @@ def versus(run: Run) -> Part:
     if not rows:
         return missing("versus")
     header = ["method", f"verdict ({run.compare})", "pairs", *_columns(keys)]
-    tuned = "chosen on validation" if run.swept else "as configured, not tuned"
+    chosen = f"chosen on {tables.judge(run.recommended)}"
+    tuned = chosen if run.swept else "as configured, not tuned"
     return part("versus", table=Table(header, rows), tuned=tuned)
 
 
@@ -166,9 +169,9 @@ def _others(run: Run) -> list[tuple[str, list[Outcome]]]:
 
 def lead(run: Run) -> str:
     """What validation recommends, and the verdict on LOS by choice and overall."""
-    found, others = run.result.get("recommended") or {}, _others(run)
-    parts = [f"validation recommends {found['method']}"] if found else []
-    parts += [str(found["warning"])] if found.get("warning") else []
+    found, others = run.recommended, _others(run)
+    parts = [f"{tables.judge(found)} recommends {found['method']}"] if found else []
+    parts += [str(part) for part in (tables.final(found), found.get("warning")) if part]
     words = PAGE["versus"]["verdicts"]
     for key in dict.fromkeys((run.compare, "all")) if others else ():
         verdicts = (_against_los(run, "it", fits, key) for _, fits in others)

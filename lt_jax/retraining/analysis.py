@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -26,20 +26,22 @@ from lt_jax.types import Params
 MAX_TEMPERATURE = 1024.0
 MISTAKES = 24  # kept per fit
 
+# Heads, each with the features of examples that it has not seen.
+Unseen = Sequence[tuple[Params, Features]]
 Batch = tuple[jax.Array, jax.Array, jax.Array]  # values, labels, mask
 
 
 def analyse(
     head: Head,
     params: Params,
-    valid: Features,
+    unseen: Unseen,
     test: Features,
     groups: Mapping[str, np.ndarray],
     batch: int,
 ) -> dict[str, Any]:
     """Build the ``analysis`` object of a fit, which describes the split ``test``.
 
-    ``valid`` fits the temperature and may be empty.
+    ``unseen`` fits the temperature and may have no examples.
 
     Returns:
       ``temperature``: the divisor of the logits, and with it ``calibrated``: the
@@ -71,8 +73,8 @@ def analyse(
         "confusion": {"groups": list(groups), "counts": counts.tolist()},
         **_mistakes(test.labels, guesses, before.seen),
     }
-    if len(valid.labels):
-        temperature = fit_temperature(head.apply, params, valid, batch)
+    if any(len(features.labels) for _, features in unseen):
+        temperature = fit_temperature(head.apply, unseen, batch)
         after, *_ = describe(temperature)
         summary = metrics.summary(after, groups)
         found["temperature"] = temperature
@@ -111,20 +113,22 @@ def _mistakes(labels: np.ndarray, guesses: list[Any], seen: Any) -> dict[str, An
     }
 
 
-def fit_temperature(
-    apply: Apply, params: Params, features: Features, batch: int
-) -> float:
+def fit_temperature(apply: Apply, unseen: Unseen, batch: int) -> float:
     """Find the temperature with the least cross-entropy, in [1/1024, 1024].
 
     "On Calibration of Modern Neural Networks", ICML 2017. The cross-entropy of logits
     times a is convex in a. Its slope is the sum over examples of the expected logit
     minus the true one; its root is searched in log a.
     """
+    on_device = [(jax.device_put(head), features) for head, features in unseen]
 
     def slope(log_inverse: float) -> float:
         inverse = math.exp(log_inverse)
-        parts = features.batches(batch)
-        return sum(float(_slope(apply, params, part, inverse)) for part in parts)
+        return sum(
+            float(_slope(apply, params, part, inverse))
+            for params, features in on_device
+            for part in features.batches(batch)
+        )
 
     bound = math.log(MAX_TEMPERATURE)
     if slope(-bound) >= 0:
@@ -135,17 +139,20 @@ def fit_temperature(
     return math.exp(-root)
 
 
-def balanced_nll(apply: Apply, params: Params, features: Features, batch: int) -> float:
+def balanced_nll(apply: Apply, unseen: Unseen, batch: int) -> float:
     """Compute the mean over classes of the cross-entropy at the best temperature."""
-    counts, params = np.bincount(features.labels), jax.device_put(params)
+    on_device = [(jax.device_put(head), features) for head, features in unseen]
+    counts = np.bincount(np.concatenate([features.labels for _, features in unseen]))
     weight = 1 / np.maximum(counts, 1) / np.sum(counts > 0)
     weight = weight.astype(np.float32)
 
     def loss(log_inverse: float) -> float:
-        parts = features.batches(batch)
-        weighted = ((values, own, mask * weight[own]) for values, own, mask in parts)
         inverse = math.exp(log_inverse)
-        return sum(float(_nll(apply, params, part, inverse)) for part in weighted)
+        return sum(
+            float(_nll(apply, params, (values, own, mask * weight[own]), inverse))
+            for params, features in on_device
+            for values, own, mask in features.batches(batch)
+        )
 
     bound = math.log(MAX_TEMPERATURE)
     found: Any = minimize_scalar(loss, bounds=(-bound, bound), method="bounded")

@@ -58,6 +58,10 @@ class Features(NamedTuple):
             values = self.values[:, indices].astype(np.float32)
             yield values, self.labels[indices], mask
 
+    def take(self, rows: np.ndarray) -> Features:
+        """Copy these examples."""
+        return Features(self.values[:, rows], self.labels[rows])
+
 
 def mean_logits(apply: Apply, params: Params, values: jax.Array) -> jax.Array:
     """Average logits over views: float32[V, B, D] -> float32[B, K]."""

@@ -60,12 +60,13 @@ def test_fit_splits_fits_recommends_and_names_the_next_command(
     assert "has these features already" in out
     assert "heads are already fitted" in out
     assert "Recommended: " in out
+    assert "(5-fold validation balanced " in out
     assert "page: runs/photos/report/index.html" in out
     assert out.endswith("next: lt-jax predict --workdir runs/photos PHOTO.jpg\n")
     result = json.loads((fitted / "runs/photos/result.json").read_text())
     assert result["dataset"]["num_classes"] == 3
     assert [result["dataset"][f"num_{s}"] for s in ("train", "valid", "test")] == [
-        22, 6, 7
+        28, 0, 7
     ]  # fmt: skip
     assert set(result["methods"]) == {"none", "ce", "crt"}
 
@@ -179,8 +180,16 @@ def test_fit_of_features_with_names(tmp_path, capsys):
     (features, labels), test = arrays(), arrays((10,) * 4, seed=1)
     pairs = {"train": (features, NAMES[labels]), "test": (test[0], NAMES[test[1]])}
     folder = write(tmp_path / "f", **pairs)
-    assert main(["fit", folder, "--workdir", str(tmp_path / "run"), *FEW]) == 0
+    flags = ["fit", folder, "--workdir", str(tmp_path / "run"), *FEW]
+    assert main([*flags, "--config.eval.folds=0"]) == 0
     assert "FEATURES.npz\n" in capsys.readouterr().out
+    assert main(flags) == 0  # as the workdir began, not by folds
+    out = capsys.readouterr().out
+    assert "heads are already fitted" in out
+    (words,) = re.findall(r"Fitted again on all examples for .*; the table has", out)
+    page = (tmp_path / "run/report/index.html").read_text()
+    assert words[1:].removesuffix("; the table has") in page
+    assert page.count("<small>fitted again</small>") == 1
     flags = ["predict", "--workdir", str(tmp_path / "run"), f"{folder}/test.npz"]
     assert main([*flags, "--top", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]

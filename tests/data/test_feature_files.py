@@ -386,7 +386,11 @@ def test_a_refit_has_seen_the_validation_examples(folder, tmp_path, capsys):
     c, run = config(folder, method__refit=True, **changes), tmp_path / "run"
     best = train.sweep(c, run)["recommended"]
     assert (best["method"], best["refit"]) == ("logistic", True)
-    assert "logistic, fitted on all 76 examples: balanced" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    of_refit = results.outcome(run / "refit/checkpoints/logistic/0.0")["metrics"]
+    assert best["test"] == {key: of_refit[key] for key in ("balanced", "all")}
+    assert f"logistic has balanced {100 * of_refit['balanced']:.1f}, all " in out
+    assert "; the table has the head before that fit" in out
     fit = stablehlo.finished(run, "")
     chosen = stablehlo.finished(run, best["fit"])
     assert (fit.title, fit.temperature) == (chosen.title, chosen.temperature)

@@ -30,6 +30,10 @@ def random(n=203, scale=3.0, seed=0):
     return Features(logits.astype(np.float32)[None], labels)
 
 
+def unseen(*parts):
+    return [(identity(), part) for part in parts]
+
+
 def nll(features, temperature):
     scaled = jax.nn.log_softmax(features.values[0].astype(np.float64) / temperature)
     return -np.mean(
@@ -40,7 +44,7 @@ def nll(features, temperature):
 @pytest.mark.parametrize("scale", [0.02, 1.0, 40.0])
 def test_temperature_is_the_minimum(scale):
     features = random(scale=scale)
-    found = analysis.fit_temperature(heads.linear.apply, identity(), features, 50)
+    found = analysis.fit_temperature(heads.linear.apply, unseen(features), 50)
     best = minimize_scalar(
         lambda log: nll(features, np.exp(log)), bounds=(-7, 7), method="bounded"
     )
@@ -51,7 +55,7 @@ def test_temperature_undoes_a_scale():
     """Logits ten times larger need a temperature ten times higher."""
     small, large = (random(scale=s) for s in (2.0, 20.0))
     one, other = (
-        analysis.fit_temperature(heads.linear.apply, identity(), f, 64)
+        analysis.fit_temperature(heads.linear.apply, unseen(f), 64)
         for f in (small, large)
     )
     assert other / one == pytest.approx(10, rel=1e-4)
@@ -67,7 +71,11 @@ def test_a_balanced_likelihood_at_its_best_temperature():
         return np.mean([own[labels == k].mean() for k in (0, 1, 3)])
 
     best = minimize_scalar(loss, bounds=(-7, 7), method="bounded").fun
-    given = heads.linear.apply, identity(), features, 50
+    given = (
+        heads.linear.apply,
+        unseen(features.take(slice(30)), features.take(slice(30, 68))),
+        50,
+    )
     assert analysis.balanced_nll(*given) == pytest.approx(best, rel=1e-4)
 
 
@@ -76,7 +84,9 @@ def test_confusion_by_groups():
     labels = np.array([0, 1, 1, 1, 3, 3, 3], np.int32)
     features = Features(logits.astype(np.float32)[None], labels)
     nothing = Features(features.values[:, :0], labels[:0])
-    found = analysis.analyse(heads.linear, identity(), nothing, features, GROUPS, 3)
+    found = analysis.analyse(
+        heads.linear, identity(), unseen(nothing), features, GROUPS, 3
+    )
     assert found["confusion"]["groups"] == ["many", "medium", "few"]
     assert found["confusion"]["counts"] == [[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0]]
     assert found["temperature"] is None
@@ -91,7 +101,7 @@ def test_confusion_by_groups():
 
 def test_calibration_improves_and_accuracy_is_unchanged():
     valid, test = random(500, seed=1), random(600, seed=2)
-    found = analysis.analyse(heads.linear, identity(), valid, test, GROUPS, 100)
+    found = analysis.analyse(heads.linear, identity(), unseen(valid), test, GROUPS, 100)
     before, after = (found["reliability"][k] for k in ("before", "after"))
     assert sum(before["seen"]) == sum(after["seen"]) == 600
     assert sum(before["right"]) == sum(after["right"])
@@ -110,8 +120,8 @@ def test_views_are_averaged():
     one = random(40)
     twice = Features(np.concatenate([one.values * 1.5, one.values * 0.5]), one.labels)
     apply = heads.linear.apply
-    assert analysis.fit_temperature(apply, identity(), twice, 16) == pytest.approx(
-        analysis.fit_temperature(apply, identity(), one, 16), rel=1e-5
+    assert analysis.fit_temperature(apply, unseen(twice), 16) == pytest.approx(
+        analysis.fit_temperature(apply, unseen(one), 16), rel=1e-5
     )
 
 
@@ -134,5 +144,5 @@ def test_the_head_is_transferred_once(monkeypatch):
             return step(apply, params, *rest)
 
         monkeypatch.setattr(analysis, name, watched)
-    analysis.analyse(heads.linear, identity(), features, features, GROUPS, 50)
+    analysis.analyse(heads.linear, identity(), unseen(features), features, GROUPS, 50)
     assert len(seen) > 4

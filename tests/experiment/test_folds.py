@@ -1,0 +1,176 @@
+"""A sweep that chooses by folds of all training examples."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from test_feature_files import arrays, config, write
+
+from lt_jax.cli import main
+from lt_jax.data import longtail
+from lt_jax.errors import InputError, Interrupted
+from lt_jax.experiment import results, stages, sweep
+from lt_jax.experiment.config import resolve
+from lt_jax.experiment.splits import load_splits
+from lt_jax.retraining import engine
+
+COUNTS = (31, 12, 2, 1)  # one class has fewer examples than folds, one is not validated
+TEST = arrays((10,) * 4, seed=4)
+CHANGES = {
+    "method__names": ("ce", "los", "ncm"),
+    "method__ncm__kind": "raw",
+    "method__ncm__grid": {"kind": ("raw",)},
+    "method__repeats": 1,
+    "method__batch": 16,
+    "eval__folds": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    train = arrays(COUNTS, seed=3)
+    return write(tmp_path_factory.mktemp("data"), train=train, test=TEST)
+
+
+@pytest.fixture(scope="module")
+def swept(folder, tmp_path_factory):
+    """A workdir, its result, and the number of compilations by program."""
+    workdir, before, make = tmp_path_factory.mktemp("folds"), {}, engine.make_fit
+    with pytest.MonkeyPatch.context() as patch:
+
+        def watched(*key):
+            program = make(*key)
+            before.setdefault(program, program._cache_size())
+            return program
+
+        patch.setattr(engine, "make_fit", watched)
+        result = stages.sweep(config(folder, **CHANGES), workdir)
+    return workdir, result, [each._cache_size() - n for each, n in before.items()]
+
+
+def examples(folder):
+    """Features and labels of the training set, as the sweep orders them."""
+    train = load_splits(resolve(config(folder, **CHANGES)))[0].train
+    return train.read(np.arange(len(train)))[:, 0, 0], train.labels
+
+
+def nearest(means, features):
+    return ((features[:, None] - means) ** 2).sum(axis=-1).argmin(axis=1)
+
+
+def test_training_sets_of_folds_have_one_size_and_every_class():
+    labels = np.repeat(np.arange(4), COUNTS)
+    pairs = longtail.cross_validation(labels, 4, 0, 4)
+    assert {len(kept) for kept, _ in pairs} == {46 - 12}
+    held = np.concatenate([rows for _, rows in pairs])
+    assert sorted(held) == [*range(45)]
+    for kept, rows in pairs:
+        assert not set(kept) & set(rows)
+        assert set(labels[kept]) == {0, 1, 2, 3}
+    least = longtail.cross_validation(np.array([0, 0, 0, 1, 1, 2, 2]), 2, 0, 3)
+    assert [len(kept) for kept, _ in least] == [3, 3]
+    few = longtail.cross_validation(np.array([0, 0, 1]), 5, 0, 2)
+    assert [len(rows) for _, rows in few] == [1, 1]  # without the empty folds
+
+
+def test_heads_are_measured_on_examples_that_they_have_not_seen(swept, folder):
+    workdir, result, _ = swept
+    right, (x, y) = np.zeros(4), examples(folder)
+    for kept, held in longtail.cross_validation(y, 3, 0, 4):
+        means = np.stack([x[kept][y[kept] == k].mean(axis=0) for k in range(4)])
+        hit = nearest(means, x[held]) == y[held]
+        right += np.bincount(y[held][hit], minlength=4)
+    (row,) = (r for r in results.rows(workdir) if r["method"] == "ncm")
+    expected = np.mean(right[:3] / COUNTS[:3])
+    assert row["metrics"]["valid"]["balanced"] == pytest.approx(expected)
+    assert row["metrics"]["valid"]["all"] == pytest.approx(right.sum() / 45)
+    assert result["sweep"]["valid"]["ncm"]["mean"] == pytest.approx(expected)
+    (stage1,) = results.outcomes(workdir, "stage1")
+    assert result["recommended"]["untouched"] == stage1["valid"]["all"] < 1
+    assert stage1["temperature"] > 0
+
+
+def test_the_table_has_heads_of_all_examples(swept, folder, tmp_path, capsys):
+    workdir, result, _ = swept
+    x, y = examples(folder)
+    means = np.stack([x[y == k].mean(axis=0) for k in range(4)])
+    expected = np.mean(nearest(means, TEST[0]) == TEST[1])
+    assert result["methods"]["ncm"]["all"]["values"] == [pytest.approx(expected)]
+    assert result["dataset"]["num_train"] == 46
+    assert result["recommended"]["folds"] == 3
+    text = (workdir / "report/table.md").read_text("utf-8")
+    assert "Chosen on 3-fold validation by the mean balanced over seeds" in text
+    assert "heads; each was fitted on all training examples:" in text
+
+    np.savez(tmp_path / "new.npz", features=TEST[0])
+    flags = ["predict", "--workdir", str(workdir), str(tmp_path / "new.npz")]
+    assert main.main([*flags, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["recommended"], found["refit"]) == (True, True)
+    assert main.main(["evaluate", "--workdir", str(workdir), "--split", "valid"]) == 2
+    assert "is empty because eval.folds is not 0" in capsys.readouterr().err
+    assert main.main(["report", str(workdir), "--out", str(tmp_path / "page")]) == 0
+    page = (tmp_path / "page/index.html").read_text()
+    assert "3-fold validation recommends" in page
+    assert (
+        "has 3-fold validation: every head was fitted on all training examples" in page
+    )
+
+
+def test_folds_share_their_programs(swept):
+    """Once each for stage 1 without a fold, for all examples, and without a fold."""
+    assert swept[2] == [3]
+
+
+def test_a_kill_keeps_complete_rows_alone(swept, folder, tmp_path, monkeypatch):
+    _, result, _ = swept
+    keep, kept = sweep._save_chunk, []
+
+    def killed(*args):
+        if kept:
+            raise Interrupted("killed", "SIGINT")
+        kept.append(keep(*args))
+        return kept[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "_save_chunk", killed)
+        with pytest.raises(Interrupted):
+            stages.sweep(config(folder, **CHANGES), tmp_path)
+    assert 0 < len(results.rows(tmp_path)) < result["sweep"]["heads"]
+    again = stages.sweep(config(folder, **CHANGES), tmp_path)
+    for part in ("recommended", "sweep"):
+        assert again[part] == result[part]
+    for name in ("ce", "los", "ncm"):
+        one, other = again["methods"][name], result["methods"][name]
+        assert one["hyper"] == other["hyper"]
+        assert one["all"]["values"] == other["all"]["values"]
+
+
+def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
+    workdir, result, _ = swept
+    shutil.copytree(workdir, tmp_path / "copy")
+    monkeypatch.setattr(engine, "fit_heads", None)  # would fail
+    again = stages.sweep(config(folder, **CHANGES), tmp_path / "copy")
+    assert again["recommended"] == result["recommended"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"eval__folds": 1}, r"eval\.folds must be in \[2, 1000\]"),
+        ({"optim__mixup": 0.2}, "trains a stage 1 without each fold"),
+        ({"init__path": "other"}, "trains a stage 1 without each fold"),
+        ({"model__name": "resnet32"}, "are for features, model.name='none'"),
+        ({"data__dir": "single"}, "no class has two examples"),
+    ],
+    ids=["1", "mixup", "init", "model", "single"],
+)
+def test_bad_input(folder, tmp_path, monkeypatch, changes, message):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "single", train=arrays((1, 1)), test=arrays((1, 1), seed=1))
+    with pytest.raises(InputError, match=message):
+        stages.sweep(config(folder, **{**CHANGES, **changes}), tmp_path / "work")
+    assert not (tmp_path / "work").exists()
