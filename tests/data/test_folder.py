@@ -23,7 +23,7 @@ from lt_jax.data.dataset import Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import folder
 from lt_jax.errors import InputError
-from lt_jax.experiment import stages
+from lt_jax.experiment import evaluation, stages
 from lt_jax.export import predict
 
 VIEW = PhotoOptions(
@@ -526,7 +526,7 @@ def test_predict(run, tmp_path, capsys):
 
 def test_predict_agrees_with_evaluate(run, capsys):
     config, workdir, root, _ = run
-    measured = stages.evaluate_all(config, workdir, "test")["ce/0.0"]
+    measured = evaluation.evaluate_all(config, workdir, "test")["ce/0.0"]
     images = sorted((root / "test").rglob("bild*"))
     found = predict.predict(workdir, images, "ce", 1)
     assert found["head"] == "ce/0.0"
@@ -617,7 +617,7 @@ def test_predict_rejects_other_files_as_artefacts(run, tmp_path, capsys):
 
 def test_evaluate_names_classes(run):
     config, workdir, _, _ = run
-    found = stages.evaluate_all(config, workdir, "train")["los/0.0"]
+    found = evaluation.evaluate_all(config, workdir, "train")["los/0.0"]
     names, values = zip(*found["lowest"], strict=True)
     assert set(names) == set(SIZES)
     assert list(values) == sorted(values)

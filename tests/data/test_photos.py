@@ -20,7 +20,7 @@ from lt_jax.data import catalogue
 from lt_jax.data.images.photos import photographs
 from lt_jax.data.loader import IMAGES_PER_TASK, CropPlan, DecodeErrors, load_batches
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, stages
+from lt_jax.experiment import evaluation, results, stages
 from lt_jax.retraining import engine, features
 from lt_jax.training import inference, steps
 from lt_jax.training.progress import Meter
@@ -307,7 +307,7 @@ def test_both_stages_on_one_device_as_on_four(
     assert right == pytest.approx(round(right))
     # `evaluate` reports it too, on stderr.
     capsys.readouterr()
-    again = stages.evaluate_all(c, tmp_path, "test")
+    again = evaluation.evaluate_all(c, tmp_path, "test")
     assert again["stage1/0"]["all"] == found["methods"]["none"]["all"]["mean"]
     assert "test/0009.jpg" in capsys.readouterr().err
 

@@ -60,7 +60,10 @@ def end(parts) -> list[tuple[int, str]]:
             part.kill()
 
 
-@pytest.fixture(scope="module", params=[(1, 4), (2, 2), (4, 1)], ids=str)
+LAYOUTS = [(1, 4), (2, 2), pytest.param((4, 1), marks=pytest.mark.slow)]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS, ids=str)
 def layout(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("layout")
     for code, text in end(start(workdir, *request.param, "train", "sweep")):
@@ -124,8 +127,14 @@ def test_layouts_agree(alone, layout):
                 )
 
 
+# The first of them changes the numbers of processes and of devices.
+RESUMED = [(2, 2), (1, 1)], [(1, 4), (1, 2), (1, 8)]
+
+
 @pytest.mark.parametrize(
-    "layouts", [[(2, 2), (1, 1)], [(1, 4), (1, 2), (1, 8)]], ids=str
+    "layouts",
+    [RESUMED[0], pytest.param(RESUMED[1], marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_a_stopped_run_resumes_in_another_layout(alone, tmp_path, layouts):
     """SIGTERM to the last process: all processes save and exit with 75."""

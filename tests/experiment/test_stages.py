@@ -19,7 +19,7 @@ import tiny_digits
 from lt_jax.cli import main
 from lt_jax.data import catalogue
 from lt_jax.errors import Diverged, InputError, Interrupted
-from lt_jax.experiment import results, stages, weights
+from lt_jax.experiment import evaluation, results, stages, weights
 from lt_jax.training import checkpoint
 from lt_jax.training.progress import Meter
 
@@ -150,7 +150,7 @@ def several(tmp_path_factory):
 def test_several_methods(several):
     config, workdir, result = several
     assert list(result["methods"]) == ["none", *config.method.names]
-    found = stages.evaluate_all(config, workdir, "test")
+    found = evaluation.evaluate_all(config, workdir, "test")
     start = arrays(workdir, "stage1/0")
     for name in config.method.names:
         method = result["methods"][name]
@@ -228,11 +228,11 @@ def test_again_does_nothing_twice(finished, monkeypatch):
 
 def test_evaluate_repeats_the_figures(finished):
     workdir, result = finished
-    found = stages.evaluate_all(tiny_digits.config(), workdir, "test")
+    found = evaluation.evaluate_all(tiny_digits.config(), workdir, "test")
     assert list(found) == ["stage1/0", "ce/0.0", "los/0.0"]
     for method, run in (("none", "stage1/0"), ("los", "los/0.0")):
         assert found[run]["few"] == result["methods"][method]["few"]["mean"]
-    assert stages.evaluate_all(tiny_digits.config(), workdir, "valid").keys() == (
+    assert evaluation.evaluate_all(tiny_digits.config(), workdir, "valid").keys() == (
         found.keys()
     )
 
@@ -552,7 +552,7 @@ def test_an_adopted_stage_1_keeps_what_was_drawn_for_it(tmp_path):
         method__features="cached", method__names=("ce",), seed=5,
     )  # fmt: skip
     result = stages.retrain(config, workdir)
-    found = stages.evaluate_all(config, workdir, "test")
+    found = evaluation.evaluate_all(config, workdir, "test")
     for run, name in (("stage1/3", "none"), ("ce/3.5", "ce")):
         assert found[run]["all"] == result["methods"][name]["all"]["values"][0]
         nll = result["methods"][name]["nll"]["values"][0]
@@ -613,7 +613,7 @@ def test_an_edited_outcome_is_measured_again(finished, tmp_path, capsys):
 def test_evaluate_writes_nothing(finished):
     workdir = finished[0]
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*")}
-    stages.evaluate_all(tiny_digits.config(), workdir, "test")
+    evaluation.evaluate_all(tiny_digits.config(), workdir, "test")
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*")} == before
 
 
@@ -623,11 +623,11 @@ def test_an_adopted_stage_1_outlives_its_source(finished, tmp_path):
     config = tiny_digits.config(init__path=str(source), method__names=("ce",))
     result = stages.retrain(config, workdir)
     shutil.rmtree(source)
-    found = stages.evaluate_all(config, workdir, "test")
+    found = evaluation.evaluate_all(config, workdir, "test")
     assert found["ce/0.0"]["all"] == result["methods"]["ce"]["all"]["mean"]
     shutil.rmtree(workdir / "checkpoints/stage1/0/final")
     with pytest.raises(InputError, match="no longer in"):
-        stages.evaluate_all(config, workdir, "test")
+        evaluation.evaluate_all(config, workdir, "test")
 
 
 def test_weights_of_version_0_1_in_another_workdir(finished, tmp_path):
@@ -637,7 +637,7 @@ def test_weights_of_version_0_1_in_another_workdir(finished, tmp_path):
     outcome.pop("digest")
     outcome |= {"weights": str(source), "adopted_for": outcome["fitted_on"]}
     _write_outcome(tmp_path / "checkpoints/stage1/0", outcome)
-    found = stages.evaluate_all(tiny_digits.config(), tmp_path, "test")
+    found = evaluation.evaluate_all(tiny_digits.config(), tmp_path, "test")
     assert found["stage1/0"]["all"] == outcome["metrics"]["all"]
 
 
@@ -699,12 +699,19 @@ def test_a_fit_is_not_named_out_of_its_workdir(finished, tmp_path):
         weights.find(tmp_path / "a", ["../../../victim"])
 
 
+@pytest.fixture(scope="module")
+def cifar(tmp_path_factory):
+    """A miniature CIFAR-100 in the form TFDS writes."""
+    folder = tmp_path_factory.mktemp("cifar")
+    tiny_cifar.write(folder, per_class=20, test_per_class=2)
+    return folder
+
+
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
-def test_cifar_through_tfds(tmp_path, protocol):
-    """The config of CIFAR100-LT on a miniature set in the form TFDS writes."""
-    tiny_cifar.write(tmp_path / "data", per_class=20, test_per_class=2)
+def test_cifar_through_tfds(cifar, tmp_path, protocol):
+    """The config of CIFAR100-LT on a miniature set."""
     config = tiny_digits.load("cifar100_lt", f"ir=10,net=resnet32,protocol={protocol}")
-    config.data.dir = str(tmp_path / "data")
+    config.data.dir = str(cifar)
     config.model.name, config.model.width = "resnet8", 4
     config.optim.epochs = config.method.los.epochs = 1
     config.method.names, config.method.repeats = ("los",), 1
@@ -732,5 +739,5 @@ def test_cifar_through_tfds(tmp_path, protocol):
 def test_a_workdir_may_move(finished, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(finished[0], moved)
-    found = stages.evaluate_all(tiny_digits.config(), moved, "test")
+    found = evaluation.evaluate_all(tiny_digits.config(), moved, "test")
     assert found["los/0.0"]["all"] == finished[1]["methods"]["los"]["all"]["mean"]

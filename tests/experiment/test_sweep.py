@@ -12,7 +12,7 @@ import tiny_digits
 
 from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import cached, results, stages, sweep, weights
+from lt_jax.experiment import cached, evaluation, results, stages, sweep, weights
 from lt_jax.experiment.config import resolve
 from lt_jax.files import jsonable
 from lt_jax.retraining import engine
@@ -132,13 +132,13 @@ def test_fixed_rows_are_what_retrain_fits(swept, tmp_path):
 
 def test_stored_heads_and_outcomes_evaluate_again(swept):
     workdir, result = swept
-    found = stages.evaluate_all(config(), workdir, "test")
+    found = evaluation.evaluate_all(config(), workdir, "test")
     for name in NAMES:
         for folder, part in (("chosen", "methods"), ("fixed", "fixed")):
             for i, seed in enumerate((0, 1)):
                 run = f"{folder}/{name}/0.{seed}"
                 assert found[run]["all"] == result[part][name]["all"]["values"][i]
-    some = stages.evaluate_all(config(), workdir, "test", heads="los .*delta=0.5 ")
+    some = evaluation.evaluate_all(config(), workdir, "test", heads="los .*delta=0.5 ")
     stored = {sweep._row(row).name: row for row in results.rows(workdir)}
     assert len(some) == 4
     for name, values in some.items():
@@ -153,7 +153,7 @@ def test_a_chunk_is_read_once_for_all_of_its_heads(swept, monkeypatch):
     monkeypatch.setattr(
         sweep.checkpoint, "load_leaves", lambda step: folders.append(step) or read(step)
     )
-    found = stages.evaluate_all(config(), workdir, "test", heads=".*")
+    found = evaluation.evaluate_all(config(), workdir, "test", heads=".*")
     of_chunks = [folder for folder in folders if "sweep" in folder.parts]
     rows = results.rows(workdir)
     assert len(found) == len(rows) == 34

@@ -1,7 +1,8 @@
 """Hostile input ends a command with one line, and changes nothing elsewhere.
 
-``workdir_cases`` and ``input_cases`` are the tables. The default suite runs a sample of
-the quick cases, ``-m slow`` a thousand of all; ``campaign.py`` runs every one.
+``workdir_cases`` and ``input_cases`` are the tables, ``fuzz`` changes files at random.
+The default suite runs a sample of the quick cases, ``-m slow`` a thousand of all;
+``campaign.py`` runs every one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import fuzz
 import harness
 import input_cases
 import pytest
@@ -80,6 +82,18 @@ def test_the_harness_finds_faults(server: harness.Server, tmp_path: Path):
     assert len(guard.faults(right)) == 3
 
 
+@pytest.mark.parametrize("name", fuzz.JSON_READERS)
+def test_any_json(name: str, server: harness.Server, box: harness.Box):
+    # If a report does not refuse the file, it draws figures, which takes long.
+    slow = fuzz.JSON_READERS[name].argv == fuzz.REPORT
+    fuzz.fuzz_json(name, 1 if slow else fuzz.QUICK, server, box)
+
+
+@pytest.mark.parametrize("name", fuzz.BYTE_READERS)
+def test_any_bytes(name: str, server: harness.Server, box: harness.Box):
+    fuzz.fuzz_bytes(name, fuzz.QUICK, server, box)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 def test_a_thousand_cases(server: harness.Server, made: Path, tmp_path: Path):
@@ -93,3 +107,17 @@ def test_a_thousand_cases(server: harness.Server, made: Path, tmp_path: Path):
             if wrong := module.run(case, server, made, tmp_path / "box"):
                 failures[case.id] = wrong
     assert failures == {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", fuzz.JSON_READERS)
+def test_much_json(name: str, server: harness.Server, box: harness.Box):
+    fuzz.fuzz_json(name, fuzz.FULL, server, box)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", fuzz.BYTE_READERS)
+def test_many_bytes(name: str, server: harness.Server, box: harness.Box):
+    fuzz.fuzz_bytes(name, fuzz.FULL, server, box)

@@ -14,7 +14,7 @@ from test_stages import arrays
 from lt_jax import methods
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment import stages
+from lt_jax.experiment import evaluation, stages
 from lt_jax.retraining import engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
@@ -56,7 +56,7 @@ def test_cached_equals_online(online, cached):
 
 def test_a_finished_cached_run_can_be_evaluated(cached):
     workdir, config, result = cached
-    found = stages.evaluate_all(config, workdir, "test")
+    found = evaluation.evaluate_all(config, workdir, "test")
     assert found["los/0.1"]["all"] == result["methods"]["los"]["all"]["values"][1]
 
 

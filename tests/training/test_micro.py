@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 import tiny_digits
-from test_steps import AUGMENT, COUNTS, SGD, K, _fresh_steps, on
+from test_steps import AUGMENT, COUNTS, SGD, K, _fresh_steps, network, on
 
 from lt_jax import heads, losses, methods, models, trees
 from lt_jax.data.augment import transforms
@@ -23,31 +23,11 @@ from lt_jax.experiment.session import load_splits, open_session
 from lt_jax.experiment.stages import run
 from lt_jax.training import optim, steps
 
-__all__ = ["_fresh_steps"]  # a fixture
+__all__ = ["_fresh_steps", "network"]  # fixtures
 
 WEIGHTED = methods.Method(losses.reweight(COUNTS, 1.0))
 OVER_EXAMPLES = methods.Method(losses.class_balanced(COUNTS, 0.99, "examples"))
 ROWS = 30  # divides over neither 4 devices nor 4 parts
-
-
-@pytest.fixture(scope="module")
-def network():
-    """One block: compiles fast and has all kinds of layers."""
-    backbone = dataclasses.replace(
-        models.create(
-            "resnet8",
-            stem="cifar",
-            width=4,
-            zero_init=False,
-            init="torch",
-            dtype="float32",
-            axis_name=sharding.AXIS,
-        ),
-        stages=(1,),
-    )
-    params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
-    head = heads.linear.init(jax.random.key(1), None, 4, K, "torch")
-    return backbone, {"backbone": params, "head": head}, stats
 
 
 def plan(number, seed=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import re
 
@@ -21,8 +22,7 @@ AUGMENT = Augment(pad=2, flip=True, mean=(0.5,), std=(0.25,))
 SGD = optim.Sgd(momentum=0.9, decay=1e-3, decay_on=".*")
 
 
-@pytest.fixture(scope="module")
-def network():
+def make_network(stages):
     backbone = models.create(
         "resnet8",
         stem="cifar",
@@ -32,9 +32,17 @@ def network():
         dtype="float32",
         axis_name=sharding.AXIS,
     )
+    backbone = dataclasses.replace(backbone, stages=stages)
     params, stats = models.init(backbone, jax.random.key(0), (8, 8, 1))
-    head = heads.linear.init(jax.random.key(1), None, 16, K, "torch")
+    sizes = backbone.num_features, K
+    head = heads.linear.init(jax.random.key(1), None, *sizes, "torch")
     return backbone, {"backbone": params, "head": head}, stats
+
+
+@pytest.fixture(scope="module")
+def network():
+    """One block: compiles fast and has all kinds of layers."""
+    return make_network((1,))
 
 
 def on(monkeypatch, devices):
@@ -125,9 +133,9 @@ def train(
     return jax.device_get(state), seen
 
 
-def test_four_devices_train_as_one(network, monkeypatch):
+def test_four_devices_train_as_one(monkeypatch):
     """50 steps with augmentation, ragged batches, empty devices, weighted losses."""
-    runs = {}
+    network, runs = make_network((1, 1, 1)), {}
     for devices in (1, 4):
         with monkeypatch.context() as patch:
             on(patch, devices)
@@ -164,7 +172,7 @@ def test_four_devices_train_every_loss_as_one(network, monkeypatch, name, hyper)
     wanted = inspect.signature(methods.METHODS[name]).parameters
     given = {key: value for key, value in given.items() if key in wanted}
     method = methods.make(name, COUNTS, hyper | given)
-    head = method.head.init(jax.random.key(1), params["head"], 16, K, "torch")
+    head = method.head.init(jax.random.key(1), params["head"], 4, K, "torch")
     trains = f"head/(?:{method.head.trains})"
     own = backbone, {**params, "head": head}, stats
     runs = {}

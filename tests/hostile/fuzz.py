@@ -1,14 +1,14 @@
 """Any bytes and any JSON in a file: exit code 0 or 2 and one line.
 
 Each example is a command in a fork of the server, with a limit of time and of 2 GiB.
-The examples are the same in every run.
+The examples are the same in every run. The tests are in ``test_hostile.py``, which has
+the server and its workdir.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ import harness
 import hypothesis
 import input_cases
 import numpy as np
-import pytest
 import workdir_cases
 from hypothesis import strategies as st
 from workdir_cases import FILES, IMAGE
@@ -127,17 +126,6 @@ def _examples(number: int) -> hypothesis.settings:
     )
 
 
-@pytest.fixture
-def box(made: Path, tmp_path: Path) -> Iterator[harness.Box]:
-    made_box = harness.Box(tmp_path / "box", made)
-    input_cases.photos(made_box)
-    (made_box.cwd / "test.npz").write_bytes(input_cases.GOOD)
-    labels = input_cases.saved(input_cases.LABELS)
-    (made_box.cwd / "train_labels.npy").write_bytes(labels)
-    yield made_box
-    made_box.remove()
-
-
 def _file(reader: Reader, box: harness.Box) -> Path:
     if reader.file in FILES:
         return workdir_cases.find(box.work, reader.file)
@@ -216,28 +204,3 @@ def _valid(name: str, box: harness.Box) -> bytes:
         "npy": input_cases.saved(input_cases.FEATURES),
         "archive": input_cases.good_cifar(),
     }[name]
-
-
-@pytest.mark.parametrize("name", JSON_READERS)
-def test_any_json(name: str, server: harness.Server, box: harness.Box):
-    slow = JSON_READERS[name].argv == REPORT  # if it does not refuse, it draws figures
-    fuzz_json(name, 1 if slow else QUICK, server, box)
-
-
-@pytest.mark.parametrize("name", BYTE_READERS)
-def test_any_bytes(name: str, server: harness.Server, box: harness.Box):
-    fuzz_bytes(name, QUICK, server, box)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", JSON_READERS)
-def test_much_json(name: str, server: harness.Server, box: harness.Box):
-    fuzz_json(name, FULL, server, box)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@pytest.mark.parametrize("name", BYTE_READERS)
-def test_many_bytes(name: str, server: harness.Server, box: harness.Box):
-    fuzz_bytes(name, FULL, server, box)
