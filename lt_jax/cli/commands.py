@@ -87,10 +87,12 @@ def features(config: UserConfig, options: argparse.Namespace) -> None:
 def evaluate(config: UserConfig, options: argparse.Namespace) -> None:
     import json
 
-    from lt_jax.experiment import stages
+    from lt_jax.experiment import evaluation
     from lt_jax.files import jsonable
 
-    found = stages.evaluate_all(config, options.workdir, options.split, options.heads)
+    found = evaluation.evaluate_all(
+        config, options.workdir, options.split, options.heads
+    )
     if options.json:
         print(json.dumps(jsonable(found), allow_nan=False))
         return

@@ -1,4 +1,4 @@
-"""The commands: train, retrain, both in one run, sweep, evaluate.
+"""The commands that fit: train, retrain, both in one run, sweep.
 
 Both stages are fits of the same training loop, each described by a ``Stage``. Stage 1
 trains a network with cross-entropy; stage 2 starts from it and trains the head with a
@@ -16,17 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes, sharding
-from lt_jax.errors import Diverged, InputError, Interrupted
+from lt_jax.errors import Diverged, Interrupted
 from lt_jax.experiment import cached, checks, results, tables, weights
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import rates
 from lt_jax.experiment.config import UserConfig
 from lt_jax.experiment.records import Config
-from lt_jax.experiment.session import Session, open_session, workdir_lock
+from lt_jax.experiment.session import Session, open_session
 from lt_jax.files import jsonable
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
@@ -311,62 +309,3 @@ def _refit(session: Session, best: dict[str, Any]) -> None:
         session.log.worked = True
     again = weights.find(folder, [title]).outcome
     best |= {"refit": True, "test": results.on_test(again)}
-
-
-def evaluate_all(
-    config: UserConfig, workdir: Path, split: str, heads: str = ""
-) -> dict[str, dict[str, Any]]:
-    """Evaluate every finished fit of a workdir on one of its splits.
-
-    Args:
-      split: ``train`` (the fitted examples, not augmented), ``valid`` or ``test``.
-      heads: regular expression; evaluates the heads of the sweep whose name it matches
-        instead of the fits, as in ``los .*delta=0.98 .*lr=0.005``. May write features.
-
-    Returns:
-      The summary by fit, for example ``los/0.2``, with that of ``method.refit`` on the
-      test set as ``refit/los/0.2``. ``lowest``, for fits only, holds the
-      names and accuracies of the three least accurate classes that have examples.
-    """
-    weights.finished(workdir)
-    with open_session(config, workdir, writes=False) as session:
-        task = session.task
-        dataset = getattr(task.splits, split)
-        if not len(dataset):
-            zero = "eval.folds is not" if session.config.eval.folds else "data.valid is"
-            raise InputError(f"the {split} split is empty because {zero} 0")
-        if heads:
-            with workdir_lock(workdir):  # may write features
-                return sweeping.evaluate_rows(session, split, heads)
-        names = session.config.method.names
-        kinds = [
-            f"{kind}{name}" for kind in ("", "chosen/", "fixed/") for name in names
-        ]
-        fits = {s.title: s for s in weights.fits(workdir, ["stage1", *kinds])}
-        folder = workdir / results.REFIT
-        if split == "test" and folder.is_dir():  # it has seen the others
-            best = processes.from_process_zero(lambda: results.recommended(workdir))
-            if best.get("refit"):
-                source = weights.find(folder, [best["method"]])
-                fits[f"{results.REFIT}/{source.title}"] = source
-        for source in fits.values():
-            weights.head_of(source)  # checks all outcomes before the first evaluation
-        found = {}
-        sizes = task.splits.train.shape, len(task.splits.full_class_counts)
-        for title, source in fits.items():
-            head, network = weights.load_fit(source, task.backbone, *sizes)
-            if not found:
-                number = f"{len(fits)} fits on {len(dataset):,} images"
-                session.log.warning(f"evaluating {number}")
-            tally = evaluate(task, head, network, dataset)
-            accuracy = metrics.per_class(tally)["accuracy"]
-            order = np.argsort(accuracy, kind="stable")[:3]  # nan comes last
-            found[title] = {
-                **results.summary(task, tally, network.params["head"]),
-                "lowest": [
-                    (dataset.classes[k], float(accuracy[k]))
-                    for k in order
-                    if accuracy[k] >= 0
-                ],
-            }
-        return found
