@@ -109,11 +109,19 @@ def torch_network(net: str, width: int, num_classes: int, stem: str = "cifar") -
 class Worker:
     """A process that runs a task per line of its input and prints the seconds."""
 
-    def __init__(self, script: str, *words: object, devices: int = 1):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        env = os.environ | ({"XLA_FLAGS": flags} if devices > 1 else {})
+    def __init__(
+        self,
+        script: str,
+        *words: object,
+        devices: int = 1,
+        python: str = sys.executable,
+    ):
+        env = {k: v for k, v in os.environ.items() if k != "NPROC"}
+        if devices > 1:
+            env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+            env["NPROC"] = "16"  # with a thread per core, their collectives dead-lock
         self._process = subprocess.Popen(
-            [sys.executable, script, *map(str, words)],
+            [python, script, *map(str, words)],
             env=env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

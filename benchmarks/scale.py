@@ -259,7 +259,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     import jax
 
     from lt_jax import methods, samplers
-    from lt_jax.retraining import engine, features
+    from lt_jax.retraining import chunks, engine, features
     from lt_jax.training import optim
 
     labels, counts = made_labels(size), made_counts(size)
@@ -271,7 +271,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
     sgd = optim.Sgd(momentum=0.9, decay=0.0, decay_on=".*")
     found: dict[str, Any] = {"steps_epoch": len(whole)}
 
-    def jobs(number: int) -> list[engine.HeadJob]:
+    def jobs(number: int) -> list[chunks.HeadJob]:
         made = []
         for delta in np.linspace(0.9, 0.9999, number):
             method = methods.make(
@@ -282,7 +282,7 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             )
             rates = optim.rates(0.1, 1, len(whole), 0, "step")
             made.append(
-                engine.HeadJob(
+                chunks.HeadJob(
                     run=f"los {delta}",
                     method=method,
                     start=start,
@@ -296,12 +296,12 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
 
     fitted: dict[str, Any] = {}
     for number in (1, size.heads):
-        chunks = engine.plan_chunks(jobs(number), size.batch, 8 * 2**30)
-        assert len(chunks) == 1
+        planned = chunks.plan_chunks(jobs(number), size.batch, 8 * 2**30)
+        assert len(planned) == 1
 
-        def run(chunks: Any = chunks) -> None:
+        def run(planned: Any = planned) -> None:
             for _, fits in engine.fit_heads(
-                chunks, seen, size.batch, size.memory, lambda heads: None
+                planned, seen, size.batch, size.memory, lambda heads: None
             ):
                 fitted["head"] = fits[0].head
 

@@ -202,7 +202,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
     import numpy as np
 
     from lt_jax import methods
-    from lt_jax.retraining import engine
+    from lt_jax.retraining import chunks
     from lt_jax.training import optim
 
     jobs, counts = [], np.ones(CLASSES, int)
@@ -213,7 +213,7 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
         rate = RATES[i // len(DELTAS) % len(RATES)]
         los = methods.los(counts, delta=delta, start="stage1", sampler="instance")
         jobs.append(
-            engine.HeadJob(
+            chunks.HeadJob(
                 run=f"los/{i}",
                 method=los,
                 start=start,
@@ -227,11 +227,11 @@ def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
 
 
 def fit(jobs: list[Any], features: Any) -> list[Any]:
-    from lt_jax.retraining import engine
+    from lt_jax.retraining import chunks, engine
 
     memory = 2.0**30
-    chunks = engine.plan_chunks(jobs, BATCH, memory)
-    return list(engine.fit_heads(chunks, features, BATCH, memory, lambda heads: None))
+    planned = chunks.plan_chunks(jobs, BATCH, memory)
+    return list(engine.fit_heads(planned, features, BATCH, memory, lambda heads: None))
 
 
 # --- lt_jax: the rest -----------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Training step, evaluation step and epoch against PyTorch, in one run.
 
     python benchmarks/train_step.py [--json] [--quick] [--rounds N] [--platform cpu|gpu]
+        [--torch-python PYTHON]
 
 The networks of CIFAR100-LT at batch 64: ResNet-32 and the paper's wide ResNet-34. Ours
 is the package's step, with crop, flip and normalisation from uint8 images, as in
@@ -20,6 +21,9 @@ JSON keys: `resnet32_over_torch`, `resnet34_over_torch` (training step),
 `resident_over_torch` (ResNet-32), rates of ours over PyTorch's, medians over the
 rounds; `step_over_100_classes`: the time of our ResNet-32 step under 1,000 and 8,142
 classes over that under 100; `rounds`: all measurements.
+
+`--torch-python` is the Python of the processes that run PyTorch, where the one that has
+the newest JAX has no PyTorch.
 
 On a GPU (`--platform gpu`) ours runs in bfloat16, PyTorch with `torch.compile`,
 channels_last and bfloat16 autocast, batch 64 and 512; that needs a PyTorch with CUDA,
@@ -231,25 +235,27 @@ def work(kind: str, net: str, batch: int, number: int, device: str) -> None:
         print(time.perf_counter() - begun, flush=True)
 
 
-def worker(kind: str, *words: object) -> parts.Worker:
+def worker(kind: str, *words: object, python: str = sys.executable) -> parts.Worker:
     """Start the process of a variant."""
     cores = os.cpu_count() if kind == "lt_jax_split" else 1
-    return parts.Worker(__file__, "--worker", kind, *words, devices=cores or 1)
+    words = "--worker", kind, *words
+    return parts.Worker(__file__, *words, devices=cores or 1, python=python)
 
 
 def measure(
-    net: str, batch: int, rounds: int, counts: dict[str, int], number: int, device: str
+    net: str, batch: int, rounds: int, counts: dict[str, int], number: int, given: Any
 ) -> dict[str, list[dict[str, float]]]:
     """Measure images/s of every variant per task and round."""
-    workers = {
-        kind: worker(kind, net, batch, number, device)
-        for kind in (*OURS[device], *TORCH)
+    device, python = given
+    workers = {kind: worker(kind, net, batch, number, device) for kind in OURS[device]}
+    workers |= {
+        kind: worker(kind, net, batch, number, device, python=python) for kind in TORCH
     }
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in counts}
     try:
         for name in counts:
-            for worker in workers.values():
-                worker.take(name, 2)  # compiles, fills caches
+            for each in workers.values():
+                each.take(name, 2)  # compiles, fills caches
         for _ in range(rounds):
             for name, count in counts.items():
                 seen = min(count * batch, number) if name in EPOCHS else count * batch
@@ -257,8 +263,8 @@ def measure(
                     {k: seen / w.take(name, count) for k, w in workers.items()}
                 )
     finally:
-        for worker in workers.values():
-            worker.close()
+        for each in workers.values():
+            each.close()
     return rates
 
 
@@ -269,14 +275,14 @@ def over_classes(rounds: int, count: int, number: int, device: str) -> dict[int,
     }
     times: dict[int, list[float]] = {k: [] for k in workers}
     try:
-        for worker in workers.values():
-            worker.take("step", 2)
+        for each in workers.values():
+            each.take("step", 2)
         for _ in range(rounds):
-            for k, worker in workers.items():
-                times[k].append(worker.take("step", count))
+            for k, each in workers.items():
+                times[k].append(each.take("step", count))
     finally:
-        for worker in workers.values():
-            worker.close()
+        for each in workers.values():
+            each.close()
     return {
         k: statistics.median(
             t / one for t, one in zip(times[k], times[100], strict=True)
@@ -301,13 +307,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="%(default)s")
     parser.add_argument("--nets", nargs="+", choices=NETS, default=[*NETS])
     parser.add_argument("--platform", choices=("cpu", "gpu"), default="cpu")
+    parser.add_argument("--torch-python", default=sys.executable)
     parser.add_argument("--worker", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if importlib.util.find_spec("torch") is None:
-        sys.exit("benchmarks/train_step.py needs PyTorch: 'lt_jax[parity]'")
     if options.worker:
         kind, net, batch, number, device = options.worker
         return work(kind, net, int(batch), int(number), device)
+    here = options.torch_python == sys.executable
+    if here and importlib.util.find_spec("torch") is None:
+        sys.exit("benchmarks/train_step.py needs PyTorch: 'lt_jax[parity]'")
     rounds = 1 if options.quick else options.rounds
     number = 256 if options.quick else EPOCH
     device = "cpu" if options.platform == "cpu" else "cuda"
@@ -318,7 +326,8 @@ def main() -> None:
             counts = {"step": much, "eval": 2 * much}
             if net == "resnet32":
                 counts |= dict.fromkeys(EPOCHS, -(-number // batch))
-            rates = measure(net, batch, rounds, counts, number, device)
+            given = device, options.torch_python
+            rates = measure(net, batch, rounds, counts, number, given)
             found[f"{net}_{batch}"] = rates
             for name, some in rates.items():
                 middle = {

@@ -19,6 +19,7 @@ from lt_jax.errors import InputError, in_range, located, one_of
 from lt_jax.heads import Head
 from lt_jax.methods import Method, make
 from lt_jax.retraining import engine
+from lt_jax.retraining.chunks import HeadJob, plan_chunks
 from lt_jax.retraining.features import Features, standardise
 from lt_jax.training import optim
 from lt_jax.training.optim import Sgd
@@ -184,7 +185,7 @@ def fit_heads(
         with located(f"recipe {name!r}" if name else "recipe"):
             jobs.append(_job(name, recipe, features, labels, linear, batch, seed=seed))
     half = memory * 2**30 / 2
-    chunks = engine.plan_chunks(jobs, batch, half)
+    chunks = plan_chunks(jobs, batch, half)
     cached = Features(features[None], labels)
     fitted = {}
     for chunk, fits in engine.fit_heads(chunks, cached, batch, half, lambda _: None):
@@ -203,7 +204,7 @@ def _job(
     batch: int,
     *,
     seed: int,
-) -> engine.HeadJob:
+) -> HeadJob:
     """Check a recipe against the data and the start, and make its initial head."""
     if not isinstance(recipe, Recipe) or not isinstance(recipe.method, Method):
         raise InputError(f"expected a Recipe with a Method, got {recipe!r:.100}")
@@ -226,7 +227,7 @@ def _job(
         raise InputError(f"start has {len(start['bias'])} classes, not {classes}")
     order = (2, 0, seed)  # as stage 2 on the first seed of stage 1
     key, steps = seeds.key(order, "head"), -(-len(labels) // batch)
-    return engine.HeadJob(
+    return HeadJob(
         run=name,
         method=method,
         start=method.head.init(key, start, features.shape[1], classes, "torch"),

@@ -23,7 +23,8 @@ from lt_jax.experiment.feature_cache import FeatureCache, Row, budget_of
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
 from lt_jax.retraining import engine, features
-from lt_jax.retraining.engine import HeadFit, HeadJob
+from lt_jax.retraining.chunks import HeadJob, count_programs, plan_chunks
+from lt_jax.retraining.engine import HeadFit
 from lt_jax.training.log import Bar, duration
 from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
@@ -73,7 +74,7 @@ def fit_rows(
     plans = [
         [
             chunk._replace(jobs=jobs)
-            for chunk in engine.plan_chunks(_jobs(part, rows), m.batch, budget)
+            for chunk in plan_chunks(_jobs(part, rows), m.batch, budget)
             if (jobs := tuple(job for job in chunk.jobs if job.run not in done))
         ]
         for part in parts
@@ -87,7 +88,7 @@ def fit_rows(
         f"{times}{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at "
         f"most {max(len(chunk.jobs) for chunk in chunks):,} "
         f"(method.memory {m.memory} GiB), "
-        f"{_count(engine.count_programs(chunks), 'program')} to compile"
+        f"{_count(count_programs(chunks), 'program')} to compile"
     )
     budget /= len(parts)
     if not engine.fits_in_memory(train, budget):

@@ -19,7 +19,7 @@ from lt_jax.methods import Method
 from lt_jax.metrics import Tally
 from lt_jax.retraining import engine, features
 from lt_jax.retraining.analysis import Unseen, analyse
-from lt_jax.retraining.engine import HeadJob
+from lt_jax.retraining.chunks import HeadJob, plan_chunks
 from lt_jax.retraining.features import Features
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params, Weights
@@ -171,7 +171,7 @@ def _stage1_head(cache: FeatureCache) -> Params:
         order=order,
     )
     budget = budget_of(c)
-    plan = engine.plan_chunks([job], o.batch, budget)
+    plan = plan_chunks([job], o.batch, budget)
 
     def after_epoch(_: int) -> None:
         session.raise_if_stopped("stage 1 without each fold, which restarts")

@@ -23,27 +23,10 @@ from lt_jax.heads import Blocks, Head
 from lt_jax.losses import Adjust, Loss, divisors, one_device
 from lt_jax.methods import Method, Project, projection_steps
 from lt_jax.metrics import Tally
+from lt_jax.retraining.chunks import Chunk, max_heads, program_of
 from lt_jax.retraining.features import Apply, Features, mean_logits
 from lt_jax.training.optim import Sgd
 from lt_jax.types import Params
-
-# Arrays as large as a head and its logits on a batch that are in memory at a time:
-# parameters, start, momentum, gradient, temporaries.
-ARRAYS_PER_HEAD = 6
-# Of a program on a CPU: more no longer fit its caches, and each takes longer.
-HEADS_PER_CPU = 32
-
-
-class HeadJob(NamedTuple):
-    """A head to fit."""
-
-    run: str  # unique name, for example los/0.2
-    method: Method
-    start: Params
-    rates: np.ndarray  # float32[steps]
-    epochs: int
-    sgd: Sgd
-    order: tuple[int, ...]  # determines the order of examples, see seeds.generator
 
 
 class HeadFit(NamedTuple):
@@ -51,13 +34,6 @@ class HeadFit(NamedTuple):
 
     head: Params
     diverged: int | None  # the first step whose loss was NaN or infinite
-
-
-class Chunk(NamedTuple):
-    """Heads that are fitted at once, on the same examples in the same order."""
-
-    jobs: tuple[HeadJob, ...]
-    width: int  # heads per program; repeats of the last job fill it up
 
 
 State = tuple[Params, Any]  # parameters and optimizer state
@@ -71,52 +47,6 @@ class Settings(NamedTuple):
     projects: jax.Array  # bool[H, S]
     decay: jax.Array  # float32[H]
     adjust: Adjust
-
-
-def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
-    """Split jobs into chunks that fit the memory; one program fits each kind of head.
-
-    ``batch`` counts examples per step, ``memory`` is in bytes per device for heads.
-    """
-    programs: dict[Any, dict[Any, list[HeadJob]]] = {}
-    for job in jobs:
-        orders = programs.setdefault(_program(job), {})
-        key = job.method.sampler, job.epochs, job.order
-        orders.setdefault(key, []).append(job)
-    chunks = []
-    for orders in programs.values():
-        groups = list(orders.values())
-        largest = max(map(len, groups))
-        limit = max_heads(memory, groups[0][0].start, batch)
-        if jax.default_backend() == "cpu":
-            limit = min(limit, HEADS_PER_CPU * sharding.padded_size(1))
-        width = sharding.padded_size(-(-largest // -(-largest // limit)))
-        chunks += [
-            Chunk(tuple(group[i : i + width]), width)
-            for group in groups
-            for i in range(0, len(group), width)
-        ]
-    return chunks
-
-
-def max_heads(memory: float, head: Params, batch: int) -> int:
-    """Return how many heads fit on the devices at once, at least one on each."""
-    size = sum(np.size(leaf) for leaf in jax.tree.leaves(head))
-    num_classes = head["kernel"].shape[1]
-    bytes_each = 4 * ARRAYS_PER_HEAD * (size + batch * num_classes)
-    return max(1, int(memory / bytes_each)) * sharding.padded_size(1)
-
-
-def count_programs(chunks: Sequence[Chunk]) -> int:
-    """Count the programs that must be compiled to fit these chunks."""
-    return len({_program(c.jobs[0]) for c in chunks if c.jobs[0].epochs})
-
-
-def _program(job: HeadJob) -> tuple[Any, ...]:
-    """Return the arguments of `make_fit`: what the program is compiled for."""
-    head, method = job.method.head, job.method
-    sgd = job.sgd._replace(decay=0.0)  # an argument, see Settings
-    return head.apply, head.trains, method.loss, method.project, sgd
 
 
 @functools.cache
@@ -139,7 +69,7 @@ def make_fit(
         adjust = settings.adjust
 
         def total(trained: Params) -> jax.Array:
-            logits = apply(trees.join(trained, fixed), features)
+            logits = apply(_flip(trees.join(trained, fixed)), features)
             return jnp.sum(mask * loss(logits, label, mask, adjust, one_device))
 
         loss_sum, grads = jax.value_and_grad(total)(trained)
@@ -150,7 +80,8 @@ def make_fit(
         params = trees.join(trained, fixed)
         if project is not None:
             choose = functools.partial(jnp.where, settings.projects)
-            params = jax.tree.map(choose, project(params, settings.start), params)
+            projected = _flip(project(_flip(params), settings.start))
+            params = jax.tree.map(choose, projected, params)
         return (params, opt_state), loss_sum / weight_sum
 
     # The batch is gathered once for all heads. For small heads, separate orders would
@@ -169,11 +100,20 @@ def make_fit(
             return all_heads(state, now, (features, labels[chosen], mask))
 
         steps = rows, settings.rates.T, settings.projects.T
-        state, losses = jax.lax.scan(body, state, steps)
-        return state, losses.T
+        state, losses = jax.lax.scan(body, jax.vmap(_flip)(state), steps)
+        return jax.vmap(_flip)(state), losses.T
 
     sharded = (True, True, True, False, False)
     return sharding.jit_over_devices(run, sharded, donate=(0,))
+
+
+def _flip(tree: Any) -> Any:
+    """Transpose the kernels in a tree of one head.
+
+    While steps are taken, class vectors lie in rows. With columns, each step would copy
+    all kernels and gradients into another order: a quarter of its time on a CPU.
+    """
+    return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, tree)
 
 
 def fit_heads(
@@ -223,7 +163,7 @@ def _fit_chunk(
     """Fit the heads of a chunk; return them stacked, and float32[H, steps] losses."""
     jobs = [*chunk.jobs, *[chunk.jobs[-1]] * (chunk.width - len(chunk.jobs))]
     one = jobs[0]
-    fit = make_fit(*_program(one))
+    fit = make_fit(*program_of(one))
     starts = _stack([job.start for job in jobs])
     trained, _ = trees.partition(starts, one.method.head.trains)
     # Zeros from the host, as the momentum of all heads may not fit on one device.

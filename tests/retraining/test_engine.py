@@ -15,7 +15,7 @@ from lt_jax import methods
 from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
 from lt_jax.experiment import evaluation, stages
-from lt_jax.retraining import engine
+from lt_jax.retraining import chunks, engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
 
@@ -104,7 +104,7 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
         start = method.head.init(jax.random.key(seed), None, 8, 5, "torch")
         rates = optim.rates(lr, epochs, per_epoch, 0, "epoch")
         made.append(
-            engine.HeadJob(
+            chunks.HeadJob(
                 run=f"los {delta} {seed}",
                 method=method,
                 start=start,
@@ -119,10 +119,10 @@ def jobs(deltas, epochs=2, seed=0, lr=0.1):
 
 def fitted(several, features, memory=GIB, after_epoch=lambda heads: None):
     """Fit heads; return them by the name of their run."""
-    chunks = engine.plan_chunks(several, 16, memory)
+    planned = chunks.plan_chunks(several, 16, memory)
     return {
         job.run: fit
-        for chunk, fits in engine.fit_heads(chunks, features, 16, memory, after_epoch)
+        for chunk, fits in engine.fit_heads(planned, features, 16, memory, after_epoch)
         for job, fit in zip(chunk.jobs, fits, strict=True)
     }
 
@@ -138,7 +138,7 @@ def test_corrections_use_unaugmented_images():
     (job,), features = jobs([0.5], epochs=0)
     crops = features._replace(values=np.stack([features.values[0] + 1] * 2))
     ncm = methods.make("ncm", np.bincount(features.labels), {"kind": "raw"})
-    chunk = engine.Chunk((job._replace(method=ncm),), sharding.padded_size(1))
+    chunk = chunks.Chunk((job._replace(method=ncm),), sharding.padded_size(1))
     found = []
     for given, plain in ((features, None), (crops, lambda: features), (crops, None)):
         ((_, (fit,)),) = engine.fit_heads([chunk], given, 16, GIB, lambda _: 0, plain)
@@ -189,10 +189,10 @@ def test_one_program_for_a_whole_grid():
     others = jobs([0.6, 0.7], seed=1, epochs=3)[0]
     other = others[0]._replace(run="decay", sgd=SGD._replace(decay=0.0))
     several += [*others, other]
-    chunks = engine.plan_chunks(several, 16, GIB)
-    assert [len(chunk.jobs) for chunk in chunks] == [3, 3]
-    assert engine.count_programs(chunks) == 1
-    fit = engine.make_fit(*engine._program(several[0]))
+    planned = chunks.plan_chunks(several, 16, GIB)
+    assert [len(chunk.jobs) for chunk in planned] == [3, 3]
+    assert chunks.count_programs(planned) == 1
+    fit = engine.make_fit(*chunks.program_of(several[0]))
     fit.clear_cache()
     assert len(fitted(several, features)) == 6
     assert fit._cache_size() == 1
@@ -200,23 +200,37 @@ def test_one_program_for_a_whole_grid():
 
 def test_less_memory_means_more_chunks_and_the_same_heads():
     several, features = jobs([0.1, 0.3, 0.5, 0.7, 0.9])
-    one = 4 * engine.ARRAYS_PER_HEAD * (8 * 5 + 5 + 16 * 5)
+    one = 4 * chunks.ARRAYS_PER_HEAD * (8 * 5 + 5 + 16 * 5)
     devices = jax.local_device_count()
-    chunks = engine.plan_chunks(several, 16, 1.5 * one)
-    assert {chunk.width for chunk in chunks} == {devices}
-    assert sum(len(chunk.jobs) for chunk in chunks) == 5
+    planned = chunks.plan_chunks(several, 16, 1.5 * one)
+    assert {chunk.width for chunk in planned} == {devices}
+    assert sum(len(chunk.jobs) for chunk in planned) == 5
     together, apart = fitted(several, features), fitted(several, features, 1.5 * one)
     for job in several:
         assert_close(apart[job.run], together[job.run])
 
 
 def test_on_a_cpu_a_grid_is_cut_into_chunks_that_fit_the_caches():
-    most = engine.HEADS_PER_CPU * jax.local_device_count()
+    most = chunks.HEADS_PER_CPU * jax.local_device_count()
     grid = [i / (10 * most) for i in range(3 * most)]
     several, _ = jobs(grid)
-    chunks = engine.plan_chunks([*several, *jobs([0.5], seed=1)[0]], 16, GIB)
-    assert [len(chunk.jobs) for chunk in chunks] == [most, most, most, 1]
-    assert {chunk.width for chunk in chunks} == {most}
+    planned = chunks.plan_chunks([*several, *jobs([0.5], seed=1)[0]], 16, GIB)
+    assert [len(chunk.jobs) for chunk in planned] == [most, most, most, 1]
+    assert {chunk.width for chunk in planned} == {most}
+
+
+def test_a_small_group_gets_its_own_program_where_padding_costs_more(monkeypatch):
+    """The work of four heads that only fill up a chunk, and one less than that."""
+    several, _ = jobs([0.1, 0.2, 0.3, 0.4, 0.5])
+    small = jobs([0.6], seed=1)[0]
+    one = several[0]
+    missing = -len(small) % sharding.padded_size(len(several))
+    padding = missing * 4 * 16 * len(one.rates) * one.start["kernel"].size
+    for limit, programs in ((padding, 1), (padding - 1, 2)):
+        monkeypatch.setattr(chunks, "COMPILATION", limit)
+        planned = chunks.plan_chunks([*small, *several], 16, GIB)
+        assert [len(chunk.jobs) for chunk in planned] == [5, 1]
+        assert chunks.count_programs(planned) == programs
 
 
 def test_features_that_do_not_fit_are_streamed(monkeypatch):
@@ -226,9 +240,9 @@ def test_features_that_do_not_fit_are_streamed(monkeypatch):
     features = features._replace(values=values)
     held = fitted(several, features)
     assert not engine.fits_in_memory(features, 100)
-    chunks = engine.plan_chunks(several, 16, GIB)
+    planned = chunks.plan_chunks(several, 16, GIB)
     monkeypatch.setattr(engine, "_held_pieces", None)  # would fail if it were used
-    for chunk, fits in engine.fit_heads(chunks, features, 16, 100, lambda _: None):
+    for chunk, fits in engine.fit_heads(planned, features, 16, 100, lambda _: None):
         for job, fit in zip(chunk.jobs, fits, strict=True):
             assert_close(fit, held[job.run])
 
