@@ -119,7 +119,6 @@ class Worker:
         env = {k: v for k, v in os.environ.items() if k != "NPROC"}
         if devices > 1:
             env["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
-            env["NPROC"] = "16"  # with a thread per core, their collectives dead-lock
         self._process = subprocess.Popen(
             [python, script, *map(str, words)],
             env=env,

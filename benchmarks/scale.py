@@ -9,12 +9,13 @@ Checks that everything fits into memory, and how long it takes:
 - `stage1`: some training steps of ResNet-10 at 64 px with a head of all classes;
 - `features`: a file of all features, synthetic, in bfloat16, written block by block;
 - `heads`: stage 2 on that file, read during the steps, with 0.5 GiB for features:
-  some steps of one head and of several, and nearest class mean over all examples.
+  a whole epoch of one head, some steps of one and of several, and nearest class mean
+  over all examples.
 
 Each runs in a separate process. `cpu` in a name means CPU time of all cores, which
 depends less on other work on the machine. `anonymous_gib` is the peak memory without
-mapped files, which the system may drop. For stages 1 and 2 some steps are measured,
-after the first ones, and **extrapolated** to an epoch: keys with the suffix
+mapped files, which the system may drop. For stage 1 and several heads some steps are
+measured, after the first ones, and **extrapolated** to an epoch: keys with the suffix
 `_extrapolated`. `--quick` uses 500 classes and 128 features.
 
 The class counts are synthetic. The ends (1,000 and 2), the number of classes and the
@@ -305,7 +306,9 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             ):
                 fitted["head"] = fits[0].head
 
-        # An epoch takes too long here: stop after some steps.
+        if number == 1:
+            found["epoch_seconds"] = seconds(run)  # compilation included
+        # An epoch of several heads takes too long here: stop after some steps.
         plan = samplers.plan
         samplers.plan = lambda *given: whole[: size.steps]
         try:
@@ -317,7 +320,8 @@ def fit(size: Size, folder: Path) -> dict[str, Any]:
             samplers.plan = plan
         found[f"step_seconds_{number}"] = each
         found[f"step_cpu_seconds_{number}"] = used / size.steps
-        found[f"epoch_hours_{number}_extrapolated"] = each * len(whole) / 3600
+        if number > 1:
+            found[f"epoch_hours_{number}_extrapolated"] = each * len(whole) / 3600
     found["marginal_head"] = (
         found[f"step_seconds_{size.heads}"] - found["step_seconds_1"]
     ) / ((size.heads - 1) * found["step_seconds_1"])

@@ -192,6 +192,7 @@ def extract(network: Any, dataset: Any) -> Any:
         augment=network.augment,
         eval_batch=500,
         log=Logger(Path(), enabled=False),
+        log_seconds=60.0,
         stop_requested=lambda: "",
     )
     return plain_features(task, Weights(network.params, network.stats), dataset)
