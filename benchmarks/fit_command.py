@@ -5,8 +5,9 @@
 Per split: a long-tailed subset of train.npz with its classes in random order, a fifth
 of each class held out to choose on, and the principal axes of the training features.
 `fit` gets the three sets as they are. scikit-learn chooses C on the same held-out
-examples. For both there is a second fit at the chosen values, on training and held-out
-examples. Figures are balanced accuracies on test.npz. FOLDER/report.json keeps those of
+examples; `fit` too, with --config.eval.folds=0 after --. For both there is a second fit
+at the chosen values, on training and held-out examples. With folds, `fit` has that one
+alone. Figures are balanced accuracies on test.npz. FOLDER/report.json keeps those of
 every seed so far.
 """
 
@@ -89,12 +90,10 @@ def by_fit(sets, folder, flags):
     methods = {
         name: found["balanced"]["mean"] for name, found in result["methods"].items()
     }
-    name = "stage1" if best["method"] == "none" else best["method"]
-    (file,) = (run / "refit/checkpoints" / name).glob("*/outcome.json")
-    again = json.loads(file.read_text())["metrics"]["balanced"]
     return {
         "lt-jax fit": methods[best["method"]],
-        "lt-jax fit, all": again,
+        "lt-jax fit, all": best["test"]["balanced"],
+        "folds": best["folds"],
         "method": best["method"],
         "hyper": best["hyper"],
         "methods": methods,

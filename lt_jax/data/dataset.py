@@ -52,7 +52,8 @@ class Dataset:
     read: Callable[[np.ndarray], np.ndarray]
     # For photographs only, which do not fit in memory as pixels; see images/photos.py.
     decoder: Decoder | None = None
-    at_size: Callable[[int, int], Dataset] | None = None  # by size, resize of options
+    # By size and resize of the options, and interpolation.
+    at_size: Callable[[int, int, str], Dataset] | None = None
 
     @property
     def class_counts(self) -> np.ndarray:
@@ -84,7 +85,7 @@ class Dataset:
             ids=self.ids[indices],
             read=lambda rows: self.read(indices[rows]),
             decoder=decoder,
-            at_size=at_size and (lambda *sizes: at_size(*sizes).take(indices)),
+            at_size=at_size and (lambda *looks: at_size(*looks).take(indices)),
         )
 
     def in_memory(self) -> Dataset:

@@ -112,7 +112,7 @@ def _torch(options: Options, data: DataConfig) -> Backbone:
     recipe = None
     if data.size and data.resize:
         colours = data.mean, data.std
-        recipe = Recipe(colours, data.size, data.resize, "linear", "unknown", "")
+        recipe = Recipe(colours, data.size, data.resize, "", "unknown", "")
     loaded = torch_backbones.load(options.model, options.dtype, options.size, recipe)
 
     mean, std = (np.asarray(v, np.float32) for v in loaded.recipe.colours)

@@ -21,10 +21,10 @@ import numpy as np
 from lt_jax.data import arrays, catalogue
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.data.dataset import Dataset
-from lt_jax.data.images.decode import resized
+from lt_jax.data.images.decode import FILTERS, resized
 from lt_jax.data.loader import DecodeErrors
 from lt_jax.distributed.interrupt import EXIT_CODES, catch_signals
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, one_of
 from lt_jax.experiment import backbones, results
 from lt_jax.experiment.backbones import Options
 from lt_jax.experiment.config import UserConfig, as_dict, from_json, resolve
@@ -70,7 +70,9 @@ def write_features(
         looks |= {"size": size, "resize": resize}
     c = dataclasses.replace(c, data=dataclasses.replace(c.data, **looks))
     c = resolve(as_dict(c))  # checks the size
-    datasets = {n: _resized(data, size, resize) for n, data in datasets.items()}
+    if how := recipe.interpolation:
+        one_of("interpolation", how, FILTERS)
+    datasets = {n: _resized(data, size, resize, how) for n, data in datasets.items()}
     views = ("plain", "mirror") if options.mirror else ("plain",)
     request = jsonable(
         {
@@ -78,7 +80,7 @@ def write_features(
             **backbone.notes,
             "dtype": options.dtype,
             "views": views,
-            "images": {**looks, "size": size, "resize": resize},
+            "images": looks | {"size": size, "resize": resize, "interpolation": how},
             "data": {"name": c.data.name, **{n: d.hash for n, d in datasets.items()}},
         }
     )
@@ -125,7 +127,10 @@ REQUEST: Schema = {
     "dtype": str,
     "views": [str, 1],
     "weights": dict,
-    "images": {"mean": [float, 3], "std": [float, 3], "size": SIDE, "resize?": SIDE},
+    "images": {
+        **{"mean": [float, 3], "std": [float, 3], "size": SIDE, "resize?": SIDE},
+        "interpolation?": {"", *FILTERS},
+    },
 }
 # And ``source_images``.
 IMAGES: Schema = {
@@ -169,15 +174,15 @@ def _check_colours(dataset: Dataset) -> None:
         )
 
 
-def _resized(dataset: Dataset, size: int, resize: int) -> Dataset:
+def _resized(dataset: Dataset, size: int, resize: int, how: str) -> Dataset:
     """Resize the images of a dataset to the side that a backbone takes."""
     if dataset.at_size is not None:
-        return dataset.at_size(size, resize)
+        return dataset.at_size(size, resize, how)
     read = dataset.read
     return dataclasses.replace(
         dataset,
         shape=(size, size, 3),
-        read=lambda rows: np.stack([resized(image, size) for image in read(rows)]),
+        read=lambda rows: np.stack([resized(image, size, how) for image in read(rows)]),
     )
 
 

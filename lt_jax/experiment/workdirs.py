@@ -114,7 +114,11 @@ def _read(path: Path, label: str) -> Run:
             f"no finished fits in {path}: there is no outcome.json in its checkpoints. "
             "Run the same command again: it resumes"
         )
-    every = itertools.chain(stage1, *fits.values(), *fixed.values())
+    best, again = result.get("recommended") or {}, {}
+    if best.get("refit") and (name := best["method"]) in ("none", *fits):  # no path
+        folder = "stage1" if name == "none" else name
+        again[name] = results.outcomes(path / results.REFIT, folder)
+    every = itertools.chain(stage1, *fits.values(), *fixed.values(), *again.values())
     if len(sizes := {len(one["per_class"]["class"]) for one in every}) > 1:
         raise InputError(
             f"the fits in {path} have {' and '.join(map(str, sorted(sizes)))} classes: "
@@ -122,11 +126,6 @@ def _read(path: Path, label: str) -> Run:
         )
     order = [*result["methods"], *sorted(fits)]  # as in the table, then the rest
     first = {"none": stage1} if stage1 else {}
-    best = result.get("recommended") or {}
-    again = {}
-    if best.get("refit"):
-        folder = "stage1" if best["method"] == "none" else best["method"]
-        again = {best["method"]: results.outcomes(path / results.REFIT, folder)}
     return Run(
         path=path,
         label=label,

@@ -161,7 +161,9 @@ def _images(paths: Sequence[Path], channels: int, note: dict[str, Any]) -> Examp
     else:
         view = PhotoOptions(size[0], resize, (1.0, 1.0), (1.0, 1.0), 0.0)
         labels, classes = np.zeros(len(paths), np.int32), tuple(note["classes"])
-        read = photographs("", classes, labels, ids, encoded, view).read
+        how = note["images"].get("interpolation", "")
+        given = "", classes, labels, ids, encoded, view
+        read = photographs(*given, interpolation=how).read
     for first in range(0, len(paths), BATCH):
         rows = np.arange(first, min(first + BATCH, len(paths)))
         yield ids[rows].tolist(), read(rows)

@@ -21,6 +21,7 @@ from jax import export
 from lt_jax import files, models, trees
 from lt_jax.data import catalogue
 from lt_jax.data.augment.transforms import Augment, normalise
+from lt_jax.data.images.decode import FILTERS
 from lt_jax.errors import InputError, brief, one_of
 from lt_jax.experiment import extraction, results, weights
 from lt_jax.experiment.config import workdir_config
@@ -43,7 +44,13 @@ NOTE: files.Schema = {
     "classes": [str],
     "sha256?": str,
     "temperature?": float,
-    "images": ({"size": [SIDE, 2], "resize": (SIDE, None), "flip": bool}, None),
+    "images": (
+        {
+            **{"size": [SIDE, 2], "resize": (SIDE, None), "flip": bool},
+            "interpolation?": {"", *FILTERS},
+        },
+        None,
+    ),
 }
 REMEDY = "Convert the workdir again: `lt-jax convert WORKDIR FILE.stablehlo`"
 
@@ -62,7 +69,7 @@ class Finished(NamedTuple):
     dataset: str = ""
     augment: Augment | None = None
     # How an image becomes pixels: ``size`` [H, W], ``resize`` of photographs before the
-    # centre crop, ``flip``. None for features.
+    # centre crop, ``flip``, perhaps ``interpolation``. None for features.
     images: dict[str, Any] | None = None
 
 
@@ -176,6 +183,7 @@ def images_of(request: dict[str, Any]) -> dict[str, Any]:
         "size": [looks["size"]] * 2,
         "resize": max(looks.get("resize", 0), looks["size"]),
         "flip": "mirror" in request["views"],
+        "interpolation": looks.get("interpolation", ""),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -14,6 +15,7 @@ import pytest
 from made_photos import VIEW, dataset, encoded, scene
 from PIL import EpsImagePlugin, Image, ImageCms, ImageOps
 
+from lt_jax.data.images import crops
 from lt_jax.data.images import decode as decoding
 from lt_jax.data.images.decode import (
     Undecodable,
@@ -44,6 +46,20 @@ def oracle(image: Image.Image, where, size: int) -> np.ndarray:
         ),
         np.float64,
     )
+
+
+@pytest.mark.parametrize("how", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("sides", [(90, 61), (40, 30), (300, 401)], ids=str)
+def test_a_filter_of_pillow_gives_the_pixels_of_torchvision(how, sides):
+    """Resize(36) and CenterCrop(32)."""
+    data = encoded(scene(*sides, seed=3))
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    w, h = (36 * side // min(sides) for side in sides)
+    image = image.resize((w, h), decoding.FILTERS[how])
+    left, top = round((w - 32) / 2), round((h - 32) / 2)
+    expected = np.asarray(image.crop((left, top, left + 32, top + 32)))
+    centre = functools.partial(crops.centre_box, size=32, resize=36)
+    np.testing.assert_array_equal(decode(data, centre, 32, how), expected)
 
 
 def away(found: np.ndarray, expected: np.ndarray) -> float:

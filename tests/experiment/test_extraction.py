@@ -11,6 +11,7 @@ import timm_library
 import tiny_photos
 import tiny_vit
 from flax import traverse_util
+from PIL import Image
 
 from lt_jax import models
 from lt_jax.cli.main import main
@@ -69,7 +70,10 @@ def test_features_of_photographs(photos, net, tmp_path, capsys):
     module = models.create(tiny_vit.NAME)
     leaves = load.backbone(load.find(str(net)), tiny_vit.NAME, module, 3)
     params = traverse_util.unflatten_dict(leaves, sep="/")["params"]
-    for split, dataset in (("train", full), ("val", valid), ("test", test)):
+    parts = (("train", full), ("val", valid), ("test", test))
+    for split, dataset in (
+        (name, part.at_size(8, 8, "bicubic")) for name, part in parts
+    ):
         order = np.argsort(dataset.ids) if split == "train" else np.arange(3)
         images = (dataset.read(order) / np.float32(255) - 0.5) / np.float32(0.2)
         views = [
@@ -141,10 +145,12 @@ def test_small_images_are_resized():
     images = np.random.default_rng(0).integers(0, 255, (2, 32, 32, 3)).astype(np.uint8)
     ids, labels = np.array(["a", "b"]), np.zeros(2, np.int32)
     one = Dataset("x", ("k",), labels, ids, (32, 32, 3), lambda rows: images[rows])
-    small = extraction._resized(one, 8, 8)
-    assert small.shape == (8, 8, 3)
-    read = small.read(np.array([1]))
-    np.testing.assert_array_equal(read[0], resized(images[1], 8))
+    by_pillow = Image.fromarray(images[1]).resize((8, 8), Image.Resampling.BICUBIC)
+    for how, expected in (("", resized(images[1], 8)), ("bicubic", by_pillow)):
+        small = extraction._resized(one, 8, 8, how)
+        assert small.shape == (8, 8, 3)
+        read = small.read(np.array([1]))
+        np.testing.assert_array_equal(read[0], np.asarray(expected))
 
 
 def test_a_damaged_part_is_named(tmp_path):

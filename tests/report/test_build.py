@@ -343,6 +343,18 @@ def test_page_states_the_command_and_what_is_newer(tmp_path: Path, monkeypatch):
     assert "run: validation recommends los; few; by balanced, LOS" in text
 
 
+def test_a_result_cannot_name_another_folder(tmp_path: Path):
+    made.write(tmp_path / "run/refit", fits(), made.config({}))
+    folder = made.write(tmp_path / "run", fits(), made.config({}))
+    result = json.loads((folder / "result.json").read_text())
+    for method, found in {"los": 1, "../checkpoints/los": 0}.items():
+        best = {"method": method, "fit": "los/0.0", "refit": True}
+        text = json.dumps({**result, "recommended": best})
+        (folder / "result.json").write_text(text)
+        (run,) = workdirs.read([folder])
+        assert len(run.refit) == found
+
+
 # Missing data.
 
 

@@ -50,6 +50,8 @@ TURNS = {
 SCALES = (8, 4, 2, 1)  # divisors of the side; the decoder's other scales are slow
 MIN_SIDE = 16  # pixels; below this, simplejpeg chooses other scales
 XMP = b"http://ns.adobe.com/xap/"
+# Pillow's filters for a resize, as recipes of pre-trained networks name them.
+FILTERS = {each.name.lower(): each for each in Image.Resampling}
 
 
 class Undecodable(Exception):
@@ -100,7 +102,10 @@ def decode_all(data: bytes | Undecodable) -> np.ndarray:
 
 
 def decode(
-    data: bytes | Undecodable, box_of: Callable[[int, int], Box], size: int
+    data: bytes | Undecodable,
+    box_of: Callable[[int, int], Box],
+    size: int,
+    interpolation: str = "",
 ) -> np.ndarray:
     """Decode a box of a photograph and resize it to uint8[size, size, 3], not aliased.
 
@@ -108,9 +113,18 @@ def decode(
     exact to half a pixel of the decoded scale. Of an animation, the first frame is
     decoded. A truncated JPEG is undecodable even if the box is in the part that exists.
     A JPEG with damaged content may give wrong pixels, as with any decoder.
+    ``interpolation``, a key of ``FILTERS``, decodes and resizes the photograph whole by
+    Pillow, to the pixels of torchvision's and timm's transforms; "" is faster.
     """
     if isinstance(data, Undecodable):
         raise data
+    if interpolation:
+        image = Image.fromarray(decode_all(data))
+        x, y, w, h = box_of(*image.size)
+        full = round(image.width * size / w), round(image.height * size / h)
+        left, top = round(x * size / w), round(y * size / h)
+        image = image.resize(full, FILTERS[interpolation])
+        return np.asarray(image.crop((left, top, left + size, top + size)))
     if (header := jpeg_header(data)) is not None:
         with contextlib.suppress(ValueError):  # Pillow has better error messages
             return _from_jpeg(data, header, box_of, size)
@@ -164,14 +178,19 @@ def jpeg_header(data: bytes) -> Header | None:
     return Header(width, height, lowered, orientation or 1)
 
 
-def resized(pixels: np.ndarray, size: int) -> np.ndarray:
+def resized(pixels: np.ndarray, size: int, interpolation: str = "") -> np.ndarray:
     """Resize uint8[h, w, 3] to uint8[size, size, 3], smoothing as much as it shrinks.
+
+    ``interpolation`` is a key of ``FILTERS``; "" is faster and linear.
 
     To shrink by r, Pillow's linear resize convolves with a triangle of variance
     r^2 / 6, OpenCV's with one of 1 / 6. A filter first adds the difference, in 3 taps
     up to r = 2 and 5 up to r = 3. This aliases less than area averaging and is several
     times faster; above 3, area averaging is used.
     """
+    if interpolation:
+        image = Image.fromarray(pixels)
+        return np.asarray(image.resize((size, size), FILTERS[interpolation]))
     cv2 = opencv()
     height, width = pixels.shape[:2]
     ratio = max(width, height) / size

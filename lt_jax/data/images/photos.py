@@ -78,11 +78,13 @@ def photographs(
     ids: np.ndarray,
     encoded: Encoded,
     options: PhotoOptions,
+    interpolation: str = "",
 ) -> Dataset:
     """Make a dataset of photographs that are decoded on every read.
 
     ``Dataset.read`` returns centre crops; an undecodable image raises InputError.
-    ``load_batches`` also makes random crops, and masks undecodable images.
+    ``load_batches`` also makes random crops, and masks undecodable images. For
+    ``interpolation`` see ``decode``.
     """
     size, resize, scale, ratio = options[:4]
     centre = functools.partial(crops.centre_box, size=size, resize=resize)
@@ -101,7 +103,7 @@ def photographs(
             if numbers is not None:
                 box_of = functools.partial(random, numbers=numbers[i])
             try:
-                out[i][...] = decode(data, box_of, size)
+                out[i][...] = decode(data, box_of, size, interpolation)
                 reasons.append("")
             except Undecodable as error:
                 out[i][...] = 0
@@ -116,11 +118,13 @@ def photographs(
         return images
 
     looks = {"size": size, "resize": resize, "scale": [*scale], "ratio": [*ratio]}
+    looks |= {"interpolation": interpolation} if interpolation else {}
     decoder = Decoder(fill, crops.NUMBERS, options.workers, options.broken, looks)
 
-    def at_size(size: int, resize: int) -> Dataset:
+    def at_size(size: int, resize: int, interpolation: str) -> Dataset:
         other = options._replace(size=size, resize=resize)
-        return photographs(name, classes, labels, ids, encoded, other)
+        given = name, classes, labels, ids, encoded, other
+        return photographs(*given, interpolation=interpolation)
 
     shape = size, size, 3
     loaded = Dataset(name, classes, labels, ids, shape, read)
