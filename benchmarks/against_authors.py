@@ -75,7 +75,7 @@ class Jax:
         from lt_jax import heads, losses, trees
         from lt_jax.data.augment.transforms import Augment
         from lt_jax.distributed import sharding
-        from lt_jax.experiment import weights
+        from lt_jax.experiment import stored
         from lt_jax.pretrained import torch_names
         from lt_jax.training import optim, steps
 
@@ -83,7 +83,7 @@ class Jax:
         self.shard, self.splits = sharding.shard_batch, splits
         num_classes = len(splits.full_class_counts)
         backbone = parts.network(net, NETS[net])
-        like = weights.blank(backbone, heads.linear, splits.train.shape, num_classes)
+        like = stored.blank(backbone, heads.linear, splits.train.shape, num_classes)
         found = torch_names.from_torch(state, trees.leaves(like._asdict()))
         leaves = {name: jnp.asarray(leaf) for name, leaf in found.leaves.items()}
         params, stats = trees.rebuild(like, leaves)

@@ -188,7 +188,7 @@ def all_methods(data, groups, seeds, settings):
 
 def of_stage1(workdir, file):
     """Write the features of a stage 1 on all images of CIFAR-100, and its head."""
-    from lt_jax.experiment import weights
+    from lt_jax.experiment import stored
     from lt_jax.experiment.config import workdir_config
     from lt_jax.experiment.session import make_task
     from lt_jax.experiment.splits import load_splits
@@ -196,8 +196,8 @@ def of_stage1(workdir, file):
     c = workdir_config(workdir)
     splits, groups = load_splits(c)
     task = make_task(c, splits, groups)
-    (source,) = weights.finished(workdir)[:1]
-    _, network = weights.load_fit(source, task.backbone, splits.train.shape, 100)
+    (source,) = stored.stage1(workdir)[:1]
+    _, network = stored.load_fit(source, task.backbone, splits.train.shape, 100)
     whole = dataclasses.replace(c, data=dataclasses.replace(c.data, imbalance=1.0))
     everything, _ = load_splits(whole)
     rest = everything.train

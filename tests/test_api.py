@@ -16,7 +16,7 @@ import lt_jax
 from lt_jax import Recipe, api, evaluate, fit_head, fit_heads, methods, recipes
 from lt_jax.errors import InputError
 from lt_jax.experiment import stages
-from lt_jax.export import stablehlo
+from lt_jax.export import fits
 from lt_jax.retraining.features import standardise
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +29,7 @@ def test_heads_equal_those_of_retrain(tmp_path):
     folder = write(tmp_path / "f")
     stages.retrain(config(folder, data__valid=0.0), tmp_path / "run")
     kept = {
-        name: stablehlo.finished(tmp_path / "run", name, seeds)
+        name: fits.finished(tmp_path / "run", name, seeds)
         for name, seeds in {"stage1": "", "los": "0.1", "ce": "0.1"}.items()
     }
     features, labels = (

@@ -16,7 +16,7 @@ from lt_jax import api, heads, losses, methods, metrics, models, samplers, trees
 from lt_jax.data.augment import transforms as augmentation
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.distributed import sharding
-from lt_jax.experiment import weights
+from lt_jax.experiment import stored
 from lt_jax.heads import linear
 from lt_jax.pretrained import torch_names
 from lt_jax.training import inference, optim, steps
@@ -39,7 +39,7 @@ def nets():
 
 def taken(theirs, nets, backbone, num_classes, dtype=np.float32):
     """Convert a torch network to our params and batch_stats."""
-    like = weights.blank(backbone, linear, (32, 32, 3), num_classes)
+    like = stored.blank(backbone, linear, (32, 32, 3), num_classes)
     found = torch_names.from_torch(nets.state(theirs), trees.leaves(like._asdict()))
     values = {name: jnp.asarray(leaf, dtype) for name, leaf in found.leaves.items()}
     return trees.rebuild(like, values)

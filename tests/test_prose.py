@@ -41,6 +41,7 @@ CHECKED = (
     "lt_jax/report/*.css",
     "lt_jax/report/*.js",
     "lt_jax/report/*.toml",
+    "lt_jax/cli/*.toml",
     "configs/*.py",
     "launch/*",
     "benchmarks/*.py",

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from lt_jax import models, trees
-from lt_jax.experiment import weights
+from lt_jax.experiment import stored
 from lt_jax.heads import linear
 from lt_jax.pretrained import torch_names
 
@@ -40,7 +40,7 @@ def register(monkeypatch: pytest.MonkeyPatch) -> None:
 def drawn(channels: int = 3) -> dict[str, np.ndarray]:
     """Random leaves of the network with a head of seven classes."""
     rng = np.random.default_rng(0)
-    like = weights.blank(models.create(NAME), linear, (SIDE, SIDE, channels), 7)
+    like = stored.blank(models.create(NAME), linear, (SIDE, SIDE, channels), 7)
 
     def draw(leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         return rng.normal(size=leaf.shape).astype(np.float32)

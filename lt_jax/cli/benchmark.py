@@ -29,7 +29,8 @@ from lt_jax.experiment.session import Session, open_session
 from lt_jax.experiment.stages import first_stage
 from lt_jax.files import as_json, write
 from lt_jax.training import steps
-from lt_jax.training.loop import Stage, epoch_plan, evaluate, step_inputs, step_spec
+from lt_jax.training.loop import evaluate
+from lt_jax.training.stage import Stage, epoch_plan, step_inputs, step_spec
 from lt_jax.types import Batch, Weights
 
 LEAST = 3  # calls per measurement

@@ -19,7 +19,7 @@ from lt_jax.pretrained import load as pretrained
 from lt_jax.pretrained import torch_backbones
 from lt_jax.pretrained.table import TABLE, Recipe
 from lt_jax.retraining.features import Request, extract
-from lt_jax.training.loop import Task
+from lt_jax.training.stage import Task
 from lt_jax.types import Weights
 
 

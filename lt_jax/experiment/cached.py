@@ -26,8 +26,8 @@ from lt_jax.retraining import engine, features
 from lt_jax.retraining.chunks import HeadJob, count_programs, plan_chunks
 from lt_jax.retraining.engine import HeadFit
 from lt_jax.training.log import Bar, duration
-from lt_jax.training.loop import FitResult
 from lt_jax.training.optim import Sgd
+from lt_jax.training.stage import FitResult
 from lt_jax.types import Params, Weights
 
 

@@ -10,10 +10,10 @@ import numpy as np
 from lt_jax import metrics
 from lt_jax.distributed import processes
 from lt_jax.errors import InputError
-from lt_jax.experiment import results, sweep, weights
+from lt_jax.experiment import result_json, results, stored, sweep
 from lt_jax.experiment.config import UserConfig
 from lt_jax.experiment.session import Session, open_session, workdir_lock
-from lt_jax.experiment.weights import Source
+from lt_jax.experiment.stored import Source
 from lt_jax.training.loop import evaluate
 
 
@@ -32,7 +32,7 @@ def evaluate_all(
       test set as ``refit/los/0.2``. ``lowest``, for fits only, holds the
       names and accuracies of the three least accurate classes that have examples.
     """
-    weights.finished(workdir)
+    stored.stage1(workdir)
     with open_session(config, workdir, writes=False) as session:
         task = session.task
         dataset = getattr(task.splits, split)
@@ -47,7 +47,7 @@ def evaluate_all(
         found = {}
         sizes = task.splits.train.shape, len(task.splits.full_class_counts)
         for title, source in fits.items():
-            head, network = weights.load_fit(source, task.backbone, *sizes)
+            head, network = stored.load_fit(source, task.backbone, *sizes)
             tally = evaluate(task, head, network, dataset)
             accuracy = metrics.per_class(tally)["accuracy"]
             order = np.argsort(accuracy, kind="stable")[:3]  # nan comes last
@@ -66,13 +66,13 @@ def _fits(session: Session, split: str) -> dict[str, Source]:
     """Find the fits to evaluate, by title, and check all their outcomes."""
     workdir, names = session.workdir, session.config.method.names
     kinds = [f"{kind}{name}" for kind in ("", "chosen/", "fixed/") for name in names]
-    fits = {s.title: s for s in weights.fits(workdir, ["stage1", *kinds])}
+    fits = {s.title: s for s in stored.fits(workdir, ["stage1", *kinds])}
     folder = workdir / results.REFIT
     if split == "test" and folder.is_dir():  # it has seen the others
-        best = processes.from_process_zero(lambda: results.recommended(workdir))
+        best = processes.from_process_zero(lambda: result_json.recommended(workdir))
         if best.get("refit"):
-            source = weights.find(folder, [best["method"]])
+            source = stored.find(folder, [best["method"]])
             fits[f"{results.REFIT}/{source.title}"] = source
     for source in fits.values():
-        weights.head_of(source)
+        stored.head_of(source)
     return fits

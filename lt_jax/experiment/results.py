@@ -1,14 +1,13 @@
-"""The files of a workdir, read and written here alone, apart from checkpoints.
+"""Outcomes of fits and rows of sweeps, read and written here alone.
 
     config.json                        resolved config
     checkpoints/METHOD/SEEDS/outcome.json  a finished fit: metrics, hyperparameters
     sweep/SEED/CHUNK/rows.json         finished heads of a sweep
-    result.json                        metrics of all methods over seeds
+    result.json                        metrics of all methods: ``result_json.py``
     refit/checkpoints/                 the recommended head, fitted on all examples
     report/table.md, per_class.csv     the same as text; every class of every fit
 
-``result.json`` is gathered from the outcomes. A run that was stopped and resumed, or
-split over several commands, therefore gives the same result.
+These are the files of a workdir, apart from checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
-import math
 import platform
 import shlex
 import subprocess
@@ -30,16 +28,15 @@ import numpy as np
 
 from lt_jax import files, metrics
 from lt_jax._version import __version__
-from lt_jax.distributed import processes, sharding
+from lt_jax.distributed import processes
 from lt_jax.errors import InputError
-from lt_jax.experiment import tables
-from lt_jax.experiment.schemas import ACCURACIES, MEASURED, OUTCOME, RESULT, ROWS
-from lt_jax.files import Schema, jsonable, read_json, sealed_json
+from lt_jax.experiment.schemas import MEASURED, OUTCOME, ROWS
+from lt_jax.files import Schema, read_json, sealed_json
 from lt_jax.heads import effective_norms
 from lt_jax.metrics import Tally
-from lt_jax.retraining.selection import number, recommend, spread
+from lt_jax.retraining.selection import number, spread
 from lt_jax.training import checkpoint
-from lt_jax.training.loop import FitResult, Task
+from lt_jax.training.stage import FitResult, Task
 from lt_jax.types import Params
 
 REFIT = "refit"  # folder of a workdir with the head that `method.refit` fits
@@ -49,8 +46,6 @@ PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("tensorflow-datasets", "ml-collections", "numpy"),
 )
-
-SPEEDS = ("seconds", "images_per_second")  # of a fit
 
 REMEDY = "Delete it and rerun the command that wrote it, which computes it again"
 
@@ -203,6 +198,12 @@ def _read(
         return None
 
 
+def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
+    """Make the entry of a metric: mean, sample standard deviation and values."""
+    mean, std = spread(values)
+    return {"mean": mean, "std": std, "values": [*map(number, values)]}
+
+
 # Rows of a sweep.
 
 
@@ -227,163 +228,6 @@ def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[Sto
     return list(found.values())
 
 
-# result.json
-
-
-def build(
-    workdir: Path,
-    dataset: dict[str, Any],
-    protocol: dict[str, Any],
-    methods: dict[str, dict[str, Any]],
-    folder: str = "",
-    *,
-    counts: np.ndarray,
-    **chooses: Any,
-) -> dict[str, Any]:
-    """Gather the content of ``result.json`` from the outcomes in a workdir.
-
-    ``methods`` are the hyperparameters by method, in the order of the table. Their
-    outcomes are in ``folder``: "", ``chosen/`` or ``fixed/``.
-    ``counts`` are the validation images per class, int[K]; ``chooses`` are ``folds``,
-    and ``metric`` and ``margin`` of ``selection.recommend``.
-    """
-    methods = {"none": {}, **methods}
-    fits = {name: _fits(workdir, folder, name, methods[name]) for name in methods}
-    stage1 = fits["none"]
-    return {
-        "recommended": _recommend(fits, folder, counts, **chooses),
-        "dataset": dataset,
-        "protocol": {
-            **protocol,
-            # [of stage 1] or [of stage 1, of stage 2] for each value.
-            "seeds": [run["seeds"] for run in max(fits.values(), key=len)],
-        },
-        "stage1": {
-            "epochs": stage1[0]["epochs"] if stage1 else None,
-            **{k: over_seeds([o[k] for o in stage1]) for k in SPEEDS},
-        },
-        "methods": {
-            name: {
-                **_nested([run["metrics"] for run in runs]),
-                "hyper": methods[name],
-                "seconds": over_seeds([run["seconds"] for run in runs]),
-            }
-            for name, runs in fits.items()
-            if runs or name == "none"
-        },
-        "versions": versions(),
-        "device": sharding.device_name(),
-    }
-
-
-def _recommend(
-    fits: dict[str, list[Outcome]],
-    folder: str,
-    counts: np.ndarray,
-    *,
-    metric: str,
-    margin: float,
-    folds: int,
-) -> dict[str, Any] | None:
-    """Recommend a fit of the table; None if no fit was measured on validation."""
-    rows = [
-        {"method": name, "hyper": {}, "seeds": o["seeds"], "metrics": {"valid": valid}}
-        for name, runs in fits.items()
-        for o in runs
-        if (valid := o.get("valid"))
-    ]
-    if not rows:
-        return None
-    untouched, _ = spread([(o.get("valid") or {}).get("all") for o in fits["none"]])
-    found = recommend(
-        rows,
-        counts,
-        chosen={name: {} for name in fits},
-        untouched=untouched if math.isfinite(untouched) else None,
-        metric=metric,
-        margin=margin,
-    )
-    best = fits[found.method][0]
-    seeds = ".".join(map(str, best["seeds"]))
-    name = "stage1" if found.method == "none" else f"{folder}{found.method}"
-    return {
-        **found._asdict(),
-        "hyper": best["hyper"],
-        "fit": f"{name}/{seeds}",
-        "by": metric,
-        "folds": folds,
-        "test": on_test(best),
-    }
-
-
-def on_test(outcome: Outcome) -> dict[str, float]:
-    """Make ``recommended.test``: what the head that `predict` uses has on test."""
-    return {name: outcome["metrics"][name] for name in ("balanced", "all")}
-
-
-def _fits(
-    workdir: Path, folder: str, name: str, hyper: dict[str, Any]
-) -> list[Outcome]:
-    """Read a method's outcomes; for a sweep only those with these values."""
-    if name == "none":
-        return outcomes(workdir, "stage1")
-    found = outcomes(workdir, folder + name)
-    return [o for o in found if o["hyper"] == jsonable(hyper)] if folder else found
-
-
-def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
-    """Make the entry of a metric: mean, sample standard deviation and values."""
-    mean, std = spread(values)
-    return {"mean": mean, "std": std, "values": [*map(number, values)]}
-
-
-def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
-    """Every metric over the seeds, with groups and spread below their metric."""
-
-    def over(name: str, *parts: str) -> dict[str, Any]:
-        below = {part: over(f"{name}_{part}") for part in parts}
-        return over_seeds([run[name] for run in runs]) | below
-
-    return {
-        **{name: over(name) for name in ACCURACIES},
-        "loma_row": over("loma_row", *metrics.GROUPS, "spread"),
-        "loma_col": over("loma_col", *metrics.GROUPS, "spread"),
-        "rsd": {part: over(f"rsd_{part}") for part in metrics.RSD},
-        "weight_norm": over("weight_norm", "spread"),
-    }
-
-
-def write(workdir: Path, result: dict[str, Any]) -> Path:
-    """Write ``result.json`` and the tables; return the folder of the tables."""
-    result = jsonable(result)
-    _write(workdir / "result.json", sealed_json(result))
-    report, folder = workdir / "report", "chosen/" if "sweep" in result else ""
-    _write(report / "table.md", tables.text(result) + "\n")
-    rows: list[list[Any]] = []
-    for name, entry in result["methods"].items():
-        for run in _fits(workdir, folder, name, entry["hyper"]):
-            rows = rows or [["method", "seeds", *run["per_class"]]]
-            seeds = ".".join(map(str, run["seeds"]))
-            columns = (run["per_class"][key] for key in rows[0][2:])
-            rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
-    _write(report / "per_class.csv", tables.csv_text(rows))
-    return report
-
-
 def _write(file: Path, text: str) -> None:
     """Write a file in process 0; other processes wait."""
     processes.on_process_zero(lambda: files.write(file, text))
-
-
-def recommended(workdir: Path) -> dict[str, Any]:
-    """Return the recommendation in ``result.json``; {} if there is none."""
-    file = workdir / "result.json"
-    found = _read(file, RESULT, None) if file.exists() else {}
-    return (found or {}).get("recommended") or {}
-
-
-def swept(workdir: Path) -> dict[str, Any] | None:
-    """Read the ``result.json`` of a finished sweep; None if there is no valid one."""
-    file = workdir / "result.json"
-    found = file.exists() and _read(file, RESULT, lambda _: None)
-    return found if found and "sweep" in found else None

@@ -47,7 +47,7 @@ from lt_jax.retraining.engine import measure_heads
 from lt_jax.retraining.features import plain_features
 from lt_jax.training import sinks
 from lt_jax.training.log import Logger
-from lt_jax.training.loop import Task
+from lt_jax.training.stage import Task
 from lt_jax.types import Weights
 
 # Keys that may differ between processes: where and how a host reads its data.

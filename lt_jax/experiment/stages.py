@@ -19,7 +19,15 @@ from typing import Any
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes, sharding
 from lt_jax.errors import Diverged, Interrupted
-from lt_jax.experiment import cached, checks, results, tables, weights
+from lt_jax.experiment import (
+    cached,
+    checks,
+    result_json,
+    results,
+    stored,
+    tables,
+    weights,
+)
 from lt_jax.experiment import sweep as sweeping
 from lt_jax.experiment.checks import rates
 from lt_jax.experiment.config import UserConfig
@@ -29,8 +37,9 @@ from lt_jax.files import jsonable
 from lt_jax.retraining.engine import apply_correction
 from lt_jax.retraining.features import plain_features
 from lt_jax.training.log import Logger, duration, parameter_table
-from lt_jax.training.loop import Stage, Task, evaluate, fit
+from lt_jax.training.loop import evaluate, fit
 from lt_jax.training.optim import Sgd
+from lt_jax.training.stage import Stage, Task
 from lt_jax.types import Weights
 
 
@@ -88,7 +97,7 @@ def _plan(session: Session, stage1: bool, last: Callable[..., Any]) -> None:
     seeds = [*range(c.seed, c.seed + c.optim.repeats)]
     if not stage1:
         path, _ = weights.origin(c, session.workdir)
-        seeds = [source.outcome["seeds"][0] for source in weights.finished(path)]
+        seeds = [source.outcome["seeds"][0] for source in stored.stage1(path)]
     titles = [f"stage1/{seed}" for seed in seeds if stage1]
     first = {t: c.optim.epochs for t in titles if not session.finished(t)}
     if last is not _stage1:
@@ -237,7 +246,9 @@ def _finish(
 ) -> dict[str, Any]:
     """Write ``result.json`` and the tables from all finished fits; log the table."""
     c, workdir, info = session.config, session.workdir, session.log.info
-    before = interrupted and processes.from_process_zero(lambda: results.swept(workdir))
+    before = interrupted and processes.from_process_zero(
+        lambda: result_json.swept(workdir)
+    )
     if before:
         info(f"{workdir / 'result.json'} still holds the previous sweep")
         return before
@@ -251,7 +262,7 @@ def _finish(
         "interrupted": interrupted,
     }
     build = functools.partial(
-        results.build,
+        result_json.build,
         *(workdir, session.dataset, protocol),
         counts=checks.validated(c, session.task.splits),
         metric=metrics.COMPARED.get(c.eval.choose, c.eval.choose),
@@ -266,7 +277,7 @@ def _finish(
             _refit(session, best)
     else:
         result = build(cached.own_values(c))
-    report = results.write(workdir, result)
+    report = result_json.write(workdir, result)
     if not any(found["all"]["values"] for found in result["methods"].values()):
         info("no finished fits yet")
         return result
@@ -307,5 +318,5 @@ def _refit(session: Session, best: dict[str, Any]) -> None:
             info(f"WARNING: {error}; `lt-jax predict` uses the head from before")
             return
         session.log.worked = True
-    again = weights.find(folder, [title]).outcome
-    best |= {"refit": True, "test": results.on_test(again)}
+    again = stored.find(folder, [title]).outcome
+    best |= {"refit": True, "test": result_json.on_test(again)}

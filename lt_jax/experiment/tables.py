@@ -39,6 +39,7 @@ COLUMNS = (
     Column("spread row", "loma_row_spread", 1, 2, in_text=False, better=0),
     Column("spread col", "loma_col_spread", 1, 2, in_text=False, better=0),
 )
+IN_TEXT = [column for column in COLUMNS if column.in_text]
 
 
 def text(result: dict[str, Any]) -> str:
@@ -141,23 +142,22 @@ def table(methods: dict[str, Any]) -> str:
     Args:
       methods: entries of ``methods`` in ``result.json`` by name.
     """
-    columns = [column for column in COLUMNS if column.in_text]
-    rows = [["method", *(column.title for column in columns)]]
-    for name, entry in methods.items():
-        values = [_entry(entry, column.metric) for column in columns]
-        shown = zip(values, columns, strict=True)
-        rows.append(
-            [name, *(cell(v["mean"], v["std"], c.factor, c.decimals) for v, c in shown)]
-        )
-    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    columns = [["method", *methods]]
+    columns += [[c.title, *_cells(c, methods)] for c in IN_TEXT]
+    padded = []
+    for column in columns:
+        width, pad, end = max(map(len, column)), str.rjust, ":"
+        if not padded:  # the names are at the left
+            pad, end = str.ljust, "-"
+        title, *cells = (pad(cell, width) for cell in column)
+        padded.append([title, "-" * (width - 1) + end, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*padded, strict=True))
 
-    def line(first: str, *rest: str) -> str:
-        padded = [first.ljust(widths[0])]
-        padded += [c.rjust(w) for c, w in zip(rest, widths[1:], strict=True)]
-        return "| " + " | ".join(padded) + " |"
 
-    rule = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
-    return "\n".join([line(*rows[0]), line(*rule), *(line(*row) for row in rows[1:])])
+def _cells(column: Column, methods: dict[str, Any]) -> list[str]:
+    entries = (entry[column.metric] for entry in methods.values())
+    form = column.factor, column.decimals
+    return [cell(entry["mean"], entry["std"], *form) for entry in entries]
 
 
 def _drawn(methods: dict[str, Any], width: int) -> Any:
@@ -170,11 +170,10 @@ def _drawn(methods: dict[str, Any], width: int) -> Any:
 
     columns: list[tuple[str, list[Text]]] = []
     base = methods["none"]["balanced"]["mean"] or math.nan
-    for c in (column for column in COLUMNS if column.in_text):
-        entries = [_entry(entry, c.metric) for entry in methods.values()]
-        means = [math.nan if e["mean"] is None else e["mean"] for e in entries]
+    for c in IN_TEXT:
+        means = [number(entry[c.metric]["mean"]) for entry in methods.values()]
         best = max((c.better * m for m in means if m == m), default=math.nan)
-        cells = [Text(cell(e["mean"], e["std"], c.factor, c.decimals)) for e in entries]
+        cells = [*map(Text, _cells(c, methods))]
         for text, mean in zip(cells, means, strict=True):
             if c.better and c.better * mean == best:
                 text.stylize("bold")
@@ -196,12 +195,6 @@ def _drawn(methods: dict[str, Any], width: int) -> Any:
     for row in zip(*shown, strict=True):
         drawn.add_row(*row)
     return drawn
-
-
-def _entry(values: dict[str, Any], metric: str) -> dict[str, Any]:
-    """Find a metric of an outcome in ``result.json``, which nests the spreads."""
-    name = metric.removesuffix("_spread")
-    return values[name] if name == metric else values[name]["spread"]
 
 
 def cell(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fnmatch
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 from flax import traverse_util
 
 from lt_jax import files
@@ -49,9 +51,7 @@ class Run(NamedTuple):
     fits: dict[str, list[Outcome]]  # what the sweep chose, if there is one
     fixed: dict[str, list[Outcome]]  # the config's own values, if there is a sweep
     rows: list[StoredRow]  # of the sweep
-    refit: dict[
-        str, list[Outcome]
-    ]  # the recommended fit, if `method.refit` repeated it
+    refit: dict[str, list[Outcome]]  # the recommended fit that `method.refit` repeated
 
     @property
     def recommended(self) -> dict[str, Any]:
@@ -72,6 +72,17 @@ class Run(NamedTuple):
     def compare(self) -> str:
         """The metric that compares methods."""
         return COMPARED.get(self.choose, self.choose)
+
+    @property
+    def baseline(self) -> str:
+        """Plain cross-entropy in stage 2, or else the first method."""
+        return "ce" if "ce" in self.fits else next(iter(self.fits))
+
+    @property
+    def dataset(self) -> str:
+        """The data, described; runs are compared only if this is equal."""
+        d, tested = self.result["dataset"], self.result["dataset"].get("num_test")
+        return f"{d['name']}, {d['num_classes']:,} classes, {tested} test images"
 
 
 def read(paths: Sequence[Path]) -> list[Run]:
@@ -173,6 +184,26 @@ def commands(workdir: Path) -> list[str]:
 def over(fits: Sequence[Outcome], metric: str) -> tuple[float, float]:
     """Mean and standard deviation of a metric over fits."""
     return spread(fit["metrics"].get(metric) for fit in fits)
+
+
+def paired(one: list[Outcome], other: list[Outcome], key: str) -> list[float]:
+    """Differences of a metric between fits of the same seeds.
+
+    A stage-1 head has one seed and is paired with every fit on its representation.
+    """
+    return [
+        number(a["metrics"].get(key)) - number(b["metrics"].get(key))
+        for a in one
+        for b in other
+        if all(x == y for x, y in zip(a["seeds"], b["seeds"], strict=False))
+    ]
+
+
+def interval(values: Sequence[float]) -> list[float]:
+    """Return the mean and half of Student's 95 % interval (nan for one), in points."""
+    mean, std = (100 * value for value in spread(values))
+    share = scipy.stats.t.ppf(0.975, max(len(values) - 1, 1))
+    return [mean, float(share * std / math.sqrt(max(len(values), 1)))]
 
 
 def over_classes(fits: Sequence[Outcome], metric: str) -> np.ndarray:

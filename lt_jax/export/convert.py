@@ -10,8 +10,8 @@ from flax import traverse_util
 
 from lt_jax import models, trees
 from lt_jax.errors import InputError, first_few, located, one_of
-from lt_jax.experiment import results, weights
-from lt_jax.export import stablehlo
+from lt_jax.experiment import results, stored
+from lt_jax.export import fits, stablehlo
 from lt_jax.heads import linear
 from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.training import checkpoint
@@ -46,11 +46,11 @@ def convert(
 
     Args:
       arch: architecture in a file of weights, a key of ``models.ARCHS``.
-      method, seeds: which fit of a workdir, see ``weights.find``.
+      method, seeds: which fit of a workdir, see ``stored.find``.
       part: prefix of the names to read from a file of weights.
     """
     if source.is_dir():
-        stablehlo.write(stablehlo.finished(source, method, seeds), target)
+        stablehlo.write(fits.finished(source, method, seeds), target)
         return
     if source.suffix.lower() not in weight_files.SUFFIXES:
         raise InputError(
@@ -116,7 +116,7 @@ def _expected(arch: str, shape: Shape) -> dict[str, Any]:
     backbone = models.create(arch, shape.stem, shape.width)
     side = 8 * backbone.side_multiple
     size = side, side, shape.channels
-    network = weights.blank(backbone, linear, size, shape.num_classes)
+    network = stored.blank(backbone, linear, size, shape.num_classes)
     return trees.leaves(network._asdict())
 
 

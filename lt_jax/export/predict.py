@@ -16,8 +16,8 @@ import numpy as np
 from lt_jax.data.images.photos import PhotoOptions, from_files, photographs, same_size
 from lt_jax.data.sources.features import FORMATS, read_features
 from lt_jax.errors import InputError
-from lt_jax.experiment import extraction, results
-from lt_jax.export import stablehlo
+from lt_jax.experiment import extraction, result_json
+from lt_jax.export import fits, stablehlo
 from lt_jax.pretrained import torch_backbones
 from lt_jax.pretrained.table import Recipe
 from lt_jax.retraining.analysis import MAX_TEMPERATURE
@@ -32,7 +32,7 @@ def predict(
 
     Args:
       inputs: images, or files of features if the run was trained on features.
-      method: see ``stablehlo.finished``.
+      method: see ``fits.finished``.
       top: classes to return per example, at least 1.
       backbone: name of a backbone in PyTorch, which runs code that is not in the
         workdir; needed for a head on its features.
@@ -48,7 +48,7 @@ def predict(
       InputError: there is no such fit, a file is not an image, or it has another size
         than the training images.
     """
-    fit, network = stablehlo.finished(workdir, method), None
+    fit, network = fits.finished(workdir, method), None
     folder = workdir / extraction.FOLDER
     request = extraction.read_request(folder)
     if backbone and backbone != (request or {}).get("model"):
@@ -59,7 +59,7 @@ def predict(
     if request and any(file.suffix in FORMATS for file in inputs):
         _check_origin(inputs, request, workdir)
     elif request and "arch" in request:
-        fit = stablehlo.with_backbone(fit, folder, request)
+        fit = fits.with_backbone(fit, folder, request)
     elif request:
         network = _in_torch(backbone, request, workdir)
     compute, kind = stablehlo.program(fit)
@@ -68,9 +68,9 @@ def predict(
     channels = kind.shape[-1]
     if network and request:
         head, channels = logits_of, 3
-        note["images"] = stablehlo.images_of(request)
+        note["images"] = fits.images_of(request)
         logits_of = lambda images: head(network(images))  # noqa: E731
-    best = results.recommended(workdir)
+    best = result_json.recommended(workdir)
     found = _classify(logits_of, channels, note, inputs, top)
     return {
         "recommended": fit.title == best.get("fit"),

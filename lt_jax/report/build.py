@@ -46,7 +46,7 @@ def write(paths: Sequence[Path], out: Path, figures: bool = False) -> Path:
     page = render(
         runs=runs,
         newer=[run for run in runs if _numbers(run.result["versions"]) > own],
-        data=sorted({leaderboard.dataset(run) for run in runs}),
+        data=sorted({run.dataset for run in runs}),
         looks={name: charts.paint(look) for name, look in looks.items()},
         used=[*dict.fromkeys(names)],
         boards=boards,
@@ -69,8 +69,8 @@ def render(**values: Any) -> str:
     modules = charts, files, leaderboard, tables, workdirs
     environment.globals |= {m.__name__.rpartition(".")[2]: m for m in modules}
     environment.globals["version"] = __version__
-    text = environment.get_template("page.html.j2").render(**values)
-    return printable(text)  # XML has no control characters
+    page = environment.get_template("page.html.j2")
+    return printable(page.render(**values))  # XML has no control characters
 
 
 def _parts(run: Run, looks: panels.Looks, end: str) -> list[Part]:

@@ -141,9 +141,8 @@ class Axis(NamedTuple):
 
     def at(self, value: float) -> float:
         """Return the pixel of a value, rounded."""
-        low, high = self.low, self.high
-        if self.log:
-            low, high, value = math.log(low), math.log(high), math.log(value)
+        scale = math.log if self.log else float
+        low, high, value = map(scale, (self.low, self.high, value))
         share = (value - low) / (high - low)
         return round(self.start + share * (self.end - self.start), 1)
 
@@ -224,10 +223,8 @@ def paths(s: Series, x: Axis, y: Axis, across: bool) -> dict[str, Any]:
         ends = middles[i] - s.spread[i], middles[i] + s.spread[i]
         if ends[0] < ends[1] and all(map(scale.shows, ends)):
             start, end = map(scale.at, ends)
-            if across:
-                whiskers.append(f"M{start} {y.at(s.y[i])}H{end}")
-            else:
-                whiskers.append(f"M{x.at(s.x[i])} {start}V{end}")
+            left = f"M{start} {y.at(s.y[i])}H{end}"
+            whiskers.append(left if across else f"M{x.at(s.x[i])} {start}V{end}")
     return {
         "line": "".join("ML"[i - 1 in places] + place for i, place in places.items()),
         "points": "".join(f"M{place}{mark}" for place in places.values()),

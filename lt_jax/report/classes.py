@@ -17,7 +17,7 @@ from lt_jax.experiment.config import workdir_config
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.workdirs import Run
 from lt_jax.report.charts import PAGE, Part, Table, part
-from lt_jax.report.panels import LOS, UNCACHED
+from lt_jax.report.panels import LOS
 
 TEXT = PAGE["classes"]
 MOST_CELLS = 40_000  # accuracies on the page
@@ -28,9 +28,9 @@ def table(run: Run) -> Part:
     """Count, accuracy by method, most frequent confusion and worst mistakes."""
     first = next(iter(run.fits.values()))[0]["per_class"]
     names, counts = first["class"], np.array(first["train_count"])
-    limit = run.result["protocol"]["group_limits"]
-    groups = np.where(counts < limit["few"], "few", "medium")
-    groups = np.where(counts > limit["many"], "many", groups)
+    limits = run.result["protocol"]["group_limits"]
+    ends = [counts > limits["many"], counts < limits["few"]]
+    groups = np.select(ends, ["many", "few"], "medium").tolist()
     worth = {  # stage 1 and LOS, then by balanced accuracy
         name: (name in ("none", LOS), np.nan_to_num(workdirs.over(fits, "balanced")[0]))
         for name, fits in run.fits.items()
@@ -38,12 +38,12 @@ def table(run: Run) -> Part:
     ranked = sorted(worth, key=worth.__getitem__, reverse=True)
     kept = ranked[: max(3, MOST_CELLS // len(names))]
     columns: dict[str, Any] = {"class": names, "training images": counts.tolist()}
-    columns["group"] = groups.tolist()
+    columns["group"] = groups
     for method in (name for name in run.fits if name in kept):
         accuracy = workdirs.over_classes(run.fits[method], "accuracy")
         columns[method] = (100 * accuracy).tolist()
     dropped, guesses, images = len(ranked) - len(kept), "", []
-    note = TEXT["uncached"].format(reason=UNCACHED)
+    note = TEXT["uncached"].format(reason=PAGE["uncached"])
     for method in sorted(ranked, key=lambda name: name == "none"):
         if all(_taken_for(fit, len(names)) for fit in run.fits[method]):
             columns["taken for"] = _confused(names, run.fits[method])
@@ -87,9 +87,9 @@ def _mistakes(run: Run, method: str) -> tuple[str, list[tuple[str, str]]]:
         config, rows = workdir_config(run.path), [m["row"] for m in found]
         loaded, _ = splits.load_splits(config)
         test = loaded.test
-        if loaded.hash != run.result["dataset"]["split_hash"]:
-            raise InputError("they are not those of this run any more")
-        if [test.ids[r] for r in rows if r < len(test)] != [m["id"] for m in found]:
+        ids = [test.ids[row] for row in rows if row < len(test)]
+        same = loaded.hash == run.result["dataset"]["split_hash"]
+        if not same or ids != [mistake["id"] for mistake in found]:
             raise InputError("the test images are not those of this run any more")
         if test.shape[0] == 1:
             test = extraction.source_images(Path(config.data.dir).expanduser())

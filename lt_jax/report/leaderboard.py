@@ -5,21 +5,19 @@ from __future__ import annotations
 import collections
 import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from lt_jax.experiment import tables, workdirs
 from lt_jax.experiment.results import Outcome
 from lt_jax.experiment.tables import COLUMNS, Column, cell
-from lt_jax.experiment.workdirs import Run
+from lt_jax.experiment.workdirs import Run, interval, paired
 from lt_jax.metrics import CHOOSE, GROUPS, RSD
 from lt_jax.report.charts import PAGE, Part, Table, missing, part
 from lt_jax.report.panels import LOS
-from lt_jax.retraining.selection import number, spread
+from lt_jax.retraining.selection import spread
 
 SHOWN = [
     *sorted(COLUMNS, key=lambda column: column.metric != "balanced"),
@@ -47,11 +45,11 @@ def boards(runs: Sequence[Run]) -> dict[str, list[Row]]:
     groups: dict[Any, list[Run]] = {}
     for run in runs:
         stage1 = [[one["seeds"], one["metrics"]] for one in run.fits.get("none", [])]
-        key = dataset(run), json.dumps(stage1) if stage1 else run.label
+        key = run.dataset, json.dumps(stage1) if stage1 else run.label
         groups.setdefault(key, []).append(run)
     found = {}
     for (data, _), same in groups.items():
-        best, rows = _best([run for run in runs if dataset(run) == data]), []
+        best, rows = _best([run for run in runs if run.dataset == data]), []
         for run in same:
             kinds = {"chosen": run.fits, "fixed": run.fixed, "fitted again": run.refit}
             for setting, of_methods in kinds.items():
@@ -60,23 +58,10 @@ def boards(runs: Sequence[Run]) -> dict[str, list[Row]]:
                     kind = "" if (name, kind) == ("none", "chosen") else kind
                     rows.append(Row(run, name, kind, fits, _cells(run, fits, best)))
         title = f"{data}; stage 1 of {', '.join(run.label for run in same)}"
-        found[title] = sorted(rows, key=lambda row: -_balanced(row.fits))
+        scores = [workdirs.over(row.fits, "balanced")[0] for row in rows]
+        order = np.argsort(-np.nan_to_num(scores, nan=-1), kind="stable")
+        found[title] = [rows[i] for i in order]
     return found
-
-
-def _balanced(fits: Sequence[Outcome]) -> float:
-    return float(np.nan_to_num(workdirs.over(fits, "balanced")[0], nan=-1))
-
-
-def dataset(run: Run) -> str:
-    """Describe the data; runs are compared only if this is equal."""
-    d = run.result["dataset"]
-    return f"{d['name']}, {d['num_classes']:,} classes, {d.get('num_test')} test images"
-
-
-def baseline(run: Run) -> str:
-    """Plain cross-entropy in stage 2, or else the first method."""
-    return "ce" if "ce" in run.fits else next(iter(run.fits))
 
 
 def _best(runs: Sequence[Run]) -> dict[str, list[Outcome]]:
@@ -101,11 +86,11 @@ def _cells(
         if top and mean == workdirs.over(top, column.metric)[0]:
             kind = "best"
         elif top:
-            apart, noise = spread(differences(fits, top, column.metric))
+            apart, noise = spread(paired(fits, top, column.metric))
             kind = "close" * (abs(apart) <= noise)
         cells.append((cell(mean, std, column.factor, column.decimals), kind))
-    base = run.fits[baseline(run)]
-    apart = spread(differences(fits, base, "balanced"))
+    base = run.fits[run.baseline]
+    apart = spread(paired(fits, base, "balanced"))
     cells.insert(1, ("" if fits is base else cell(*apart, 100, 1, sign="+"), ""))
     return cells
 
@@ -122,26 +107,6 @@ def table(found: Mapping[str, Sequence[Row]]) -> Table:
     return Table(["representation", "run", "method", "values", "fits", *names], rows)
 
 
-def differences(one: list[Outcome], other: list[Outcome], key: str) -> list[float]:
-    """Differences of a metric between fits of the same seeds.
-
-    A stage-1 head has one seed and is paired with every fit on its representation.
-    """
-    return [
-        number(a["metrics"].get(key)) - number(b["metrics"].get(key))
-        for a in one
-        for b in other
-        if all(x == y for x, y in zip(a["seeds"], b["seeds"], strict=False))
-    ]
-
-
-def interval(values: Sequence[float]) -> list[float]:
-    """Return the mean and half of Student's 95 % interval (nan for one), in points."""
-    mean, std = (100 * value for value in spread(values))
-    share = scipy.stats.t.ppf(0.975, max(len(values) - 1, 1))
-    return [mean, float(share * std / math.sqrt(max(len(values), 1)))]
-
-
 def _columns(keys: Iterable[str]) -> list[str]:
     return [name for key in keys for name in (key, f"{key} ± 95 %")]
 
@@ -150,9 +115,9 @@ def versus(run: Run) -> Part:
     """Difference of every method from LOS, paired by seeds."""
     keys, rows = dict.fromkeys((run.compare, "balanced", "all", *GROUPS)), []
     for name, fits in _others(run):
-        found = [differences(fits, run.fits[LOS], key) for key in keys]
+        found = [paired(fits, run.fits[LOS], key) for key in keys]
         cells = [v for values in found for v in interval(values)]
-        better = _against_los(run, name, fits, run.compare)
+        better = verdict(name, [CHOOSE[run.compare] * value for value in found[0]])
         rows.append([name, better, len(found[0]), *cells])
     if not rows:
         return missing("versus")
@@ -174,17 +139,14 @@ def lead(run: Run) -> str:
     parts += [str(part) for part in (tables.final(found), found.get("warning")) if part]
     words = PAGE["versus"]["verdicts"]
     for key in dict.fromkeys((run.compare, "all")) if others else ():
-        verdicts = (_against_los(run, "it", fits, key) for _, fits in others)
-        kinds = (words.get(v.split(",")[0], words["none"]) for v in verdicts)
+        apart = (paired(fits, run.fits[LOS], key) for _, fits in others)
+        signed = ([CHOOSE[key] * value for value in values] for values in apart)
+        verdicts = (verdict("it", values).split(",")[0] for values in signed)
+        kinds = (words.get(each, words["none"]) for each in verdicts)
         count = collections.Counter(kinds)
         counted = ", ".join(f"{kind} {size}" for kind, size in count.items())
         parts.append(f"by {key}, LOS is {counted} of {len(others)} methods")
     return f"{run.label}: {'; '.join(parts)}." if parts else ""
-
-
-def _against_los(run: Run, name: str, fits: list[Outcome], key: str) -> str:
-    apart = differences(fits, run.fits[LOS], key)
-    return verdict(name, [CHOOSE[key] * value for value in apart])
 
 
 def verdict(name: str, values: Sequence[float]) -> str:
@@ -207,13 +169,13 @@ def between(runs: Sequence[Run]) -> Part:
     if len(runs) > 6:  # else there are too many pairs to read
         both = ((runs[0], other) for other in runs[1:])
     for first, other in both:
-        same = dataset(first) == dataset(other)
+        same = first.dataset == other.dataset
         for name in (name for name in first.fits if same and name in other.fits):
             new, old, cells = other.fits[name], first.fits[name], []
             for key in keys:
                 apart = workdirs.over(new, key)[0] - workdirs.over(old, key)[0]
-                cells += interval(differences(new, old, key) or [apart])
-            pairs = len(differences(new, old, "all"))
+                cells += interval(paired(new, old, key) or [apart])
+            pairs = len(paired(new, old, "all"))
             changed = workdirs.differences(first, other, name).items()
             what = [f"{key}: {plain(a)} → {plain(b)}" for key, (a, b) in changed]
             cells.append("; ".join(what) or "nothing: a repetition")

@@ -23,7 +23,6 @@ LOS = "los"
 Looks = Mapping[str, int]  # of every method
 MARKS = {"all": "bar", "many": "circle", "medium": "square", "few": "triangle"}
 POINTS = 30  # of a learning curve
-UNCACHED = "This is measured on cached features (method.features=cached or a sweep)."
 
 
 def groups(run: Run, looks: Looks) -> Part:
@@ -59,8 +58,7 @@ def curves(run: Run, looks: Looks, stage: int) -> Part:
             place = epochs[at], factor * values[at], looks.get(method, 0), method
             lines += [Series(title, *place, marker="")] if len(at) else []
         panels += [Panel("epoch", label, lines)] if lines else []
-    tests = run.result["protocol"]["select"] == "test"
-    split = "the test set" if tests else "validation"
+    split = {"test": "the test set"}.get(run.result["protocol"]["select"], "validation")
     return part(f"curves_stage{stage}", panels=panels, stage=stage, split=split)
 
 
@@ -169,8 +167,7 @@ def learning_rate(run: Run) -> Part:
 def correlation(run: Run, looks: Looks) -> Part:
     """Rank correlation of accuracy with the balance and scale of the logits."""
     titles = PAGE["correlation"]["metrics"]
-    metrics = [_accuracy(run), *titles]
-    split = _split(run)  # of a run without a sweep it is the test split
+    split, metrics = _split(run), [_accuracy(run), *titles]
     rows = run.rows or [
         {"method": name, "metrics": {split: fit["metrics"]}}
         for name, fits in run.fits.items()
@@ -186,10 +183,9 @@ def correlation(run: Run, looks: Looks) -> Part:
     y, *columns = values[known].T
     panels = []
     for title, x in zip(titles.values(), columns, strict=True):
-        series = []
-        for name in dict.fromkeys(names.tolist()):
-            place = x[names == name], 100 * y[names == name], looks[name], name
-            series.append(Series(name, *place, line=False))
+        own = {name: names == name for name in dict.fromkeys(names.tolist())}
+        places = {k: (x[at], 100 * y[at], looks[k], k) for k, at in own.items()}
+        series = [Series(name, *place, line=False) for name, place in places.items()]
         # A rank correlation is the same on every increasing axis.
         log = bool(np.nanmin(x) > 0 and np.nanmax(x) > 20 * np.nanmin(x))
         rho, ours = (
@@ -205,7 +201,7 @@ def reliability(run: Run, looks: Looks) -> Part:
     """Confidence against accuracy, before and after temperature scaling."""
     analysed, absent = _analysed(run, "reliability")
     if not analysed:
-        return missing("reliability", UNCACHED)
+        return missing("reliability", PAGE["uncached"])
     series: dict[str, list[Series]] = {"before": [], "after": []}
     shown = []
     for name, fits in analysed.items():
@@ -237,7 +233,7 @@ def confusion(run: Run) -> Part:
     """Predictions by group of the true and of the predicted class."""
     analysed, absent = _analysed(run, "confusion")
     if not analysed:
-        return missing("confusion", UNCACHED)
+        return missing("confusion", PAGE["uncached"])
     rows = []
     for name, fits in analysed.items():
         tables = [fit["analysis"]["confusion"]["counts"] for fit in fits]
@@ -270,7 +266,7 @@ def _accuracy(run: Run) -> str:
 
 
 def _split(run: Run) -> str:
-    """The test split if every head of the sweep was measured on it, else validation."""
+    """The test split if every head of a sweep was measured on it, else validation."""
     tested = all("test" in row["metrics"] for row in run.rows)
     return "test" if tested else "valid"
 

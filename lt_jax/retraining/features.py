@@ -9,7 +9,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +23,8 @@ from lt_jax.distributed.interrupt import until_stopped
 from lt_jax.files import COUNT, jsonable, open_regular, read_json, sealed_json, write
 from lt_jax.training import inference
 from lt_jax.training.log import Bar
+from lt_jax.training.stage import Task
 from lt_jax.types import Params, Weights
-
-if TYPE_CHECKING:  # the loop imports Orbax, which fit_heads does not need
-    from lt_jax.training.loop import Task
 
 # Dtypes in memory and in the file. NumPy's format lacks bfloat16, so its bits are
 # stored as integers.

@@ -342,8 +342,18 @@ def subparsers(parser):
 COMMANDS = dict(subparsers(main.make_parser()))
 
 
+def test_the_help_is_of_commands_and_flags_that_exist():
+    assert help.COMMANDS.keys() == COMMANDS.keys()
+    for name, about in help.COMMANDS.items():
+        flags = {
+            (action.option_strings or [action.dest])[0].lstrip("-")
+            for action in COMMANDS[name]._actions
+        }
+        assert about.get("flags", {}).keys() <= flags, name
+
+
 def test_every_command_is_in_one_group_of_the_help():
-    listed = [name for names in help.GROUPS.values() for name in names]
+    listed = [name for _, *names in help.HELP["groups"] for name in names]
     assert sorted(listed) == sorted(name for name in COMMANDS if " " not in name)
     text = main.make_parser().format_help()
     for name in listed:
@@ -353,20 +363,20 @@ def test_every_command_is_in_one_group_of_the_help():
 
 @pytest.mark.parametrize("name", sorted({*COMMANDS} - {"data"}))
 def test_every_command_has_examples_that_parse(name: str):
-    assert help.EXAMPLES[name]
-    for example in help.EXAMPLES[name]:
+    assert help.COMMANDS[name]["examples"]
+    for example in help.COMMANDS[name]["examples"]:
         program, *words = shlex.split(example)
         flags, rest = config_flags.split(words)
         parsed = main.make_parser().parse_args(rest)
         assert (program, words[: len(name.split())]) == ("lt-jax", name.split())
-        assert name in help.KEYS or not parsed.configured
+        assert "keys" in help.COMMANDS[name] or not parsed.configured
         complete = any(flag.startswith("--config=") for flag in flags)
         assert not complete or config_flags.read(flags)
 
 
 def test_the_config_keys_of_the_help_exist():
     keys = {".".join(key) for key in flatten_dict(base_config().to_dict())}
-    for text in help.KEYS.values():
+    for text in (about.get("keys", "") for about in help.COMMANDS.values()):
         for pattern in re.findall(r"[a-z]+\.[a-z*_]+", text):
             assert fnmatch.filter(keys, pattern), pattern
 

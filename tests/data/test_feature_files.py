@@ -22,7 +22,7 @@ from lt_jax.errors import InputError
 from lt_jax.experiment import evaluation, results
 from lt_jax.experiment import stages as train
 from lt_jax.experiment.config import resolve
-from lt_jax.export import stablehlo
+from lt_jax.export import fits, stablehlo
 from lt_jax.pretrained import torch_names, weight_files
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -368,7 +368,7 @@ def test_features_of_any_norm_are_scaled_on_request(folder, tmp_path, capsys):
         config(far, data__norm=8.0), tmp_path / "other", "test"
     )
     assert found["los/0.1"]["all"] == other["los"]["all"]["values"][1]
-    fit = stablehlo.finished(tmp_path / "other", "los")
+    fit = fits.finished(tmp_path / "other", "los")
     values, labels = pairs["test"]
     compute, _ = stablehlo.program(fit)
     logits = np.asarray(compute(fit.network, values))
@@ -391,14 +391,14 @@ def test_a_refit_has_seen_the_validation_examples(folder, tmp_path, capsys):
     assert best["test"] == {key: of_refit[key] for key in ("balanced", "all")}
     assert f"logistic has balanced {100 * of_refit['balanced']:.1f}, all " in out
     assert "; the table has the head before that fit" in out
-    fit = stablehlo.finished(run, "")
-    chosen = stablehlo.finished(run, best["fit"])
+    fit = fits.finished(run, "")
+    chosen = fits.finished(run, best["fit"])
     assert (fit.title, fit.temperature) == (chosen.title, chosen.temperature)
     without = config(folder, data__valid=0.0, **changes)
     for key, value in best["hyper"].items():
         without.method.logistic[key] = value
     train.retrain(without, tmp_path / "all")
-    expected = stablehlo.finished(tmp_path / "all", "logistic")
+    expected = fits.finished(tmp_path / "all", "logistic")
 
     def logits(fit):
         compute, _ = stablehlo.program(fit)
@@ -434,9 +434,9 @@ def test_a_refit_of_stage_1(folder, tmp_path):
     changes = {"method__names": ("los",), "method__los": entry, "method__refit": True}
     best = train.sweep(config(folder, **changes), tmp_path)["recommended"]
     assert (best["method"], best["refit"]) == ("none", True)
-    fit = stablehlo.finished(tmp_path, "")
+    fit = fits.finished(tmp_path, "")
     assert fit.title == best["fit"] == "stage1/0"
-    kernel = stablehlo.finished(tmp_path, "stage1").network.params["head"]["kernel"]
+    kernel = fits.finished(tmp_path, "stage1").network.params["head"]["kernel"]
     assert np.abs(fit.network.params["head"]["kernel"] - kernel).max() > 1e-3
 
 
@@ -465,7 +465,7 @@ def test_predict_from_features_with_the_recommended_head(folder, tmp_path, capsy
     fitted = outcome["temperature"]  # at a bound if all validation examples are right
     temperature = fitted if 1 / 1024 < fitted < 1024 else 1.0
     assert found["temperature"] == temperature
-    fit = stablehlo.finished(tmp_path / "run", "")
+    fit = fits.finished(tmp_path / "run", "")
     logits = np.asarray(fit.head.apply(fit.network.params["head"], values))
     expected = jax.nn.softmax(logits / temperature).max(axis=1)
     chances = [each["top"][0]["probability"] for each in found["images"]]

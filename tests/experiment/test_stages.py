@@ -19,7 +19,7 @@ import tiny_digits
 from lt_jax.cli import main
 from lt_jax.data import catalogue
 from lt_jax.errors import Diverged, InputError, Interrupted
-from lt_jax.experiment import evaluation, results, stages, weights
+from lt_jax.experiment import evaluation, results, stages, stored
 from lt_jax.training import checkpoint
 from lt_jax.training.progress import Meter
 
@@ -38,7 +38,7 @@ def arrays(workdir: Path, run: str) -> dict[str, np.ndarray]:
     directory = workdir / "checkpoints" / run
     outcome = results.outcome(directory)
     assert outcome is not None
-    return checkpoint.load_leaves(weights.Source(directory, outcome).step)
+    return checkpoint.load_leaves(stored.Source(directory, outcome).step)
 
 
 def assert_same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
@@ -557,8 +557,8 @@ def test_an_adopted_stage_1_keeps_what_was_drawn_for_it(tmp_path):
         assert found[run]["all"] == result["methods"][name]["all"]["values"][0]
         nll = result["methods"][name]["nll"]["values"][0]
         assert found[run]["nll"] == pytest.approx(nll, rel=1e-5)
-    (one,), (other,) = weights.finished(source), weights.finished(workdir)
-    one, other = weights.load_leaves(one), weights.load_leaves(other)
+    (one,), (other,) = stored.stage1(source), stored.stage1(workdir)
+    one, other = stored.load_leaves(one), stored.load_leaves(other)
     skipped = {"params/head/kernel", "params/head/bias"}
     skipped |= {"params/backbone/stem_conv/kernel"}
     differ = {name for name in one if not np.array_equal(one[name], other[name])}
@@ -575,7 +575,7 @@ def test_the_finished_are_those_that_process_0_sees(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "lt_jax.distributed.processes.from_process_zero", lambda find: (find(), sees)[1]
     )
-    found = weights.finished(tmp_path)
+    found = stored.stage1(tmp_path)
     assert [source.outcome["seeds"] for source in found] == [[0], [1]]
     assert found[0].directory == Path("elsewhere/stage1/0")
 
@@ -690,13 +690,13 @@ def test_what_is_used_in_a_path_is_checked(finished, tmp_path, changes, message)
     outcome.pop("digest")
     _write_outcome(tmp_path / "checkpoints/stage1/0", outcome | changes)
     with pytest.raises(InputError, match=message):
-        weights.load_leaves(weights.find(tmp_path, ["stage1"]))
+        stored.load_leaves(stored.find(tmp_path, ["stage1"]))
 
 
 def test_a_fit_is_not_named_out_of_its_workdir(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "a")
     with pytest.raises(InputError, match=r"victim' is not the name of a fit"):
-        weights.find(tmp_path / "a", ["../../../victim"])
+        stored.find(tmp_path / "a", ["../../../victim"])
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,20 @@ import tiny_digits
 
 from lt_jax.cli import main
 from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import cached, evaluation, results, stages, sweep, weights
+from lt_jax.experiment import (
+    cached,
+    evaluation,
+    result_json,
+    results,
+    stages,
+    stored,
+    sweep,
+)
 from lt_jax.experiment.config import resolve
 from lt_jax.files import jsonable
 from lt_jax.retraining import engine
 from lt_jax.training import checkpoint
+from lt_jax.types import Weights
 
 NAMES = ("ce", "los", "ldam", "weight_balancing", "tau_norm", "ncm")
 GRIDS = {
@@ -91,7 +100,7 @@ def test_the_result_recommends_the_method_with_the_best_chosen_setting(swept):
     assert means[found["method"]] == pytest.approx(found["score"])
     assert found["untouched"] == none["valid"]["all"]
     assert (workdir / "checkpoints" / found["fit"] / "outcome.json").is_file()
-    assert results.recommended(workdir)["fit"] == found["fit"]
+    assert result_json.recommended(workdir)["fit"] == found["fit"]
     assert "Recommended: " in (workdir / "report/table.md").read_text("utf-8")
     assert found["hyper"] == swept[1]["methods"][found["method"]]["hyper"]
     assert 0 < found["untouched"] < 1
@@ -336,9 +345,9 @@ def test_a_lost_backbone_is_reported(swept, tmp_path):
     shutil.rmtree(copy / "checkpoints/stage1/0")
     outcome = results.outcome(copy / "checkpoints/chosen/los/0.0")
     assert outcome is not None
-    source = weights.Source(copy / "checkpoints/chosen/los/0.0", outcome)
+    source = stored.Source(copy / "checkpoints/chosen/los/0.0", outcome)
     with pytest.raises(InputError, match="its backbone, is gone"):
-        weights.load(source, weights.Weights({}, {}), "")
+        stored.load(source, Weights({}, {}), "")
 
 
 def test_the_workdir_has_the_config(swept, capsys):

@@ -22,8 +22,8 @@ from lt_jax import models, trees
 from lt_jax.cli import main
 from lt_jax.data.augment.transforms import Augment
 from lt_jax.errors import InputError
-from lt_jax.experiment import stages, weights
-from lt_jax.export import predict, stablehlo
+from lt_jax.experiment import stages, stored, weights
+from lt_jax.export import fits, predict, stablehlo
 from lt_jax.heads import linear
 from lt_jax.pretrained import torch_names, weight_files
 from lt_jax.training import checkpoint
@@ -37,7 +37,7 @@ SMALL += ["--config.method.ce.epochs=1", "--config.method.los.epochs=1"]
 def ours(name="resnet8", width=4, channels=1, num_classes=10, stem="cifar"):
     """Leaves of a network by our names, no two of them alike."""
     backbone = models.create(name, stem, width)
-    like = weights.blank(backbone, linear, (32, 32, channels), num_classes)._asdict()
+    like = stored.blank(backbone, linear, (32, 32, channels), num_classes)._asdict()
     rng = np.random.default_rng(0)
     return {
         leaf: rng.uniform(0.5, 1.5, spec.shape).astype(np.float32)
@@ -285,12 +285,12 @@ def test_a_backbone_alone_needs_skip(tmp_path, capsys):
     arguments = ["convert", str(tmp_path / "net.safetensors"), folder]
     assert main.main([*arguments, "--arch=resnet8"]) == 0
     assert "--config.init.skip='head/.*'" in capsys.readouterr().out
-    (source,) = weights.finished(Path(folder))
+    (source,) = stored.stage1(Path(folder))
     backbone = models.create("resnet8", "cifar", 4)
-    like = weights.blank(backbone, linear, (8, 8, 1), 10)
+    like = stored.blank(backbone, linear, (8, 8, 1), 10)
     with pytest.raises(InputError, match="- params/head/kernel"):
-        weights.load(source, like)
-    found = trees.leaves(weights.load(source, like, "head/.*")._asdict())
+        stored.load(source, like)
+    found = trees.leaves(stored.load(source, like, "head/.*")._asdict())
     assert_same({n: leaf for n, leaf in found.items() if "/head/" not in n}, leaves)
 
 
@@ -376,7 +376,7 @@ def test_the_artefact_runs_without_the_package(run, tmp_path, method):
     subprocess.run(
         [sys.executable, "-c", script], cwd=tmp_path, env=env, check=True, timeout=200
     )
-    fit = stablehlo.finished(workdir, method)
+    fit = fits.finished(workdir, method)
     program, _ = stablehlo.program(fit)
     found = np.load(tmp_path / "logits.npy")
     np.testing.assert_allclose(
@@ -393,7 +393,7 @@ def test_fits_share_one_compiled_program(run):
     images = np.zeros((1, 8, 8, 1), np.uint8)
     texts = set()
     for method in ("los", "none"):
-        fit = stablehlo.finished(workdir, method)
+        fit = fits.finished(workdir, method)
         compute, _ = stablehlo.program(fit)
         texts.add(jax.jit(compute).lower(fit.network, images).as_text())
     assert len(texts) == 1
@@ -406,7 +406,7 @@ def test_the_artefact_of_features_takes_features(tmp_path):
     file = tmp_path / "head.stablehlo"
     arguments = ["convert", str(tmp_path / "run"), str(file), "--method=los"]
     assert main.main(arguments) == 0
-    fit = stablehlo.finished(tmp_path / "run", "los")
+    fit = fits.finished(tmp_path / "run", "los")
     program, spec = stablehlo.program(fit)
     assert str(spec.shape) == "(b, 8)"
     again = jax.export.deserialize(bytearray(file.read_bytes()))
@@ -420,8 +420,8 @@ def test_the_artefact_of_features_takes_features(tmp_path):
 
 def test_a_damaged_artefact_and_a_note_of_another_program(tmp_path):
     backbone = models.create("resnet8", "cifar", 4)
-    like = trees.rebuild(weights.blank(backbone, linear, (8, 8, 1), 10), ours())
-    fit = stablehlo.Finished(
+    like = trees.rebuild(stored.blank(backbone, linear, (8, 8, 1), 10), ours())
+    fit = fits.Finished(
         title="los/0.0",
         classes=[str(k) for k in range(10)],
         model={"name": "resnet8"},

@@ -12,7 +12,7 @@ import tiny_vit
 
 from lt_jax import models
 from lt_jax.experiment import stages
-from lt_jax.export import predict, stablehlo
+from lt_jax.export import fits, predict, stablehlo
 from lt_jax.pretrained import load
 
 
@@ -34,7 +34,7 @@ def test_a_trained_vit_is_exported(tmp_path, monkeypatch):
     outcome = json.loads((run / "checkpoints/stage1/0/outcome.json").read_text())
     assert outcome["initial"]["licence"] == "mit"
 
-    fit = stablehlo.finished(run, "los")
+    fit = fits.finished(run, "los")
     artefact = tmp_path / "net.stablehlo"
     stablehlo.write(fit, artefact)  # compares it with the network
     images = sorted(photos.glob("*/*"))

@@ -12,7 +12,7 @@ import timm_library
 
 from lt_jax import models, trees
 from lt_jax.errors import InputError
-from lt_jax.experiment import weights
+from lt_jax.experiment import stored
 from lt_jax.heads import linear
 from lt_jax.models import vit
 from lt_jax.pretrained import torch_names
@@ -28,7 +28,7 @@ def shallow(name, **changes):
 def drawn(module, size=(32, 32, 3), num_classes=3):
     """Random parameters, none of them 0 or 1, of a backbone and a head."""
     rng = np.random.default_rng(0)
-    like = weights.blank(module, linear, size, num_classes)
+    like = stored.blank(module, linear, size, num_classes)
     return jax.tree.map(
         lambda leaf: rng.normal(0, 0.1, leaf.shape).astype(np.float32), like
     )
@@ -56,7 +56,7 @@ def compare(timm, name, depth, sizes):
     for parameter in theirs.parameters():  # no weight is 0 or 1
         parameter.data.add_(0.02 * torch.randn_like(parameter))
     state = {n: t.detach().numpy() for n, t in theirs.state_dict().items()}
-    like = weights.blank(token, linear, (side, side, 3), 5)._asdict()
+    like = stored.blank(token, linear, (side, side, 3), 5)._asdict()
     found = torch_names.from_torch(state, trees.leaves(like))
     params = trees.rebuild(like, found.leaves)["params"]["backbone"]
     assert not found.skipped
