@@ -33,9 +33,10 @@ def test_a_fifth_of_a_long_tailed_subset_is_held_out(tmp_path):
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-5)
 
 
-def test_the_table_of_the_page_is_that_of_the_stored_result():
+@pytest.mark.parametrize("name", ["fit_command", "fit_folds"])
+def test_the_table_of_the_page_is_that_of_the_stored_result(name):
     root = Path(__file__).parents[2]
-    stored = json.loads((root / "benchmarks/fit_command.json").read_text())
+    stored = json.loads((root / f"benchmarks/{name}.json").read_text())
     page = (root / "docs/benchmarks/choice.md").read_text(encoding="utf-8")
     assert fit_command.table(stored) in page
 
