@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.stats import norm
 
 from lt_jax.errors import Diverged
 from lt_jax.files import jsonable
@@ -205,7 +205,7 @@ def recommend(
     error, sure = standard_error(score, metric, counts), 1.0
     if second and error:
         lead = first.score(metric) - second.score(metric)
-        sure = float(norm.cdf(lead / (math.sqrt(2) * error)))
+        sure = NormalDist().cdf(lead / (math.sqrt(2) * error))
     warning = ""
     if untouched is not None and overall < untouched - bound:
         warning = (

@@ -377,7 +377,7 @@ def test_features_of_any_norm_are_scaled_on_request(folder, tmp_path, capsys):
     assert torch.keys() == {"fc.weight", "fc.bias"}
     expected = values @ torch["fc.weight"].T + torch["fc.bias"]
     np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-    with pytest.raises(InputError, match=r"data\.norm and .* are for features"):
+    with pytest.raises(InputError, match=r"data\.norm, .* are for features"):
         resolve(tiny_digits.config(data__norm=8.0))
 
 
