@@ -9,7 +9,7 @@ Checks that everything fits into memory, and how long it takes:
 - `stage1`: some training steps of ResNet-10 at 64 px with a head of all classes;
 - `features`: a file of all features, synthetic, in bfloat16, written block by block;
 - `heads`: stage 2 on that file, read during the steps, with 0.5 GiB for features:
-  a whole epoch of one head, some steps of one and of several, and nearest class mean
+  a complete epoch of one head, some steps of one and of several, and nearest class mean
   over all examples.
 
 Each runs in a separate process. `cpu` in a name means CPU time of all cores, which

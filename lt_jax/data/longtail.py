@@ -153,7 +153,7 @@ def cross_validation(
     """List the positions to train on and those held out, for every fold of ``folds``.
 
     All training sets have one size, so that a program that is compiled for one suits
-    all: a larger one gives up an example of its largest class.
+    all. Larger ones drop an example of their largest class.
     """
     fold = folds(labels, number, seed, num_classes)
     held = [np.flatnonzero(fold == each) for each in np.unique(fold[fold >= 0])]

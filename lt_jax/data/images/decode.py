@@ -113,8 +113,8 @@ def decode(
     exact to half a pixel of the decoded scale. Of an animation, the first frame is
     decoded. A truncated JPEG is undecodable even if the box is in the part that exists.
     A JPEG with damaged content may give wrong pixels, as with any decoder.
-    ``interpolation``, a key of ``FILTERS``, decodes and resizes the photograph whole by
-    Pillow, to the pixels of torchvision's and timm's transforms; "" is faster.
+    ``interpolation``, a key of ``FILTERS``, decodes and resizes the complete photograph
+    by Pillow, to the pixels of torchvision's and timm's transforms; "" is faster.
     """
     if isinstance(data, Undecodable):
         raise data
