@@ -91,7 +91,7 @@ def _plan(session: Session) -> dict[str, dict[str, Any]]:
     rows = [row for row in rows if session.finished(row.title) is None]
     grids = all("grid" in c.method.entries[name] for name in c.method.names)
     swept = [row for seed in seeds if grids for row in rows_of(c, seed, grid=True)]
-    swept *= 1 + c.eval.folds
+    rows, swept = (some * (1 + c.eval.folds) for some in (rows, swept))
     epochs, tried = (sum(r.hyper["epochs"] for r in some) for some in (rows, swept))
     extraction = c.optim.repeats * (train * c.method.views + others) * passed
     # Online, each epoch passes the backbone forwards.

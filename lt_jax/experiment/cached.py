@@ -71,15 +71,17 @@ def fit_rows(
     if computed_elsewhere and (note := features.norm_note(train.values[0])):
         session.log.warning(note)
     budget, parts = budget_of(session.config), [cache, *cache.folds]
-    plans = [
-        [
-            chunk._replace(jobs=jobs)
-            for chunk in plan_chunks(_jobs(part, rows), m.batch, budget)
-            if (jobs := tuple(job for job in chunk.jobs if job.run not in done))
-        ]
-        for part in parts
+    jobs_of = [{job.run: job for job in _jobs(part, rows)} for part in parts]
+    chunks = [
+        chunk._replace(jobs=jobs)
+        for chunk in plan_chunks([*jobs_of[0].values()], m.batch, budget)
+        if (jobs := tuple(job for job in chunk.jobs if job.run not in done))
     ]
-    chunks = plans[0]
+    # The same rows at a time without each fold, which has fewer steps.
+    plans = [
+        [c._replace(jobs=tuple(own[job.run] for job in c.jobs)) for c in chunks]
+        for own in jobs_of
+    ]
     jobs = [job for chunk in chunks for job in chunk.jobs]
     if any(job.method.correct and job.method.needs_features for job in jobs):
         cache.features("plain")
@@ -88,11 +90,11 @@ def fit_rows(
         f"{times}{_count(len(jobs), 'head')} in {_count(len(chunks), 'chunk')} of at "
         f"most {max(len(chunk.jobs) for chunk in chunks):,} "
         f"(method.memory {m.memory} GiB), "
-        f"{_count(count_programs(chunks), 'program')} to compile"
+        f"{_count(count_programs(chunks) * min(len(parts), 2), 'program')} to compile"
     )
     budget /= len(parts)
     if not engine.fits_in_memory(train, budget):
-        info("the features exceed method.memory: streaming them from disk")
+        info("the features exceed method.memory: they are read piece by piece")
     where = "the heads on cached features; finished chunks are kept"
     by_name, total = {row.name: row for row in rows}, sum(job.epochs for job in jobs)
     total *= len(parts)
@@ -152,7 +154,7 @@ def _jobs(cache: FeatureCache, rows: Sequence[Row]) -> list[HeadJob]:
             start=initial[key],
             rates=rates(c.method, hyper["lr"], epochs, images),
             epochs=epochs,
-            sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on),
+            sgd=Sgd(c.method.momentum, hyper["decay"], c.method.decay_on, "head/"),
             order=order,
         )
         jobs.append(job)
@@ -179,7 +181,7 @@ def save_row(
         network=cache.network._replace(params={**cache.network.params, "head": params}),
         step=epochs * -(-images // session.config.method.batch),
         seconds=seconds,
-        images_per_second=epochs * images / seconds,
+        images_per_second=len(heads) * epochs * images / seconds,
     )
     analysis, valid = cache.analyse(head, heads)
     results.save_fit(

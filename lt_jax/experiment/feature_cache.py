@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from lt_jax import metrics
 from lt_jax.data import longtail
+from lt_jax.errors import Diverged
 from lt_jax.experiment import weights
 from lt_jax.experiment.checks import make_method, rates
 from lt_jax.experiment.records import Config
@@ -156,7 +157,11 @@ class FeatureCache:
 
 
 def _stage1_head(cache: FeatureCache) -> Params:
-    """Fit the head of stage 1 as the training loop does."""
+    """Fit the head of stage 1 as the training loop does.
+
+    Raises:
+      Diverged: the loss is not finite.
+    """
     session, order = cache.session, (1, cache.seed)
     c, method = session.config, session.methods["stage1"]
     o, features = c.optim, cache.features("train")
@@ -167,7 +172,7 @@ def _stage1_head(cache: FeatureCache) -> Params:
         start=weights.with_head(*given).params["head"],
         rates=rates(o, o.lr, o.epochs, len(features.labels)),
         epochs=o.epochs,
-        sgd=Sgd(o.momentum, o.decay, o.decay_on),
+        sgd=Sgd(o.momentum, o.decay, o.decay_on, "head/"),
         order=order,
     )
     budget = budget_of(c)
@@ -177,6 +182,12 @@ def _stage1_head(cache: FeatureCache) -> Params:
         session.raise_if_stopped("stage 1 without each fold, which restarts")
 
     ((_, (fit,)),) = engine.fit_heads(plan, features, o.batch, budget, after_epoch)
+    if fit.diverged:
+        raise Diverged(
+            f"stage1/{cache.seed} without a fold diverged: the loss is not finite at "
+            f"step {fit.diverged:,}; lower optim.lr, or choose by a validation set "
+            "with eval.folds=0"
+        )
     return fit.head
 
 

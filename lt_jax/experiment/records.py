@@ -292,9 +292,17 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
         not (c.data.norm or c.method.refit or c.eval.folds)
         or (c.model.name == "none" and not c.data.mean)
     ),
-    "eval.folds trains a stage 1 without each fold: expected init.path='' and "
-    "optim.mixup=0, got {c.init.path!r} and {c.optim.mixup}": lambda c: (
-        not c.eval.folds or not (c.init.path or c.optim.mixup)
+    "eval.folds trains a stage 1 without each fold: expected init.path='', "
+    "optim.mixup=0, optim.drop_last=False and optim.trains='.*', got {c.init.path!r}, "
+    "{c.optim.mixup}, {c.optim.drop_last} and {c.optim.trains!r}": lambda c: (
+        not c.eval.folds
+        or (c.init.path, c.optim.mixup, c.optim.drop_last, c.optim.trains)
+        == ("", 0, False, ".*")
+    ),
+    "eval.folds needs cached features and fits every head on all examples: expected "
+    "method.features='cached' and method.refit=False, got {c.method.features!r} and "
+    "{c.method.refit}": lambda c: (
+        not c.eval.folds or (c.method.features == "cached" and not c.method.refit)
     ),
     "cached features need a frozen backbone and the last step: expected "
     "method.batch_norm='frozen' and eval.select='last', got {c.method.batch_norm!r} "

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -54,26 +55,27 @@ def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chun
         orders.setdefault(key, []).append(job)
     chunks = []
     for orders in programs.values():
-        widths: list[int] = []
+        widths: set[int] = set()
         for group in sorted(orders.values(), key=len, reverse=True):
             width = _chunk_width(group, widths, batch, memory)
-            widths.append(width)
+            widths.add(width)
             pieces = range(0, len(group), width)
             chunks += [Chunk(tuple(group[i : i + width]), width) for i in pieces]
     return chunks
 
 
 def _chunk_width(
-    group: Sequence[HeadJob], widths: Sequence[int], batch: int, memory: float
+    group: Sequence[HeadJob], widths: Collection[int], batch: int, memory: float
 ) -> int:
     """Choose one of the widths that have a program, if it costs less than another."""
     one = group[0]
-    limit = max_heads(memory, one.start, batch)
+    limit, padding = max_heads(memory, one.start, batch), math.inf
     if jax.default_backend() == "cpu":
         limit = min(limit, HEADS_PER_CPU * sharding.padded_size(1))
-    work = 4 * batch * len(one.rates) * np.size(one.start["kernel"])
+        padding = COMPILATION / max(len(one.rates), 1)
+    work = 4 * batch * np.size(one.start["kernel"])  # of a step of a head
     for width in sorted(widths):
-        if -len(group) % width * work <= COMPILATION:
+        if -len(group) % width * work <= padding:
             return width
     return sharding.padded_size(-(-len(group) // -(-len(group) // limit)))
 

@@ -26,6 +26,7 @@ class Sgd(NamedTuple):
     # within a compiled program.
     decay: Any
     decay_on: str  # regular expression for full parameter names
+    prefix: str = ""  # of the full names, if the parameters are those of a head alone
 
     def transform(self) -> optax.GradientTransformation:
         """Map gradients to a direction; the step is ``params - rate * direction``.
@@ -55,8 +56,8 @@ class Sgd(NamedTuple):
 
     def _decay_mask(self, params: Params) -> Params:
         matches = re.compile(self.decay_on).fullmatch
-        names = trees.leaves(params)
-        return trees.rebuild(params, {name: bool(matches(name)) for name in names})
+        mask = {n: bool(matches(self.prefix + n)) for n in trees.leaves(params)}
+        return trees.rebuild(params, mask)
 
 
 def rates(

@@ -11,8 +11,8 @@ from test_feature_files import arrays, config, write
 
 from lt_jax.cli import main
 from lt_jax.data import longtail
-from lt_jax.errors import InputError, Interrupted
-from lt_jax.experiment import results, stages, sweep
+from lt_jax.errors import Diverged, InputError, Interrupted
+from lt_jax.experiment import cached, feature_cache, results, stages, sweep
 from lt_jax.experiment.config import resolve
 from lt_jax.experiment.splits import load_splits
 from lt_jax.retraining import engine
@@ -125,6 +125,33 @@ def test_folds_share_their_programs(swept):
     assert swept[2] == [3]
 
 
+def test_folds_are_fitted_in_the_chunks_of_all_examples(
+    swept, folder, tmp_path, monkeypatch
+):
+    """By their own sizes, groups of heads would be divided in another way."""
+    _, result, _ = swept
+    plan, memories = cached.plan_chunks, iter([2**30])
+
+    def other(jobs, batch, _):
+        return plan(jobs, batch, next(memories, 1))
+
+    monkeypatch.setattr(cached, "plan_chunks", other)
+    again = stages.sweep(config(folder, **CHANGES), tmp_path)
+    assert again["recommended"] == result["recommended"]
+
+
+def test_a_diverging_stage_1_without_a_fold_is_named(folder, tmp_path, monkeypatch):
+    fit = feature_cache.engine.fit_heads
+
+    def diverged(*args, **more):
+        for chunk, fits in fit(*args, **more):
+            yield chunk, [each._replace(diverged=7) for each in fits]
+
+    monkeypatch.setattr(feature_cache.engine, "fit_heads", diverged)
+    with pytest.raises(Diverged, match=r"stage1/0 without a fold diverged.* step 7"):
+        stages.sweep(config(folder, **CHANGES), tmp_path)
+
+
 def test_a_kill_keeps_complete_rows_alone(swept, folder, tmp_path, monkeypatch):
     _, result, _ = swept
     keep, kept = sweep._save_chunk, []
@@ -163,10 +190,14 @@ def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
         ({"eval__folds": 1}, r"eval\.folds must be in \[2, 1000\]"),
         ({"optim__mixup": 0.2}, "trains a stage 1 without each fold"),
         ({"init__path": "other"}, "trains a stage 1 without each fold"),
+        ({"optim__drop_last": True}, "trains a stage 1 without each fold"),
+        ({"optim__trains": "head/bias"}, "trains a stage 1 without each fold"),
+        ({"method__features": "online"}, "method.features='cached'"),
+        ({"method__refit": True}, "method.refit=False"),
         ({"model__name": "resnet32"}, "are for features, model.name='none'"),
         ({"data__dir": "single"}, "no class has two examples"),
     ],
-    ids=["1", "mixup", "init", "model", "single"],
+    ids=["1", "mixup", "init", "last", "trains", "online", "refit", "model", "single"],
 )
 def test_bad_input(folder, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)

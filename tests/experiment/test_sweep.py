@@ -280,7 +280,7 @@ def test_little_memory_is_reported_and_changes_nothing(swept, tmp_path, capsys):
     c = config(init__path=str(workdir), method__memory=1e-6)
     found = stages.sweep(c, tmp_path)
     output = capsys.readouterr().out
-    assert "streaming them from disk" in output
+    assert "they are read piece by piece" in output
     assert "(method.memory 1e-06 GiB)" in output
     for name in NAMES:
         one, other = found["methods"][name], result["methods"][name]

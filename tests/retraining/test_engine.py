@@ -19,7 +19,12 @@ from lt_jax.retraining import chunks, engine
 from lt_jax.retraining.features import Features
 from lt_jax.training import optim
 
-PLAIN = {"data__pad": 0, "method__repeats": 2}  # no augmentation: one view is enough
+PLAIN = {
+    "data__pad": 0,  # no augmentation: one view is enough
+    "method__repeats": 2,
+    "method__los__decay": 0.5,
+    "method__decay_on": "head/kernel",
+}
 SGD = optim.Sgd(0.9, 1e-3, ".*")
 GIB = 2**30
 
