@@ -104,7 +104,7 @@ class Splits:
     valid: Dataset  # held out of the training set or given by the source; may be empty
     test: Dataset
     full_class_counts: np.ndarray  # int64[K] before holding out; defines the groups
-    hash: str  # of the training set before holding out
+    hash: str  # of the training set before holding out, or of all examples by folds
 
     def in_memory(self) -> Splits:
         """Read the images of all splits into memory, except photographs."""

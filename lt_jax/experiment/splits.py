@@ -40,8 +40,9 @@ def load_splits(config: Config) -> tuple[Splits, dict[str, np.ndarray]]:
         extra=extra,
     )
     if config.eval.folds:
-        counts = splits.train.class_counts + splits.valid.class_counts
-        splits = dataclasses.replace(splits.joined(), full_class_counts=counts)
+        splits = splits.joined()
+        every = {"full_class_counts": splits.train.class_counts}
+        splits = dataclasses.replace(splits, hash=splits.train.hash, **every)
     c = from_data(config, splits.full_class_counts).data
     return splits, metrics.groups(splits.full_class_counts, c.many, c.few)
 

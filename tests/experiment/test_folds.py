@@ -120,6 +120,23 @@ def test_the_table_has_heads_of_all_examples(swept, folder, tmp_path, capsys):
     )
 
 
+def test_the_hash_identifies_given_validation_examples(folder, tmp_path):
+    """They are trained on with folds, and only measured without."""
+    for n in (5, 6):
+        shutil.copytree(folder, tmp_path / f"{n}")
+        features, labels = arrays((2, 2, 2, 2), seed=n)
+        np.savez(tmp_path / f"{n}/val.npz", features=features, labels=labels)
+    for folds, hashes in ((3, 2), (0, 1)):
+        both = [
+            load_splits(
+                resolve(config(tmp_path / f"{n}", **{**CHANGES, "eval__folds": folds}))
+            )[0]
+            for n in (5, 6)
+        ]
+        assert len({each.hash for each in both}) == hashes
+        assert both[0].full_class_counts.sum() == (54 if folds else 46)
+
+
 def test_folds_share_their_programs(swept):
     """Once each for stage 1 without a fold, for all examples, and without a fold."""
     assert swept[2] == [3]
