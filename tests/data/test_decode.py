@@ -309,6 +309,17 @@ def test_a_huge_image_is_rejected(monkeypatch):
             decode(data, everything, 16)
 
 
+def test_a_thin_image_is_not_resized_to_a_huge_one(monkeypatch):
+    """It is resized whole by a filter of Pillow."""
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 36 * 360 - 1)
+    centre = functools.partial(crops.centre_box, size=32, resize=36)
+    assert decode(encoded(scene(4, 39), "PNG"), centre, 32, "bicubic").any()
+    thin = encoded(scene(4, 40), "PNG")
+    with pytest.raises(Undecodable, match="4 x 40 pixels would be resized to 36 x 360"):
+        decode(thin, centre, 32, "bicubic")
+    assert decode(thin, centre, 32).any()
+
+
 def png_of_size(width: int, height: int) -> bytes:
     """A PNG of a few bytes whose header gives this size."""
     made = bytearray(encoded(scene(4, 4), "PNG"))

@@ -114,7 +114,9 @@ def decode(
     decoded. A truncated JPEG is undecodable even if the box is in the part that exists.
     A JPEG with damaged content may give wrong pixels, as with any decoder.
     ``interpolation``, a key of ``FILTERS``, decodes and resizes the complete photograph
-    by Pillow, to the pixels of torchvision's and timm's transforms; "" is faster.
+    by Pillow, for centre crops to the pixels of torchvision's and timm's transforms; ""
+    is faster. A photograph so thin that it would be resized to more than ``MAX_PIXELS``
+    raises Undecodable.
     """
     if isinstance(data, Undecodable):
         raise data
@@ -122,6 +124,11 @@ def decode(
         image = Image.fromarray(decode_all(data))
         x, y, w, h = box_of(*image.size)
         full = round(image.width * size / w), round(image.height * size / h)
+        if full[0] * full[1] > MAX_PIXELS:
+            raise Undecodable(
+                f"too thin: {image.width} x {image.height} pixels would be resized to "
+                f"{full[0]} x {full[1]}, more than {MAX_PIXELS:,}"
+            )
         left, top = round(x * size / w), round(y * size / h)
         image = image.resize(full, FILTERS[interpolation])
         return np.asarray(image.crop((left, top, left + size, top + size)))
