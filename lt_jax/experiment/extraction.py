@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from lt_jax.data import arrays, catalogue
 from lt_jax.data.augment.transforms import Augment
@@ -72,6 +73,7 @@ def write_features(
     c = resolve(as_dict(c))  # checks the size
     if how := recipe.interpolation:
         one_of("interpolation", how, FILTERS)
+    filtered = {"interpolation": how} if how else {}
     datasets = {n: _resized(data, size, resize, how) for n, data in datasets.items()}
     views = ("plain", "mirror") if options.mirror else ("plain",)
     request = jsonable(
@@ -80,7 +82,7 @@ def write_features(
             **backbone.notes,
             "dtype": options.dtype,
             "views": views,
-            "images": looks | {"size": size, "resize": resize, "interpolation": how},
+            "images": looks | {"size": size, "resize": resize} | filtered,
             "data": {"name": c.data.name, **{n: d.hash for n, d in datasets.items()}},
         }
     )
@@ -191,11 +193,18 @@ def _is_finished(out: Path, request: dict[str, Any]) -> bool:
     for file in (out / "features.json", out / "parts" / "request.json"):
         if not file.is_file():
             continue
-        before = read_json(file, {"request": dict}, REMEDY)["request"]
-        keys = before.keys() | request.keys()
-        if other := sorted(k for k in keys if before.get(k) != request.get(k)):
-            names = ", ".join(other)
-            raise InputError(f"{out} has other features: {names} differ. {REMEDY}")
+        stored = read_json(file, {"request": dict}, REMEDY)["request"]
+        # A key whose value is "" may be absent.
+        before, now = (
+            {k: v for k, v in flatten_dict(tree, sep=".").items() if v != ""}
+            for tree in (stored, request)
+        )
+        keys = before.keys() | now.keys()
+        if other := sorted(k for k in keys if before.get(k) != now.get(k)):
+            raise InputError(
+                f"{out} has other features, which differ in {', '.join(other)}. Use "
+                "another folder (for `lt-jax fit`: another --workdir)"
+            )
         return file.name == "features.json"
     if any(out.glob("*.np[yz]")):
         raise InputError(f"{out} has features of unknown origin. {REMEDY}")

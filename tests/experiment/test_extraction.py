@@ -21,6 +21,7 @@ from lt_jax.data.images.decode import resized
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.errors import InputError, Interrupted
 from lt_jax.experiment import backbones, extraction
+from lt_jax.files import write
 from lt_jax.pretrained import load
 
 SIZES = {"blau": 5, "grün wiese": 3, "rot": 2}
@@ -102,7 +103,7 @@ def test_features_of_photographs(photos, net, tmp_path, capsys):
     assert features(net, photos, out, "--mirror") == 0
     assert "has these features already" in capsys.readouterr().out
     assert features(net, photos, out, "--pool", "mean") == 2
-    assert "has other features: pool, views differ" in capsys.readouterr().err
+    assert "has other features, which differ in pool, views." in capsys.readouterr().err
 
 
 def test_an_interrupted_extraction_is_resumed(photos, net, tmp_path, monkeypatch):
@@ -161,6 +162,22 @@ def test_a_damaged_part_is_named(tmp_path):
     dataset = Dataset("x", ("k",), labels, ids, (8, 8, 3), lambda rows: rows)
     with pytest.raises(InputError, match=r"train-0+\.npz cannot be .*remove it and"):
         extraction._join(tmp_path, "train", dataset)
+
+
+@pytest.mark.parametrize("file", ["features.json", "parts/request.json"])
+def test_features_made_before_filters(tmp_path, file):
+    """Their pixels are those of today without a filter, and of no other."""
+    looks = {"size": 8, "resize": 8}
+    for earlier in (looks, looks | {"interpolation": ""}):
+        note = {"request": {"model": "torch:means:Means", "images": earlier}}
+        write(tmp_path / file, json.dumps(note))
+        request = {"model": "torch:means:Means", "images": looks}
+        finished = extraction._is_finished(tmp_path, request)
+        assert finished == (file == "features.json")
+        request["images"] = looks | {"interpolation": "bicubic"}
+        message = r"differ in images\.interpolation\. Use another .* another --workdir"
+        with pytest.raises(InputError, match=message):
+            extraction._is_finished(tmp_path, request)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,6 @@ def test_features_of_a_module(folder, capsys):
     request = json.loads((folder / "out/features.json").read_text())["request"]
     assert request["images"] == {
         "mean": [0.1, 0.2, 0.3], "std": [0.5] * 3, "size": 16, "resize": 16,
-        "interpolation": "",
     }  # fmt: skip
     assert re.fullmatch("[0-9a-f]{64}", request["weights"]["sha256"])
     with np.load(folder / "out/test.npz") as found:
