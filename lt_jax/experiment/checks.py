@@ -233,9 +233,12 @@ def check_sweep(config: Config, splits: Splits) -> list[str]:
     if choose in metrics.GROUPS:
         limits = config.data.many, config.data.few
         if not held[metrics.groups(splits.full_class_counts, *limits)[choose]].any():
+            why = "a validation image: raise data.valid, or"
+            if config.eval.folds:
+                why = "two examples, which eval.folds needs:"
             raise InputError(
-                f"eval.choose is {choose!r}, but no class of that group has a "
-                "validation image: raise data.valid, or choose by another group"
+                f"eval.choose is {choose!r}, but no class of that group has {why} "
+                "choose by another group"
             )
     elif choose in ("balanced", "balanced_nll", "worst") and not held.all():
         without = [str(splits.train.classes[k]) for k in (~held).nonzero()[0]]

@@ -266,9 +266,11 @@ def _check_same_config(config: Config, workdir: Path) -> None:
         and not any(fnmatch.fnmatch(key, free) for free in FREE)
     ]
     if lines:
+        remedy = "Use another --workdir; a stage 1 is shared by --config.init.path."
+        if config.eval.folds or old["eval.folds"]:  # trains its own without each fold
+            remedy = "Use another --workdir."
         raise InputError(
-            f"{workdir} holds a run of another config:\n{''.join(lines)}"
-            "Use another --workdir; a stage 1 is shared by --config.init.path."
+            f"{workdir} holds a run of another config:\n{''.join(lines)}{remedy}"
         )
 
 

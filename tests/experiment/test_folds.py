@@ -38,17 +38,19 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def swept(folder, tmp_path_factory):
     """A workdir, its result, and the number of compilations by program."""
-    workdir, before, make = tmp_path_factory.mktemp("folds"), {}, engine.make_fit
+    workdir, programs, make = tmp_path_factory.mktemp("folds"), [], engine.make_fit
     with pytest.MonkeyPatch.context() as patch:
 
         def watched(*key):
             program = make(*key)
-            before.setdefault(program, program._cache_size())
+            if program not in programs:
+                program.clear_cache()  # of other tests in this process
+                programs.append(program)
             return program
 
         patch.setattr(engine, "make_fit", watched)
         result = stages.sweep(config(folder, **CHANGES), workdir)
-    return workdir, result, [each._cache_size() - n for each, n in before.items()]
+    return workdir, result, [each._cache_size() for each in programs]
 
 
 def examples(folder):
@@ -193,6 +195,15 @@ def test_a_kill_keeps_complete_rows_alone(swept, folder, tmp_path, monkeypatch):
         assert one["all"]["values"] == other["all"]["values"]
 
 
+@pytest.mark.parametrize("folds", [0, 4])
+def test_other_folds_need_another_workdir(swept, folder, folds):
+    """A stage 1 of folds cannot be shared."""
+    workdir, _, _ = swept
+    with pytest.raises(InputError, match=r"eval\.folds: 3 there") as caught:
+        stages.sweep(config(folder, **{**CHANGES, "eval__folds": folds}), workdir)
+    assert str(caught.value).endswith("\nUse another --workdir.")
+
+
 def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
     workdir, result, _ = swept
     shutil.copytree(workdir, tmp_path / "copy")
@@ -211,10 +222,14 @@ def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
         ({"optim__trains": "head/bias"}, "trains a stage 1 without each fold"),
         ({"method__features": "online"}, "method.features='cached'"),
         ({"method__refit": True}, "method.refit=False"),
+        (
+            {"eval__choose": "few", "data__few": 2, "data__many": 20},
+            "no class of that group has two examples, which eval.folds needs: choose",
+        ),
         ({"model__name": "resnet32"}, "are for features, model.name='none'"),
         ({"data__dir": "single"}, "no class has two examples"),
     ],
-    ids=["1", "mixup", "init", "last", "trains", "online", "refit", "model", "single"],
+    ids="1 mixup init last trains online refit choose model single".split(),
 )
 def test_bad_input(folder, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
