@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from lt_jax import files, metrics
-from lt_jax.distributed import processes, sharding
+from lt_jax import metrics
+from lt_jax.distributed import sharding
 from lt_jax.errors import InputError
-from lt_jax.experiment import tables
+from lt_jax.experiment import results, tables
 from lt_jax.experiment.results import REMEDY, Outcome, outcomes, over_seeds, versions
 from lt_jax.experiment.schemas import ACCURACIES, RESULT
 from lt_jax.files import jsonable, read_json, sealed_json
@@ -146,9 +146,9 @@ def _nested(runs: list[dict[str, float | None]]) -> dict[str, Any]:
 def write(workdir: Path, result: dict[str, Any]) -> Path:
     """Write ``result.json`` and the tables; return the folder of the tables."""
     result = jsonable(result)
-    _write(workdir / FILE, sealed_json(result))
+    results.write(workdir / FILE, sealed_json(result))
     report, folder = workdir / "report", "chosen/" if "sweep" in result else ""
-    _write(report / "table.md", tables.text(result) + "\n")
+    results.write(report / "table.md", tables.text(result) + "\n")
     rows: list[list[Any]] = []
     for name, entry in result["methods"].items():
         for run in _fits(workdir, folder, name, entry["hyper"]):
@@ -156,12 +156,8 @@ def write(workdir: Path, result: dict[str, Any]) -> Path:
             seeds = ".".join(map(str, run["seeds"]))
             columns = (run["per_class"][key] for key in rows[0][2:])
             rows += ([name, seeds, *row] for row in zip(*columns, strict=True))
-    _write(report / "per_class.csv", tables.csv_text(rows))
+    results.write(report / "per_class.csv", tables.csv_text(rows))
     return report
-
-
-def _write(file: Path, text: str) -> None:
-    processes.on_process_zero(lambda: files.write(file, text))
 
 
 def recommended(workdir: Path) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def save_fit(
 
 def save_outcome(directory: Path, outcome: Outcome) -> None:
     """Write ``outcome.json``: the fit in this directory is finished."""
-    _write(directory / "outcome.json", sealed_json(outcome))
+    write(directory / "outcome.json", sealed_json(outcome))
 
 
 def outcome(
@@ -209,7 +209,7 @@ def over_seeds(values: Sequence[float | None]) -> dict[str, Any]:
 
 def save_rows(folder: Path, origin: dict[str, Any], made: Sequence[StoredRow]) -> None:
     """Write ``rows.json``: the heads in this folder are finished."""
-    _write(folder / "rows.json", sealed_json({"origin": origin, "rows": made}))
+    write(folder / "rows.json", sealed_json({"origin": origin, "rows": made}))
 
 
 def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[StoredRow]:
@@ -228,6 +228,6 @@ def rows(workdir: Path, report: Callable[[str], None] | None = None) -> list[Sto
     return list(found.values())
 
 
-def _write(file: Path, text: str) -> None:
+def write(file: Path, text: str) -> None:
     """Write a file in process 0; other processes wait."""
     processes.on_process_zero(lambda: files.write(file, text))
