@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 import re
 import shutil
 import xml.etree.ElementTree as ElementTree
@@ -195,6 +196,33 @@ def test_fit_of_features_with_names(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["images"]
     guesses = np.array([each["top"][0]["class"] for each in found])
     assert np.mean(guesses == NAMES[test[1]]) > 0.7
+
+
+@pytest.mark.parametrize(
+    ("rows", "folds", "most"), [(30, 5, 6), (29.9, 0, 12), (3, 0, 3)]
+)
+def test_held_out_examples_choose_where_folds_take_long(
+    tmp_path, monkeypatch, capsys, rows, folds, most
+):
+    """``rows`` settings of each method can be tried, or a fifth of them by 5 folds."""
+    folder = write(tmp_path / "f")
+    flags = [*fit.HEADS, f"--config.data.dir={folder}", *FEW]
+    entries = resolve(config_flags.read(flags)).method.entries
+    epochs = entries["ce"]["epochs"] + entries["crt"]["epochs"]
+    monkeypatch.setattr(fit, "OPERATIONS", rows * epochs * 6 * 76 * 8 * 4)
+    own = fit.adapted(flags, tmp_path / "run")
+    held_out = "choosing by held-out examples, as folds take long here; "
+    line = ("" if folds else held_out) + f"--config.eval.folds={5 - folds} changes this"
+    assert line in capsys.readouterr().out
+    config = resolve(config_flags.read([*flags, *own]))
+    assert (config.eval.folds, config.method.refit) == (folds, not folds)
+    for name in ("ce", "crt"):
+        grid = config.method.entries[name]["grid"]
+        assert 1 <= math.prod(map(len, grid.values())) <= most
+    if folds:
+        return
+    fit.adapted([*flags, "--config.eval.folds=5"], tmp_path / "run")
+    assert "choosing by" not in capsys.readouterr().out
 
 
 def test_features_of_another_backbone(fitted, tmp_path, capsys):
