@@ -44,7 +44,7 @@ class Chunk(NamedTuple):
 
 
 def plan_chunks(jobs: Sequence[HeadJob], batch: int, memory: float) -> list[Chunk]:
-    """Split jobs into chunks that fit the memory; one program fits each kind of head.
+    """Split jobs into chunks that fit the memory; a program fits a kind and a width.
 
     ``batch`` counts examples per step, ``memory`` is in bytes per device for heads.
     """
