@@ -82,21 +82,20 @@ def choose_head(
     ]
     how = {"batch": batch, "seed": seed, "memory": memory}
     features, centre, scale = standardise(features)
-    fold = longtail.folds(labels, folds, seed, len(counts))
-    if (fold < 0).all():
+    pairs = longtail.cross_validation(labels, folds, seed, len(counts))
+    if not pairs:
         raise InputError("no class has two examples, so none can be held out")
     right, seen = np.zeros((len(rows) + 1, len(counts))), np.zeros(len(counts))
-    for each in range(folds):
-        inside, outside = fold == each, fold != each
-        heads = _fit(rows, features[outside], labels[outside], how)
-        seen += np.bincount(labels[inside], minlength=len(counts))
+    for kept, held in pairs:
+        heads = _fit(rows, features[kept], labels[kept], how)
+        seen += np.bincount(labels[held], minlength=len(counts))
         for i, head in enumerate(heads):
-            hit = head.logits(features[inside]).argmax(axis=1) == labels[inside]
-            right[i] += np.bincount(labels[inside], hit, minlength=len(counts))
+            hit = head.logits(features[held]).argmax(axis=1) == labels[held]
+            right[i] += np.bincount(labels[held], hit, minlength=len(counts))
             if head.diverged and i < len(rows):
                 rows[i]["diverged"] = head.diverged
-    held = seen > 0
-    balanced = (right[:, held] / seen[held]).mean(axis=1)
+    measured = seen > 0
+    balanced = (right[:, measured] / seen[measured]).mean(axis=1)
     overall = right.sum(axis=1) / seen.sum()
     for i, row in enumerate(rows):
         row["metrics"] = {"valid": {"balanced": balanced[i], "all": overall[i]}}

@@ -43,6 +43,21 @@ def test_scores_are_those_of_heads_that_have_not_seen_the_fold():
     np.testing.assert_array_equal(head.params["kernel"], whole.params["kernel"])
 
 
+def test_every_fold_trains_on_as_many_examples(monkeypatch):
+    """One program fits all of them, and a sweep deals the same folds."""
+    fit, sizes = choice._fit, []
+
+    def watched(rows, features, labels, how):
+        sizes.append(len(labels))
+        return fit(rows, features, labels, how)
+
+    monkeypatch.setattr(choice, "_fit", watched)
+    choice.choose_head(FEATURES, LABELS, ["logit_adjust_posthoc"], folds=5)
+    kept = [len(rows) for rows, _ in longtail.cross_validation(LABELS, 5, 0, 4)]
+    assert sizes == [*kept, 57]
+    assert len(set(kept)) == 1
+
+
 def test_invalid_folds():
     with pytest.raises(InputError, match=r"folds must be an integer in \[2, 57\]"):
         choice.choose_head(FEATURES, LABELS, folds=1)
