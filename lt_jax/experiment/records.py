@@ -300,9 +300,12 @@ ACROSS: dict[str, Callable[[Config], bool]] = {
         == ("", 0, False, ".*")
     ),
     "eval.folds needs cached features and fits every head on all examples: expected "
-    "method.features='cached' and method.refit=False, got {c.method.features!r} and "
-    "{c.method.refit}": lambda c: (
-        not c.eval.folds or (c.method.features == "cached" and not c.method.refit)
+    "method.features='cached', method.batch_norm='frozen', eval.select='last' and "
+    "method.refit=False, got {c.method.features!r}, {c.method.batch_norm!r}, "
+    "{c.eval.select!r} and {c.method.refit}": lambda c: (
+        not c.eval.folds
+        or (c.method.features, c.method.batch_norm, c.eval.select, c.method.refit)
+        == ("cached", "frozen", "last", False)
     ),
     "cached features need a frozen backbone and the last step: expected "
     "method.batch_norm='frozen' and eval.select='last', got {c.method.batch_norm!r} "
