@@ -7,8 +7,9 @@ of each class held out to choose on, and the principal axes of the training feat
 `fit` gets the three sets as they are. scikit-learn chooses C on the same held-out
 examples; `fit` too, with --config.eval.folds=0 after --. For both there is a second fit
 at the chosen values, on training and held-out examples. With folds, `fit` has that one
-alone. Figures are balanced accuracies on test.npz. FOLDER/report.json keeps those of
-every seed so far.
+alone. "scikit-learn, folds" has equal data: C is chosen by the same 5 folds of training
+and held-out examples together, and fitted on all of them. Figures are balanced
+accuracies on test.npz. FOLDER/report.json keeps those of every seed so far.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def split(folder, ratio, seed, axes):
 
 
 def by_scikit(sets):
-    """Balanced accuracy on test of the chosen C, then of a fit on all examples."""
+    """Balanced accuracy on test of the chosen C, and of two fits on all examples."""
     (train, own), (valid, truth), (test, expected) = sets.values()
     scale = np.linalg.norm(train, axis=1).mean()
 
@@ -65,12 +66,25 @@ def by_scikit(sets):
 
     models = {c: fitted(c, train, own) for c in choice.STRENGTHS}
     best = max(models, key=lambda c: score(models[c], valid, truth))
-    both = np.concatenate([train, valid]), np.concatenate([own, truth])
-    found = score(models[best], test, expected)
+    both, labels = np.concatenate([train, valid]), np.concatenate([own, truth])
+    pairs = longtail.cross_validation(labels, choice.FOLDS, 0, labels.max() + 1)
+    unseen = labels[np.concatenate([held for _, held in pairs])]
+
+    def by_folds(strength):
+        models = [fitted(strength, both[kept], labels[kept]) for kept, _ in pairs]
+        logits = [
+            model.decision_function(both[held] / scale)
+            for model, (_, held) in zip(models, pairs, strict=True)
+        ]
+        return choice.balanced(np.concatenate(logits), unseen)
+
+    chosen = max(choice.STRENGTHS, key=by_folds)
     return {
-        "scikit-learn": found,
-        "scikit-learn, all": score(fitted(best, *both), test, expected),
+        "scikit-learn": score(models[best], test, expected),
+        "scikit-learn, all": score(fitted(best, both, labels), test, expected),
+        "scikit-learn, folds": score(fitted(chosen, both, labels), test, expected),
         "C": float(best),
+        "C, folds": float(chosen),
     }
 
 
@@ -101,18 +115,29 @@ def by_fit(sets, folder, flags):
     }
 
 
-COLUMNS = ("lt-jax fit", "scikit-learn", "lt-jax fit, all", "scikit-learn, all")
+COLUMNS = (
+    *("lt-jax fit", "scikit-learn", "lt-jax fit, all", "scikit-learn, all"),
+    "scikit-learn, folds",  # earlier reports lack it
+)
+DIFFERENCES = {
+    "difference": COLUMNS[:2],
+    "of all": COLUMNS[2:4],
+    "of folds": ("lt-jax fit, all", "scikit-learn, folds"),
+}
 
 
 def table(report):
     """Markdown, one row per split."""
-    lines = [f"| split | {' | '.join(COLUMNS)} | method | difference | of all |"]
-    lines += ["| ---: |" + " ---: |" * len(COLUMNS) + " --- | ---: | ---: |"]
-    for seed, found in sorted(report["splits"].items()):
-        values = [100 * found[name] for name in COLUMNS]
-        apart = values[0] - values[1], values[2] - values[3]
-        cells = [f"{v:.1f}" for v in values] + [f"`{found['method']}`"]
-        cells += [f"{each:+.1f}".replace("-", "\N{MINUS SIGN}") for each in apart]
+    splits = sorted(report["splits"].items())
+    columns = [name for name in COLUMNS if all(name in found for _, found in splits)]
+    apart = {k: pair for k, pair in DIFFERENCES.items() if {*pair} <= {*columns}}
+    lines = [f"| split | {' | '.join([*columns, 'method', *apart])} |"]
+    lines += [f"| ---: |{' ---: |' * len(columns)} --- |{' ---: |' * len(apart)}"]
+    for seed, found in splits:
+        cells = [f"{100 * found[name]:.1f}" for name in columns]
+        cells += [f"`{found['method']}`"]
+        each = (100 * found[own] - 100 * found[other] for own, other in apart.values())
+        cells += [f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") for value in each]
         lines.append(f"| {seed} | {' | '.join(cells)} |")
     return "\n".join(lines)
 

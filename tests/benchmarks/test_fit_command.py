@@ -9,6 +9,11 @@ from pathlib import Path
 import fit_command
 import numpy as np
 import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import cross_val_predict
+
+from lt_jax.data import longtail
 
 
 def write(folder):
@@ -33,6 +38,26 @@ def test_a_fifth_of_a_long_tailed_subset_is_held_out(tmp_path):
     np.testing.assert_allclose(train.mean(axis=0), 0, atol=1e-5)
 
 
+def test_scikit_learn_has_equal_data_by_folds(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit_command.choice, "STRENGTHS", (1e-3, 1.0, 1e3))
+    sets = fit_command.split(write(tmp_path), 10, 0, 3)
+    (train, own), (valid, truth), (test, expected) = sets.values()
+    both, labels = np.concatenate([train, valid]), np.concatenate([own, truth])
+    norm, scores = np.linalg.norm(train, axis=1).mean(), {}
+    pairs = longtail.cross_validation(labels, 5, 0, 4)
+    assert sum(len(held) for _, held in pairs) == len(labels)
+    for strength in (1e-3, 1.0, 1e3):
+        given = {"C": strength, "class_weight": "balanced", "max_iter": 300}
+        model = LogisticRegression(**given)
+        guesses = cross_val_predict(model, both / norm, labels, cv=pairs)
+        model.fit(both / norm, labels)
+        on_test = balanced_accuracy_score(expected, model.predict(test / norm))
+        scores[balanced_accuracy_score(labels, guesses)] = strength, on_test
+    found = fit_command.by_scikit(sets)
+    assert len(scores) == 3
+    assert (found["C, folds"], found["scikit-learn, folds"]) == scores[max(scores)]
+
+
 @pytest.mark.parametrize("name", ["fit_command", "fit_folds"])
 def test_the_table_of_the_page_is_that_of_the_stored_result(name):
     root = Path(__file__).parents[2]
@@ -49,7 +74,9 @@ def test_a_split(tmp_path, monkeypatch, capsys):
     flags += ["--", "--config.method.names=ce,logistic", "--config.optim.epochs=2"]
     monkeypatch.setattr(sys, "argv", ["fit_command.py", *flags])
     fit_command.main()
-    assert "| 0 |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "| method | difference | of all | of folds |\n" in printed
+    assert "| 0 |" in printed
     found = json.loads((out / "report.json").read_text())["splits"]["0"]
     assert found["method"] in found["methods"]
     assert all(0 < found[name] <= 1 for name in fit_command.COLUMNS)
