@@ -51,6 +51,7 @@ class Method(NamedTuple):
     # Applied once after training, to all fitted examples without augmentation.
     correct: Correct | None = None
     needs_features: bool = True  # whether ``correct`` reads the features
+    passes: int = 0  # epochs that ``correct`` takes about as long as
 
 
 def projection_steps(method: Method, epochs: int, per_epoch: int) -> np.ndarray:
@@ -352,7 +353,8 @@ def logistic_regression(
         shape = params["kernel"].shape
         return logistic.fit(blocks, labels, shape, adjust, penalty)
 
-    return Method(adjust, start="fresh", correct=correct)
+    passes = logistic.PASSES
+    return Method(adjust, start="fresh", correct=correct, passes=passes)
 
 
 # --- compositions -------------------------------------------------------------

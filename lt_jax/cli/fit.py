@@ -14,7 +14,8 @@ from lt_jax import recipes
 from lt_jax.cli import config_flags
 from lt_jax.experiment import extraction, session, stages
 from lt_jax.experiment.backbones import Options
-from lt_jax.experiment.checks import from_data
+from lt_jax.experiment.cached import own_values
+from lt_jax.experiment.checks import from_data, make_method
 from lt_jax.experiment.config import resolve, workdir_config
 from lt_jax.retraining.features import NORM
 
@@ -73,9 +74,12 @@ def adapted(flags: list[str], workdir: Path) -> list[str]:
     splits, _ = session.load_splits(config)
     config = from_data(config, splits.full_class_counts)
     train, entries = splits.train, config.method.entries
-    examples = len(train) + len(splits.valid)
+    examples, counts = len(train) + len(splits.valid), train.class_counts
     size = 6 * examples * train.shape[-1] * len(train.classes)  # of an epoch
-    epochs = sum(entries[name]["epochs"] for name in config.method.names)
+    epochs = sum(
+        hyper["epochs"] + make_method(name, counts, hyper).passes
+        for name, hyper in own_values(config).items()
+    )
     rows, folds = OPERATIONS / max(size * epochs, 1), config.eval.folds
     if (workdir / "config.json").exists():
         folds = workdir_config(workdir).eval.folds

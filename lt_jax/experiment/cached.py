@@ -23,7 +23,7 @@ from lt_jax.experiment.feature_cache import FeatureCache, Row, budget_of
 from lt_jax.experiment.records import Config
 from lt_jax.experiment.session import Session
 from lt_jax.retraining import engine, features
-from lt_jax.retraining.chunks import HeadJob, count_programs, plan_chunks
+from lt_jax.retraining.chunks import Chunk, HeadJob, count_programs, plan_chunks
 from lt_jax.retraining.engine import HeadFit
 from lt_jax.training.log import Bar, duration
 from lt_jax.training.optim import Sgd
@@ -92,12 +92,12 @@ def fit_rows(
         f"(method.memory {m.memory} GiB), "
         f"{_count(count_programs(chunks) * min(len(parts), 2), 'program')} to compile"
     )
-    budget /= len(parts)
+    budget /= min(len(parts), 2)
     if not engine.fits_in_memory(train, budget):
         info("the features exceed method.memory: they are read piece by piece")
     where = "the heads on cached features; finished chunks are kept"
-    by_name, total = {row.name: row for row in rows}, sum(job.epochs for job in jobs)
-    total *= len(parts)
+    by_name = {row.name: row for row in rows}
+    total = sum(job.epochs + job.method.passes for job in jobs) * len(parts)
     with Bar(session.log, "heads", 0, total, session.config.log.seconds) as bar:
 
         def after_epoch(heads: int) -> None:
@@ -105,17 +105,16 @@ def fit_rows(
                 bar.show({})
             session.raise_if_stopped(where)
 
-        runs = [
-            engine.fit_heads(
-                plan,
-                part.features("train"),
-                m.batch,
-                budget,
-                after_epoch,
-                functools.partial(part.features, "plain"),
-            )
-            for part, plan in zip(parts, plans, strict=True)
-        ]
+        def of_fold(part: FeatureCache, plan: Sequence[Chunk]) -> Iterator[Any]:
+            for chunk in plan:  # to its end, which frees the features of the fold
+                yield from [*engine.fit_heads([chunk], part.features("train"), *how)]
+
+        how = m.batch, budget, after_epoch
+        plain = functools.partial(cache.features, "plain")
+        runs = (
+            engine.fit_heads(plans[0], train, *how, plain),
+            *map(of_fold, parts[1:], plans[1:]),
+        )
         chunk_begun = time.monotonic()
         for found in zip(*runs, strict=True):
             made = [by_name[job.run] for job in found[0][0].jobs]

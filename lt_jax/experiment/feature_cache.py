@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from lt_jax import metrics
@@ -53,6 +53,7 @@ class FeatureCache:
         self.seed = seed  # of stage 1
         self.network = network
         self._features: dict[str, Features] = {}
+        self._taken: Callable[[], Features] | None = None  # copies those of a fold
 
     def features(self, name: str) -> Features:
         """Return the features of a split: ``train``, ``valid`` or ``test``.
@@ -61,6 +62,8 @@ class FeatureCache:
         """
         session, m = self.session, self.session.config.method
         name = "train" if name == "plain" and m.views == 1 else name
+        if name == "train" and self._taken:
+            return self._taken()
         if name not in self._features:
             varied = ("random",) * m.views if m.views > 1 else ("plain",)
             held_out = ("plain", "mirror") if session.task.flip else ("plain",)
@@ -90,11 +93,8 @@ class FeatureCache:
             part = dataclasses.replace(splits, train=splits.train.take(kept))
             inner = session._replace(task=session.task._replace(splits=part))
             fold = FeatureCache(inner, self.seed, self.network)
-            fold._features = {
-                **dict.fromkeys(("train", "plain"), train.take(kept)),
-                "valid": train.take(held),
-                "test": self.features("test"),
-            }
+            fold._taken = functools.partial(train.take, kept)
+            fold._features = {"valid": train.take(held), "test": self.features("test")}
             params = {**self.network.params, "head": _stage1_head(fold)}
             fold.network = self.network._replace(params=params)
             found.append(fold)

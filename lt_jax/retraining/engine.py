@@ -130,7 +130,8 @@ def fit_heads(
       features: of the training examples; epoch e uses view e modulo V.
       batch: examples per step.
       memory: bytes per device for features. Larger ones are read from their file.
-      after_epoch: called with the number of heads that finished an epoch.
+      after_epoch: called with the number of heads that finished an epoch, and with the
+        ``Method.passes`` of a corrected head.
       plain: returns the features without augmentation, for corrections; None:
         ``features`` are these.
     """
@@ -144,6 +145,7 @@ def fit_heads(
         fits = []
         for i, job in enumerate(chunk.jobs):
             head = apply_correction(job.method, _unstack(heads, i), labels, plain)
+            after_epoch(job.method.passes)
             bad = ~np.isfinite(losses[i])
             fits.append(HeadFit(head, int(bad.argmax()) + 1 if bad.any() else None))
         yield chunk, fits

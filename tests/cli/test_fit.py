@@ -18,6 +18,7 @@ import tiny_vit
 from PIL import Image
 from test_feature_files import NAMES, arrays, write
 
+from lt_jax import logistic, recipes
 from lt_jax.cli import config_flags, fit
 from lt_jax.cli.main import main
 from lt_jax.experiment import extraction
@@ -207,8 +208,10 @@ def test_held_out_examples_choose_where_folds_take_long(
     """``rows`` settings of each method can be tried, or a fifth of them by 5 folds."""
     folder = write(tmp_path / "f")
     flags = [*fit.HEADS, f"--config.data.dir={folder}", *FEW]
+    flags += ["--config.method.names=ce,crt,logistic,los"]
     entries = resolve(config_flags.read(flags)).method.entries
-    epochs = entries["ce"]["epochs"] + entries["crt"]["epochs"]
+    epochs = [entries[name]["epochs"] for name in ("ce", "crt", "los")]
+    epochs = sum(epochs) + logistic.PASSES
     monkeypatch.setattr(fit, "OPERATIONS", rows * epochs * 6 * 76 * 8 * 4)
     own = fit.adapted(flags, tmp_path / "run")
     held_out = "choosing by held-out examples, as folds take long here; "
@@ -216,12 +219,14 @@ def test_held_out_examples_choose_where_folds_take_long(
     assert line in capsys.readouterr().out
     config = resolve(config_flags.read([*flags, *own]))
     assert (config.eval.folds, config.method.refit) == (folds, not folds)
-    for name in ("ce", "crt"):
+    for name in ("ce", "crt", "logistic", "los"):
         grid = config.method.entries[name]["grid"]
+        assert recipes.FROM_DATA not in grid.get("delta", ())
         assert 1 <= math.prod(map(len, grid.values())) <= most
     if folds:
         return
-    fit.adapted([*flags, "--config.eval.folds=5"], tmp_path / "run")
+    own = fit.adapted([*flags, "--config.eval.folds=5"], tmp_path / "run")
+    assert own[0] == "--config.eval.folds=5"
     assert "choosing by" not in capsys.readouterr().out
 
 

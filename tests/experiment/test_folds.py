@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
 from test_feature_files import arrays, config, write
 
+from lt_jax import logistic, losses, recipes
 from lt_jax.cli import main
 from lt_jax.data import longtail
 from lt_jax.errors import Diverged, InputError, Interrupted
 from lt_jax.experiment import cached, feature_cache, results, stages, sweep
 from lt_jax.experiment.config import resolve
+from lt_jax.experiment.session import open_session
 from lt_jax.experiment.splits import load_splits
 from lt_jax.retraining import engine
+from lt_jax.retraining.features import Features
+from lt_jax.types import Weights
 
 COUNTS = (31, 12, 2, 1)  # one class has fewer examples than folds, one is not validated
 TEST = arrays((10,) * 4, seed=4)
@@ -159,6 +164,39 @@ def test_folds_are_fitted_in_the_chunks_of_all_examples(
     assert again["recommended"] == result["recommended"]
 
 
+def test_one_fold_is_in_memory_at_a_time(folder, tmp_path, monkeypatch):
+    take, copies, alive = Features.take, [], []
+
+    def watched(self, rows):
+        if len(rows) > len(self.labels) / 2:
+            alive.append(sum(copy() is not None for copy in copies))
+            found = take(self, rows)
+            copies.append(weakref.ref(found.values))
+            return found
+        return take(self, rows)
+
+    monkeypatch.setattr(Features, "take", watched)
+    names = {"method__names": ("ce", "ncm", "logistic")}
+    stages.sweep(config(folder, **{**CHANGES, **names, "eval__folds": 6}), tmp_path)
+    assert max(alive) <= 1  # the runtime may free one a little later
+
+
+def test_the_bar_counts_the_solver(folder, tmp_path, monkeypatch):
+    """Logistic regression trains no epochs."""
+    bars = []
+
+    class Watched(cached.Bar):
+        def __exit__(self, *error):
+            bars.append((self._total, self._done))
+            super().__exit__(*error)
+
+    monkeypatch.setattr(cached, "Bar", Watched)
+    names = {"method__names": ("logistic",), "method__logistic__penalty": 10.0}
+    stages.sweep(config(folder, **{**CHANGES, **names}), tmp_path)
+    rows = len(results.rows(tmp_path))
+    assert bars == [(4 * rows * logistic.PASSES,) * 2]
+
+
 def test_a_diverging_stage_1_without_a_fold_is_named(folder, tmp_path, monkeypatch):
     fit = feature_cache.engine.fit_heads
 
@@ -204,6 +242,47 @@ def test_other_folds_need_another_workdir(swept, folder, folds):
     assert str(caught.value).endswith("\nUse another --workdir.")
 
 
+@pytest.mark.parametrize("earlier", [{"folds": 0}, {}], ids=["held_out", "older"])
+def test_a_workdir_without_folds_needs_another(swept, folder, tmp_path, earlier):
+    shutil.copy(swept[0] / "config.json", tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["eval"] = {**saved["eval"], "folds": None, **earlier}
+    saved["eval"] = {k: v for k, v in saved["eval"].items() if v is not None}
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    with pytest.raises(InputError, match=r"eval\.folds: 0 there, 3 now") as caught:
+        stages.sweep(config(folder, **CHANGES), tmp_path)
+    assert str(caught.value).endswith("\nUse another --workdir.")
+
+
+def test_rows_of_other_folds_are_fitted_again(swept, folder, tmp_path, monkeypatch):
+    """Also if the workdir has lost its config."""
+    shutil.copytree(swept[0], tmp_path / "copy")
+    (tmp_path / "copy/config.json").unlink()
+    monkeypatch.setattr(engine, "fit_heads", None)
+    with pytest.raises(TypeError, match="not callable"):
+        stages.sweep(config(folder, **{**CHANGES, "eval__folds": 4}), tmp_path / "copy")
+
+
+def test_a_fold_has_its_own_counts_and_stage_1(folder, tmp_path, monkeypatch):
+    def labels_of(fold):
+        return fold.features("train").labels
+
+    monkeypatch.setattr(feature_cache, "_stage1_head", labels_of)
+    x, y = examples(folder)
+    with open_session(config(folder, **CHANGES), tmp_path, writes=False) as session:
+        cache = feature_cache.FeatureCache(session, 0, Weights({"head": y}, {}))
+        cache._features = dict.fromkeys(("train", "test"), Features(x[None], y))
+        hyper = {**session.config.method.entries["logit_adjust"]}
+        row = feature_cache.Row("logit_adjust", recipes.own(hyper), (0, 0))
+        pairs = longtail.cross_validation(y, 3, 0, 4)
+        for fold, (kept, held) in zip(cache.folds, pairs, strict=True):
+            expected = losses.logit_adjust(np.bincount(y[kept]), row.hyper["tau"])
+            offset = fold.method(row).adjust.offset
+            np.testing.assert_array_equal(offset, expected.offset)
+            np.testing.assert_array_equal(fold.network.params["head"], y[kept])
+            np.testing.assert_array_equal(fold.features("valid").values[0], x[held])
+
+
 def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
     workdir, result, _ = swept
     shutil.copytree(workdir, tmp_path / "copy")
@@ -221,6 +300,8 @@ def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
         ({"optim__drop_last": True}, "trains a stage 1 without each fold"),
         ({"optim__trains": "head/bias"}, "trains a stage 1 without each fold"),
         ({"method__features": "online"}, "method.features='cached'"),
+        ({"eval__select": "validation"}, "eval.folds needs .* 'validation' and False$"),
+        ({"method__batch_norm": "drift"}, "eval.folds needs .* 'drift', 'last' and"),
         ({"method__refit": True}, "method.refit=False"),
         (
             {"eval__choose": "few", "data__few": 2, "data__many": 20},
@@ -229,7 +310,7 @@ def test_a_resumed_sweep_fits_nothing(swept, folder, tmp_path, monkeypatch):
         ({"model__name": "resnet32"}, "are for features, model.name='none'"),
         ({"data__dir": "single"}, "no class has two examples"),
     ],
-    ids="1 mixup init last trains online refit choose model single".split(),
+    ids="1 mixup init last trains online select norm refit choose model single".split(),
 )
 def test_bad_input(folder, tmp_path, monkeypatch, changes, message):
     monkeypatch.chdir(tmp_path)
