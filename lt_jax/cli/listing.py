@@ -36,7 +36,11 @@ def pretrained() -> Lines:
     from lt_jax.pretrained.table import TABLE
 
     return [
-        (name, f"{entry.arch}, {entry.recipe.size} pixels, {entry.recipe.licence}")
+        (
+            name,
+            f"{entry.arch}, {entry.recipe.size} pixels, {entry.recipe.licence}"
+            + ", pinned" * bool(entry.sha256),
+        )
         for name, entry in TABLE.items()
     ]
 

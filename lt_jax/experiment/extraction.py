@@ -41,6 +41,7 @@ QUIET = 10.0  # least seconds between lines about progress
 FOLDER = "extracted"  # of a workdir, with the features of `lt-jax fit`
 BACKBONE = "backbone"  # folder of its weights
 REMEDY = "Remove it, or use another folder"
+FOUND_BY = {"weights.checked", "weights.revision"}  # the hash identifies weights
 
 
 def write_features(
@@ -188,19 +189,24 @@ def _resized(dataset: Dataset, size: int, resize: int, how: str) -> Dataset:
     )
 
 
+def differences(stored: dict[str, Any], request: dict[str, Any]) -> list[str]:
+    """Name the values of two requests that make their features different."""
+    # A key whose value is "" may be absent.
+    before, now = (
+        {k: v for k, v in flatten_dict(tree, sep=".").items() if v != ""}
+        for tree in (stored, request)
+    )
+    keys = (before.keys() | now.keys()) - FOUND_BY
+    return sorted(k for k in keys if before.get(k) != now.get(k))
+
+
 def _is_finished(out: Path, request: dict[str, Any]) -> bool:
     """Check that a folder holds these features or none; start them if it has none."""
     for file in (out / "features.json", out / "parts" / "request.json"):
         if not file.is_file():
             continue
         stored = read_json(file, {"request": dict}, REMEDY)["request"]
-        # A key whose value is "" may be absent.
-        before, now = (
-            {k: v for k, v in flatten_dict(tree, sep=".").items() if v != ""}
-            for tree in (stored, request)
-        )
-        keys = before.keys() | now.keys()
-        if other := sorted(k for k in keys if before.get(k) != now.get(k)):
+        if other := differences(stored, request):
             raise InputError(
                 f"{out} has other features, which differ in {', '.join(other)}. Use "
                 "another folder (for `lt-jax fit`: another --workdir)"

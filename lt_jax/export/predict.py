@@ -94,8 +94,9 @@ def _check_origin(
 ) -> None:
     """Refuse features that `lt-jax features` computed with another backbone."""
     for file in files:
-        other = extraction.read_request(file.parent)
-        if other and other["weights"] != request["weights"]:
+        other = extraction.read_request(file.parent) or request
+        weights = ({"weights": r["weights"]} for r in (other, request))
+        if extraction.differences(*weights):
             raise InputError(
                 f"{file} are features of another backbone, {other['model']}, than "
                 f"{request['model']}, on which the head in {workdir} was trained"

@@ -18,10 +18,11 @@ def endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
 
 
-def fetch(repository: str, file: str, revision: str = "") -> Path:
+def fetch(repository: str, file: str, revision: str = "", sha256: str = "") -> Path:
     """Return the path of a file in the hub's cache; download it if it is not there.
 
-    ``repository`` is OWNER/NAME, ``revision`` a commit, branch or tag.
+    ``repository`` is OWNER/NAME, ``revision`` a commit, branch or tag. If ``sha256`` is
+    given, a cached file with this hash serves, whatever its commit.
     """
     url = f"{endpoint()}/{repository}/resolve/{revision or 'main'}/{file}"
     remedy = (
@@ -38,6 +39,11 @@ def fetch(repository: str, file: str, revision: str = "") -> Path:
     download = huggingface_hub.hf_hub_download  # loads the client, which sets levels
     # It warns of every retry; only the last failure needs a message.
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if sha256:  # the cache names the content of a large file by its hash
+        commits = f"models--{repository.replace('/', '--')}/snapshots/*/{file}"
+        for path in sorted(Path(huggingface_hub.constants.HF_HUB_CACHE).glob(commits)):
+            if path.is_symlink() and path.readlink().name == sha256 and path.exists():
+                return path
     try:
         return Path(download(repository, file, revision=revision or None))
     except Exception as error:  # whose class depends on the version of the hub

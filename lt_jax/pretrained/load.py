@@ -54,9 +54,10 @@ def find(source: str, sha256: str = "") -> Weights:
     """Find weights, download them if necessary, and check their hash.
 
     ``source`` is ``hf:OWNER/NAME``, ``hf:OWNER/NAME@REVISION``, a file, or a folder
-    with FILE and timm's ``config.json``. ``sha256`` "" takes that of the table, if any.
+    with FILE and timm's ``config.json``. ``sha256`` "" takes that of the table, if any,
+    and the table's revision unless ``source`` has one.
     """
-    described, notes = None, {"source": source}
+    described, pin, notes = None, "", {"source": source}
     if source.startswith(HUB):
         repository, _, revision = source.removeprefix(HUB).partition("@")
         if repository.count("/") != 1 or source.endswith("@"):
@@ -65,14 +66,15 @@ def find(source: str, sha256: str = "") -> Weights:
             )
         name = repository.removeprefix("timm/")
         if described := TABLE.get(name):
-            revision = revision or described.revision
+            if not (revision or sha256):
+                revision, pin = described.revision, described.sha256
         else:
             try:
                 listed = hub.fetch(repository, "config.json", revision)
                 described = _from_config(listed)
             except InputError as error:
                 raise InputError(f"{error}{suggest(name, TABLE)}") from error
-        file = hub.fetch(repository, FILE, revision)
+        file = hub.fetch(repository, FILE, revision, pin)
         notes["revision"] = file.parent.name  # the commit, in the cache of the hub
     else:
         file = Path(source).expanduser()
@@ -87,7 +89,8 @@ def find(source: str, sha256: str = "") -> Weights:
     if expected and digest != expected.lower():
         raise InputError(
             f"{file} has the SHA-256 {digest}, expected {expected}: it is damaged or "
-            "another version. Delete it and download it again, or correct the hash"
+            "another version. Delete it and download it again, or give its hash: "
+            "--sha256 or init.sha256"
         )
     notes |= {"file": file.name, "sha256": digest, "checked": bool(expected)}
     if described:

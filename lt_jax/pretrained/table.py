@@ -1,9 +1,11 @@
 """Pre-trained backbones by name: where the weights are, and what images they expect.
 
 Names, repositories and preprocessing in ``table.json`` are those of timm 1.0.31,
-licences those of the original weights; DINOv2 has the sizes of its own evaluation. No
-revision or hash has been checked on the hub yet, so none is given. Pin your own:
-``hf:REPOSITORY@REVISION``, ``init.sha256``.
+licences those of the original weights; DINOv2 has the sizes of its own evaluation.
+
+Some names are pinned. At least two independent public projects state each hash for that
+file, and at least one of them its revision (looked up on 2026-11-26). The files were
+not downloaded here, as the hub could not be reached.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def _read() -> dict[str, Pretrained]:
         arch = name.partition(".")[0]
         if family == "openai":  # they need their own approximation of GELU
             arch = "vit_base_patch16_clip_quickgelu_224"
-        found[name] = Pretrained(arch, Recipe(**looks), f"timm/{name}")
+        pin = table["pins"].get(name, {})
+        found[name] = Pretrained(arch, Recipe(**looks), f"timm/{name}", **pin)
     return found
 
 

@@ -234,9 +234,12 @@ def test_features_of_another_backbone(fitted, tmp_path, capsys):
     other = tmp_path / "other"
     shutil.copytree(fitted / "runs/photos/extracted", other)
     note = json.loads((other / "features.json").read_text())
+    flags = ["predict", "--workdir", str(fitted / "runs/photos")]
+    note["request"]["weights"] |= {"revision": "0" * 40, "checked": True}
+    (other / "features.json").write_text(json.dumps(note))
+    assert main([*flags, str(other / "test.npz")]) == 0
     note["request"]["weights"]["sha256"] = "0" * 64
     (other / "features.json").write_text(json.dumps(note))
-    flags = ["predict", "--workdir", str(fitted / "runs/photos")]
     assert main([*flags, str(other / "test.npz")]) == 2
     assert "are features of another backbone" in capsys.readouterr().err
 

@@ -19,7 +19,7 @@ from tiny_vit import NAME as ARCH
 from lt_jax import models, trees
 from lt_jax.errors import InputError
 from lt_jax.experiment import session, weights
-from lt_jax.pretrained import hub, load
+from lt_jax.pretrained import hub, load, table
 from lt_jax.pretrained.table import TABLE
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -51,6 +51,12 @@ def test_the_table_names_known_networks_once():
         assert entry.recipe.size <= entry.recipe.resize
         assert entry.recipe.size % models.create(entry.arch).side_multiple == 0
         assert all(min(std) > 0 for std in entry.recipe.colours[1:])
+        assert re.fullmatch("([0-9a-f]{64})?", entry.sha256)
+        assert re.fullmatch("([0-9a-f]{40})?", entry.revision)
+        assert entry.sha256 or not entry.revision
+    pins = json.loads(Path(table.__file__).with_name("table.json").read_text())["pins"]
+    assert {name for name, entry in TABLE.items() if entry.sha256} == {*pins}
+    assert {"resnet18.tv_in1k", "vit_small_patch14_dinov2.lvd142m"} <= {*pins}
 
 
 def test_a_file_and_a_folder(tmp_path):
@@ -147,11 +153,11 @@ def test_another_architecture_is_named(tmp_path):
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """A hub with one repository, a/b; it may break connections."""
+    """A hub with one repository; it may break connections."""
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), Answer)
-        self.folder = folder
+        self.folder, self.repository = folder, "a/b"
         self.breaks = 0  # how many more downloads of weights to cut off half-way
         self.requests: list[tuple[str, str]] = []  # name of the file, range
 
@@ -166,9 +172,9 @@ class Answer(http.server.BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, sends: bool) -> None:
-        name = self.path.rpartition("/")[2]
+        where, revision, name = self.path.rsplit("/", 2)
         file = self.server.folder / name
-        if not self.path.startswith("/a/b/resolve/") or not file.is_file():
+        if where != f"/{self.server.repository}/resolve" or not file.is_file():
             self.send_response(404)
             self.send_header("X-Error-Code", "EntryNotFound")
             self.send_header("Content-Length", "0")
@@ -183,7 +189,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {first}-{last}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - first))
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", COMMIT if revision == "main" else revision)
         self.end_headers()
         if not sends:
             return
@@ -258,6 +264,50 @@ def test_a_broken_download_is_resumed(served, monkeypatch):
 def test_a_wrong_hash_is_refused(served):
     with pytest.raises(InputError, match="expected ff: it is damaged or another versi"):
         load.find("hf:a/b", "ff")
+
+
+PINNED = "resnet18.tv_in1k"  # a name of the table
+
+
+def test_a_pinned_name_refuses_another_file(served):
+    """A hash that the user gives replaces the pin."""
+    served.repository, entry = f"timm/{PINNED}", TABLE[PINNED]
+    digest = sha256(served.folder / load.FILE)
+    wrong = rf"/{entry.revision}/{load.FILE} has the SHA-256 {digest}, expected "
+    with pytest.raises(InputError, match=wrong + entry.sha256):
+        load.find(f"hf:timm/{PINNED}")
+    with pytest.raises(InputError, match=f"expected {entry.sha256}.*: --sha256 or"):
+        load.find(f"hf:timm/{PINNED}@main")
+    notes = load.find(f"hf:timm/{PINNED}", digest).notes
+    assert (notes["revision"], notes["checked"]) == (COMMIT, True)
+
+
+def test_a_pinned_file_is_found_under_any_commit(served, monkeypatch):
+    source, served.repository, entry = (
+        f"hf:timm/{PINNED}",
+        f"timm/{PINNED}",
+        TABLE[PINNED],
+    )
+    digest = sha256(served.folder / load.FILE)
+    monkeypatch.setitem(TABLE, PINNED, entry._replace(sha256=digest))
+    load.find(f"{source}@main")
+    go_offline(monkeypatch)
+    notes = load.find(source).notes
+    assert (notes["revision"], notes["sha256"]) == (COMMIT, digest)
+    assert notes["checked"]
+    for other in ("", "0" * 64):
+        monkeypatch.setitem(TABLE, PINNED, entry._replace(sha256=other))
+        with pytest.raises(InputError, match=f"cannot fetch .*/{entry.revision}/"):
+            load.find(source)
+
+
+def test_a_pinned_file_is_downloaded_at_its_revision(served, monkeypatch):
+    served.repository, entry = f"timm/{PINNED}", TABLE[PINNED]
+    digest = sha256(served.folder / load.FILE)
+    monkeypatch.setitem(TABLE, PINNED, entry._replace(sha256=digest))
+    notes = load.find(f"hf:timm/{PINNED}").notes
+    assert notes["revision"] == entry.revision
+    assert notes["checked"]
 
 
 def test_without_the_file_or_the_network_a_message_says_what_to_fetch(
