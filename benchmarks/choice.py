@@ -237,10 +237,9 @@ def measure(load, seed, thin):
 
     valid, tested = logits_of(rows, train[kept], labels[kept], train[held], test)
     add("held out", valid, labels[held], tested)
-    fold = longtail.folds(labels, FOLDS, seed, labels.max() + 1)
     parts, order = [], []
-    for f in range(FOLDS):
-        inside, outside = np.flatnonzero(fold == f), np.flatnonzero(fold != f)
+    for _, inside in longtail.cross_validation(labels, FOLDS, seed, labels.max() + 1):
+        outside = np.setdiff1d(np.arange(len(labels)), inside)
         parts += logits_of(rows, train[outside], labels[outside], train[inside])
         order.append(inside)
     (tested,) = logits_of(rows, train, labels, test)

@@ -17,22 +17,21 @@ FEATURES = np.eye(4, 6)[LABELS] * 4 + RNG.normal(size=(57, 6))
 
 
 def test_folds_are_stratified_and_keep_the_only_example_of_a_class():
-    fold = longtail.folds(LABELS, 4, 0, 4)
-    assert fold[56] == -1
-    for k, size in enumerate((10, 3, 1)):
-        np.testing.assert_array_equal(np.bincount(fold[LABELS == k]), [size] * 4)
-    again = longtail.folds(LABELS, 4, 1, 4)
-    assert not np.array_equal(fold, again)
-    np.testing.assert_array_equal(fold, longtail.folds(LABELS, 4, 0, 4))
-    uneven = longtail.folds(np.repeat([0, 1], [5, 6]), 4, 0, 2)
-    assert sorted(np.bincount(uneven)) == [2, 3, 3, 3]
+    held = [rows for _, rows in longtail.cross_validation(LABELS, 4, 0, 4)]
+    for rows in held:
+        np.testing.assert_array_equal(np.bincount(LABELS[rows]), [10, 3, 1])
+    again = [rows for _, rows in longtail.cross_validation(LABELS, 4, 1, 4)]
+    assert not np.array_equal(held, again)
+    again = [rows for _, rows in longtail.cross_validation(LABELS, 4, 0, 4)]
+    np.testing.assert_array_equal(held, again)
+    uneven = longtail.cross_validation(np.repeat([0, 1], [5, 6]), 4, 0, 2)
+    assert sorted(len(rows) for _, rows in uneven) == [2, 3, 3, 3]
 
 
 def test_scores_are_those_of_heads_that_have_not_seen_the_fold():
     found, head = choice.choose_head(FEATURES, LABELS, ["ncm"], folds=2, margin=0)
-    fold, right = longtail.folds(LABELS, 2, 0, 4), np.zeros(57)
-    for each in range(2):
-        inside, outside = fold == each, fold != each
+    right = np.zeros(57)
+    for outside, inside in longtail.cross_validation(LABELS, 2, 0, 4):
         how = {"method": "ncm", "hyper": {"kind": found.hyper["kind"]}}
         fitted = api.fit_head(FEATURES[outside], LABELS[outside], **how)
         logits = fitted.logits(FEATURES[inside])

@@ -90,7 +90,7 @@ def adapted(flags: list[str], workdir: Path) -> list[str]:
         )
         other = 0 if folds else FOLDS
         print(f"choosing by {how}; --config.eval.folds={other} changes this")
-    most = int(min(MOST, max(1, rows / max(folds, 1))))
+    most = int(min(MOST, rows / max(folds, 1)))
     return [
         f"--config.eval.folds={folds}" if folds else "--config.method.refit",
         *(

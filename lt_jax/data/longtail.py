@@ -122,43 +122,35 @@ def hold_out(
     return np.setdiff1d(np.arange(len(labels)), valid), valid
 
 
-def folds(labels: np.ndarray, number: int, seed: int, num_classes: int) -> np.ndarray:
-    """Deal the examples of each class to folds for cross-validation.
+def cross_validation(
+    labels: np.ndarray, number: int, seed: int, num_classes: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Deal the examples of each class to folds; list what to train on and hold out.
 
-    The folds differ by at most one example, and so do the parts of each class.
+    The folds differ by at most one example, and so do the parts of each class. All
+    training sets have one size, so that a program that is compiled for one suits all.
+    Larger ones drop an example of their largest class.
 
-    >>> folds(np.array([0, 0, 0, 0, 1]), 2, 0, 2)[4]
-    np.int64(-1)
+    >>> pairs = cross_validation(np.array([0, 0, 1]), 2, 0, 2)
+    >>> [(kept.tolist(), held.tolist()) for kept, held in pairs]
+    [([1, 2], [0]), ([0, 2], [1])]
 
     Args:
       labels: int[N], 0 .. K-1.
-      number: of folds, at least 2.
+      number: of folds, at least 2; there are fewer if that many would be empty.
       seed: at least 0.
       num_classes: K.
 
     Returns:
-      int[N], the fold of each example; -1 for the only one of a class, as it must be
+      Two ascending int[] of positions per fold. The only example of a class is always
       trained on.
     """
-    random, found = np.random.default_rng(seed), np.full(len(labels), -1)
+    random, pairs = np.random.default_rng(seed), []
     members = [rows for rows in by_class(labels, num_classes) if len(rows) > 1]
     dealt = np.concatenate([random.permutation(rows) for rows in members] or [[]])
-    found[dealt.astype(int)] = np.arange(len(dealt)) % number
-    return found
-
-
-def cross_validation(
-    labels: np.ndarray, number: int, seed: int, num_classes: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
-    """List the positions to train on and those held out, for every fold of ``folds``.
-
-    All training sets have one size, so that a program that is compiled for one suits
-    all. Larger ones drop an example of their largest class.
-    """
-    fold = folds(labels, number, seed, num_classes)
-    held = [np.flatnonzero(fold == each) for each in np.unique(fold[fold >= 0])]
-    size, pairs = len(labels) - max(map(len, held), default=0), []
-    for rows in held:
+    held = [dealt[each::number].astype(int) for each in range(min(number, len(dealt)))]
+    size = len(labels) - max(map(len, held), default=0)
+    for rows in map(np.sort, held):
         kept = np.setdiff1d(np.arange(len(labels)), rows)
         largest = np.flatnonzero(labels[kept] == np.bincount(labels[kept]).argmax())
         pairs.append((np.delete(kept, largest[: len(kept) - size]), rows))

@@ -25,7 +25,9 @@ from lt_jax.types import Weights
 COUNTS = (31, 12, 2, 1)  # one class has fewer examples than folds, one is not validated
 TEST = arrays((10,) * 4, seed=4)
 CHANGES = {
-    "method__names": ("ce", "los", "ncm"),
+    "method__names": ("ce", "los", "ncm", "logit_adjust_posthoc"),
+    "method__logit_adjust_posthoc__tau": 0.0,  # the head of stage 1
+    "method__logit_adjust_posthoc__grid": {"tau": (0.0,)},
     "method__ncm__kind": "raw",
     "method__ncm__grid": {"kind": ("raw",)},
     "method__repeats": 1,
@@ -98,6 +100,8 @@ def test_heads_are_measured_on_examples_that_they_have_not_seen(swept, folder):
     (stage1,) = results.outcomes(workdir, "stage1")
     assert result["recommended"]["untouched"] == stage1["valid"]["all"] < 1
     assert stage1["temperature"] > 0
+    (row,) = (r for r in results.rows(workdir) if r["method"] == "logit_adjust_posthoc")
+    assert row["metrics"]["valid"]["nll"] == pytest.approx(stage1["valid"]["nll"])
 
 
 def test_the_table_has_heads_of_all_examples(swept, folder, tmp_path, capsys):
@@ -152,12 +156,15 @@ def test_folds_share_their_programs(swept):
 def test_folds_are_fitted_in_the_chunks_of_all_examples(
     swept, folder, tmp_path, monkeypatch
 ):
-    """By their own sizes, groups of heads would be divided in another way."""
+    """By their own sizes, groups of heads could be divided in another way."""
     _, result, _ = swept
-    plan, memories = cached.plan_chunks, iter([2**30])
+    plan, steps = cached.plan_chunks, []
 
-    def other(jobs, batch, _):
-        return plan(jobs, batch, next(memories, 1))
+    def other(jobs, *args):
+        chunks = plan(jobs, *args)
+        steps.append(sum(len(job.rates) for job in jobs))
+        single = [c._replace(jobs=(job,)) for c in chunks for job in c.jobs]
+        return chunks if steps[-1] == steps[0] else single
 
     monkeypatch.setattr(cached, "plan_chunks", other)
     again = stages.sweep(config(folder, **CHANGES), tmp_path)
