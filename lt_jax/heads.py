@@ -57,8 +57,13 @@ class Head(NamedTuple):
         }
 
 
+def _products(features: Array, kernel: Array) -> Array:
+    # Mapped over heads, this order puts classes before examples, as losses read them.
+    return jnp.dot(kernel.T, features.T).T
+
+
 def _linear(params: Params, features: Array) -> Array:
-    return jnp.dot(features, params["kernel"]) + params["bias"][None, :]
+    return _products(features, params["kernel"]) + params["bias"][None, :]
 
 
 def _unit(vectors: Array, axis: int) -> Array:
@@ -68,7 +73,7 @@ def _unit(vectors: Array, axis: int) -> Array:
 
 
 def _cosine(params: Params, features: Array) -> Array:
-    cosines = jnp.dot(_unit(features, 1), _unit(params["kernel"], 0))
+    cosines = _products(_unit(features, 1), _unit(params["kernel"], 0))
     return params["scale"] * cosines
 
 

@@ -76,10 +76,59 @@ def adjusted_xent(
     >>> print(f"{loss[0]:.4f}")
     0.1269
     """
-    onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    targets = optax.smooth_labels(onehot, adjust.smooth[labels][:, None])
-    adjusted = _adjusted(logits, onehot, adjust)
-    return adjust.weight[labels] * optax.softmax_cross_entropy(adjusted, targets)
+    adjusted, own = _adjusted(logits, labels, adjust)
+
+    def of_label(vector: Array) -> Array:
+        # A gather, mapped over heads, would put the examples first.
+        return jnp.dot(vector, own.astype(vector.dtype), precision="highest")
+
+    xent = _smooth_xent(adjusted, labels, of_label(adjust.smooth))
+    return of_label(adjust.weight) * xent
+
+
+@jax.custom_vjp
+def _smooth_xent(logits: Array, labels: Array, smooth: Array) -> Array:
+    """Compute the cross-entropy with smoothed labels of float[K, B] logits, float[B].
+
+    Under differentiation the two functions below replace optax's. They give the same in
+    half the time on a CPU: softmax minus target, and no value computed twice.
+    """
+    onehot = jax.nn.one_hot(labels, len(logits), dtype=logits.dtype)
+    targets = optax.smooth_labels(onehot, smooth[:, None])
+    return optax.softmax_cross_entropy(logits.T, targets)
+
+
+def _smooth_xent_forward(
+    logits: Array, labels: Array, smooth: Array
+) -> tuple[Array, tuple[Array, ...]]:
+    logits = jax.lax.optimization_barrier(logits)  # not once for each result
+    top = jnp.max(logits, axis=0)
+    powers = jnp.exp(logits - top[None, :])
+    total = jnp.sum(powers, axis=0)
+    own = jnp.take_along_axis(logits, labels[None, :], axis=0, mode="clip")[0]
+    above_mean = own - jnp.mean(logits, axis=0)
+    loss = jnp.log(total) + (top - own) + smooth * above_mean
+    return loss, (powers, total, labels, smooth, above_mean)
+
+
+def _smooth_xent_backward(
+    kept: tuple[Array, ...], grad: Array
+) -> tuple[Array, None, Array]:
+    powers, total, labels, smooth, above_mean = kept
+    factor, other, own = jax.lax.optimization_barrier(
+        (grad / total, grad * smooth / len(powers), grad * (1 - smooth))
+    )
+    found = powers * factor[None, :] - other[None, :]
+    found -= jnp.where(_is_label(labels, powers), own[None, :], 0)
+    return jax.lax.optimization_barrier(found), None, grad * above_mean
+
+
+_smooth_xent.defvjp(_smooth_xent_forward, _smooth_xent_backward)
+
+
+def _is_label(labels: Array, logits: Array) -> Array:
+    """Mark the logit of each example's label, bool[K, B]."""
+    return labels[None, :] == jax.lax.broadcasted_iota(labels.dtype, logits.shape, 0)
 
 
 def focal(
@@ -92,10 +141,9 @@ def focal(
 
     Reference: "Focal Loss for Dense Object Detection", ICCV 2017, eq. 4.
     """
-    onehot = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    adjusted = _adjusted(logits, onehot, adjust)
-    others = jnp.where(onehot > 0, -jnp.inf, adjusted)
-    log_miss = jax.nn.logsumexp(others, axis=1) - jax.nn.logsumexp(adjusted, axis=1)
+    adjusted, own = _adjusted(logits, labels, adjust)
+    others = jnp.where(own, -jnp.inf, adjusted)
+    log_miss = jax.nn.logsumexp(others, axis=0) - jax.nn.logsumexp(adjusted, axis=0)
     xent = adjusted_xent(logits, labels, mask, adjust, over)
     return jnp.exp(adjust.extra[0] * log_miss) * xent
 
@@ -134,9 +182,14 @@ def lade(
     return xent + divisors(adjust, labels) * alpha * regulariser
 
 
-def _adjusted(logits: Array, onehot: Array, adjust: Adjust) -> Array:
-    margined = logits - adjust.margin[None, :] * onehot
-    return adjust.scale[None, :] * margined + adjust.offset[None, :]
+def _adjusted(logits: Array, labels: Array, adjust: Adjust) -> tuple[Array, Array]:
+    """Compute z', float[K, B], and mark the logits of the labels, bool[K, B].
+
+    Classes come first: mapped over heads, XLA for CPUs then copies no logits.
+    """
+    own = _is_label(labels, logits.T)
+    margined = logits.T - jnp.where(own, adjust.margin[:, None], 0)
+    return adjust.scale[:, None] * margined + adjust.offset[:, None], own
 
 
 def cross_entropy(num_classes: int) -> Adjust:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from lt_jax import losses
@@ -224,6 +225,34 @@ def test_gradient_equals_the_oracle():
         np.testing.assert_allclose(
             found[i, k], slope.sum() / (2 * step), rtol=1e-3, atol=1e-5
         )
+
+
+@pytest.mark.parametrize("level", [1.0, 100.0])
+def test_value_and_gradients_equal_those_of_optax(level):
+    """The derivative is written out; that of optax's loss is JAX's own."""
+    logits, labels = any_batch(13, 7)
+    adjust = any_adjust(7)
+
+    def ours(logits, adjust):
+        return adjusted_xent(level * logits, labels, adjust)
+
+    def optaxs(logits, adjust):
+        onehot = jax.nn.one_hot(labels, 7)
+        margined = level * logits - adjust.margin[None, :] * onehot
+        adjusted = adjust.scale[None, :] * margined + adjust.offset[None, :]
+        targets = optax.smooth_labels(onehot, adjust.smooth[labels][:, None])
+        return adjust.weight[labels] * optax.softmax_cross_entropy(adjusted, targets)
+
+    def both(loss):
+        each, gradients = jax.vjp(loss, logits, adjust)
+        return each, gradients(jnp.linspace(-1, 2, 13))
+
+    # Without differentiation it is optax's function itself.
+    np.testing.assert_allclose(both(ours)[0], ours(logits, adjust), rtol=1e-5)
+    for found, expected in zip(
+        jax.tree.leaves(both(ours)), jax.tree.leaves(both(optaxs)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_permuting_the_classes_commutes():
