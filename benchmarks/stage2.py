@@ -28,11 +28,10 @@ heads fitted at once: seconds of 33 minus those of 1, over 32), each the median 
 rounds. Details: `spread` (min and max over rounds), `of_least` (ratios of the shortest
 times), `of_cpu_seconds` (ratios of CPU time, less sensitive to other processes),
 `seconds` (for 20 epochs), `cpu_seconds`, `extrapolated` (which of these are),
-`comparator` (which PyTorch), `per_head` (milliseconds per epoch and head by number of
-features and heads, and the fraction of a plain matmul's rate), `matmul_gflops`,
-`network`, `images`, `rounds`, `steps_measured`, `steps_in_all`, `versions`, `device`,
-`cores`, `load` (before and after). On a busy machine all ratios are inaccurate: at a
-load of 8 on 2 cores, rounds of one run differed by a factor of 1.6 to 2.7.
+`comparator` (which PyTorch), `network`, `images`, `rounds`, `steps_measured`,
+`steps_in_all`, `versions`, `device`, `cores`, `load` (before and after). On a busy
+machine all ratios are inaccurate: at a load of 8 on 2 cores, rounds of one run differed
+by a factor of 1.6 to 2.7.
 
 Needs PyTorch: the extra `parity`. Both sides get huge pages (GLIBC_TUNABLES).
 """
@@ -52,13 +51,12 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import parts
+from heads import fit, make_jobs
 
 CLASSES, BATCH, EPOCHS = 100, 64, 20
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
 # Blocks per stage, width of the first stage, kind of shortcut.
 NETS = {"resnet32": 16, "resnet34": 64}  # width of the first stage
-DELTAS = (0.0, 0.1, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
-RATES = (5e-4, 2e-3, 5e-3, 2e-2)
 AUTHORS = ("authors", "authors_channels_last", "authors_one_thread")
 EXTRAPOLATED = (*AUTHORS, "torch_frozen", "online")
 RATIOS = {  # numerator and denominator; None: the best of AUTHORS
@@ -80,17 +78,15 @@ class Size(NamedTuple):
     largest: int  # images of the largest class
     rounds: int
     steps: int  # per round, of the extrapolated ways
-    heads: tuple[int, ...]  # numbers of heads in the table
-    table_epochs: int  # for the table
 
 
 FULL = {
-    "resnet32": Size(500, 5, 12, (1, 8, 32, 64), 4),
-    "resnet34": Size(500, 3, 3, (1, 8, 32, 64), 4),
+    "resnet32": Size(500, 5, 12),
+    "resnet34": Size(500, 3, 3),
 }
 QUICK = {
-    "resnet32": Size(50, 2, 4, (1, 32), 2),
-    "resnet34": Size(20, 1, 1, (1, 32), 2),
+    "resnet32": Size(50, 2, 4),
+    "resnet34": Size(20, 1, 1),
 }
 
 
@@ -175,9 +171,6 @@ def torch_way(
     return take
 
 
-# --- lt_jax: the three functions that use the interface of retraining -----------------
-
-
 def extract(network: Any, dataset: Any) -> Any:
     """Compute the cached features of the training set."""
     from pathlib import Path
@@ -196,43 +189,6 @@ def extract(network: Any, dataset: Any) -> Any:
         stop_requested=lambda: "",
     )
     return plain_features(task, Weights(network.params, network.stats), dataset)
-
-
-def make_jobs(start: Any, count: int, examples: int, epochs: int) -> list[Any]:
-    """Make LOS heads that differ in delta, then in the learning rate."""
-    import numpy as np
-
-    from lt_jax import methods
-    from lt_jax.retraining import chunks
-    from lt_jax.training import optim
-
-    jobs, counts = [], np.ones(CLASSES, int)
-    sgd = optim.Sgd(momentum=0.9, decay=0.0, decay_on=".*")
-    per_epoch = -(-examples // BATCH)
-    for i in range(count):
-        delta = DELTAS[(i + 6) % len(DELTAS)]  # the first is the paper's
-        rate = RATES[i // len(DELTAS) % len(RATES)]
-        los = methods.los(counts, delta=delta, start="stage1", sampler="instance")
-        jobs.append(
-            chunks.HeadJob(
-                run=f"los/{i}",
-                method=los,
-                start=start,
-                rates=optim.rates(rate, epochs, per_epoch, 0, "epoch"),
-                epochs=epochs,
-                sgd=sgd,
-                order=(2, 0, 0),
-            )
-        )
-    return jobs
-
-
-def fit(jobs: list[Any], features: Any) -> list[Any]:
-    from lt_jax.retraining import chunks, engine
-
-    memory = 2.0**30
-    planned = chunks.plan_chunks(jobs, BATCH, memory)
-    return list(engine.fit_heads(planned, features, BATCH, memory, lambda heads: None))
 
 
 # --- lt_jax: the rest -----------------------------------------------------------------
@@ -283,16 +239,6 @@ def online_way(network: Network, dataset: Any) -> Callable[[int], None]:
     return take
 
 
-def matmul_way() -> tuple[Callable[[], None], float]:
-    """Return a product of 2048 x 2048 matrices, and its 10^9 operations."""
-    import jax
-    import jax.numpy as jnp
-
-    square = jnp.ones((2048, 2048), jnp.float32)
-    product = jax.jit(jnp.dot)
-    return lambda: product(square, square).block_until_ready(), 2 * 2.048**3
-
-
 # --- measuring ------------------------------------------------------------------------
 
 
@@ -313,12 +259,6 @@ class Clock:
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         self.add(name, scale * wall, scale * cpu)
         return done
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
 
 
 def one_round(
@@ -380,7 +320,6 @@ def measure(net: str, size: Size) -> dict[str, Any]:
         one_round(network, dataset, ways, size, clock)
         now = {name: round(values[-1], 2) for name, values in clock.wall.items()}
         print(f"round {number + 1} of {size.rounds}: {now}", file=sys.stderr)
-    table, gflops = head_table(size, dataset)
     load.append(os.getloadavg()[0])
 
     middle = statistics.median
@@ -409,8 +348,6 @@ def measure(net: str, size: Size) -> dict[str, Any]:
         "cpu_seconds": {name: middle(values) for name, values in clock.cpu.items()},
         "extrapolated": list(EXTRAPOLATED),
         "comparator": best,
-        "per_head": table,
-        "matmul_gflops": gflops,
         "network": net,
         "images": len(dataset),
         "rounds": size.rounds,
@@ -426,40 +363,6 @@ def measure(net: str, size: Size) -> dict[str, Any]:
         "cores": cores,
         "load": load,
     }
-
-
-def head_table(size: Size, dataset: Any) -> tuple[list[dict[str, Any]], float]:
-    """Measure an epoch per head by width and number of heads, and a plain matmul."""
-    import numpy as np
-
-    from lt_jax.retraining.features import Features
-
-    rng, rows, rates = np.random.default_rng(2), [], []
-    product, operations = matmul_way()
-    product()
-    for width in (64, 512):
-        values = np.maximum(rng.normal(size=(1, len(dataset), width)), 0)
-        features = Features(values.astype(np.float32), dataset.labels)
-        start = parts.fresh_head(width, CLASSES)
-        for count in size.heads:
-            jobs = make_jobs(start, count, len(dataset), size.table_epochs)
-            fit(jobs, features)  # compiles
-            spent = []
-            for _ in range(3):
-                spent.append(seconds(lambda jobs=jobs, f=features: fit(jobs, f)))
-                rates += [operations / seconds(product) for _ in range(3)]
-            epoch = statistics.median(spent) / size.table_epochs / count
-            # Logits and the gradient of the kernel: two products of B x D x K.
-            done = 4e-9 * len(dataset) * width * CLASSES
-            rows.append(
-                {
-                    "width": width,
-                    "heads": count,
-                    "milliseconds": 1e3 * epoch,
-                    "of_matmul_rate": done / epoch / statistics.median(rates[-9:]),
-                }
-            )
-    return rows, statistics.median(rates)
 
 
 def show(result: dict[str, Any]) -> None:
@@ -498,12 +401,6 @@ def show(result: dict[str, Any]) -> None:
         print(
             f"{name:25s} {result[name]:10,.1f}  ({low:,.1f} to {high:,.1f}; of CPU "
             f"seconds {result['of_cpu_seconds'][name]:,.1f})"
-        )
-    print("\nan epoch of one head, by features and heads at once")
-    for row in result["per_head"]:
-        print(
-            f"{row['width']:4d} x {row['heads']:2d}  {row['milliseconds']:7.2f} ms  "
-            f"{row['of_matmul_rate']:5.0%} of {result['matmul_gflops']:.0f} GFLOP/s"
         )
 
 

@@ -9,12 +9,15 @@ from pathlib import Path
 import against_authors
 import authors_curves
 import extraction
+import heads
 import jax
 import parts
 import protocol
 import pytest
 import stage2
 import train_step
+
+from lt_jax import recipes
 
 
 @pytest.mark.parity
@@ -28,7 +31,7 @@ def test_both_sides_have_the_same_parameters(net: str) -> None:
 
 @pytest.mark.parity
 def test_stage2_measures_every_ratio() -> None:
-    size = stage2.Size(largest=2, rounds=1, steps=1, heads=(2,), table_epochs=1)
+    size = stage2.Size(largest=2, rounds=1, steps=1)
     result = stage2.measure("resnet32", size)
     stage2.show(result)
     for name in stage2.RATIOS:
@@ -174,3 +177,16 @@ def test_extraction_measures_both_sides() -> None:
     assert len(rates) == 4
     assert extraction.best(rates, torch=True) > 0
     assert extraction.best(rates, torch=False) > 0
+
+
+def test_heads_counts_steps_and_fits_every_grid(monkeypatch) -> None:
+    monkeypatch.setattr(heads, "CIFAR", (4, 3, 40, 10))
+    monkeypatch.setattr(heads, "PHOTOS", (5, 2, 30, 10))
+    monkeypatch.setattr(heads, "SHAPES", (heads.CIFAR,))
+    rows, rate = heads.steps((1, 2), epochs=1)
+    assert [row["heads"] for row in rows] == [1, 2]
+    assert all(row["microseconds"] > 0 and rate > 0 for row in rows)
+    assert len(heads.over_one(2, epochs=1)) == 2
+    for row in heads.grids(seeds=2, settings=1):
+        assert row["heads"] == row["methods"] == len(recipes.RECIPES)
+        assert row["seconds_of_all_seeds"] > row["seconds"]
