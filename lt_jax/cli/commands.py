@@ -52,9 +52,10 @@ def fit(overrides: list[str], options: argparse.Namespace) -> None:
     backbones.check(given)
     if any(flag.startswith("--config=") for flag in overrides):
         raise InputError("fit makes its own config: it takes --config.KEY=VALUE alone")
-    if not source.exists():
+    table = source.suffix in (".csv", ".parquet") and source.exists()
+    if not table and not source.is_dir():
         raise InputError(
-            f"no such file or folder: {source}. Expected photographs "
+            f"no such folder or table: {source}. Expected photographs "
             "(SOURCE/CLASS/*.jpg), a table of path,label (.csv, .parquet), or features "
             "(train.npz and test.npz)"
         )

@@ -62,9 +62,10 @@ def read(flags: list[str], workdir: Path | None = None) -> ConfigDict:
     elif len(files) == 1:
         config, present = _load(files[0].removeprefix("--config="))
     else:
+        missing = f": {workdir} has no config.json" if workdir and not files else ""
         raise InputError(
             "expected --config FILE once, for example --config configs/digits_lt.py, "
-            "or the --workdir of an earlier run"
+            f"or the --workdir of an earlier run{missing}"
         )
     for flag in (flag for flag in flags if flag not in files):
         key, equals, text = flag.removeprefix("--config.").partition("=")
@@ -91,12 +92,15 @@ def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
     """Call ``get_config`` of ``FILE[:ARGUMENT]``; return its values by full key too."""
     import reprlib
     import runpy
+    from pathlib import Path
 
     from flax.traverse_util import flatten_dict
     from ml_collections import ConfigDict
 
     path, colon, argument = file.partition(":")
     path = _find(path)
+    if path.endswith(".json"):
+        return _of_workdir(Path(path))
     with located(path):
         try:
             get_config = runpy.run_path(path).get("get_config")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lt_jax import recipes
 from lt_jax.cli import config_flags
+from lt_jax.errors import InputError
 from lt_jax.experiment import extraction, session, stages
 from lt_jax.experiment.backbones import Options
 from lt_jax.experiment.cached import own_values
@@ -55,6 +56,10 @@ def fit(
         flags, features = config_flags.of_data(source), workdir / extraction.FOLDER
         data = [flag for flag in overrides if flag.startswith("--config.data.")]
         overrides = [flag for flag in overrides if flag not in data]
+        if (workdir / "config.json").exists() and not features.exists():
+            raise InputError(
+                f"{workdir} has a run on other data: use another --workdir"
+            )
         photographs = config_flags.read([*flags, *HELD_OUT, *data])
         extraction.write_features(photographs, options, features, keep=True)
         code = options.model.startswith("torch:")

@@ -222,8 +222,8 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Read ``config.json`` as it is, of another version too."""
-    file = workdir / "config.json"
+    """Read ``config.json`` as it is, of another version too, or a copy of the file."""
+    file = workdir if workdir.is_file() else workdir / "config.json"
     if not file.exists():
         raise InputError(
             f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
@@ -235,9 +235,9 @@ def read_config(workdir: Path) -> dict[str, Any]:
 
 
 def workdir_config(workdir: Path) -> Config:
-    """Read and resolve ``config.json``, of version 0.1 too."""
+    """Read and resolve ``config.json``, of version 0.1 too; see ``read_config``."""
     tree = read_config(workdir)
-    with located(f"{workdir / 'config.json'}"):
+    with located(f"{workdir if workdir.is_file() else workdir / 'config.json'}"):
         return from_json(tree)
 
 

@@ -107,6 +107,23 @@ def test_the_page_shows_the_worst_mistakes(fitted, tmp_path, monkeypatch):
     assert "No images of mistakes, because of the data: " in page.read_text()
 
 
+def test_the_printed_config_reproduces_the_run(fitted, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(fitted)
+    assert main(["config", "--workdir", "runs/photos", "--json"]) == 0
+    file, again = tmp_path / "printed.json", tmp_path / "again"
+    file.write_text(capsys.readouterr().out)
+    assert main(["sweep", "--config", str(file), "--workdir", str(again)]) == 0
+    found, before = (
+        json.loads((run / "result.json").read_text())
+        for run in (again, fitted / "runs/photos")
+    )
+    for result in (found, before):
+        for method in (*result["methods"].values(), *result["fixed"].values()):
+            del method["seconds"]
+    for part in ("methods", "fixed", "recommended", "dataset", "sweep"):
+        assert found[part] == before[part]
+
+
 def test_predict_needs_the_workdir_only(fitted, tmp_path, capsys):
     """The backbone is in it; the logits equal those of the extracted features."""
     shutil.copytree(fitted / "runs/photos", tmp_path / "moved")
@@ -140,7 +157,12 @@ def chances(found):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["gone"], "no such file or folder: gone. Expected photographs"),
+        (["gone"], "no such folder or table: gone. Expected photographs"),
+        (["notes.txt"], "no such folder or table: notes.txt. Expected photographs"),
+        (
+            ["photos", "--backbone", "net", "--workdir", "old"],
+            "old has a run on other data: use another",
+        ),
         (["photos", "--backbone", "vit_tset"], "unknown backbone 'vit_tset'"),
         (["photos/rot", "--backbone", "net"], "has no class folders"),
         (["photos", "--backbone", "net", "--config.data.size=x"], "data.size must be"),
@@ -156,11 +178,15 @@ def test_bad_input_is_one_line(fitted, monkeypatch, capsys, flags, message):
     monkeypatch.chdir(fitted)
     tiny_photos.write(fitted / "one", {"rot": 3})
     write(fitted / "features")
+    (fitted / "notes.txt").write_text("def get_config(): pass")
+    (fitted / "old").mkdir(exist_ok=True)
+    (fitted / "old/config.json").write_text("{}")
     assert main(["fit", "--workdir", "bad", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
     assert not (fitted / "bad/checkpoints").exists()
+    assert len([*(fitted / "old").iterdir()]) == 1
 
 
 @pytest.mark.parametrize("command", ["fit", "features"])

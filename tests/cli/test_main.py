@@ -216,6 +216,11 @@ def test_bad_config_files(tmp_path, capsys, flags, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_workdir_without_a_config_is_named(capsys):
+    assert main.main(["evaluate", "--workdir", "gone"]) == 2
+    assert "of an earlier run: gone has no config.json\n" in capsys.readouterr().err
+
+
 def test_an_error_in_a_config_file_is_one_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("def get_config():\n    return nothing\n")
     assert main.main(["data", "info", "--config", str(tmp_path / "mine.py")]) == 2
