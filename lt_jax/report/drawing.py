@@ -45,7 +45,7 @@ def _figure(panels: Sequence[Panel]) -> Figure:
     columns = min(3, len(panels))
     lines = -(-len(panels) // columns)
     rows = panels[0].rows
-    height = 0.8 + 0.19 * len(rows) if rows else 0.5 + 2.1 * lines
+    height = 1.0 + 0.19 * len(rows) if rows else 0.5 + 2.1 * lines
     figure = Figure(figsize=(WIDTH, height))
     grid = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axis, panel in zip(grid, panels, strict=False):
@@ -68,7 +68,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         line = (0, [*map(float, dash.split())]) if dash else "-"
         look: Any = {"color": COLOURS[colour][0], "marker": MARKERS[s.marker]}
         look["ls"] = line if s.line else "none"
-        look["label"] = "" if panel.rows else s.method or s.name
+        kind = s.name.removeprefix(f"{s.method}, ")  # of accuracy, by its marker
+        look["label"] = kind if panel.rows else s.method or s.name
         if len(s.spread):
             look["xerr" if panel.rows else "yerr"] = s.spread
         axis.errorbar(s.x, s.y, elinewidth=0.8, **look)

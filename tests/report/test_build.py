@@ -306,6 +306,17 @@ def test_charts_are_drawn_as_files_on_request(plain: Path, tmp_path: Path):
     assert (folder / "groups.pdf").read_bytes() == before
 
 
+def test_files_name_the_groups_of_their_markers(
+    plain: Path, tmp_path: Path, monkeypatch
+):
+    named, figure = [], pytest.importorskip("matplotlib.figure").Figure
+    monkeypatch.setattr(
+        figure, "legend", lambda _, handles, names, **__: named.append(names)
+    )
+    build.write([plain], tmp_path, figures=True)
+    assert ["all", "many", "medium", "few"] in named
+
+
 def test_names_are_escaped(tmp_path: Path):
     """Markup in names of classes, methods, devices and folders becomes text."""
     runs = fits()
