@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from ml_collections import ConfigDict
 
+    from lt_jax.experiment.records import Config
+
 
 def split(argv: list[str]) -> tuple[list[str], list[str]]:
     """Separate config flags, written as ``--config=FILE``, from all others."""
@@ -58,7 +60,9 @@ def read(flags: list[str], workdir: Path | None = None) -> ConfigDict:
     """
     files = [flag for flag in flags if flag.startswith("--config=")]
     if not files and workdir and (workdir / "config.json").exists():
-        config, present = _of_workdir(workdir)
+        from lt_jax.experiment.config import workdir_config
+
+        config, present = _as_tree(workdir_config(workdir))
     elif len(files) == 1:
         config, present = _load(files[0].removeprefix("--config="))
     else:
@@ -78,13 +82,13 @@ def read(flags: list[str], workdir: Path | None = None) -> ConfigDict:
     return config.lock()
 
 
-def _of_workdir(workdir: Path) -> tuple[ConfigDict, dict[str, Any]]:
+def _as_tree(config: Config) -> tuple[ConfigDict, dict[str, Any]]:
     from flax.traverse_util import flatten_dict
     from ml_collections import ConfigDict
 
-    from lt_jax.experiment.config import as_dict, workdir_config
+    from lt_jax.experiment.config import as_dict
 
-    tree = as_dict(workdir_config(workdir))
+    tree = as_dict(config)
     return ConfigDict(tree), flatten_dict(tree, sep=".")
 
 
@@ -100,7 +104,14 @@ def _load(file: str) -> tuple[ConfigDict, dict[str, Any]]:
     path, colon, argument = file.partition(":")
     path = _find(path)
     if path.endswith(".json"):
-        return _of_workdir(Path(path))
+        from lt_jax.experiment.config import file_config
+
+        if colon:
+            raise InputError(
+                f"{path} takes no argument, got {argument!r:.100}: change values by "
+                "--config.KEY=VALUE"
+            )
+        return _as_tree(file_config(Path(path)))
     with located(path):
         try:
             get_config = runpy.run_path(path).get("get_config")

@@ -7,6 +7,8 @@ WORKDIR/extracted/features.json has what the features depend on.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shlex
 from pathlib import Path
 
@@ -56,10 +58,12 @@ def fit(
         flags, features = config_flags.of_data(source), workdir / extraction.FOLDER
         data = [flag for flag in overrides if flag.startswith("--config.data.")]
         overrides = [flag for flag in overrides if flag not in data]
-        if (workdir / "config.json").exists() and not features.exists():
-            raise InputError(
-                f"{workdir} has a run on other data: use another --workdir"
-            )
+        if (workdir / "config.json").exists():
+            earlier = workdir_config(workdir).data.dir
+            if Path(earlier).name != extraction.FOLDER:
+                raise InputError(
+                    f"{workdir} has a run on other data: use another --workdir"
+                )
         photographs = config_flags.read([*flags, *HELD_OUT, *data])
         extraction.write_features(photographs, options, features, keep=True)
         code = options.model.startswith("torch:")
@@ -76,7 +80,8 @@ def adapted(flags: list[str], workdir: Path) -> list[str]:
     A workdir that exists keeps its way to choose.
     """
     config = resolve(config_flags.read(flags))
-    splits, _ = session.load_splits(config)
+    with contextlib.redirect_stderr(io.StringIO()):  # the sweep prints it
+        splits, _ = session.load_splits(config)
     config = from_data(config, splits.full_class_counts)
     train, entries = splits.train, config.method.entries
     examples, counts = len(train) + len(splits.valid), train.class_counts

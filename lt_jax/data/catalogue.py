@@ -14,7 +14,7 @@ from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
-from lt_jax.errors import InputError
+from lt_jax.errors import InputError, first_few
 
 # Datasets whose images have one size: name -> loader(dir) -> training set, perhaps a
 # validation set or None, and test set.
@@ -72,11 +72,14 @@ def load(
         full, *others, test = SOURCES[name](dir)
     own_valid = others[0] if others else None
     num_classes = len(full.classes)
-    if not 2 <= num_classes <= len(full):
+    if num_classes < 2:
+        found = first_few([*map(repr, full.classes)]) or "none"
+        raise InputError(f"{full.name}: expected at least two classes, got {found}")
+    if num_classes > len(full):
         raise InputError(
             f"{full.name} has {num_classes:,} classes and {len(full):,} training "
-            "examples: expected at least two classes, and an example of each. Was the "
-            "dataset prepared from incomplete archives?"
+            "examples: expected an example of each class. Was the dataset prepared "
+            "from incomplete archives?"
         )
     for part in filter(None, (full, own_valid, test)):
         wrong = np.flatnonzero((part.labels < 0) | (part.labels >= num_classes))

@@ -56,6 +56,10 @@ GROUPS: dict[str, Any] = {
     for name, kind in typing.get_type_hints(Config).items()
     if dataclasses.is_dataclass(kind)
 }
+SCHEMA: Schema = {
+    **{f"{name}?": {str: object} for name in GROUPS},
+    "method": {str: object},
+}
 # What is accepted for an annotated type, and its name. ``object`` stands for a value of
 # a method.
 TYPES: dict[type, tuple[tuple[type, ...], str]] = {
@@ -222,22 +226,29 @@ def as_dict(config: Config) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """Read ``config.json`` as it is, of another version too, or a copy of the file."""
-    file = workdir if workdir.is_file() else workdir / "config.json"
+    """Read ``config.json`` as it is, of another version too."""
+    file = workdir / "config.json"
     if not file.exists():
         raise InputError(
             f"{workdir} is not a workdir: it has no config.json. Give the --workdir of "
             f"an earlier `lt-jax run`{near_name(workdir)}"
         )
-    schema: Schema = {f"{name}?": {str: object} for name in GROUPS}
     remedy = "Restore the file, or run the same command in another --workdir"
-    return read_json(file, {**schema, "method": {str: object}}, remedy)
+    return read_json(file, SCHEMA, remedy)
 
 
 def workdir_config(workdir: Path) -> Config:
-    """Read and resolve ``config.json``, of version 0.1 too; see ``read_config``."""
+    """Read and resolve ``config.json``, of version 0.1 too."""
     tree = read_config(workdir)
-    with located(f"{workdir if workdir.is_file() else workdir / 'config.json'}"):
+    with located(f"{workdir / 'config.json'}"):
+        return from_json(tree)
+
+
+def file_config(file: Path) -> Config:
+    """Read and resolve a JSON file, as ``lt-jax config --json`` prints it."""
+    remedy = "Expected what `lt-jax config --json` prints, which may be edited"
+    tree = read_json(file, SCHEMA, remedy)
+    with located(f"{file}"):
         return from_json(tree)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from lt_jax import metrics, models, samplers, trees
 from lt_jax.distributed import processes, sharding
-from lt_jax.errors import Diverged, Interrupted
+from lt_jax.errors import Diverged, Interrupted, first_few
 from lt_jax.experiment import (
     cached,
     checks,
@@ -283,6 +283,12 @@ def _finish(
         return result
     info("")
     session.log.result(tables.text(result), functools.partial(tables.drawing, result))
+    test = session.task.splits.test
+    if unseen := [test.classes[k] for k in (test.class_counts == 0).nonzero()[0]]:
+        info(
+            f"classes without a test example have no accuracy: {first_few(unseen)}; "
+            "a group of only such classes is nan"
+        )
     info(f"tables: {report}")
     if not session.log.worked:
         info("nothing was left to do: every fit was finished")

@@ -64,7 +64,10 @@ def read(file: Path) -> dict[str, Array]:
         try:
             return dict(_read_safetensors(file))
         except safetensors.SafetensorError as error:
-            raise InputError(f"not a safetensors file: {error}") from error
+            raise InputError(
+                f"not a safetensors file, or only a part of one ({error}): download it "
+                "again"
+            ) from error
 
 
 def _read_safetensors(file: Path) -> Iterator[tuple[str, Array]]:

@@ -180,7 +180,9 @@ def test_bad_input_is_one_line(fitted, monkeypatch, capsys, flags, message):
     write(fitted / "features")
     (fitted / "notes.txt").write_text("def get_config(): pass")
     (fitted / "old").mkdir(exist_ok=True)
-    (fitted / "old/config.json").write_text("{}")
+    other = json.loads((fitted / "runs/photos/config.json").read_text())
+    other["data"]["dir"] = "features"
+    (fitted / "old/config.json").write_text(json.dumps(other))
     assert main(["fit", "--workdir", "bad", *flags]) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -223,6 +225,16 @@ def test_fit_of_features_with_names(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)["images"]
     guesses = np.array([each["top"][0]["class"] for each in found])
     assert np.mean(guesses == NAMES[test[1]]) > 0.7
+
+
+def test_fit_of_features_without_a_test_set(tmp_path, capsys):
+    folder = write(tmp_path / "f", train=arrays((30, 12, 6, 1)))
+    (tmp_path / "f/test.npz").unlink()
+    assert main(["fit", folder, "--workdir", str(tmp_path / "run"), *FEW]) == 0
+    found = capsys.readouterr()
+    assert found.err.count("no test set (test.npz)") == 1
+    line = "classes without a test example have no accuracy: 3; a group of only"
+    assert line in found.out + found.err
 
 
 @pytest.mark.parametrize(
@@ -268,6 +280,17 @@ def test_features_of_another_backbone(fitted, tmp_path, capsys):
     (other / "features.json").write_text(json.dumps(note))
     assert main([*flags, str(other / "test.npz")]) == 2
     assert "are features of another backbone" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_without_its_extracted_features(
+    fitted, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(fitted / "photos", "photos")
+    shutil.copytree(fitted / "runs", "runs")
+    shutil.rmtree("runs/photos/extracted")
+    assert main(["fit", "photos", "--backbone", str(fitted / "net"), *FEW]) == 0
+    assert "heads are already fitted" in capsys.readouterr().out
 
 
 def test_a_backbone_of_a_module_needs_consent(fitted, tmp_path, capsys):

@@ -221,6 +221,31 @@ def test_a_workdir_without_a_config_is_named(capsys):
     assert "of an earlier run: gone has no config.json\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("text", "more", "message"),
+    [
+        ("[1]", "", "mine.json must be a JSON object, got [1]. Expected what `lt-jax"),
+        ("{}", "", "mine.json lacks 'method': it is another file, or of another"),
+        ('{"method": {}}', ":x", "mine.json takes no argument, got 'x': change"),
+        ('{"method": {}, "optim": 3}', "", "optim must be a JSON object, got 3. Exp"),
+    ],
+    ids="list empty argument group".split(),
+)
+def test_bad_json_configs(tmp_path, capsys, text, more, message):
+    """The remedy is not that for a damaged workdir."""
+    (tmp_path / "mine.json").write_text(text)
+    assert main.main(["data", "info", f"--config={tmp_path}/mine.json{more}"]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert "--workdir" not in error
+
+
+def test_a_json_config_is_not_a_workdir(tmp_path, capsys):
+    (tmp_path / "mine.json").write_text('{"method": {}}')
+    assert main.main(["report", str(tmp_path / "mine.json")]) == 2
+    assert "mine.json is not a workdir" in capsys.readouterr().err
+
+
 def test_an_error_in_a_config_file_is_one_line(tmp_path, capsys):
     (tmp_path / "mine.py").write_text("def get_config():\n    return nothing\n")
     assert main.main(["data", "info", "--config", str(tmp_path / "mine.py")]) == 2

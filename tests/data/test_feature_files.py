@@ -161,6 +161,7 @@ def with_nan(features):
             changed(labels=lambda y: y.astype(float)),
             r"labels must be integers or names .*, got float64: .*astype\(int\)",
         ),
+        (changed(labels=lambda y: 0 * y), r"at least two classes, got '0'$"),
         (changed(labels=lambda y: y % 3), r"has label 3, expected 0 to 2 \(10 such"),
         (
             changed(features=lambda f: f[:, :0]),
