@@ -89,8 +89,9 @@ def find(source: str, sha256: str = "") -> Weights:
     if expected and digest != expected.lower():
         raise InputError(
             f"{file} has the SHA-256 {digest}, expected {expected}: it is damaged or "
-            "another version. Delete it and download it again, or give its hash: "
-            "--sha256 or init.sha256"
+            f"another version. Delete {file.resolve()} and download it again, or give "
+            "its hash (init.sha256; --sha256 of `lt-jax features`) or the file itself "
+            "(--weights FILE)"
         )
     notes |= {"file": file.name, "sha256": digest, "checked": bool(expected)}
     if described:

@@ -276,10 +276,25 @@ def test_a_pinned_name_refuses_another_file(served):
     wrong = rf"/{entry.revision}/{load.FILE} has the SHA-256 {digest}, expected "
     with pytest.raises(InputError, match=wrong + entry.sha256):
         load.find(f"hf:timm/{PINNED}")
-    with pytest.raises(InputError, match=f"expected {entry.sha256}.*: --sha256 or"):
+    with pytest.raises(InputError, match=f"expected {entry.sha256}.* its hash "):
         load.find(f"hf:timm/{PINNED}@main")
     notes = load.find(f"hf:timm/{PINNED}", digest).notes
     assert (notes["revision"], notes["checked"]) == (COMMIT, True)
+
+
+def test_a_damaged_file_of_the_cache_can_be_replaced(served):
+    """It is the content that a snapshot links to, not the link."""
+    served.repository = f"timm/{PINNED}"
+    digest = sha256(served.folder / load.FILE)
+    file = load.find(f"hf:timm/{PINNED}", digest).file
+    blob = file.resolve()
+    content = blob.read_bytes()
+    blob.write_bytes(content[:-1] + b"!")
+    with pytest.raises(InputError, match="it is damaged") as caught:
+        load.find(f"hf:timm/{PINNED}", digest)
+    (named,) = re.findall("Delete (.*) and download", str(caught.value))
+    Path(named).unlink()
+    assert load.find(f"hf:timm/{PINNED}", digest).notes["checked"]
 
 
 def test_a_pinned_file_is_found_under_any_commit(served, monkeypatch):
