@@ -22,6 +22,7 @@ except ImportError as error:
     ) from error
 
 WIDTH = 7.5  # inches, for a figure that fills a page
+GREY = "#8a8a8a"
 MARKERS = {"circle": "o", "square": "s", "triangle": "^", "bar": "|", "": ""}
 LOOK = Path(__file__).with_name("look.mplstyle")
 
@@ -68,14 +69,16 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         line = (0, [*map(float, dash.split())]) if dash else "-"
         look: Any = {"color": COLOURS[colour][0], "marker": MARKERS[s.marker]}
         look["ls"] = line if s.line else "none"
-        kind = s.name.removeprefix(f"{s.method}, ")  # of accuracy, by its marker
-        look["label"] = kind if panel.rows else s.method or s.name
+        look["label"] = "" if panel.rows else s.method or s.name
+        if panel.rows:  # a row has a method and its colour, a marker a kind of accuracy
+            kind = s.name.removeprefix(f"{s.method}, ")
+            axis.plot([], [], c=GREY, marker=look["marker"], ls="none", label=kind)
         if len(s.spread):
             look["xerr" if panel.rows else "yerr"] = s.spread
         axis.errorbar(s.x, s.y, elinewidth=0.8, **look)
     axis.set(xlabel=panel.xlabel, ylabel=panel.ylabel, title=panel.title)
     if panel.diagonal:
-        axis.axline((x.low, x.low), slope=1, color="#8a8a8a", lw=0.7)
+        axis.axline((x.low, x.low), slope=1, color=GREY, lw=0.7)
     ends = (("x", x, panel.xticks or x.ticks()), ("y", y, panel.yticks(y)))
     for name, scale, ticks in ends:
         axis.set(**{f"{name}scale": "log" if scale.log else "linear"})

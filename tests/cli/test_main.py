@@ -330,6 +330,7 @@ def test_config_flags_are_refused_where_unused(capsys):
         ("networks", "resnet34", "3-4-6-3 basic blocks"),
         ("networks", "resnext50_32x4d", "bottleneck blocks of 32 groups"),
         ("data", "cifar100", "CIFAR-100"),
+        ("pretrained", "resnet18.tv_in1k", ", pinned"),
         ("configs", "configs/digits_lt.py", "long-tailed"),
     ],
 )

@@ -17,7 +17,7 @@ import pytest
 from lt_jax.cli import main
 from lt_jax.errors import InputError
 from lt_jax.experiment import results, workdirs
-from lt_jax.report import build, leaderboard
+from lt_jax.report import build, drawing, leaderboard
 
 COUNTS = (500, 50, 5)
 LOS = {"lr": 5e-4, "epochs": 2, "delta": 0.9, "start": "stage1", "sampler": "instance"}
@@ -309,12 +309,17 @@ def test_charts_are_drawn_as_files_on_request(plain: Path, tmp_path: Path):
 def test_files_name_the_groups_of_their_markers(
     plain: Path, tmp_path: Path, monkeypatch
 ):
-    named, figure = [], pytest.importorskip("matplotlib.figure").Figure
-    monkeypatch.setattr(
-        figure, "legend", lambda _, handles, names, **__: named.append(names)
-    )
+    """In grey, as a colour is that of a method."""
+    named, figure = {}, pytest.importorskip("matplotlib.figure").Figure
+
+    def legend(_, handles, names, **options):
+        named[tuple(names)] = handles
+
+    monkeypatch.setattr(figure, "legend", legend)
     build.write([plain], tmp_path, figures=True)
-    assert ["all", "many", "medium", "few"] in named
+    handles = named["all", "many", "medium", "few"]
+    assert [line.get_marker() for line in handles] == ["|", "o", "s", "^"]
+    assert {line.get_color() for line in handles} == {drawing.GREY}
 
 
 def test_names_are_escaped(tmp_path: Path):
