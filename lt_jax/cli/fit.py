@@ -30,7 +30,7 @@ HEADS = (
     *("--config.data.valid=0.2", f"--config.data.norm={NORM:g}"),
 )
 # Settings per method: at most MOST, and fewer if training the heads takes more
-# floating-point operations. These are a quarter of an hour on two CPU cores.
+# floating-point operations. These are about five minutes on two CPU cores.
 MOST, OPERATIONS = 12, 2e13
 # Folds take FOLDS times as long. They are the default if ENOUGH settings are left then.
 FOLDS, ENOUGH = 5, 6
