@@ -14,7 +14,7 @@ from lt_jax.data import longtail
 from lt_jax.data.dataset import Dataset, Splits
 from lt_jax.data.images.photos import PhotoOptions
 from lt_jax.data.sources import cifar, digits, features, folder, large
-from lt_jax.errors import InputError, first_few
+from lt_jax.errors import InputError
 
 # Datasets whose images have one size: name -> loader(dir) -> training set, perhaps a
 # validation set or None, and test set.
@@ -72,10 +72,10 @@ def load(
         full, *others, test = SOURCES[name](dir)
     own_valid = others[0] if others else None
     num_classes = len(full.classes)
-    if num_classes < 2:
-        found = first_few([*map(repr, full.classes)]) or "none"
-        raise InputError(f"{full.name}: expected at least two classes, got {found}")
-    if num_classes > len(full):
+    if num_classes == 1:
+        only = f"only one class, {full.classes[0]!r}"
+        raise InputError(f"{full.name} has {only}: expected at least two")
+    if not 0 < num_classes <= len(full):
         raise InputError(
             f"{full.name} has {num_classes:,} classes and {len(full):,} training "
             "examples: expected an example of each class. Was the dataset prepared "
