@@ -58,10 +58,10 @@ def test_scikit_learn_has_equal_data_by_folds(tmp_path, monkeypatch):
     assert (found["C, folds"], found["scikit-learn, folds"]) == scores[max(scores)]
 
 
-@pytest.mark.parametrize("name", ["fit_command", "fit_folds"])
+@pytest.mark.parametrize("name", ["command", "folds", "folds_200", "folds_500"])
 def test_the_table_of_the_page_is_that_of_the_stored_result(name):
     root = Path(__file__).parents[2]
-    stored = json.loads((root / f"benchmarks/{name}.json").read_text())
+    stored = json.loads((root / f"benchmarks/fit_{name}.json").read_text())
     page = (root / "docs/benchmarks/choice.md").read_text(encoding="utf-8")
     assert fit_command.table(stored) in page
 
