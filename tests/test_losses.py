@@ -255,6 +255,29 @@ def test_value_and_gradients_equal_those_of_optax(level):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_masked_logits_have_a_finite_loss_and_gradient():
+    """The usual value of a masked logit is the least number; two have no mean."""
+    logits = jnp.zeros((1, 5)).at[0, 2:].set(jnp.finfo(jnp.float32).min)
+    value, slope = jax.value_and_grad(
+        lambda z: adjusted_xent(z, jnp.array([1]), cross_entropy(5))[0]
+    )(logits)
+    np.testing.assert_allclose(value, np.log(2), rtol=1e-6)
+    np.testing.assert_allclose(slope, [[0.5, -0.5, 0, 0, 0]], atol=1e-6)
+
+
+def test_gradient_of_heads_on_several_devices():
+    """The logits differ between devices, labels and vectors do not."""
+    mesh = jax.sharding.Mesh(np.array(jax.devices()), ("heads",))
+    spec = jax.sharding.PartitionSpec("heads")
+    labels, adjust = jnp.arange(5) % 3, any_adjust(3)
+    slope = jax.grad(lambda z: adjusted_xent(z, labels, adjust).sum())
+    logits = jax.random.normal(jax.random.key(0), (jax.device_count(), 5, 3))
+    found = jax.shard_map(jax.vmap(slope), mesh=mesh, in_specs=spec, out_specs=spec)(
+        logits
+    )
+    np.testing.assert_allclose(found, jax.vmap(slope)(logits), rtol=1e-5, atol=1e-6)
+
+
 def test_permuting_the_classes_commutes():
     logits, labels = any_batch(13, 7)
     adjust = any_adjust(7)
